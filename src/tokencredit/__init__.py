@@ -1,0 +1,1 @@
+"""tokencredit: which tokens deserve the credit?"""
