@@ -1,0 +1,138 @@
+"""Files that survive a kill: whole files replaced atomically, and JSON lines appended whole.
+
+A file is replaced by writing a temporary file beside it, fsync, and a rename: a reader sees the old version or the new one. A line is one
+write of the whole line; a last line without its newline was torn by a kill and was never written, for the reader and for the next append
+alike. When a write fails (disk full, quota), the error names the file and the previous version is intact. Numbers that are not finite are
+stored as null, so that every file is strict JSON.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+class DamagedFile(ValueError):
+    """A file that holds something other than what was written to it."""
+
+
+def plain(value: Any, *, finite: bool = True) -> Any:
+    """The value as JSON types: tensors and arrays as lists, paths as text and, when `finite`, NaN and infinities as None."""
+    if isinstance(value, float):
+        return value if not finite or math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, finite=finite) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(plain(item, finite=finite) for item in value)
+    if isinstance(value, list | tuple):
+        return [plain(item, finite=finite) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist(), finite=finite)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} is not a number, text, list or mapping, so it cannot be recorded: {value!r:.80}")
+
+
+def _failure(error: OSError, path: Path) -> OSError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return OSError(error.errno, f"{reason}; what was there before is intact. Make room or fix the cause, then resume the run", str(path))
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a whole file, or leave the previous version as it was. `write` gets an open binary file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise _failure(error, path) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename durable, where directories can be synced (not on Windows)."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write strict, readable JSON atomically."""
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # A lone surrogate, which a tokenizer may produce, has no UTF-8 form.
+    replace_file(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read JSON; the error names the file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DamagedFile(f"{path} is not JSON ({error}).") from error
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record as one whole line; on failure the file is cut back to what it was."""
+    line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        try:
+            start = _end_of_whole_lines(descriptor)
+            os.ftruncate(descriptor, start)
+            os.lseek(descriptor, start, os.SEEK_SET)
+            try:
+                if os.write(descriptor, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, start)
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _failure(error, path) from error
+
+
+def _end_of_whole_lines(descriptor: int) -> int:
+    """The offset just after the last newline: past it there is at most one torn line."""
+    end = os.lseek(descriptor, 0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        os.lseek(descriptor, start, os.SEEK_SET)
+        block = os.read(descriptor, end - start)
+        if (newline := block.rfind(b"\n")) >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; a torn last line was never written. No file is no records."""
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise DamagedFile(f"{path}, line {number} is not JSON ({error}): the file was edited or damaged; remove that line.") from error
+    return records
