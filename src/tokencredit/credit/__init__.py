@@ -1,0 +1,25 @@
+"""Credit: reward -> credit [B, T]. Pure functions on torch tensors, no gradients."""
+
+from tokencredit.credit.baselines import BatchWhiten, GroupCenter, LeaveOneOut, Outcome, PolarityCenter
+from tokencredit.credit.shaping import EntropyReward, GroupRelativeOverlong, Overlong
+from tokencredit.credit.transform import LAWS, Chain, Transform
+from tokencredit.credit.weights import EntropyBonus, ProxyWeight, Score, TopFraction, Weight
+
+__all__ = [
+    "LAWS",
+    "BatchWhiten",
+    "Chain",
+    "EntropyBonus",
+    "EntropyReward",
+    "GroupCenter",
+    "GroupRelativeOverlong",
+    "LeaveOneOut",
+    "Outcome",
+    "Overlong",
+    "PolarityCenter",
+    "ProxyWeight",
+    "Score",
+    "TopFraction",
+    "Transform",
+    "Weight",
+]

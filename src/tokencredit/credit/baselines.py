@@ -1,0 +1,161 @@
+"""Transforms that set a rollout's total: the outcome, and the outcome against a baseline.
+
+They read each rollout's value Rᵢ: the mean of its incoming credit over its tokens, or its reward where it has no token.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokencredit.credit.transform import Transform, one_of
+from tokencredit.masked import over, pool, pool_deviation, pool_std, row_mean, zero_off
+from tokencredit.rollouts import Rollouts
+
+
+@dataclass(frozen=True)
+class Outcome(Transform):
+    """The verifier's number, at every token.
+
+        cᵢₜ ← rᵢ
+    """
+
+    laws: ClassVar = frozenset({"row_local", "group_local", "idempotent"})
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        return rollouts.reward[:, None].expand_as(rollouts.mask)
+
+
+@dataclass(frozen=True)
+class GroupCenter(Transform):
+    """A rollout against its siblings.
+
+        cᵢₜ ← (Rᵢ − mean_g R) / (σ + eps)        σ = std of R over the group, over the batch, or (scale="none") no division
+
+    A group of equal rewards, or of one rollout, gets 0. `ddof=1` and an eps inside the division are what the public engines do
+    (verl eps 1e-6, TRL 1e-4); the paper prints neither. Source: GRPO (arXiv:2402.03300) sec. 4.1.2; scale="none": Dr. GRPO
+    (arXiv:2503.20783) eq. 5.
+
+    >>> GroupCenter(scale="none")(credit, rollouts)     # rewards 1, 0, 0, 1 -> 0.5, -0.5, -0.5, 0.5
+    """
+
+    scale: str = "group"
+    eps: float = 1e-6
+    ddof: int = 1
+    laws: ClassVar = frozenset({"group_local"})
+
+    def __post_init__(self):
+        one_of(self, scale=("group", "batch", "none"))
+        if self.scale == "batch":
+            object.__setattr__(self, "laws", frozenset())
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        value, everyone = row_value(credit, rollouts), torch.ones_like(rollouts.mask[:, :1])
+        centred = pool_deviation(value, everyone, rollouts.group_index)
+        if self.scale != "none":
+            index = rollouts.index(self.scale)
+            spread = centred if self.scale == "group" else pool_deviation(value, everyone, index)
+            centred = over(centred, pool_std(spread, everyone, index, self.ddof) + self.eps)
+        return centred.expand_as(credit)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Transform):
+    """A rollout against the mean of its siblings, itself left out: an unbiased baseline.
+
+        cᵢₜ ← Rᵢ − 1/(G−1) Σ_{j≠i} Rⱼ  =  G/(G−1) (Rᵢ − mean_g R)
+
+    A group of one gets 0: it has no sibling to compare with. Source: RLOO (arXiv:2402.14740) eq. 8.
+    """
+
+    laws: ClassVar = frozenset({"group_local"})
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        value, everyone = row_value(credit, rollouts), torch.ones_like(rollouts.mask[:, :1])
+        size = pool(torch.ones_like(value), rollouts.group_index)
+        return (pool_deviation(value, everyone, rollouts.group_index) * over(size, size - 1)).expand_as(credit)
+
+
+@dataclass(frozen=True)
+class BatchWhiten(Transform):
+    """Standardise over all tokens of the batch, so that longer rollouts weigh more in the mean and the spread.
+
+        cᵢₜ ← (cᵢₜ − mean c) / (std c + eps)
+
+    Source: REINFORCE++ (arXiv:2501.03262) sec. 3, as in verl's masked whitening.
+    """
+
+    eps: float = 1e-8
+    ddof: int = 1
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        index = rollouts.index("batch")
+        centred = pool_deviation(credit, rollouts.mask, index)
+        return over(centred, pool_std(centred, rollouts.mask, index, self.ddof) + self.eps)
+
+
+@dataclass(frozen=True)
+class PolarityCenter(Transform):
+    """Standardise shaped rewards of successes (+) and failures (−) separately, each over *all* tokens of the scope.
+
+        cᵢₜ ← (c±ᵢₜ − mean C±) / (std C± + eps)      C⁺ = {c of successes} ∪ {0 for every token of a failure}, C⁻ likewise
+
+    population  "all": the other polarity's zeros belong to the population (default: GTPO eq. 6 with the definitions of eqs. 3 and 5;
+                its appendix B.4 does the same); "within_polarity": they do not. Then each polarity has mean zero and more than half of
+                the tokens of correct answers can come out negative: the outcome is erased. It exists for comparison and warns.
+                "joint": one population of both polarities (the version of August 2025).
+    level       "token", or "sequence" for GRPO-S: mean and std over the G rollouts (below its eq. 9)
+    scope       "group" (the printed equations) or "batch" (what sec. 4 says of the authors' own implementation)
+
+    A group without both a success and a failure gets 0 and takes no part in a batch's statistics, as if dynamic sampling had dropped
+    it: all that its spread holds is entropy. Source: GTPO (arXiv:2508.04349v6) eq. 6. Differs: the paper's std states no ddof.
+    """
+
+    scope: str = "group"
+    population: str = "all"
+    level: str = "token"
+    eps: float = 1e-6
+    ddof: int = 1
+    laws: ClassVar = frozenset({"group_local"})
+
+    def __post_init__(self):
+        one_of(self, scope=("group", "batch"), population=("all", "within_polarity", "joint"), level=("token", "sequence"))
+        if self.scope == "batch":
+            object.__setattr__(self, "laws", frozenset())
+        if self.population == "within_polarity":
+            warnings.warn(
+                'population="within_polarity" gives each polarity mean zero: the outcome signal is erased and many tokens of correct '
+                'answers get negative credit. The paper\'s definitions mean population="all"',
+                stacklevel=3,
+            )
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        index, mixed = rollouts.index(self.scope), rollouts.mixed[:, None]
+        mask = rollouts.mask
+        if self.level == "sequence":
+            credit, mask = row_value(credit, rollouts), torch.ones_like(mask[:, :1])
+        won = rollouts.success[:, None].expand_as(mask)
+        return zero_off(self._standardise(credit, mask & mixed, won, index), mixed & mask).expand_as(rollouts.mask)
+
+    def _standardise(self, credit: Tensor, mask: Tensor, won: Tensor, index: Tensor) -> Tensor:
+        if self.population == "joint":
+            return self._against(credit, mask, index)
+        sides = []
+        for side in (won, ~won):
+            shaped = zero_off(credit, side)
+            sides.append(self._against(shaped, mask & side if self.population == "within_polarity" else mask, index))
+        return torch.where(won, *sides)
+
+    def _against(self, x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
+        centred = pool_deviation(x, mask, index)
+        return over(centred, pool_std(centred, mask, index, self.ddof) + self.eps)
+
+
+def row_value(credit: Tensor, rollouts: Rollouts) -> Tensor:
+    """[B, 1]: Rᵢ, the mean credit of a rollout's tokens; its reward where it has no token."""
+    value = torch.where(rollouts.length > 0, row_mean(credit, rollouts.mask), rollouts.reward.to(credit.dtype))
+    return value[:, None]

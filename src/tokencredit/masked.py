@@ -1,0 +1,75 @@
+"""Masked and grouped arithmetic: the only place where padding, empty rows and groups are handled.
+
+Shapes: x, mask are [B, T]; row values are [B]; `index` [B] numbers the population of each row (its group, or 0 for the whole batch).
+Padding may hold anything, NaN included: it is replaced by zero before it is touched. Sums of nothing are 0, means of nothing are 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def zero_off(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is on, 0 elsewhere; safe for NaN padding, unlike x · mask."""
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def over(numerator: Tensor, denominator: Tensor, empty: float = 0.0) -> Tensor:
+    """numerator / denominator, and `empty` where the denominator is 0."""
+    none = denominator == 0
+    return torch.where(none, torch.full_like(numerator, empty), numerator / denominator.masked_fill(none, 1))
+
+
+def row_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """[B]: mean over each row's tokens."""
+    return over(zero_off(x, mask).sum(1), mask.sum(1).to(x.dtype))
+
+
+def row_min_max(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """([B], [B]): smallest and largest value of each row's tokens; 0 for an empty row."""
+    empty = ~mask.any(1)
+    low = x.masked_fill(~mask, torch.inf).amin(1)
+    high = x.masked_fill(~mask, -torch.inf).amax(1)
+    return low.masked_fill(empty, 0), high.masked_fill(empty, 0)
+
+
+def pool(values: Tensor, index: Tensor) -> Tensor:
+    """Sum over the rows of each population, given back to every row: [B, ...] -> [B, ...]."""
+    sums = values.new_zeros((int(index.max()) + 1 if index.numel() else 0, *values.shape[1:]))
+    return sums.index_add_(0, index, values)[index]
+
+
+def pool_mean(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
+    """[B, 1]: mean over all tokens of each population."""
+    total = pool(zero_off(x, mask).sum(1), index)
+    return over(total, pool(mask.sum(1).to(x.dtype), index))[:, None]
+
+
+def pool_deviation(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
+    """[B, T]: x minus its population's mean, 0 off the mask.
+
+    The mean of equal numbers can be off by a rounding; a deviation that small is exactly 0 here, so a population of equal values
+    has no spread that a division by its standard deviation could blow up.
+    """
+    deviation = zero_off(x - pool_mean(x, mask, index), mask)
+    size = _pool_max(zero_off(x, mask).abs(), index)
+    return deviation.masked_fill(deviation.abs() <= 8 * torch.finfo(x.dtype).eps * size, 0)
+
+
+def pool_std(deviation: Tensor, mask: Tensor, index: Tensor, ddof: int = 1) -> Tensor:
+    """[B, 1]: standard deviation of each population from its deviations; 0 where at most `ddof` values count."""
+    count = pool(mask.sum(1).to(deviation.dtype), index)
+    return over(pool(deviation.square().sum(1), index), (count - ddof).clamp(min=0)).sqrt()[:, None]
+
+
+def _pool_max(x: Tensor, index: Tensor) -> Tensor:
+    """[B, 1]: largest entry over the rows of each population, for x >= 0."""
+    rows = x.amax(1) if x.shape[1] else x.new_zeros(len(x))
+    best = x.new_zeros(int(index.max()) + 1 if index.numel() else 0)
+    return best.scatter_reduce_(0, index, rows, "amax")[index][:, None]
+
+
+def column_mean(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
+    """[B, T]: mean over the rows of a population that are still alive at the same position."""
+    return over(pool(zero_off(x, mask), index), pool(mask.to(x.dtype), index))

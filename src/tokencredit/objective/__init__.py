@@ -1,0 +1,23 @@
+"""Objective: credit -> loss. Surrogates give a loss per token, aggregates weigh the tokens."""
+
+from tokencredit.objective.aggregate import Aggregate, SelectedMean, SequenceMean, SequenceSum, TokenMean
+from tokencredit.objective.covariance import ClipCov, KLCov, covariance
+from tokencredit.objective.surrogates import CISPO, GPPO, SAPO, Clip, LogProb, SequenceClip, Surrogate
+
+__all__ = [
+    "CISPO",
+    "GPPO",
+    "SAPO",
+    "Aggregate",
+    "Clip",
+    "ClipCov",
+    "KLCov",
+    "LogProb",
+    "SelectedMean",
+    "SequenceClip",
+    "SequenceMean",
+    "SequenceSum",
+    "Surrogate",
+    "TokenMean",
+    "covariance",
+]

@@ -1,0 +1,86 @@
+"""Covariance control of entropy: the few tokens whose log-prob and credit rise together most are held back.
+
+    Cov(oₜ) = (log π_θ(oₜ) − mean log π_θ) · (cₜ − mean c)          means over the N tokens of the whole rollout batch
+
+Source: the entropy mechanism (arXiv:2505.22617) eqs. 10-14 and its released code, whose means and selections run over micro-batches;
+here they run over the whole rollout batch, chosen once, when current and old policy agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokencredit.masked import pool_mean, zero_off
+from tokencredit.objective.surrogates import Surrogate, clip_stats, ratio, token_mean
+from tokencredit.rollouts import Rollouts
+
+
+def covariance(logprob: Tensor, credit: Tensor, mask: Tensor) -> Tensor:
+    """[B, T]: each token's term of the covariance of log-prob and credit over the batch; 0 off the mask."""
+    index = torch.zeros(len(mask), dtype=torch.long, device=mask.device)
+    logprob, credit = logprob.detach(), credit.to(logprob.dtype)
+    return zero_off((logprob - pool_mean(logprob, mask, index)) * (credit - pool_mean(credit, mask, index)), mask)
+
+
+@dataclass(frozen=True)
+class ClipCov(Surrogate):
+    """Of the tokens whose covariance lies in a band, a few drawn at random get no gradient.
+
+        ℓ = PPO's clipped loss; 0 for ⌊fraction · N⌋ (at least 1) tokens drawn uniformly among low < Cov(oₜ) < high
+
+    The released recipes switch the ratio clip practically off (low_clip = high_clip = 1) and leave out of the draw the tokens that
+    it stops. The draw is seeded: the same batch gives the same tokens. Source: arXiv:2505.22617 eqs. 11-12.
+    """
+
+    fraction: float = 2e-4
+    band: tuple[float, float] = (1.0, 5.0)
+    low: float = 1.0
+    high: float = 1.0
+    seed: int = 0
+
+    def select(self, logprob, old_logprob, credit, rollouts: Rollouts):
+        mask = rollouts.mask
+        cov, w = covariance(logprob, credit, mask), ratio(zero_off(logprob.detach(), mask), zero_off(old_logprob, mask))
+        stopped = ((w < 1 - self.low) & (credit < 0)) | ((w > 1 + self.high) & (credit > 0))
+        candidates = torch.nonzero((mask & ~stopped & (cov > self.band[0]) & (cov < self.band[1])).flatten())[:, 0]
+        tokens = int(mask.sum())
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + tokens)
+        order = torch.randperm(len(candidates), generator=draw)[: max(int(self.fraction * tokens), 1)]
+        chosen = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device)
+        chosen[candidates[order.to(mask.device)]] = True
+        return chosen.view_as(mask)
+
+    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+        w = ratio(logprob, old_logprob)
+        loss = torch.maximum(-w * credit, -w.clamp(1 - self.low, 1 + self.high) * credit)
+        return loss.masked_fill(selected, 0), {"selected": token_mean(selected, mask)} | clip_stats(w, credit, mask, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class KLCov(Surrogate):
+    """The tokens with the largest covariance are tied to the old policy.
+
+        ℓ = −w c + β |log π_θ − log π_old| for the ⌊fraction · N⌋ (at least 1) tokens of largest Cov(oₜ);   −w c for the others
+
+    No ratio clip for any token. The paper writes a KL divergence, the released code takes the absolute log ratio: the code is
+    followed. On-policy the penalty has no gradient: it acts from the second update on a batch. fraction = 2e-3 (7B; 2e-4 for 32B),
+    β = 1 (verl's default is 0.1). Source: arXiv:2505.22617 eqs. 13-14.
+    """
+
+    fraction: float = 2e-3
+    beta: float = 1.0
+
+    def select(self, logprob, old_logprob, credit, rollouts: Rollouts):
+        mask = rollouts.mask
+        cov = covariance(logprob, credit, mask).masked_fill(~mask, -torch.inf).flatten()
+        tokens = int(mask.sum())
+        chosen = torch.zeros_like(cov, dtype=torch.bool)
+        chosen[cov.topk(min(max(int(self.fraction * tokens), 1), tokens)).indices] = True
+        return chosen.view_as(mask)
+
+    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+        penalty = self.beta * (logprob - old_logprob).abs()
+        return -ratio(logprob, old_logprob) * credit + torch.where(selected, penalty, 0), {"selected": token_mean(selected, mask)}
