@@ -16,7 +16,7 @@ So one tree answers all completions of a prompt, and the bracket of a rare prefi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,6 +218,16 @@ def grow_forest(
             nodes = grow_block(frontier, [verifiers[k] for k in block], [include[k] for k in block], rule)
             trees |= {k: PrefixTree(nodes, root) for root, k in enumerate(block)}
     return [trees[k] for k in range(len(prompts))]
+
+
+def on_text(verify: Callable[..., Any], tokenizer: Any, row: dict) -> Verify:
+    """A task's verifier of text, `verify(text, row, truncated)` answering a verdict or a bool, as a verifier of token ids: 1 if correct."""
+
+    def verify_ids(ids: list[int], truncated: bool) -> float:
+        verdict = verify(tokenizer.decode(ids, skip_special_tokens=True), row, truncated)
+        return float(getattr(verdict, "correct", verdict))
+
+    return verify_ids
 
 
 def exact_value(

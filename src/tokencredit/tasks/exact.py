@@ -132,7 +132,7 @@ class Enumeration:
         """V of one prefix; the reward if it is complete."""
         if len(prefix) == self.world.horizon or (len(prefix) and prefix[-1] == self.world.eos):
             return self.world.verify(prefix)
-        return float(self.values[len(prefix)][self.world.index(torch.tensor([list(prefix)], dtype=torch.long))])
+        return self.values[len(prefix)][self.world.index(torch.tensor([list(prefix)], dtype=torch.long))].item()
 
     def policy_gradient(self, parameters: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """∇J = Σₛ r(s) ∇P(s), through the enumeration itself: the number that every policy-gradient estimator estimates."""
