@@ -1,0 +1,83 @@
+"""Reading rows from files, with the line number each came from, and dividing them into a train and a test part."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+Split = Literal["train", "test"]
+SUFFIXES = (".jsonl", ".parquet")
+
+
+def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a JSONL or Parquet file, each with its name for messages (file and 1-based line or row).
+
+    JSONL is read line by line, because an error must name the line and because the answers of one file may be of several types. Blank
+    lines are skipped and counted. Parquet goes through `datasets`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}{_neighbours(path)}")
+    if path.suffix == ".jsonl":
+        yield from _read_lines(path)
+    elif path.suffix == ".parquet":
+        yield from _read_parquet(path)
+    else:
+        raise ValueError(f"{path}: rows are read from files ending in {' or '.join(SUFFIXES)}, not {path.suffix or 'a name without ending'!r}")
+
+
+def split_of(prompt: Any) -> Split:
+    """The part a prompt belongs to: a fifth of all prompts, by the MD5 of the prompt, are "test". Equal prompts are never divided."""
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return "test" if int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(), 16) % 5 == 0 else "train"
+
+
+def check_split(split: str) -> None:
+    """Refuse a split that is not "train" or "test"."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split is 'train' or 'test', not {split!r}")
+
+
+def take(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
+    """At most `limit` rows, drawn by `seed`, in file order. A smaller limit draws a subset of what a larger one draws."""
+    if limit is None or limit >= len(rows):
+        return rows
+    if limit < 0:
+        raise ValueError(f"limit is a number of rows or None, not {limit}")
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    return [rows[index] for index in sorted(order[:limit])]
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            name = f"{path.name}, line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: a row is a JSON object with columns, not {type(row).__name__}")
+            yield name, row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import datasets
+
+    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    for number, row in enumerate(rows, start=1):
+        yield f"{path.name}, row {number}", row
+
+
+def _neighbours(path: Path) -> str:
+    if path.is_dir():
+        return " (it is a directory)"
+    if not path.parent.is_dir():
+        return f" (nor is there a directory {path.parent})"
+    found = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in SUFFIXES)
+    return f" (in {path.parent} there are: {', '.join(found[:8])})" if found else f" ({path.parent} holds no .jsonl or .parquet file)"
