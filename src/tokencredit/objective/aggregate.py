@@ -1,7 +1,7 @@
 """Aggregates: how much each token's loss counts. L = Σᵢₜ ωᵢₜ ℓᵢₜ, with ω computed over the whole rollout batch.
 
-Because ω is fixed before the batch is split, the losses of micro-batches add up to the loss of the batch, and dropping rows without
-credit changes nothing.
+Because ω is fixed before the batch is split, the losses of micro-batches add up to the loss of the batch, and dropping rows that have
+neither credit nor selected tokens changes nothing.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class SequenceSum(Aggregate):
 
     def weights(self, rollouts: Rollouts) -> Tensor:
         mask = rollouts.mask.to(rollouts.reward.dtype)
-        length = self.max_length if self.max_length is not None else rollouts.length.max().clamp(min=1)
-        return mask / (max(len(rollouts), 1) * length)
+        longest = max(rollouts.length.tolist(), default=1)
+        return mask / (max(len(rollouts), 1) * (longest if self.max_length is None else self.max_length) or 1)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ here they run over the whole rollout batch, chosen once, when current and old po
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tokencredit.masked import pool_mean, zero_off
+from tokencredit.masked import pool_deviation
 from tokencredit.objective.surrogates import Surrogate, clip_stats, ratio, token_mean
 from tokencredit.rollouts import Rollouts
 
@@ -21,8 +23,12 @@ from tokencredit.rollouts import Rollouts
 def covariance(logprob: Tensor, credit: Tensor, mask: Tensor) -> Tensor:
     """[B, T]: each token's term of the covariance of log-prob and credit over the batch; 0 off the mask."""
     index = torch.zeros(len(mask), dtype=torch.long, device=mask.device)
-    logprob, credit = logprob.detach(), credit.to(logprob.dtype)
-    return zero_off((logprob - pool_mean(logprob, mask, index)) * (credit - pool_mean(credit, mask, index)), mask)
+    return pool_deviation(logprob.detach(), mask, index) * pool_deviation(credit.to(logprob.dtype), mask, index)
+
+
+def portion(fraction: float, tokens: int) -> int:
+    """⌊fraction · tokens⌋, at least 1; the product's rounding is allowed for (0.29 · 100 is 29)."""
+    return max(math.floor(fraction * tokens * (1 + 1e-12)), 1)
 
 
 @dataclass(frozen=True)
@@ -40,15 +46,16 @@ class ClipCov(Surrogate):
     low: float = 1.0
     high: float = 1.0
     seed: int = 0
+    selects: ClassVar[bool] = True
 
     def select(self, logprob, old_logprob, credit, rollouts: Rollouts):
         mask = rollouts.mask
-        cov, w = covariance(logprob, credit, mask), ratio(zero_off(logprob.detach(), mask), zero_off(old_logprob, mask))
+        cov, w = covariance(logprob, credit, mask), ratio(logprob, old_logprob)
         stopped = ((w < 1 - self.low) & (credit < 0)) | ((w > 1 + self.high) & (credit > 0))
         candidates = torch.nonzero((mask & ~stopped & (cov > self.band[0]) & (cov < self.band[1])).flatten())[:, 0]
         tokens = int(mask.sum())
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + tokens)
-        order = torch.randperm(len(candidates), generator=draw)[: max(int(self.fraction * tokens), 1)]
+        order = torch.randperm(len(candidates), generator=draw)[: portion(self.fraction, tokens)]
         chosen = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device)
         chosen[candidates[order.to(mask.device)]] = True
         return chosen.view_as(mask)
@@ -72,13 +79,15 @@ class KLCov(Surrogate):
 
     fraction: float = 2e-3
     beta: float = 1.0
+    selects: ClassVar[bool] = True
 
     def select(self, logprob, old_logprob, credit, rollouts: Rollouts):
         mask = rollouts.mask
         cov = covariance(logprob, credit, mask).masked_fill(~mask, -torch.inf).flatten()
         tokens = int(mask.sum())
         chosen = torch.zeros_like(cov, dtype=torch.bool)
-        chosen[cov.topk(min(max(int(self.fraction * tokens), 1), tokens)).indices] = True
+        # A stable sort, so that ties fall the same way whatever the padding.
+        chosen[cov.sort(descending=True, stable=True).indices[: min(portion(self.fraction, tokens), tokens)]] = True
         return chosen.view_as(mask)
 
     def token_loss(self, logprob, old_logprob, credit, mask, selected):

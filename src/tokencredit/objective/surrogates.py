@@ -6,12 +6,13 @@ All tensors are [B, T]; logprob carries the gradient. Log ratios are clamped to 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tokencredit.credit.transform import needs, one_of
-from tokencredit.masked import row_mean, row_min_max, zero_off
+from tokencredit.masked import row_mean, row_min_max, wide, zero_off
 from tokencredit.rollouts import Rollouts
 
 Stats = dict[str, Tensor]
@@ -21,8 +22,11 @@ Stats = dict[str, Tensor]
 class Surrogate:
     """logprob, old_logprob, credit, mask, selected -> (loss [B, T], stats). Subclass it as a frozen dataclass and write `token_loss`.
 
-    `select` picks the tokens that a surrogate treats apart, over the whole rollout batch; most pick none. Stats are means over tokens.
+    `select` picks the tokens that a surrogate treats apart, over the whole rollout batch; most pick none, and only those with
+    `selects` read the log-probs for it. Stats are means over tokens.
     """
+
+    selects: ClassVar[bool] = False
 
     def token_loss(
         self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor | None
@@ -35,7 +39,7 @@ class Surrogate:
     def __call__(
         self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor | None = None
     ) -> tuple[Tensor, Stats]:
-        logprob, old_logprob, credit = zero_off(logprob, mask), zero_off(old_logprob.detach(), mask), zero_off(credit.detach(), mask)
+        logprob, old_logprob, credit = (zero_off(wide(x), mask) for x in (logprob, old_logprob.detach(), credit.detach()))
         loss, stats = self.token_loss(logprob, old_logprob, credit, mask, selected)
         return zero_off(loss, mask), stats | ratio_stats(logprob.detach(), old_logprob, mask)
 
@@ -152,7 +156,7 @@ class SAPO(Surrogate):
     negative: float = 1.05
 
     def token_loss(self, logprob, old_logprob, credit, mask, selected):
-        tau = torch.where(credit > 0, self.positive, self.negative)
+        tau = torch.full_like(credit, self.negative).masked_fill(credit > 0, self.positive)
         gate = torch.sigmoid(tau * (ratio(logprob, old_logprob) - 1))
         weight = 4 * (gate * (1 - gate)).detach()
         return -4 / tau * gate * credit, {"gate": token_mean(weight, mask)}
