@@ -15,6 +15,11 @@ def zero_off(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32 or better: ratios and statistics are never taken in half precision."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def over(numerator: Tensor, denominator: Tensor, empty: float = 0.0) -> Tensor:
     """numerator / denominator, and `empty` where the denominator is 0."""
     none = denominator == 0
@@ -28,6 +33,8 @@ def row_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def row_min_max(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """([B], [B]): smallest and largest value of each row's tokens; 0 for an empty row."""
+    if not x.shape[1]:
+        return x.new_zeros(len(x)), x.new_zeros(len(x))
     empty = ~mask.any(1)
     low = x.masked_fill(~mask, torch.inf).amin(1)
     high = x.masked_fill(~mask, -torch.inf).amax(1)
@@ -49,11 +56,13 @@ def pool_mean(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
 def pool_deviation(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
     """[B, T]: x minus its population's mean, 0 off the mask.
 
-    The mean of equal numbers can be off by a rounding; a deviation that small is exactly 0 here, so a population of equal values
-    has no spread that a division by its standard deviation could blow up.
+    The mean is taken of differences from one member, so the deviations of equal numbers are exactly 0 however many they are. Values
+    that differ by no more than roundings upstream count as equal too: a population without spread must not get one that a division
+    by its standard deviation would blow up.
     """
-    deviation = zero_off(x - pool_mean(x, mask, index), mask)
-    size = _pool_max(zero_off(x, mask).abs(), index)
+    shifted = zero_off(x - _pool_max(x, mask, index), mask)
+    deviation = zero_off(shifted - pool_mean(shifted, mask, index), mask)
+    size = _pool_max(x.abs(), mask, index)
     return deviation.masked_fill(deviation.abs() <= 8 * torch.finfo(x.dtype).eps * size, 0)
 
 
@@ -63,11 +72,12 @@ def pool_std(deviation: Tensor, mask: Tensor, index: Tensor, ddof: int = 1) -> T
     return over(pool(deviation.square().sum(1), index), (count - ddof).clamp(min=0)).sqrt()[:, None]
 
 
-def _pool_max(x: Tensor, index: Tensor) -> Tensor:
-    """[B, 1]: largest entry over the rows of each population, for x >= 0."""
-    rows = x.amax(1) if x.shape[1] else x.new_zeros(len(x))
-    best = x.new_zeros(int(index.max()) + 1 if index.numel() else 0)
-    return best.scatter_reduce_(0, index, rows, "amax")[index][:, None]
+def _pool_max(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
+    """[B, 1]: largest value over all tokens of each population; 0 where it has none."""
+    rows = x.masked_fill(~mask, -torch.inf).amax(1) if x.shape[1] else x.new_full((len(x),), -torch.inf)
+    best = x.new_full((int(index.max()) + 1 if index.numel() else 0,), -torch.inf)
+    best = best.scatter_reduce_(0, index, rows, "amax")[index][:, None]
+    return best.masked_fill(best == -torch.inf, 0)
 
 
 def column_mean(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:

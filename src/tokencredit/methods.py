@@ -24,7 +24,7 @@ from tokencredit.credit import (
     Score,
     TopFraction,
 )
-from tokencredit.masked import zero_off
+from tokencredit.masked import wide, zero_off
 from tokencredit.objective import (
     CISPO,
     GPPO,
@@ -44,7 +44,7 @@ from tokencredit.objective import (
 from tokencredit.rollouts import Rollouts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What the loss takes from the whole rollout batch before it is split: token weights ω [B, T] and selected tokens [B, T] or None."""
 
@@ -87,8 +87,7 @@ class Method:
 
     def plan(self, *, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Plan:
         """Token weights and selections over the whole rollout batch; engines make it once and slice it with the micro-batches."""
-        logprob = zero_off(logprob.detach(), rollouts.mask)
-        old_logprob = zero_off(old_logprob.detach(), rollouts.mask)
+        logprob, old_logprob, credit = (zero_off(wide(x.detach()), rollouts.mask) for x in (logprob, old_logprob, credit))
         return Plan(self.aggregate.weights(rollouts), self.surrogate.select(logprob, old_logprob, credit, rollouts))
 
     def loss(
@@ -102,6 +101,9 @@ class Method:
             if x.shape != rollouts.mask.shape:
                 raise ValueError(f"{name} must be [B, T] = {list(rollouts.mask.shape)}, got shape {list(x.shape)}")
         plan = plan or self.plan(logprob=logprob, old_logprob=old_logprob, credit=credit, rollouts=rollouts)
+        if plan.weight.shape != rollouts.mask.shape:
+            shapes = f"{list(plan.weight.shape)}, the rollouts are {list(rollouts.mask.shape)}"
+            raise ValueError(f"plan is for {shapes}: slice both with the same rows, plan.rows(keep)")
         per_token, stats = self.surrogate(logprob, old_logprob, credit, rollouts.mask, plan.selected)
         return (plan.weight * per_token).sum(), stats
 
@@ -166,21 +168,29 @@ def parse(text: str, **known: type) -> Method:
 
     A transform of your own is read when its class is given by name: parse(text, MyTransform=MyTransform). ValueError otherwise.
     """
-    names = {n: getattr(m, n) for m in (_credit, _objective) for n in m.__all__} | {"Method": Method} | known
+    parts = {n: getattr(m, n) for m in (_credit, _objective) for n in m.__all__}
+    names = {n: c for n, c in parts.items() if isinstance(c, type)} | {"Method": Method} | known
 
     def build(node):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
             if node.func.id not in names:
                 raise ValueError(f"unknown part {node.func.id}: give its class, parse(text, {node.func.id}={node.func.id})")
             return names[node.func.id](*map(build, node.args), **{k.arg: build(k.value) for k in node.keywords})
         if isinstance(node, ast.Tuple):
             return tuple(map(build, node.elts))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Name):
+            return -build(node.operand)
+        if isinstance(node, ast.Name) and node.id in ("inf", "nan"):
+            return float(node.id)
         return ast.literal_eval(node)
 
     try:
-        return build(ast.parse(text, mode="eval").body)
-    except SyntaxError as error:
-        raise ValueError(f"not the repr of a method: {text[:80]}") from error
+        method = build(ast.parse(text, mode="eval").body)
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not the repr of a method: {text[:80]} ({error})") from error
+    if not isinstance(method, Method):
+        raise ValueError(f"not the repr of a method but of a {type(method).__name__}: {text[:80]}")
+    return method
 
 
 class Methods(dict[str, Method]):
@@ -188,8 +198,8 @@ class Methods(dict[str, Method]):
 
     def __missing__(self, name: str) -> Method:
         near = difflib.get_close_matches(str(name), self, n=1, cutoff=0.4)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
-        raise KeyError(f'no method "{name}"{hint} There are: {", ".join(self)}')
+        hint = f' Did you mean "{near[0]}"?' if near else ""
+        raise KeyError(f'no method "{name}".{hint} There are: {", ".join(self)}')
 
 
 def _table(*methods: Method) -> Methods:

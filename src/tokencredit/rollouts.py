@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from tokencredit.masked import pool, zero_off
+from tokencredit.masked import pool, wide, zero_off
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +82,13 @@ class Rollouts:
         wins = pool(self.success.long(), self.group_index)
         return (wins > 0) & (wins < pool(torch.ones_like(wins), self.group_index))
 
+    @cached_property
+    def comparable(self) -> Tensor:
+        """[B] bool: rollouts of groups in which both a success and a failure have tokens."""
+        alive = self.length > 0
+        wins, losses = (pool((alive & side).long(), self.group_index) for side in (self.success, ~self.success))
+        return (wins > 0) & (losses > 0)
+
     def index(self, scope: str) -> Tensor:
         """[B] int: the population of each rollout for statistics over `scope`: its "group", or 0 for the whole "batch"."""
         return self.group_index if scope == "group" else torch.zeros_like(self.group_index)
@@ -123,8 +130,7 @@ def _check_rows(rollouts: Rollouts) -> None:
         raise TypeError(f"group must hold integers, got {group.dtype}")
     if reward.is_complex():
         raise TypeError("reward must be real")
-    if not reward.is_floating_point() or reward.dtype in (torch.float16, torch.bfloat16):
-        object.__setattr__(rollouts, "reward", reward.float())
+    object.__setattr__(rollouts, "reward", wide(reward.detach()))
     bad = ~torch.isfinite(rollouts.reward)
     if bad.any():
         row = _first(bad)
@@ -141,8 +147,7 @@ def _clean_score(name: str, score: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(f'score "{name}" is on {score.device} but mask is on {mask.device}: move them to one device')
     if score.is_complex():
         raise TypeError(f'score "{name}" must be real')
-    score = score.detach() if score.dtype in (torch.float32, torch.float64) else score.detach().float()
-    score = zero_off(score, mask)
+    score = zero_off(wide(score.detach()), mask)
     bad = ~torch.isfinite(score)
     if bad.any():
         row, column = torch.nonzero(bad)[0].tolist()

@@ -54,7 +54,8 @@ class GroupCenter(Transform):
             object.__setattr__(self, "laws", frozenset())
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
-        value, everyone = row_value(credit, rollouts), torch.ones_like(rollouts.mask[:, :1])
+        value = row_value(credit, rollouts)
+        everyone = torch.ones_like(value, dtype=torch.bool)
         centred = pool_deviation(value, everyone, rollouts.group_index)
         if self.scale != "none":
             index = rollouts.index(self.scale)
@@ -75,7 +76,8 @@ class LeaveOneOut(Transform):
     laws: ClassVar = frozenset({"group_local"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
-        value, everyone = row_value(credit, rollouts), torch.ones_like(rollouts.mask[:, :1])
+        value = row_value(credit, rollouts)
+        everyone = torch.ones_like(value, dtype=torch.bool)
         size = pool(torch.ones_like(value), rollouts.group_index)
         return (pool_deviation(value, everyone, rollouts.group_index) * over(size, size - 1)).expand_as(credit)
 
@@ -108,11 +110,11 @@ class PolarityCenter(Transform):
                 its appendix B.4 does the same); "within_polarity": they do not. Then each polarity has mean zero and more than half of
                 the tokens of correct answers can come out negative: the outcome is erased. It exists for comparison and warns.
                 "joint": one population of both polarities (the version of August 2025).
-    level       "token", or "sequence" for GRPO-S: mean and std over the G rollouts (below its eq. 9)
+    level       "token", or "sequence" for GRPO-S: mean and std over the G rollouts (below its eq. 9); those that have tokens
     scope       "group" (the printed equations) or "batch" (what sec. 4 says of the authors' own implementation)
 
-    A group without both a success and a failure gets 0 and takes no part in a batch's statistics, as if dynamic sampling had dropped
-    it: all that its spread holds is entropy. Source: GTPO (arXiv:2508.04349v6) eq. 6. Differs: the paper's std states no ddof.
+    A group in which no success or no failure has tokens gets 0 and takes no part in a batch's statistics, as if dynamic sampling had
+    dropped it: all that its spread holds is entropy. Source: GTPO (arXiv:2508.04349v6) eq. 6. Differs: the paper's std states no ddof.
     """
 
     scope: str = "group"
@@ -134,12 +136,12 @@ class PolarityCenter(Transform):
             )
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
-        index, mixed = rollouts.index(self.scope), rollouts.mixed[:, None]
+        index, comparable = rollouts.index(self.scope), rollouts.comparable[:, None]
         mask = rollouts.mask
         if self.level == "sequence":
-            credit, mask = row_value(credit, rollouts), torch.ones_like(mask[:, :1])
+            credit, mask = row_value(credit, rollouts), mask.any(1, keepdim=True)
         won = rollouts.success[:, None].expand_as(mask)
-        return zero_off(self._standardise(credit, mask & mixed, won, index), mixed & mask).expand_as(rollouts.mask)
+        return self._standardise(credit, mask & comparable, won, index).expand_as(rollouts.mask)
 
     def _standardise(self, credit: Tensor, mask: Tensor, won: Tensor, index: Tensor) -> Tensor:
         if self.population == "joint":

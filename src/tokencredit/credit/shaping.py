@@ -68,25 +68,25 @@ class EntropyReward(Transform):
             entropy = entropy.clamp(*self.entropy_clip)
         won, base = rollouts.success[:, None], rollouts.reward[:, None].to(credit.dtype)
         # Groups without both outcomes carry no signal; in a batch's means they would only add their entropies.
-        counted = rollouts.mask & rollouts.mixed[:, None] if self.scope == "batch" else rollouts.mask
+        counted = rollouts.mask & rollouts.comparable[:, None] if self.scope == "batch" else rollouts.mask
         up = self.alpha[0] * base + self.alpha[1] * self._ratio(entropy, counted & won, rollouts)
         if self.reward_clip:
             up = up.clamp(*self.reward_clip)
-        down = -self.alpha[0] - self.alpha[1] * self._ratio(1 / entropy.clamp(min=self.floor), counted & ~won, rollouts)
+        down = -self.alpha[0] - self.alpha[1] * self._ratio(entropy, counted & ~won, rollouts, inverse=True)
         return torch.where(won, up, down if self.failures else torch.zeros_like(down))
 
-    def _ratio(self, x: Tensor, side: Tensor, rollouts: Rollouts) -> Tensor:
-        """x over the mean of x among the tokens of one polarity; [B, T], or [B, 1] for whole sequences."""
-        to, back = (torch.log, torch.exp) if self.mean == "geometric" else (_same, _same)
-        x = x.clamp(min=self.floor) if self.mean == "geometric" else x
-        index = rollouts.index(self.scope)
+    def _ratio(self, entropy: Tensor, side: Tensor, rollouts: Rollouts, inverse: bool = False) -> Tensor:
+        """H (or 1/H) over its mean among the compared tokens of `side`, 1 elsewhere: [B, T], or [B, 1] for whole rollouts."""
+        geometric = self.mean == "geometric"
+        to, back = (torch.log, torch.exp) if geometric else (_same, _same)
+        x = entropy.clamp(min=self.floor) if geometric else entropy
         if self.level == "sequence":
-            x = back(row_mean(to(x), rollouts.mask))[:, None]
-            side = side.any(1, keepdim=True)
+            x, side = back(row_mean(to(x), rollouts.mask))[:, None], side.any(1, keepdim=True)
+        x = torch.where(side, 1 / x.clamp(min=self.floor) if inverse else x, 1)
         if self.level == "sequence" or self.compare == "matrix":
-            centre = pool_mean(to(x), side, index)
+            centre = pool_mean(to(x), side, rollouts.index(self.scope))
         elif self.compare == "column":
-            centre = column_mean(to(x), side, index)
+            centre = column_mean(to(x), side, rollouts.index(self.scope))
         else:
             centre = row_mean(to(x), side)[:, None]
         return over(x, back(centre).expand_as(x), empty=1.0)

@@ -37,7 +37,8 @@ class Weight(Transform):
 
         cᵢₜ ← cᵢₜ · (1 + α xᵢₜ / x̄ᵢ)          x̄ᵢ: mean over the rollout
 
-    α = 0 is the identity. Assumes x ≥ 0; a rollout with x̄ = 0 is left unchanged.
+    α = 0 is the identity; α < 0 gives less where the score is high, and may turn signs. Assumes x ≥ 0; a rollout with x̄ = 0 is left
+    unchanged.
 
     >>> Weight("entropy", 0.5)(credit, rollouts)     # credit 1, entropies 1 and 3 -> 1.25 and 1.75
     """
@@ -45,6 +46,10 @@ class Weight(Transform):
     score: str
     alpha: float = 1.0
     laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+
+    def __post_init__(self):
+        if self.alpha < 0:
+            object.__setattr__(self, "laws", self.laws - {"keeps_sign"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         x = rollouts.score(self.score).to(credit.dtype)
@@ -149,6 +154,8 @@ class EntropyBonus(Transform):
     def __post_init__(self):
         if not self.kappa > 1:
             raise ValueError(f"EntropyBonus.kappa must exceed 1 to keep the sign of the credit, got {self.kappa}")
+        if not self.alpha >= 0:
+            raise ValueError(f"EntropyBonus.alpha must not be negative: the bonus is bounded from above only; got {self.alpha}")
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         return credit + torch.minimum(self.alpha * rollouts.score(self.score).to(credit.dtype), credit.abs() / self.kappa)

@@ -58,8 +58,8 @@ class SequenceSum(Aggregate):
 
     def weights(self, rollouts: Rollouts) -> Tensor:
         mask = rollouts.mask.to(rollouts.reward.dtype)
-        longest = max(rollouts.length.tolist(), default=1)
-        return mask / (max(len(rollouts), 1) * (longest if self.max_length is None else self.max_length) or 1)
+        length = max(rollouts.length.tolist(), default=0) if self.max_length is None else self.max_length
+        return mask / max(len(rollouts) * length, 1)
 
 
 @dataclass(frozen=True)
