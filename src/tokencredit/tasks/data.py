@@ -25,7 +25,7 @@ def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
     else:
-        raise ValueError(f"{path}: rows are read from files ending in {' or '.join(SUFFIXES)}, not {path.suffix or 'a name without ending'!r}")
+        raise ValueError(f"{path}: rows are read from files whose names end in {' or '.join(SUFFIXES)}, not in {path.suffix!r}")
 
 
 def split_of(prompt: Any) -> Split:

@@ -5,8 +5,8 @@ which ends the process even while it is inside one long operation on integers th
 than wall time, so that a busy machine does not change a verdict. Imports nothing of tokencredit: a fresh process, small and quick.
 
 Text is read by math-verify's LaTeX grammar (ANTLR) alone. Its other reader, for plain expressions, hands text to sympy's `parse_expr`,
-which evaluates Python, and sympy does the same with the digits of every number the grammar has found. Here `parse_expr` is replaced by
-`read_digits`, which reads numbers and refuses all else: no text of a model is ever evaluated.
+which evaluates Python, and the grammar does the same with the digits of every number. Here the one is shut and the other replaced by
+`read_digits`: no text of a model is ever evaluated.
 """
 
 import json
@@ -22,25 +22,24 @@ def read_digits(text: str, *_: Any, **__: Any) -> Any:
     """The number that `text` writes in digits; anything else is an error."""
     from sympy import Float, Integer
 
-    if re.fullmatch(r"[0-9]+", text):
+    if re.fullmatch(r"-?[0-9]+", text):
         return Integer(int(text))
-    if re.fullmatch(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", text):
+    if re.fullmatch(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", text):
         return Float(text)
     raise ValueError(f"no text is evaluated here: {text[:60]!r}")
 
 
 def load() -> tuple[Any, Any]:
-    """`parse(text) -> list of expressions` and `verify(gold, answer) -> bool`, with the reader that evaluates text replaced."""
+    """`parse(text) -> list of expressions` and `verify(gold, answer) -> bool`, with the ways to `parse_expr` shut."""
     import logging
 
     import latex2sympy2_extended.latex2sympy2 as grammar
     import math_verify.parser as reader
-    import sympy.parsing.sympy_parser as sympy_parser
     from math_verify import LatexExtractionConfig, verify
 
     logging.disable(logging.CRITICAL)
-    for module in (grammar, reader, sympy_parser):
-        module.parse_expr = read_digits
+    reader.parse_expr = grammar.parse_expr = grammar.Number = read_digits
+    grammar._Latex2Sympy.parse_number = lambda self, text: read_digits(text.replace(",", ""))
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
 
     def parse(text: str) -> list[Any]:
@@ -50,6 +49,9 @@ def load() -> tuple[Any, Any]:
     def compare(gold: Any, answer: Any) -> bool:
         return verify(gold, answer, float_rounding=DIGITS, timeout_seconds=None)
 
+    # Tables are built and modules imported at first use: that time is no question's. A reader that cannot do this reads nothing right.
+    if not compare(parse("x^2+2x+\\frac{2}{2}"), parse("(x+1.0)^2")):
+        raise ImportError("math-verify does not find x^2+2x+1 equal to (x+1)^2; its version or sympy's is not one this was written for")
     return parse, compare
 
 
@@ -90,7 +92,6 @@ def main(seconds: float, num_bytes: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     limit_memory(num_bytes)
     parse, compare = load()
-    compare(parse("\\frac{1}{2}+x"), parse("x+0.5"))  # tables are built at first use; that time is no question's
     print(json.dumps("ready"), file=answers, flush=True)
     os.dup2(1, 2)
     for line in sys.stdin.buffer:
