@@ -92,10 +92,12 @@ class Jsonl:
 
 
 def check_golds(task: Any, answer_form: Callable[[str], str]) -> Validation:
-    """The validation of a task with files: every row of both parts answered by its own gold answer."""
+    """The validation of a task with files: every row of both parts that has a gold answer, answered by it."""
     failures, checked = [], 0
     for split in ("train", "test"):
         for row in task.rows(split):
+            if row["answer"] is None:  # an own verifier may do without; there is nothing to check then
+                continue
             checked += 1
             verdict = task.verify(answer_form(str(row["answer"])), row)
             if not verdict.correct:
