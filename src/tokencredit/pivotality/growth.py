@@ -69,8 +69,9 @@ class _Level:
 
     @classmethod
     def of_roots(cls, num: int) -> _Level:
-        whole = np.arange(num)
-        return cls(whole - num, whole * 0, whole, *np.ones((3, num)), np.zeros((num, 0), dtype=np.int64), *np.full((3, num), np.nan))
+        whole, unknown = np.arange(num), np.full((3, num), np.nan)
+        # local 0: around a root, which every completion shares, `eps` alone decides
+        return cls(whole - num, whole * 0, whole, *np.ones((2, num)), np.zeros(num), np.zeros((num, 0), dtype=np.int64), *unknown)
 
     @property
     def open(self) -> np.ndarray:

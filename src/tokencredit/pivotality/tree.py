@@ -188,7 +188,7 @@ def grow_forest(
     include_eps: float = 1e-3,
     reward_range: tuple[float, float] = (0.0, 1.0),
     batch: int = 1024,
-    at_once: int = 8,
+    at_once: int = 4,
     use_cache: bool = True,
 ) -> list[PrefixTree]:
     """One tree per prompt, prompts of equal length grown together (no padding, so the numbers are those of a tree grown alone).
