@@ -1,0 +1,37 @@
+"""The report: run directories -> one HTML file that needs neither a network nor a server. It computes no statistic.
+
+A section is one module with a `build(material) -> Section | None`; None, where the material holds nothing for it, leaves it out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokencredit.report import curves as learning
+from tokencredit.report import findings, methods, overview, roles, tokens
+from tokencredit.report.page import page
+from tokencredit.report.section import Material, Section
+from tokencredit.runs import Run, replace_file
+
+__all__ = ["BUILDERS", "Material", "Section", "write"]
+
+BUILDERS: tuple[Callable[[Material], Section | None], ...] = (
+    overview.build, findings.build, methods.build, learning.build, roles.build, tokens.build,
+)
+
+
+def write(run_dirs: Iterable[str | os.PathLike], out: str | os.PathLike, curves: Mapping[str, Any] | None = None, *,
+          title: str = "tokencredit report", extra: Sequence[Section] = ()) -> Path:
+    """Write the report of these runs and of the figures computed from them; `extra` sections follow the learning curves' own.
+
+    >>> write(sorted(Path("runs").iterdir()), "report.html", study.curves(), title="Five methods on reckon")
+    """
+    material = Material.of([Run.open(path) for path in run_dirs], curves or {})
+    built = [section for build in BUILDERS[:-1] if (section := build(material))]
+    last = [section for section in [BUILDERS[-1](material)] if section]
+    document = page(title, [*built, *extra, *last])
+    replace_file(Path(out), lambda file: file.write(document.encode("utf-8", "backslashreplace")))
+    return Path(out)

@@ -1,0 +1,74 @@
+"""Sections -> one HTML file that loads nothing.
+
+Style and scripts are inlined and allowed by their hash alone; the policy forbids every request and every other script, so that a page with
+hostile model output in it stays inert even if a builder forgot to escape.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from tokencredit.report.section import Section, text
+
+# Inside <script>, JSON must hold neither the end of the element nor what opens a comment; the last two end a line in old JavaScript.
+ESCAPES = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
+
+
+def embedded_json(value: Any) -> str:
+    """JSON that is safe between script tags."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(ESCAPES)
+
+
+def _asset(name: str) -> str:
+    return resources.files("tokencredit.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def _scripts(sections: Sequence[Section]) -> str:
+    names = dict.fromkeys(name for section in sections if section.script for name in (*section.parts, section.script))
+    return "\n".join(_asset(name) for name in ("dom.js", *names, "start.js"))
+
+
+def _section(section: Section) -> str:
+    data = ""
+    if section.script:
+        data = f'<script type="application/json" data-draw="{text(section.script)}">{embedded_json(section.data)}</script>'
+    anchor = text(section.anchor)
+    heading = f'<h2 id="{anchor}-title">{text(section.title)}</h2>'
+    return f'<section id="{anchor}" aria-labelledby="{anchor}-title">{heading}\n{section.body}\n{data}</section>\n'
+
+
+def page(title: str, sections: Sequence[Section]) -> str:
+    """The whole document."""
+    style, script = _asset("page.css"), _scripts(sections)
+    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+    links = "".join(f'<a href="#{text(section.anchor)}">{text(section.title)}</a>' for section in sections)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{text(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<header><h1>{text(title)}</h1><nav aria-label="Sections">{links}</nav></header>
+<main>
+{"".join(_section(section) for section in sections)}
+</main>
+<footer>Written by tokencredit. This file loads nothing and sends nothing.</footer>
+<noscript>The plots and the token view need JavaScript; the tables above do not.</noscript>
+<script>{script}</script>
+</body>
+</html>
+"""

@@ -1,0 +1,3 @@
+for (const data of document.querySelectorAll("script[data-draw]")) {
+  drawers[data.dataset.draw](data.parentElement, JSON.parse(data.textContent));
+}
