@@ -1,0 +1,267 @@
+"""The command line: `tokencredit demo | train | evaluate | methods | world | report`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 on an error that the user can mend, 130 when interrupted."""
+    _quiet()
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 0
+    args.command_line = shlex.join(["tokencredit", *(argv if argv is not None else sys.argv[1:])])
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. What was finished is kept; the same command goes on from there.", style="yellow")
+        return 130
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError, TypeError) as error:
+        if os.environ.get("TOKENCREDIT_TRACEBACK"):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+        Console(stderr=True).print(Text("error: ", style="bold red") + Text(str(message)))
+        return 1
+
+
+def _quiet() -> None:
+    """The progress is ours; other libraries' chatter stays out of it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokencredit",
+        description="Which tokens deserve the credit? Train with per-token credit, measure it, explain it.",
+        epilog="Start with: tokencredit demo. Every command explains itself: tokencredit train --help",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="")
+    for add in (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser):
+        add(commands)
+    return parser
+
+
+def _command(commands, name: str, run, summary: str, examples: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=summary, description=summary, epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _demo_parser(commands) -> None:
+    p = _command(commands, "demo", _demo, "Train GRPO, DAPO and GTPO on the embedded world, on this CPU, and write a report.",
+                 "  tokencredit demo\n  tokencredit demo --methods grpo ptw_entropy --seeds 3 --out runs/mine")  # fmt: skip
+    p.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory of the runs and the report (default: %(default)s)")
+    p.add_argument("--methods", nargs="+", default=["grpo", "dapo", "gtpo"], help="methods to compare (default: grpo dapo gtpo)")
+    p.add_argument("--seeds", type=int, default=2, help="seeds per method (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=None, help="rollout batches per run (default: 30)")
+    p.add_argument("--workers", type=int, default=None, help="runs side by side (default: one per core, at most 4)")
+
+
+def _train_parser(commands) -> None:
+    p = _command(commands, "train", _train, "Train a model on a task with a method; an interrupted run goes on where it was.",
+                 "  tokencredit train --method gtpo --out runs/gtpo\n"
+                 "  tokencredit train --config run.yaml --set learning_rate=1e-4 --set method_options.alpha='[1, 0.2]'\n"
+                 "  tokencredit train --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --method dapo --out runs/q \\\n"
+                 "      --set trl.use_vllm=true --set max_new_tokens=1024")  # fmt: skip
+    p.add_argument("--out", type=Path, required=True, help="run directory")
+    p.add_argument("--config", type=Path, help="YAML or JSON file with any field of TrainConfig")
+    p.add_argument("--task", help="reckon, gsm8k, or a .jsonl/.parquet file (default: reckon)")
+    p.add_argument("--model", help="a path or hub name; reckon is the shipped model (default: reckon)")
+    p.add_argument("--method", help="a name that `tokencredit methods` lists (default: grpo)")
+    p.add_argument("--steps", type=int, help="rollout batches (default: 40)")
+    p.add_argument("--seed", type=int, help="seed of prompts, sampling and initialisation (default: 0)")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="any other field; repeatable")
+    p.add_argument("--quiet", action="store_true", help="no progress display")
+
+
+def _evaluate_parser(commands) -> None:
+    p = _command(commands, "evaluate", _evaluate, "pass@1 and pass@k, sampled and greedy, with 95 % intervals by prompt.",
+                 "  tokencredit evaluate\n  tokencredit evaluate --model runs/demo/gtpo-0 --samples 16\n"
+                 "  tokencredit evaluate --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --prompts 200 --out eval.json")  # fmt: skip
+    p.add_argument("--model", default="reckon", help="a path, hub name, or run directory (its last checkpoint) (default: %(default)s)")
+    p.add_argument("--task", default="reckon", help="as for train (default: %(default)s)")
+    p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
+    p.add_argument("--prompts", type=int, default=512, help="how many prompts (default: %(default)s)")
+    p.add_argument("--samples", type=int, default=8, help="completions per prompt; pass@k up to this k (default: %(default)s)")
+    p.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
+    p.add_argument("--max-new-tokens", type=int, default=None, help="(default: the task's own limit)")
+    p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    p.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+
+
+def _methods_parser(commands) -> None:
+    p = _command(commands, "methods", _methods, "The table of methods, or one method in full.",
+                 "  tokencredit methods\n  tokencredit methods gtpo")  # fmt: skip
+    p.add_argument("name", nargs="?", help="a method: its formula, fields and source")
+
+
+def _world_parser(commands) -> None:
+    p = _command(commands, "world", None, "The embedded world: build its base model, or look at it.",
+                 "  tokencredit world build --seed 1 --out my_base\n  tokencredit world show")  # fmt: skip
+    p.set_defaults(run=lambda args: p.print_help())
+    actions = p.add_subparsers(title="actions", metavar="")
+    b = _command(actions, "build", _build, "Teach the base model from scratch (about a minute on two cores).",
+                 "  tokencredit world build --out my_base")  # fmt: skip
+    b.add_argument("--out", type=Path, required=True, help="directory for the model and its tokenizer")
+    b.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    b.add_argument("--operands", type=int, nargs="+", default=[3, 4], help="numbers per prompt (default: 3 4)")
+    b.add_argument("--no-wording", action="store_true", help="one joint word only: entropy becomes a good proxy")
+    s = _command(actions, "show", _show, "A few prompts with demonstrations, tokens labelled by role.", "  tokencredit world show --num 3")
+    s.add_argument("--num", type=int, default=3, help="(default: %(default)s)")
+
+
+def _report_parser(commands) -> None:
+    p = _command(commands, "report", _report, "One self-contained HTML page of one or several runs.",
+                 "  tokencredit report runs/demo/* --out report.html")  # fmt: skip
+    p.add_argument("runs", type=Path, nargs="+", help="run directories, or directories of run directories")
+    p.add_argument("--out", type=Path, default=Path("report.html"), help="(default: %(default)s)")
+    p.add_argument("--title", default="tokencredit report")
+
+
+def _demo(args) -> int:
+    from tokencredit.studies.demo import demo
+
+    page = demo(args.out, methods=args.methods, seeds=args.seeds, steps=args.steps, workers=args.workers, console=console)
+    console.print(f"\nReport: [bold]{page.resolve()}[/bold]")
+    return 0
+
+
+def _train(args) -> int:
+    from tokencredit.engines.config import read_config
+
+    config = read_config(
+        args.config, args.settings, task=args.task, model=args.model, method=args.method, steps=args.steps, seed=args.seed
+    )
+    config.build_method()
+    from tokencredit.engines.train import train
+    from tokencredit.progress import TrainProgress
+
+    with TrainProgress(console, config, quiet=args.quiet) as progress:
+        train(config, args.out, command=args.command_line, listen=progress.listen)
+    console.print(f"Run: [bold]{args.out}[/bold]. Look at it with: tokencredit report {args.out}")
+    return 0
+
+
+def _evaluate(args) -> int:
+    from tokencredit.lm.evaluate import evaluate
+    from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
+    from tokencredit.progress import bar
+    from tokencredit.runs import write_json
+    from tokencredit.tasks import load
+
+    task, path = load(args.task), resolve_model(args.model)
+    tokenizer, model = load_tokenizer(path), load_model(path)
+    rows = task.rows(args.split, args.prompts, args.seed)
+    limit = args.max_new_tokens or getattr(task, "max_new_tokens", 256)
+    with bar(console, "sampling", len(rows) * (args.samples + 1)) as advance:
+        figures = evaluate(model, tokenizer, task, rows, num_samples=args.samples, ks=sorted({1, args.samples}), max_new_tokens=limit,
+                           temperature=args.temperature, seed=args.seed, progress=advance)  # fmt: skip
+    console.print(_figures(f"{args.model} on {args.task} ({args.split}), {len(rows)} prompts, temperature {args.temperature:g}", figures))
+    if args.out:
+        write_json(args.out, {"command": args.command_line, "seed": args.seed, "figures": figures})
+    return 0
+
+
+def _figures(title: str, figures: dict) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name, justify in (("figure", "left"), ("value", "right"), ("95 % interval, by prompt", "right")):
+        table.add_column(name, justify=justify)
+    for name, figure in figures.items():
+        if isinstance(figure, dict) and "low" in figure:
+            table.add_row(name, f"{figure['value']:.3f}", f"[{figure['low']:.3f}, {figure['high']:.3f}]".replace("[", r"\["))
+    return table
+
+
+def _methods(args) -> int:
+    from tokencredit.methods import METHODS
+
+    if args.name:
+        console.print(Text(_explain(METHODS[args.name])))
+        return 0
+    table = Table(title="METHODS", title_justify="left", title_style="bold")
+    for column in ("name", "what it changes", "source", "fidelity", "needs"):
+        table.add_column(column, overflow="fold")
+    for method in METHODS.values():
+        needs = ", ".join(sorted(method.needs)) or "-"
+        table.add_row(Text(method.name, style="bold"), method.summary, method.source, method.fidelity, needs)
+    console.print(table)
+    return 0
+
+
+def _explain(method) -> str:
+    """A method in full: its parts, each with its own docstring, and its fields with their values."""
+    import inspect
+
+    parts = [*method.chain.parts, method.surrogate, method.aggregate]
+    lines = [f"{method.name}: {method.summary}", f"source: {method.source} (fidelity: {method.fidelity})",
+             f"needs: {', '.join(sorted(method.needs)) or 'no scores'}"]  # fmt: skip
+    if method.mixed_groups_only:
+        lines.append("dynamic sampling: prompts are drawn again until every group holds both outcomes")
+    for part in parts:
+        lines += ["", repr(part), "    " + (inspect.getdoc(part) or "").replace("\n", "\n    ")]
+    lines += ["", f'change a field: METHODS["{method.name}"].replace(...) or --set method_options.FIELD=VALUE; fields:']
+    lines += [f"    {name} = {value!r}" for name, value in sorted(method.hyperparameters().items())]
+    return "\n".join(lines)
+
+
+def _build(args) -> int:
+    from tokencredit.progress import bar
+    from tokencredit.tasks import world
+
+    with bar(console, "teaching", None) as advance:
+        figures = world.build(args.out, seed=args.seed, operands=tuple(args.operands), wording=not args.no_wording,
+                              progress=lambda step, total, found: advance(step, total=total, absolute=True))  # fmt: skip
+    for name, value in figures.items():
+        console.print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+    return 0
+
+
+def _show(args) -> int:
+    import random
+
+    from tokencredit.tasks.reckon import Reckon
+
+    task = Reckon()
+    for i, row in enumerate(task.rows("train", args.num, 0)):
+        tokens = task.demonstrate(row, random.Random(i)).split()
+        console.print(Text(row["prompt"], style="bold"), Text(f"answer {row['answer']}", style="dim"))
+        console.print(Text("  ".join(f"{token}({role})" for token, role in zip(tokens, task.roles(row, tokens)))))
+    return 0
+
+
+def _report(args) -> int:
+    from tokencredit import report
+    from tokencredit.studies.learning import compare
+
+    runs = []
+    for path in args.runs:
+        runs += [path] if (path / "run.json").exists() else sorted(found.parent for found in path.glob("*/run.json"))
+    if not runs:
+        raise ValueError(f"no run directory (with a run.json) in: {', '.join(map(str, args.runs))}")
+    page = report.write(runs, args.out, compare(runs), title=args.title)
+    console.print(f"Report of {len(runs)} runs: [bold]{page.resolve()}[/bold]")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

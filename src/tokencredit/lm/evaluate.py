@@ -1,0 +1,82 @@
+"""Evaluates a policy on a task: pass@1 and pass@k sampled, greedy accuracy, entropy and length, all with intervals by prompt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tokencredit.lm.sampling import Completion, sample
+from tokencredit.lm.scoring import score
+from tokencredit.stats import mean_of_units, pass_at_k, share_of_units
+
+
+def encode_prompt(tokenizer: Any, prompt: str | list[dict]) -> list[int]:
+    """Token ids of a prompt: text as it is, messages through the chat template."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    task: Any,
+    rows: Sequence[dict],
+    *,
+    num_samples: int = 8,
+    ks: Sequence[int] = (1, 8),
+    greedy: bool = True,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch: int = 512,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Figures as {"value", "low", "high", "num", "level"}, clustered by prompt:
+
+    "pass@k" for every k <= num_samples (unbiased), "greedy", "truncated", "length", "entropy" (mean over tokens of a prompt's samples),
+    and where the task knows roles "entropy_by_role" {role: mean}; "reasons" counts the verdicts.
+    """
+    prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
+    options = {"max_new_tokens": max_new_tokens, "seed": seed, "batch": batch, "on_batch": progress}
+    sampled = sample(model, tokenizer, prompts, num_samples, temperature=temperature, **options)
+    verdicts = [[judge(tokenizer, task, row, c) for c in group] for row, group in zip(rows, sampled)]
+    correct = np.array([[v.correct for v in group] for group in verdicts])
+    figures: dict[str, Any] = {
+        f"pass@{k}": share_of_units(pass_at_k(correct.sum(1), num_samples, k)).as_dict() for k in ks if k <= num_samples
+    }
+    if greedy:
+        best = sample(model, tokenizer, prompts, 1, temperature=0.0, **options)
+        figures["greedy"] = share_of_units([float(judge(tokenizer, task, row, c[0]).correct) for row, c in zip(rows, best)]).as_dict()
+    figures["truncated"] = share_of_units([np.mean([c.truncated for c in group]) for group in sampled]).as_dict()
+    figures["length"] = mean_of_units([np.mean([len(c.ids) for c in group]) for group in sampled]).as_dict()
+    figures |= _entropies(model, tokenizer, task, rows, prompts, sampled, temperature)
+    reasons: dict[str, int] = defaultdict(int)
+    for verdict in (v for group in verdicts for v in group):
+        reasons[verdict.reason] += 1
+    return figures | {"reasons": dict(reasons), "num_prompts": len(rows), "num_samples": num_samples, "temperature": temperature}
+
+
+def judge(tokenizer: Any, task: Any, row: dict, completion: Completion) -> Any:
+    """The task's verdict on sampled token ids."""
+    return task.verify(tokenizer.decode(completion.ids, skip_special_tokens=True), row, completion.truncated)
+
+
+def _entropies(model, tokenizer, task, rows, prompts, sampled, temperature) -> dict[str, Any]:
+    """Mean token entropy per prompt (two of its samples are scored), and by role."""
+    scored = [(i, c) for i, group in enumerate(sampled) for c in group[:2]]
+    entropies = score(model, [prompts[i] for i, _ in scored], [c.ids for _, c in scored], temperature=temperature)["entropy"]
+    by_prompt, by_role = defaultdict(list), defaultdict(list)
+    for (i, completion), entropy in zip(scored, entropies):
+        by_prompt[i] += entropy.tolist()
+        if hasattr(task, "roles"):
+            names = task.roles(rows[i], tokenizer.convert_ids_to_tokens(list(completion.ids)))
+            for role, value in zip(names, entropy.tolist()):
+                by_role[role].append(value)
+    figures: dict[str, Any] = {"entropy": mean_of_units([np.mean(v) for v in by_prompt.values() if v] or [0.0]).as_dict()}
+    if by_role:
+        figures["entropy_by_role"] = {role: float(np.mean(values)) for role, values in sorted(by_role.items())}
+    return figures

@@ -1,0 +1,107 @@
+"""Estimates with intervals. The unit of inference is the prompt (or the seed): tokens and rollouts of one prompt are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import special, stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval (or another `level`), and how many independent units it rests on."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+    level: float = 0.95
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def pass_at_k(correct: Sequence[int], samples: Sequence[int] | int, k: int) -> np.ndarray:
+    """[P]: for every prompt the unbiased estimate of P(at least one of k samples is correct).
+
+        1 − C(n − c, k) / C(n, k)        Source: Chen et al. (arXiv:2107.03374) eq. 1.
+
+    ValueError where a prompt has fewer than k samples.
+    """
+    c, n = np.broadcast_arrays(np.asarray(correct, float), np.asarray(samples, float))
+    if (n < k).any():
+        raise ValueError(f"pass@{k} needs at least {k} samples of every prompt; there are as few as {int(n.min())}")
+    # In logarithms: C(n - c, k) / C(n, k), which is 0 as soon as fewer than k samples are wrong.
+    wrong = np.maximum(n - c, k)
+    ratio = np.exp(special.gammaln(wrong + 1) - special.gammaln(wrong - k + 1) - special.gammaln(n + 1) + special.gammaln(n - k + 1))
+    return 1 - np.where(n - c >= k, ratio, 0.0)
+
+
+def mean_of_units(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean over independent units (seeds, prompts) with Student's interval; one unit has no interval (infinite)."""
+    x = np.asarray(values, float)
+    if len(x) == 0:
+        raise ValueError("an estimate needs at least one value")
+    mean = float(x.mean())
+    if len(x) == 1:
+        return Estimate(mean, -np.inf, np.inf, 1, level)
+    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return Estimate(mean, mean - half, mean + half, len(x), level)
+
+
+def share_of_units(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean of per-prompt rates in [0, 1], clustered by prompt: Wilson's interval at the effective number of independent prompts.
+
+        n* = p̄ (1 − p̄) / Var(p̄)         Var(p̄) from the spread between prompts
+
+    Stays inside [0, 1] and keeps a width when every prompt agrees (n* = P then).
+    """
+    x = np.asarray(values, float)
+    if len(x) == 0:
+        raise ValueError("an estimate needs at least one value")
+    mean = float(x.mean())
+    variance = float(x.var(ddof=1) / len(x)) if len(x) > 1 else 0.0
+    effective = mean * (1 - mean) / variance if variance > 0 else float(len(x))
+    z = float(stats.norm.ppf((1 + level) / 2))
+    centre = (mean + z * z / (2 * effective)) / (1 + z * z / effective)
+    half = z / (1 + z * z / effective) * np.sqrt(mean * (1 - mean) / effective + z * z / (4 * effective**2))
+    return Estimate(mean, max(0.0, float(centre - half)), min(1.0, float(centre + half)), len(x), level)
+
+
+def paired_difference(treatment: Sequence[float], baseline: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean of treatment − baseline over units that were measured under both (same seed, same prompts)."""
+    if len(treatment) != len(baseline):
+        raise ValueError(f"paired units: {len(treatment)} of one and {len(baseline)} of the other")
+    return mean_of_units(np.asarray(treatment, float) - np.asarray(baseline, float), level)
+
+
+def cluster_bootstrap(
+    statistic: Callable[[np.ndarray], float], clusters: Sequence[int], *, num: int = 2000, seed: int = 0, level: float = 0.95
+) -> Estimate:
+    """Percentile interval of statistic(rows), rows [n] int, when whole clusters (prompts) are drawn with replacement.
+
+    Draws in which the statistic is undefined (NaN) are left out.
+    """
+    clusters = np.asarray(clusters)
+    names = np.unique(clusters)
+    members = [np.flatnonzero(clusters == name) for name in names]
+    rng = np.random.default_rng(seed)
+    value = float(statistic(np.arange(len(clusters))))
+    draws = np.array([statistic(np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])) for _ in range(num)])
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high), len(names), level)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's step-down adjusted p-values: family-wise error over several comparisons with one baseline."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    result = np.empty_like(p)
+    result[order] = np.minimum(adjusted, 1.0)
+    return result
