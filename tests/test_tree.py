@@ -309,7 +309,7 @@ def test_reckon_samples_lie_in_the_bracket():
     end = tokenizer.eos_token_id
     for row in reckon.Reckon().rows("test", 3, 1):
         prompt, verify = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"], on_text(reckon.verify, tokenizer, row)
-        low, high = PrefixTree.grow(model, prompt, verify, eos_token_id=end, max_new_tokens=reckon.MAX_NEW_TOKENS).root
+        low, high = PrefixTree.grow(model, prompt, verify, eos_token_id=end, max_new_tokens=reckon.MAX_NEW_TOKENS, eps=5e-6).root
         assert 0 <= high - low <= 0.05
         ids = torch.tensor([prompt]).expand(4096, -1)
         settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": reckon.MAX_NEW_TOKENS}

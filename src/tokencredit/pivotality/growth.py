@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,8 +48,9 @@ class Nodes:
     vocab: int
     max_new_tokens: int
 
-    @property
+    @cached_property
     def expanded(self) -> np.ndarray:
+        """Which prefixes had their next-token distribution computed."""
         return ~np.isnan(self.pruned)
 
 

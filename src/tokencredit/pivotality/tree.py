@@ -16,8 +16,9 @@ So one tree answers all completions of a prompt, and the bracket of a rare prefi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -208,16 +209,19 @@ def grow_forest(
         raise ValueError(f"{counts}: give one of each per prompt")
     ends = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
     rule = Pruning(eps, include_eps, ends, max_new_tokens, temperature, reward_range)
-    by_length: dict[int, list[int]] = {}
-    for k, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(k)
     trees: dict[int, PrefixTree] = {}
-    for same in by_length.values():
-        for block in (same[i : i + at_once] for i in range(0, len(same), at_once)):
-            frontier = Frontier(model, torch.tensor([list(prompts[k]) for k in block]), batch, use_cache)
-            nodes = grow_block(frontier, [verifiers[k] for k in block], [include[k] for k in block], rule)
-            trees |= {k: PrefixTree(nodes, root) for root, k in enumerate(block)}
+    for block in _blocks([len(prompt) for prompt in prompts], at_once):
+        frontier = Frontier(model, torch.tensor([list(prompts[k]) for k in block]), batch, use_cache)
+        nodes = grow_block(frontier, [verifiers[k] for k in block], [include[k] for k in block], rule)
+        trees |= {k: PrefixTree(nodes, root) for root, k in enumerate(block)}
     return [trees[k] for k in range(len(prompts))]
+
+
+def _blocks(lengths: list[int], size: int) -> Iterator[list[int]]:
+    """Positions of equal length together, at most `size` at a time."""
+    for _, same in groupby(sorted(range(len(lengths)), key=lengths.__getitem__), key=lengths.__getitem__):
+        while block := list(islice(same, size)):
+            yield block
 
 
 def on_text(verify: Callable[..., Any], tokenizer: Any, row: dict) -> Verify:
