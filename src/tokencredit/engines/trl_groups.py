@@ -2,81 +2,86 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from tokencredit.engines.trl_rewards import check_scored
 from tokencredit.rollouts import Rollouts
 
 LEFT = ("prompt_ids", "prompt_mask")
+TOKENS = ("prompt_ids", "completion_ids")
+
+
+@dataclass
+class Stash:
+    """What passes through TRL's hooks while it generates and scores one batch on this process; rewards are those of all processes."""
+
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    rewards: Tensor | None = None
+    completions: list = field(default_factory=list)
+    completion_ids: list[list[int]] = field(default_factory=list)
 
 
 @dataclass
 class Batch:
     """One gathered rollout batch, the same on every process: rows in group order, [N] and [N, T].
 
-    Prompts, texts and dataset rows are gathered only where somebody reads them.
+    length and truncated are those of the sampled text, whatever the mask leaves of it. Token ids, prompts, texts and dataset rows are
+    gathered only for a batch that is recorded; `table` holds TRL's table of completions where that is logged. `drawn` are the
+    generation rounds that a batch was chosen from, if there were several.
     """
 
     reward: Tensor
-    per_function: Tensor
     group: Tensor
     mask: Tensor
-    completion_ids: Tensor
+    length: Tensor
     truncated: Tensor
+    success_above: float
     scores: dict[str, Tensor]
-    prompts: list
-    texts: list
-    rows: list[dict]
-    rounds: int = 1
-    _rollouts: Rollouts | None = field(default=None, repr=False)
+    completion_ids: Tensor | None = None
+    prompts: list = field(default_factory=list)
+    texts: list = field(default_factory=list)
+    rows: list[dict] = field(default_factory=list)
+    table: dict[tuple[str, ...], list] = field(default_factory=dict)
+    drawn: tuple[Batch, ...] = ()
+
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        return Rollouts(reward=self.reward, group=self.group, mask=self.mask, scores=self.scores, success_above=self.success_above)
 
     @classmethod
-    def gather(cls, trainer, inputs: list[dict], out: dict, stash: dict, group_size: int) -> Batch:
-        mask = out["completion_mask"] if "tool_mask" not in out else out["completion_mask"] * out["tool_mask"]
-        weights = trainer.reward_weights.to(stash["rewards_per_func"].device)
-        per_function = stash["rewards_per_func"]
-        unscored = torch.isnan(per_function).all(1)
-        if unscored.any():
-            row = int(unscored.nonzero()[0, 0])
-            raise ValueError(f"every reward function returned None for rollout {row}: give each rollout a number (0.0 for no answer)")
-        reward = (per_function * weights).nansum(1)
-        eos = torch.tensor(sorted({*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}), device=mask.device)
-        last = out["completion_mask"].sum(1).clamp(min=1) - 1
-        ended = torch.isin(out["completion_ids"].gather(1, last[:, None])[:, 0], eos) & (out["completion_mask"].sum(1) > 0)
-        everyone = trainer.accelerator.gather
-        with_text = trainer._recording() or trainer.log_completions
+    def gather(cls, trainer, inputs: list[dict], out: dict, stash: Stash, group_size: int, with_text: bool) -> Batch:
+        check_scored(stash.rewards, trainer.reward_func_names)
+        reward = (stash.rewards * trainer.reward_weights.to(stash.rewards.device)).nansum(1)
+        mask = loss_mask(out)
+        ends = {*_eos_token_ids(trainer), trainer._tokenizer.pad_token_id}
+        truncated = torch.tensor([not ids or ids[-1] not in ends for ids in stash.completion_ids], device=mask.device)
+        length = mask.sum(1) if "tool_mask" in out else torch.tensor([len(ids) for ids in stash.completion_ids], device=mask.device)
+        length, truncated = trainer.accelerator.gather(torch.stack([length, truncated.long()], 1)).unbind(1)
+        text = {}
+        if with_text:
+            text["completion_ids"] = gather_rows(trainer, out["completion_ids"], trainer._tokenizer.pad_token_id)
+            text["prompts"] = _gather_objects([row.get("prompt", "") for row in inputs])
+            text["texts"] = _gather_objects(stash.completions)
+            text["rows"] = _gather_objects([_plain(row) for row in inputs])
         return cls(
             reward=reward,
-            per_function=per_function,
             group=torch.arange(len(reward), device=reward.device) // group_size,
-            mask=gather_rows(trainer, mask).bool(),
-            completion_ids=gather_rows(trainer, out["completion_ids"], trainer._tokenizer.pad_token_id),
-            truncated=everyone(~ended),
-            scores={n: gather_rows(trainer, stash[n]) for n in sorted(stash) if n not in ("rewards_per_func", "texts")},
-            prompts=_gather_objects(trainer, [row["prompt"] for row in inputs]) if with_text else [],
-            texts=_gather_objects(trainer, stash["texts"]) if with_text else [],
-            rows=_gather_objects(trainer, [_plain(row) for row in inputs]) if with_text else [],
+            mask=gather_rows(trainer, mask),
+            length=length,
+            truncated=truncated.bool(),
+            success_above=trainer.success_above,
+            scores={name: gather_rows(trainer, stash.scores[name]) for name in sorted(stash.scores)},
+            table={name: list(column)[-len(reward) :] for name, column in _columns(trainer).items()},
+            **text,
         )
 
-    def rollouts(self, success_above: float) -> Rollouts:
-        if self._rollouts is None:
-            self._rollouts = Rollouts(reward=self.reward, group=self.group, mask=self.mask, scores=self.scores, success_above=success_above)
-        return self._rollouts
-
-    def rewrite_table(self, logs: dict, reward_names: list[str], credit: Tensor) -> None:
-        """TRL's table of completions: the rollouts that are trained on, with a rollout's mean credit where TRL shows its advantage."""
-        columns = {"prompt": self.prompts, "completion": self.texts, "advantages": credit.tolist()}
-        for name, values in columns.items():
-            logs[name].clear()
-            logs[name].extend(values)
-        for i, name in enumerate(reward_names):
-            logs["rewards"][name].clear()
-            logs["rewards"][name].extend(self.per_function[:, i].tolist())
-
-    def record(self, trainer, rollouts: Rollouts, credit: Tensor) -> dict:
-        """Everything a token view needs, as CPU tensors and lists."""
+    def record(self, trainer, credit: Tensor) -> dict:
+        """Everything a token view needs, as CPU tensors and lists; prompts and texts as TRL has them, messages included."""
         return {
             "step": trainer.state.global_step,
             "prompts": self.prompts,
@@ -84,19 +89,51 @@ class Batch:
             "rows": self.rows,
             "group": self.group.tolist(),
             "reward": self.reward.tolist(),
-            "success": rollouts.success.tolist(),
+            "success": self.rollouts.success.tolist(),
             "truncated": self.truncated.tolist(),
             "mask": self.mask.cpu(),
             "completion_ids": self.completion_ids.cpu(),
-            "scores": {n: s.float().cpu() for n, s in rollouts.scores.items()},
+            "scores": {name: score.float().cpu() for name, score in self.rollouts.scores.items()},
             "credit": credit.cpu(),
         }
+
+
+def loss_mask(inputs: dict) -> Tensor:
+    """[b, T] bool: the tokens that the policy wrote and that count."""
+    mask = inputs["completion_mask"]
+    return (mask * inputs["tool_mask"] if "tool_mask" in inputs else mask).bool()
+
+
+def trimmed(inputs: dict, rows: Tensor) -> dict:
+    """These rows of a micro-batch, cut to their longest prompt and completion."""
+    size, width = inputs["completion_ids"].shape
+    kept = {k: v[rows] if torch.is_tensor(v) and v.dim() and len(v) == size else v for k, v in inputs.items()}
+    longest = max(int(kept["completion_mask"].sum(1).max()), 1)
+    padding = kept["prompt_mask"].shape[1] - max(int(kept["prompt_mask"].sum(1).max()), 1)
+    for name, value in kept.items():
+        if name in ("prompt_ids", "prompt_mask"):
+            kept[name] = value[:, padding:]
+        elif torch.is_tensor(value) and value.dim() == 2 and value.shape[1] == width:
+            kept[name] = value[:, :longest]
+    return kept
 
 
 def gather_rows(trainer, x: Tensor, pad=0) -> Tensor:
     """[b, t] of every process -> [N, T], right-padded to the longest, in process order."""
     accelerator = trainer.accelerator
     return accelerator.gather(accelerator.pad_across_processes(x.contiguous(), dim=1, pad_index=pad))
+
+
+def rewrite_table(trainer, batch: Batch, credit: Tensor) -> None:
+    """TRL's table of completions: the rollouts that are trained on, with a rollout's mean credit where TRL shows its advantage."""
+    advantages = trainer._logs["advantages"]
+    for _ in range(min(len(batch.reward), len(advantages))):
+        advantages.pop()
+    advantages.extend((credit.sum(1) / batch.mask.sum(1).clamp(min=1)).tolist())
+    if batch.drawn:
+        for name, column in _columns(trainer).items():
+            column.clear()
+            column.extend(batch.table.get(name, [None] * len(batch.reward)))
 
 
 def draw_again(trainer, out: dict, batch: Batch) -> tuple[dict, Batch]:
@@ -106,88 +143,80 @@ def draw_again(trainer, out: dict, batch: Batch) -> tuple[dict, Batch]:
     beyond need are dropped; where too few were found, one-sided groups (no credit) fill the batch.
     """
     size, wanted = trainer.num_generations, len(batch.reward)
-    pools = [(_gather_out(trainer, out), batch)]
-    found = _mixed(trainer, batch)
-    rounds, drawn = 1, wanted
-    while len(found) < wanted and rounds < trainer.max_rounds:
-        inputs = _fresh_inputs(trainer, wanted // size, rounds)
+    outs, rounds = [out], [batch]
+    found = int(batch.rollouts.mixed.sum())
+    while found < wanted and len(rounds) < trainer.max_rounds:
+        inputs = _fresh_inputs(trainer, wanted // size, len(rounds))
         more_out, more = trainer._roll_out(inputs)
-        pools.append((_gather_out(trainer, more_out), more))
-        found = torch.cat([found, _mixed(trainer, more) + drawn])
-        drawn += len(more.reward)
-        rounds += 1
-    everything = torch.arange(drawn, device=found.device)
-    spare = everything[~torch.isin(everything, found)]
-    chosen = torch.cat([found, spare])[:wanted]
-    log = trainer._metrics["train"]
-    log["dynamic_sampling/rounds"].append(float(rounds))
-    log["dynamic_sampling/drawn_groups"].append(drawn / size)
-    log["dynamic_sampling/mixed_groups"].append(len(found) / size)
-    log["dynamic_sampling/dropped_groups"].append((drawn - wanted) / size)
-    log["dynamic_sampling/filled_groups"].append(max(wanted - len(found), 0) / size)
-    return _choose(trainer, pools, chosen, rounds)
-
-
-def _mixed(trainer, batch: Batch) -> Tensor:
-    return batch.rollouts(trainer.success_above).mixed.nonzero()[:, 0]
+        outs.append(more_out)
+        rounds.append(more)
+        found += int(more.rollouts.mixed.sum())
+    drawn = wanted * len(rounds)
+    figures = {"rounds": len(rounds), "drawn_groups": drawn / size, "mixed_groups": found / size,
+               "dropped_groups": (drawn - wanted) / size, "filled_groups": max(wanted - found, 0) / size}  # fmt: skip
+    for name, value in figures.items():
+        trainer._metrics["train"][f"dynamic_sampling/{name}"].append(float(value))
+    if len(rounds) == 1:
+        return out, batch
+    mixed = torch.cat([b.rollouts.mixed for b in rounds])
+    chosen = torch.cat([mixed.nonzero()[:, 0], (~mixed).nonzero()[:, 0]])[:wanted]
+    return _choose_out(trainer, outs, chosen), _choose_batch(trainer, rounds, chosen)
 
 
 def _fresh_inputs(trainer, num_prompts: int, turn: int) -> list[dict]:
     """This process's rows of a fresh draw of prompts, each repeated for its group."""
-    generator = torch.Generator().manual_seed((trainer.args.seed * 1_000_003 + trainer.state.global_step) * 101 + turn)
-    picks = torch.randint(len(trainer.train_dataset), (num_prompts,), generator=generator)
-    rows = [i for i in picks.tolist() for _ in range(trainer.num_generations)]
-    local = len(rows) // trainer.accelerator.num_processes
-    start = trainer.accelerator.process_index * local
-    return [dict(trainer.train_dataset[i]) for i in rows[start : start + local]]
+    draw = random.Random(f"{trainer.args.seed} {trainer.state.global_step} {turn}")
+    prompts = range(len(trainer.train_dataset))
+    picks = draw.sample(prompts, num_prompts) if num_prompts <= len(prompts) else draw.choices(prompts, k=num_prompts)
+    rows = [i for i in picks for _ in range(trainer.num_generations)]
+    mine = rows[_share(trainer, len(rows))]
+    read = {i: trainer.train_dataset[i] for i in dict.fromkeys(mine)}
+    return [dict(read[i]) for i in mine]
 
 
-def _gather_out(trainer, out: dict) -> dict[str, Tensor]:
-    """TRL's row tensors of every process, padded; what has no rows of text alone is refused."""
-    if any(out.get(k) is not None for k in ("pixel_values", "image_grid_thw", "num_images")):
+def _share(trainer, rows: int) -> slice:
+    """This process's part of gathered rows."""
+    each = rows // trainer.accelerator.num_processes
+    return slice(trainer.accelerator.process_index * each, (trainer.accelerator.process_index + 1) * each)
+
+
+def _choose_out(trainer, outs: list[dict], chosen: Tensor) -> dict:
+    """TRL's tensors of the chosen rows, this process's share. Images, which have no row of their own, are refused."""
+    if any(out.get(k) is not None for out in outs for k in ("pixel_values", "image_grid_thw", "num_images")):
         raise ValueError("dynamic sampling does not reorder images: use max_rounds=1, or a method without it")
     pad = trainer._tokenizer.pad_token_id
-    gathered = {}
-    for name, value in sorted(out.items()):
+    mine = {}
+    for name, value in sorted(outs[0].items()):
         if torch.is_tensor(value) and value.dim() == 2:
-            value = value.flip(1) if name in LEFT else value
-            value = gather_rows(trainer, value, pad if name in ("prompt_ids", "completion_ids") else 0)
-            gathered[name] = value.flip(1) if name in LEFT else value
-    return gathered
+            parts = [out[name].flip(1) if name in LEFT else out[name] for out in outs]
+            value = _stack([gather_rows(trainer, part, pad if name in TOKENS else 0) for part in parts], pad if name in TOKENS else 0)
+            value = value[chosen][_share(trainer, len(chosen))]
+            mine[name] = value.flip(1) if name in LEFT else value
+    mine["num_items_in_batch"] = trainer.accelerator.gather(loss_mask(mine).sum()).sum()
+    return mine
 
 
-def _choose(trainer, pools: list[tuple[dict, Batch]], chosen: Tensor, rounds: int) -> tuple[dict, Batch]:
-    pad = trainer._tokenizer.pad_token_id
-    out = {
-        name: _stack([o[name] for o, _ in pools], left=name in LEFT, pad=pad if name in ("prompt_ids", "completion_ids") else 0)[chosen]
-        for name in pools[0][0]
-    }
-    batches = [b for _, b in pools]
+def _choose_batch(trainer, rounds: list[Batch], chosen: Tensor) -> Batch:
     picks = chosen.tolist()
-    batch = replace(
-        batches[0],
-        reward=torch.cat([b.reward for b in batches])[chosen],
-        mask=_stack([b.mask for b in batches])[chosen],
-        completion_ids=_stack([b.completion_ids for b in batches], pad=pad)[chosen],
-        truncated=torch.cat([b.truncated for b in batches])[chosen],
-        scores={n: _stack([b.scores[n] for b in batches])[chosen] for n in batches[0].scores},
-        per_function=torch.cat([b.per_function for b in batches])[chosen],
-        **{name: _pick([getattr(b, name) for b in batches], picks) for name in ("prompts", "texts", "rows")},
-        rounds=rounds,
-        _rollouts=None,
+    ids = [b.completion_ids for b in rounds if b.completion_ids is not None]
+    return replace(
+        rounds[0],
+        reward=torch.cat([b.reward for b in rounds])[chosen],
+        mask=_stack([b.mask for b in rounds])[chosen],
+        length=torch.cat([b.length for b in rounds])[chosen],
+        truncated=torch.cat([b.truncated for b in rounds])[chosen],
+        scores={name: _stack([b.scores[name] for b in rounds])[chosen] for name in rounds[0].scores},
+        completion_ids=_stack(ids, trainer._tokenizer.pad_token_id)[chosen] if ids else None,
+        **{name: _pick([getattr(b, name) for b in rounds], picks) for name in ("prompts", "texts", "rows")},
+        table={name: _pick([b.table.get(name, [None] * len(b.reward)) for b in rounds], picks) for name in rounds[-1].table},
+        drawn=tuple(rounds),
     )
-    local = len(chosen) // trainer.accelerator.num_processes
-    start = trainer.accelerator.process_index * local
-    mine = {name: value[start : start + local] for name, value in out.items()}
-    tokens = mine["completion_mask"] if "tool_mask" not in mine else mine["completion_mask"] * mine["tool_mask"]
-    mine["num_items_in_batch"] = trainer.accelerator.gather(tokens.sum()).sum()
-    return mine, batch
 
 
-def _stack(parts: list[Tensor], left: bool = False, pad=0) -> Tensor:
-    """Rows of several rounds under one width."""
+def _stack(parts: list[Tensor], pad=0) -> Tensor:
+    """Rows of several rounds under one width, padded on the right."""
     width = max(p.shape[1] for p in parts)
-    return torch.cat([torch.nn.functional.pad(p, (width - p.shape[1], 0) if left else (0, width - p.shape[1]), value=pad) for p in parts])
+    return torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1]), value=pad) for p in parts])
 
 
 def _pick(lists: list[list], picks: list[int]) -> list:
@@ -195,7 +224,21 @@ def _pick(lists: list[list], picks: list[int]) -> list:
     return [together[i] for i in picks] if together else []
 
 
-def _gather_objects(trainer, values: list) -> list:
+def _columns(trainer) -> dict[tuple[str, ...], object]:
+    """The columns of TRL's table of completions, but for the advantages; none where it is not logged."""
+    if not trainer.log_completions:
+        return {}
+    logs = trainer._logs
+    plain = {(name,): logs[name] for name in ("prompt", "completion")}
+    return plain | {(name, inner): column for name in ("rewards", "extra") for inner, column in logs[name].items()}
+
+
+def _eos_token_ids(trainer) -> list[int]:
+    found = getattr(trainer, "eos_token_ids", None)
+    return found if found is not None else [trainer._tokenizer.eos_token_id]
+
+
+def _gather_objects(values: list) -> list:
     from accelerate.utils import gather_object
 
     return gather_object(values)

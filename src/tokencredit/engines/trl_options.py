@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from packaging.version import Version
+
 from tokencredit.methods import Method
 from tokencredit.objective import CISPO, SAPO, Clip, SequenceClip, SequenceMean, SequenceSum, TokenMean
+
+OLDEST, TOO_NEW = "1.9", "1.17"
+
+
+def check_version(found: str) -> None:
+    """Raise ImportError for a TRL whose trainer this engine was not written for: it wraps hooks that change between releases."""
+    if not Version(OLDEST) <= Version(found) < Version(TOO_NEW):
+        raise ImportError(f"the TRL engine supports trl>={OLDEST},<{TOO_NEW}, but trl {found} is installed: pip install 'tokencredit[trl]'")
 
 
 @dataclass(frozen=True)
@@ -40,13 +50,19 @@ def decided(method: Method) -> dict[str, Decided]:
     sequence = isinstance(s, SequenceClip) and not s.token
     loss = f"the loss is METHODS[{name!r}]'s own; choose another method, or method.replace(aggregate=...)"
     level = 'choose method "gspo", "gspo_token" or "grpo_s"'
+    clip = "use method.replace({})" if low is not None else "this method has no such clip; choose another method"
+    gate = "use method.replace(positive=..., negative=...)" if isinstance(s, SAPO) else 'choose method "sapo"'
+    dual = "use method.replace(dual=...), the bound on tokens with negative credit" if hasattr(s, "dual") else 'choose method "grpo"'
+    scaling = 'use method.replace(scale="group", "batch" or "none")' if scale else "the method scales its credit itself; choose another"
     return {
         "loss_type": Decided("dapo", loss_types(method), loss),
         "importance_sampling_level": Decided("token", ("sequence" if sequence else "token",), level),
-        "epsilon": Decided(0.2, (low,), "use method.replace(low=...)"),
-        "epsilon_high": Decided(None, (high, low if high == low else high), "use method.replace(high=...) or, for cispo, replace(cap=...)"),
-        "scale_rewards": Decided("group", (scale,), 'use method.replace(scale="group", "batch" or "none")'),
-        "delta": Decided(None, (), "use method.replace(dual=...), the bound on tokens with negative credit"),
+        "epsilon": Decided(0.2, (low,), clip.format("low=...")),
+        "epsilon_high": Decided(None, (high,), "use method.replace(cap=...)" if isinstance(s, CISPO) else clip.format("high=...")),
+        "scale_rewards": Decided("group", (scale,), scaling),
+        "delta": Decided(None, (), dual),
+        "sapo_temperature_pos": Decided(1.0, (getattr(s, "positive", None),), gate),
+        "sapo_temperature_neg": Decided(1.05, (getattr(s, "negative", None),), gate),
         "top_entropy_quantile": Decided(1.0, (), 'choose method "forking_tokens" and replace(fraction=...)'),
         "off_policy_mask_threshold": Decided(None, (), "drop it: a method's ratios handle off-policy tokens"),
         "entropy_coef": Decided(0.0, (), 'choose method "entropy_advantage" (entropy never carries a gradient here)'),

@@ -1,0 +1,110 @@
+"""What the TRL engine logs: figures of a rollout batch, figures of an update, and where the seconds went."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from tokencredit.engines.trl_groups import Batch
+from tokencredit.masked import over, zero_off
+from tokencredit.rollouts import Rollouts
+
+PHASES = ("generation", "scoring", "update")
+EXTREMES = {"ratio_max": max, "ratio_min": min}
+
+
+class Clock(TrainerCallback):
+    """Seconds of optimizer steps by phase, each without the phases inside it; evaluation, logging and checkpoints are not counted.
+
+    "update" is what is left of a step: forward, backward and the optimizer. On an accelerator, work that is still queued when a phase
+    ends is counted in the next one.
+    """
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.tokens = 0.0
+        self._inside, self._step_began = 0.0, None
+
+    @contextmanager
+    def phase(self, name: str):
+        began, before, self._inside = time.perf_counter(), self._inside, 0.0
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - began
+            self._count(name, elapsed)
+            self._inside = before + elapsed
+
+    def on_step_begin(self, args, state, control, **_):
+        self._inside, self._step_began = 0.0, time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        self._count("update", time.perf_counter() - self._step_began)
+        self._step_began = None
+
+    def _count(self, name: str, elapsed: float) -> None:
+        if self._step_began is not None:
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inside
+
+    def take(self) -> dict[str, float]:
+        """Seconds by phase, and completion tokens trained on per second of them, since the last call."""
+        figures = {f"seconds_{phase}": self.seconds[phase] for phase in PHASES}
+        total = sum(figures.values())
+        figures["tokens_per_second"] = self.tokens / total if total > 0 else 0.0
+        self.seconds, self.tokens = dict.fromkeys(PHASES, 0.0), 0.0
+        return figures
+
+
+def rollout_figures(batch: Batch, rollouts: Rollouts, credit: Tensor) -> dict[str, float]:
+    """Figures of a rollout batch, moved off the device at once.
+
+    reward, pass_rate, length and truncated describe everything that was sampled, what dynamic sampling left out included; the others
+    the rollouts that are trained on. credited_tokens is the effective number (Σ|c|)² / Σc².
+    """
+    mask, given = rollouts.mask, credit != 0
+    tokens = mask.sum().to(credit.dtype)
+    against = given & ((credit > 0) != rollouts.success[:, None])
+    mean = over(credit.sum(), tokens)
+    variance = over(zero_off((credit - mean).square(), mask).sum(), (tokens - 1).clamp(min=0))
+    drawn = [torch.cat([getattr(b, name) for b in batch.drawn or (batch,)]).float() for name in ("reward", "length", "truncated")]
+    figures = {
+        "reward": drawn[0].mean(),
+        "pass_rate": (drawn[0] > rollouts.success_above).float().mean(),
+        "length": drawn[1].mean(),
+        "truncated": drawn[2].mean(),
+        "zero_variance_groups": (~rollouts.informative).float().mean(),
+        "credit_against_outcome": over(against.sum().to(credit.dtype), given.sum().to(credit.dtype)),
+        "credited_tokens": over(credit.abs().sum().square(), credit.square().sum()),
+        "credit_mean": mean,
+        "credit_std": variance.sqrt(),
+    }
+    if "entropy" in rollouts.scores:
+        figures["entropy"] = over(rollouts.scores["entropy"].sum(), tokens)
+    return dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist()))
+
+
+def update_figures(accelerator, stats: dict[str, Tensor], credited: Tensor, tokens: Tensor) -> dict[str, float]:
+    """Stats of one micro-batch over all processes, weighted by their tokens, moved off the device at once.
+
+    `credited` and `tokens` count the tokens that were in the loss and all tokens of the micro-batch. Clip fractions and entropy refer to
+    all tokens (what carries no credit is not clipped), the other stats to those in the loss.
+    """
+    names = sorted(stats)
+    local = torch.stack([*(stats[n].float() for n in names), credited.float(), tokens.float()])
+    rows = accelerator.gather(local[None]).tolist()
+    kept, total = sum(row[-2] for row in rows), sum(row[-1] for row in rows)
+    figures = {"tokens": total, "credited_share": kept / max(total, 1)}
+    for i, name in enumerate(names):
+        if name in EXTREMES:
+            figures[name] = EXTREMES[name](row[i] for row in rows)
+        elif name.startswith("clip"):
+            figures[name] = sum(row[i] * row[-2] for row in rows) / max(total, 1)
+        elif name == "entropy":
+            figures[name] = sum(row[i] * row[-1] for row in rows) / max(total, 1)
+        else:
+            figures[name] = sum(row[i] * row[-2] for row in rows) / max(kept, 1)
+    return figures
