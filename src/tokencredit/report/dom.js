@@ -32,15 +32,14 @@ function defined(value) {
   return typeof value === "number" && Number.isFinite(value);
 }
 
-// Three significant digits, a true minus sign; a dash for what is not defined.
+// At most three significant digits, all of a whole part; a true minus sign; a dash for what is not defined.
 function format(value) {
   if (!defined(value)) return "–";
   const size = Math.abs(value);
   let shown;
   if (value === 0 || (Number.isInteger(value) && size < 1e6)) shown = String(value);
   else if (size < 1e-3 || size >= 1e6) shown = value.toExponential(1);
-  else if (size < 1) shown = String(Number(value.toPrecision(3)));
-  else shown = value.toFixed(Math.max(0, 3 - String(Math.floor(size)).length));
+  else shown = size < 1000 ? String(Number(value.toPrecision(3))) : value.toFixed(0);
   return shown.replace("-", "−").replace(/^−0$/, "0");
 }
 

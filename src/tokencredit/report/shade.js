@@ -41,7 +41,7 @@ function makeScale(score, rows) {
   const values = rows.flatMap((row) => valuesOf(row, score)).filter(defined);
   const sizes = values.map(Math.abs).sort((one, other) => one - other);
   const most = sizes[sizes.length - 1] || 1;
-  const end = sizes[Math.floor((sizes.length - 1) * 0.98)] || most;
+  const end = sizes[Math.ceil((sizes.length - 1) * 0.98)] || most;
   const negative = values.some((value) => value < 0), positive = values.some((value) => value > 0);
   const kind = score === "credit" || (negative && positive) ? "diverging" : negative ? "negative" : "rising";
   return { score, end, beyond: most > end * 1.001, kind };
