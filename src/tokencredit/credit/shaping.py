@@ -82,14 +82,14 @@ class EntropyReward(Transform):
         x = entropy.clamp(min=self.floor) if geometric else entropy
         if self.level == "sequence":
             x, side = back(row_mean(to(x), rollouts.mask))[:, None], side.any(1, keepdim=True)
-        x = torch.where(side, 1 / x.clamp(min=self.floor) if inverse else x, 1)
+        x = 1 / x.clamp(min=self.floor) if inverse else x
         if self.level == "sequence" or self.compare == "matrix":
             centre = pool_mean(to(x), side, rollouts.index(self.scope))
         elif self.compare == "column":
             centre = column_mean(to(x), side, rollouts.index(self.scope))
         else:
             centre = row_mean(to(x), side)[:, None]
-        return over(x, back(centre).expand_as(x), empty=1.0)
+        return torch.where(side, over(x, back(centre).expand_as(x), empty=1.0), 1)
 
 
 @dataclass(frozen=True)

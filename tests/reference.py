@@ -1,0 +1,449 @@
+"""Slow references in float64, written from the papers and imported by tests only.
+
+A batch is plain lists: reward[i], group[i], tokens[i] (the positions of rollout i that count), scores[name][i][t]. Every function loops
+over tokens in the order in which the equation is printed. Credit and gradients are lists [B][T] with 0 off the tokens.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class Batch:
+    reward: list
+    group: list
+    tokens: list
+    scores: dict
+    width: int
+
+    def zeros(self):
+        return [[0.0] * self.width for _ in self.reward]
+
+    def everything(self):
+        return [(i, t) for i, row in enumerate(self.tokens) for t in row]
+
+    def groups(self):
+        return [[i for i, g in enumerate(self.group) if g == name] for name in dict.fromkeys(self.group)]
+
+    def won(self, i):
+        return self.reward[i] > 0
+
+    def comparable(self, members):
+        """Both a success and a failure have tokens: otherwise there is no contrast between polarities."""
+        return {self.won(i) for i in members if self.tokens[i]} == {True, False}
+
+    def rows(self, values):
+        """[B][T]: one number per rollout, at each of its tokens."""
+        out = self.zeros()
+        for i, t in self.everything():
+            out[i][t] = values[i]
+        return out
+
+
+def batch_of(rollouts):
+    tokens = [[t for t, on in enumerate(row) if on] for row in rollouts.mask.tolist()]
+    scores = {name: x.double().tolist() for name, x in rollouts.scores.items()}
+    return Batch(rollouts.reward.double().tolist(), rollouts.group.tolist(), tokens, scores, rollouts.mask.shape[1])
+
+
+def mean(values):
+    return math.fsum(values) / len(values)
+
+
+def standardise(values, eps, ddof=1):
+    """(x − mean) / (std + eps); 0 for values without spread."""
+    if not values or max(values) - min(values) <= 1e-13 * max(abs(v) for v in values) or len(values) <= ddof:
+        return [0.0] * len(values)
+    centre = mean(values)
+    spread = math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - ddof))
+    return [(v - centre) / (spread + eps) for v in values]
+
+
+# Rollout credit -------------------------------------------------------------------------------------------------------------------
+
+
+def group_center(batch, values, scale="group", eps=1e-6, ddof=1):
+    """GRPO sec. 4.1.2: (r − mean) / std. Dr. GRPO: no division. scale="batch": the std over all rollouts of the batch."""
+    out = [0.0] * len(values)
+    for members in batch.groups():
+        inside = [values[i] for i in members]
+        for i, z in zip(members, standardise(inside, eps, ddof)):
+            out[i] = z if scale == "group" else values[i] - mean(inside)
+    if scale == "batch" and len(values) > ddof:
+        centre = mean(values)
+        spread = math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - ddof))
+        out = [v / (spread + eps) for v in out]
+    return out
+
+
+def leave_one_out(batch, values):
+    """RLOO eq. 8: rᵢ − 1/(G−1) Σ_{j≠i} rⱼ; a single rollout has no baseline and gets 0."""
+    out = [0.0] * len(values)
+    for members in batch.groups():
+        for i in members:
+            others = [values[j] for j in members if j != i]
+            out[i] = values[i] - mean(others) if others else 0.0
+    return out
+
+
+def batch_whiten(batch, credit, eps=1e-8):
+    """REINFORCE++ sec. 3: mean and std over all tokens of the batch."""
+    places = batch.everything()
+    out = batch.zeros()
+    for (i, t), z in zip(places, standardise([credit[i][t] for i, t in places], eps)):
+        out[i][t] = z
+    return out
+
+
+def overlong(batch, values, max_length, cache=None):
+    """DAPO eq. 13, piece by piece."""
+    cache = max_length / 5 if cache is None else cache
+    out = []
+    for value, row in zip(values, batch.tokens):
+        length = len(row)
+        if length <= max_length - cache:
+            out.append(value)
+        elif length <= max_length:
+            out.append(value + (max_length - cache - length) / cache)
+        else:
+            out.append(value - 1)
+    return out
+
+
+def group_relative_overlong(batch, values, easy=0.75, punish_failures=False):
+    """GTPO appendix D."""
+    out = list(values)
+    for members in batch.groups():
+        wins = [i for i in members if batch.won(i)]
+        rate = len(wins) / len(members)
+        if rate >= easy:
+            reference, target = wins, wins
+        elif rate <= 1 - easy:
+            continue
+        elif len(wins) > len(members) - len(wins):
+            reference, target = members, wins
+        else:
+            reference, target = members, [i for i in members if not batch.won(i)] if punish_failures else []
+        lengths = [len(batch.tokens[i]) for i in reference]
+        limit = max((min(lengths) + max(lengths)) / 2, mean(lengths))
+        for i in target:
+            length = len(batch.tokens[i])
+            if limit and limit <= length < 2 * limit:
+                out[i] -= 0.5 * (length - limit) / limit
+            elif limit and length >= 2 * limit:
+                out[i] -= 0.5
+    return out
+
+
+# Entropy-shaped credit ------------------------------------------------------------------------------------------------------------
+
+
+def entropy_reward(
+    batch, alpha=(1.0, 0.1), level="token", compare="column", mean_of="arithmetic", scope="group", failures=True, floor=0.01
+):
+    """GTPO eqs. 3 and 5, GRPO-S eqs. 8 and 9, appendix C: α₁ r + α₂ (H / Σ H) d, and the same with −1 and 1/H for failures."""
+    out = batch.zeros()
+    for i, t in batch.everything():
+        out[i][t] = _signed(batch, i, alpha, 1.0, failures)
+    populations = batch.groups()
+    if scope == "batch":
+        populations = [[i for members in populations if batch.comparable(members) for i in members]]
+    for members in populations:
+        for won in (True, False):
+            rows = [i for i in members if batch.won(i) == won and batch.tokens[i]]
+            for i in rows:
+                for t in batch.tokens[i]:
+                    own, peers = _entropies(batch, rows, i, t, level, compare, mean_of, floor)
+                    out[i][t] = _signed(batch, i, alpha, _ratio(own, peers, won, mean_of, floor), failures)
+    return out
+
+
+def _signed(batch, i, alpha, ratio, failures):
+    if batch.won(i):
+        return alpha[0] * batch.reward[i] + alpha[1] * ratio
+    return -alpha[0] - alpha[1] * ratio if failures else 0.0
+
+
+def _entropies(batch, rows, i, t, level, compare, mean_of, floor):
+    """(H of token t of rollout i, the H of all that it is compared with)."""
+    entropy = batch.scores["entropy"]
+    if level == "sequence":
+        whole = {}
+        for k in rows:
+            values = [entropy[k][s] for s in batch.tokens[k]]
+            if mean_of == "geometric":
+                whole[k] = math.exp(mean([math.log(max(h, floor)) for h in values]))
+            else:
+                whole[k] = mean(values)
+        return whole[i], list(whole.values())
+    if compare == "column":
+        return entropy[i][t], [entropy[k][t] for k in rows if t in batch.tokens[k]]
+    if compare == "row":
+        return entropy[i][t], [entropy[i][s] for s in batch.tokens[i]]
+    return entropy[i][t], [entropy[k][s] for k in rows for s in batch.tokens[k]]
+
+
+def _ratio(own, peers, won, mean_of, floor):
+    if not won:
+        own, peers = 1 / max(own, floor), [1 / max(h, floor) for h in peers]
+    elif mean_of == "geometric":
+        own, peers = max(own, floor), [max(h, floor) for h in peers]
+    if mean_of == "geometric":
+        return own / math.prod(peers) ** (1 / len(peers))
+    return own / math.fsum(peers) * len(peers) if math.fsum(peers) else 1.0
+
+
+def polarity_center(batch, credit, scope="group", population="all", level="token", eps=1e-6):
+    """GTPO eq. 6: R⁺ holds the shaped rewards of successes and a 0 for every token of a failure; R⁻ the other way round."""
+    out = batch.zeros()
+    populations = [members for members in batch.groups() if batch.comparable(members)]
+    if scope == "batch":
+        populations = [[i for members in populations for i in members]]
+    for members in populations:
+        if level == "token":
+            places = [(i, t) for i in members for t in batch.tokens[i]]
+        else:
+            places = [(i, batch.tokens[i][0]) for i in members if batch.tokens[i]]  # the shaped reward of a rollout is one number
+        for won in (True, False):
+            if population == "all":
+                values = [credit[i][t] if batch.won(i) == won else 0.0 for i, t in places]
+                used = places
+            elif population == "within_polarity":
+                used = [(i, t) for i, t in places if batch.won(i) == won]
+                values = [credit[i][t] for i, t in used]
+            else:
+                used, values = places, [credit[i][t] for i, t in places]
+            for (i, t), z in zip(used, standardise(values, eps)):
+                if batch.won(i) == won:
+                    for s in [t] if level == "token" else batch.tokens[i]:
+                        out[i][s] = z
+    return out
+
+
+# Token weights --------------------------------------------------------------------------------------------------------------------
+
+
+def top_tokens(batch, score, fraction):
+    """Beyond the 80/20 rule: the tokens at or above the ⌈ρN⌉-th largest score of the batch."""
+    values = sorted((batch.scores[score][i][t] for i, t in batch.everything()), reverse=True)
+    if not values:
+        return set()
+    threshold = values[math.ceil(round(fraction * len(values), 9)) - 1]
+    return {(i, t) for i, t in batch.everything() if batch.scores[score][i][t] >= threshold}
+
+
+def keep_only(batch, credit, chosen):
+    out = batch.zeros()
+    for i, t in chosen:
+        out[i][t] = credit[i][t]
+    return out
+
+
+def entropy_advantage(batch, credit, alpha=0.4, kappa=2.0):
+    """Reasoning with exploration: A + min(α H, |A| / κ)."""
+    out = batch.zeros()
+    for i, t in batch.everything():
+        out[i][t] = credit[i][t] + min(alpha * batch.scores["entropy"][i][t], abs(credit[i][t]) / kappa)
+    return out
+
+
+def proxy_weight(batch, credit, score, normalise="min_max"):
+    out = batch.zeros()
+    for i, row in enumerate(batch.tokens):
+        x = [batch.scores[score][i][t] for t in row]
+        for t in row:
+            own = batch.scores[score][i][t]
+            if normalise == "min_max":
+                weight = (own - min(x)) / (max(x) - min(x)) if max(x) > min(x) else 1.0
+            elif normalise == "mean_one":
+                weight = own / mean(x) if mean(x) else 1.0
+            else:
+                rank = sum(v < own for v in x) + (x.count(own) + 1) / 2
+                weight = (2 * rank - 1) / len(x)
+            out[i][t] = credit[i][t] * weight
+    return out
+
+
+# Weights of tokens in the loss ----------------------------------------------------------------------------------------------------
+
+
+def aggregate(batch, kind, length=None):
+    out = batch.zeros()
+    num_rows, num_tokens = len(batch.reward), len(batch.everything())
+    chosen = top_tokens(batch, "entropy", 0.2) if kind == "selected" else set(batch.everything())
+    longest = max((len(row) for row in batch.tokens), default=0)
+    for i, t in chosen:
+        out[i][t] = {
+            "token": 1 / num_tokens,
+            "sequence": 1 / num_rows / len(batch.tokens[i]),
+            "sum": 1 / num_rows / (length or longest),
+            "selected": 1 / len(chosen),
+        }[kind]
+    return out
+
+
+# Losses of single tokens: (loss, derivative with respect to log π_θ), by hand -------------------------------------------------------
+
+
+def ratio_of(logprob, old):
+    return math.exp(logprob - old)
+
+
+def clip(logprob, old, c, chosen, low=0.2, high=0.2, dual=None):
+    """min(w c, clip(w) c): the clip stops a token when w > 1 + high and c > 0, or when w < 1 − low and c < 0. dw/dlog π = w."""
+    w = ratio_of(logprob, old)
+    objective = min(w * c, min(max(w, 1 - low), 1 + high) * c)
+    stopped = (c > 0 and w > 1 + high) or (c < 0 and w < 1 - low)
+    if dual is not None and c < 0 and objective < dual * c:
+        return -dual * c, 0.0
+    return -objective, 0.0 if stopped else -w * c
+
+
+def log_prob(logprob, old, c, chosen):
+    return -c * logprob, -c
+
+
+def cispo(logprob, old, c, chosen, cap=5.0, floor=0.0):
+    held = min(max(ratio_of(logprob, old), floor), cap)
+    return -held * c * logprob, -held * c
+
+
+def sapo(logprob, old, c, chosen, positive=1.0, negative=1.05):
+    """f(w) = 4/τ σ(τ(w − 1)); df/dw = 4 σ (1 − σ)."""
+    w, tau = ratio_of(logprob, old), positive if c > 0 else negative
+    gate = 1 / (1 + math.exp(-tau * (w - 1)))
+    return -4 / tau * gate * c, -4 * gate * (1 - gate) * w * c
+
+
+def ce_gppo(logprob, old, c, chosen, beta=(0.5, 1.0), low=0.2, high=0.2, dual=None):
+    w = ratio_of(logprob, old)
+    if w < 1 - low and c < 0:
+        return -beta[0] * (1 - low) * c, -beta[0] * (1 - low) * c
+    if w > 1 + high and c > 0:
+        return -beta[1] * (1 + high) * c, -beta[1] * (1 + high) * c
+    if dual is not None and c < 0 and w > dual:
+        return -dual * c, 0.0
+    return -w * c, -w * c
+
+
+def clip_cov(logprob, old, c, chosen, low=1.0, high=1.0):
+    return (0.0, 0.0) if chosen else clip(logprob, old, c, chosen, low, high)
+
+
+def kl_cov(logprob, old, c, chosen, beta=1.0):
+    w, gap = ratio_of(logprob, old), logprob - old
+    sign = (gap > 0) - (gap < 0)
+    return -w * c + beta * abs(gap) * chosen, -w * c + beta * sign * chosen
+
+
+def token_losses(batch, rule, logprob, old, credit, weights, chosen=None, **constants):
+    """(loss, gradient) of Σ ω ℓ for a rule whose tokens do not interact."""
+    total, gradient = [], batch.zeros()
+    for i, t in batch.everything():
+        loss, slope = rule(logprob[i][t], old[i][t], credit[i][t], bool(chosen and (i, t) in chosen), **constants)
+        total.append(weights[i][t] * loss)
+        gradient[i][t] = weights[i][t] * slope
+    return math.fsum(total), gradient
+
+
+def sequence_losses(batch, logprob, old, credit, weights, low, high, mean_of="geometric", token=False):
+    """GSPO eq. 5 and 7, GSPO-token eq. 13, GRPO-S eq. 11: the derivative of sᵢ reaches every token of the rollout."""
+    total, gradient = [], batch.zeros()
+    for i, row in enumerate(batch.tokens):
+        if not row:
+            continue
+        w = {t: ratio_of(logprob[i][t], old[i][t]) for t in row}
+        s = math.prod(w.values()) ** (1 / len(row)) if mean_of == "geometric" else mean(list(w.values()))
+        slope_of_s = 0.0
+        for t in row:
+            c = credit[i][t]
+            total.append(-weights[i][t] * min(s * c, min(max(s, 1 - low), 1 + high) * c))
+            free = not ((c > 0 and s > 1 + high) or (c < 0 and s < 1 - low))
+            slope_of_s += -weights[i][t] * c * free
+            gradient[i][t] = -weights[i][t] * c * free * s  # d s_it / d log π_it = s in GSPO-token
+        if not token:
+            for t in row:
+                gradient[i][t] = slope_of_s * (s if mean_of == "geometric" else w[t]) / len(row)
+    return math.fsum(total), gradient
+
+
+def covariances(batch, logprob, credit):
+    """The entropy mechanism eq. 10: {token: (log π − mean log π)(A − mean A)}."""
+    places = batch.everything()
+    if not places:
+        return {}
+    centre, level = mean([logprob[i][t] for i, t in places]), mean([credit[i][t] for i, t in places])
+    return {(i, t): (logprob[i][t] - centre) * (credit[i][t] - level) for i, t in places}
+
+
+# The published methods ------------------------------------------------------------------------------------------------------------
+
+
+def _grpo(batch):
+    return batch.rows(group_center(batch, batch.reward))
+
+
+def _gtpo(**reading):
+    shape = {k: v for k, v in reading.items() if k != "population"}
+    kept = {k: v for k, v in reading.items() if k in ("level", "scope", "population")}
+    return lambda batch: polarity_center(batch, entropy_reward(batch, **shape), **kept)
+
+
+CREDIT = {
+    "reinforce": lambda b: b.rows(b.reward),
+    "grpo": _grpo,
+    "dr_grpo": lambda b: b.rows(group_center(b, b.reward, scale="none")),
+    "rloo": lambda b: b.rows(leave_one_out(b, b.reward)),
+    "reinforce_pp_baseline": lambda b: batch_whiten(b, b.rows(group_center(b, b.reward, scale="none"))),
+    "dapo": _grpo,
+    "gspo": _grpo,
+    "gspo_token": _grpo,
+    "cispo": _grpo,
+    "sapo": _grpo,
+    "gtpo": _gtpo(),
+    "grpo_s": _gtpo(level="sequence"),
+    "gtpo_geometric": _gtpo(mean_of="geometric"),
+    "grpo_s_geometric": _gtpo(level="sequence", mean_of="geometric"),
+    "gtpo_2025_08": _gtpo(alpha=(0.9, 0.1), failures=False, population="joint"),
+    "forking_tokens": lambda b: keep_only(b, _grpo(b), top_tokens(b, "entropy", 0.2)),
+    "entropy_advantage": lambda b: entropy_advantage(b, _grpo(b)),
+    "clip_cov": _grpo,
+    "kl_cov": _grpo,
+    "ce_gppo": _grpo,
+    "ptw_entropy": lambda b: proxy_weight(b, _grpo(b), "entropy"),
+    "exact_value": lambda b: keep_only(b, b.scores["exact_value"], b.everything()),
+}
+
+LOSS = {  # (rule, constants, aggregation)
+    "reinforce": (log_prob, {}, ("sum", 1)),
+    "grpo": (clip, {}, ("sequence",)),
+    "dr_grpo": (clip, {}, ("sum",)),
+    "rloo": (log_prob, {}, ("sum", 1)),
+    "reinforce_pp_baseline": (clip, {}, ("token",)),
+    "dapo": (clip, {"high": 0.28}, ("token",)),
+    "gspo": (sequence_losses, {"low": 3e-4, "high": 4e-4}, ("sequence",)),
+    "gspo_token": (sequence_losses, {"low": 3e-4, "high": 4e-4, "token": True}, ("sequence",)),
+    "cispo": (cispo, {}, ("token",)),
+    "sapo": (sapo, {}, ("sequence",)),
+    "gtpo": (clip, {"high": 0.28}, ("token",)),
+    "grpo_s": (sequence_losses, {"low": 0.2, "high": 0.28, "mean_of": "arithmetic"}, ("sequence",)),
+    "gtpo_geometric": (clip, {"high": 0.28}, ("token",)),
+    "grpo_s_geometric": (sequence_losses, {"low": 0.2, "high": 0.28}, ("sequence",)),
+    "gtpo_2025_08": (clip, {"high": 0.28}, ("token",)),
+    "forking_tokens": (clip, {"high": 0.28}, ("selected",)),
+    "entropy_advantage": (clip, {"high": 0.28}, ("token",)),
+    "clip_cov": (clip_cov, {}, ("token",)),
+    "kl_cov": (kl_cov, {}, ("token",)),
+    "ce_gppo": (ce_gppo, {}, ("token",)),
+    "ptw_entropy": (clip, {}, ("token",)),
+    "exact_value": (clip, {}, ("token",)),
+}
+
+
+def method_loss(name, batch, logprob, old, credit, chosen=None):
+    """(loss, gradient) of a published method for a given credit and given selected tokens."""
+    rule, constants, how = LOSS[name]
+    weights = aggregate(batch, *how)
+    if rule is sequence_losses:
+        return sequence_losses(batch, logprob, old, credit, weights, **constants)
+    return token_losses(batch, rule, logprob, old, credit, weights, chosen, **constants)

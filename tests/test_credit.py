@@ -1,0 +1,422 @@
+"""Transforms against the slow reference, against numbers derived by hand, and at the edges."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+from tokencredit import Chain, Rollouts, Transform
+from tokencredit.credit import (
+    BatchWhiten,
+    EntropyBonus,
+    EntropyReward,
+    GroupCenter,
+    GroupRelativeOverlong,
+    LeaveOneOut,
+    Outcome,
+    Overlong,
+    PolarityCenter,
+    ProxyWeight,
+    Score,
+    TopFraction,
+    Weight,
+)
+from tokencredit.testing import credit_like, rollouts_strategy
+
+DTYPES = st.sampled_from((torch.float64, torch.float32))
+
+
+def make(reward, entropy=None, mask=None, group=None, **scores):
+    """Rollouts from lists; one group and full rows unless said otherwise."""
+    entropy = [[0.0]] * len(reward) if entropy is None else entropy
+    entropy = torch.tensor(entropy, dtype=torch.float64)
+    return Rollouts(
+        reward=torch.tensor(reward, dtype=torch.float64),
+        group=torch.zeros(len(reward), dtype=torch.long) if group is None else torch.tensor(group),
+        mask=torch.ones(entropy.shape, dtype=torch.bool) if mask is None else torch.tensor(mask, dtype=torch.bool),
+        scores={"entropy": entropy} | {name: torch.tensor(x, dtype=torch.float64) for name, x in scores.items()},
+    )
+
+
+def run(transform, rollouts, credit=None):
+    return transform(torch.zeros(rollouts.mask.shape, dtype=rollouts.reward.dtype) if credit is None else credit, rollouts)
+
+
+def close(got, expected, at=None):
+    tolerance = at or (1e-5 if got.dtype == torch.float32 else 1e-10)
+    torch.testing.assert_close(got.double(), torch.as_tensor(expected, dtype=torch.float64).view(got.shape), rtol=tolerance, atol=tolerance)
+
+
+def batches(*scores, rewards="any", **more):
+    return DTYPES.flatmap(lambda dtype: rollouts_strategy(scores, rewards=rewards, dtype=dtype, **more))
+
+
+# Against the reference --------------------------------------------------------------------------------------------------------------
+
+OF_REWARD = {
+    "group": (GroupCenter(), lambda b: reference.group_center(b, b.reward)),
+    "ddof 0": (GroupCenter(eps=1e-4, ddof=0), lambda b: reference.group_center(b, b.reward, eps=1e-4, ddof=0)),
+    "batch": (GroupCenter(scale="batch"), lambda b: reference.group_center(b, b.reward, scale="batch")),
+    "none": (GroupCenter(scale="none"), lambda b: reference.group_center(b, b.reward, scale="none")),
+    "leave one out": (LeaveOneOut(), lambda b: reference.leave_one_out(b, b.reward)),
+    "overlong": (Overlong(5, 2), lambda b: reference.overlong(b, b.reward, 5, 2)),
+    "overlong, a fifth": (Overlong(4), lambda b: reference.overlong(b, b.reward, 4)),
+    "relative overlong": (GroupRelativeOverlong(), lambda b: reference.group_relative_overlong(b, b.reward)),
+    "both polarities": (
+        GroupRelativeOverlong(0.6, punish_failures=True),
+        lambda b: reference.group_relative_overlong(b, b.reward, 0.6, True),
+    ),
+    "dapo's chain": (Chain(Overlong(5, 2), GroupCenter()), lambda b: reference.group_center(b, reference.overlong(b, b.reward, 5, 2))),
+}
+
+
+@pytest.mark.parametrize("name", OF_REWARD)
+@given(rollouts=batches())
+def test_rollout_credit(name, rollouts):
+    transform, expected = OF_REWARD[name]
+    batch = reference.batch_of(rollouts)
+    close(run(Chain(Outcome(), transform), rollouts), batch.rows(expected(batch)))
+
+
+READINGS = [
+    {"level": level, "compare": compare, "mean_of": mean, "scope": scope, "failures": failures}
+    for level, compare in (("token", "column"), ("token", "row"), ("token", "matrix"), ("sequence", "column"))
+    for mean in ("arithmetic", "geometric")
+    for scope in ("group", "batch")
+    for failures in (True, False)
+]
+
+
+def shape_of(reading):
+    return EntropyReward(alpha=(1.0, 0.3), **{("mean" if k == "mean_of" else k): v for k, v in reading.items()})
+
+
+@pytest.mark.parametrize("reading", READINGS, ids=lambda r: "-".join(map(str, r.values())))
+@given(rollouts=batches("entropy"))
+def test_entropy_reward(reading, rollouts):
+    expected = reference.entropy_reward(reference.batch_of(rollouts), alpha=(1.0, 0.3), **reading)
+    close(run(shape_of(reading), rollouts), expected)
+
+
+@pytest.mark.parametrize("population", ("all", "within_polarity", "joint"))
+@pytest.mark.parametrize("scope", ("group", "batch"))
+@pytest.mark.parametrize("level", ("token", "sequence"))
+@given(rollouts=batches("entropy"))
+def test_polarity_center(level, scope, population, rollouts):
+    batch = reference.batch_of(rollouts)
+    shaped = reference.entropy_reward(batch, alpha=(1.0, 0.3), level=level, scope=scope)
+    expected = reference.polarity_center(batch, shaped, scope, population, level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        center = PolarityCenter(scope=scope, population=population, level=level)
+    chain = Chain(EntropyReward(alpha=(1.0, 0.3), level=level, scope=scope), center)
+    # Without the zeros a polarity's spread is α₂ times that of entropy ratios, so float32 roundings of 1 weigh more in it.
+    close(run(chain, rollouts), expected, at=2e-4 if population == "within_polarity" and rollouts.reward.dtype == torch.float32 else None)
+
+
+@pytest.mark.parametrize("normalise", ("min_max", "mean_one", "rank"))
+@given(rollouts=batches("x"), seed=st.integers(0, 999))
+def test_proxy_weight(normalise, rollouts, seed):
+    credit = credit_like(rollouts, seed)
+    expected = reference.proxy_weight(reference.batch_of(rollouts), credit.double().tolist(), "x", normalise)
+    close(run(ProxyWeight("x", normalise), rollouts, credit), expected)
+
+
+@given(rollouts=batches("x", "entropy"), seed=st.integers(0, 999), fraction=st.sampled_from((0.01, 0.2, 0.5, 0.8, 1.0)))
+def test_top_fraction_entropy_bonus_and_whitening(rollouts, seed, fraction):
+    batch, credit = reference.batch_of(rollouts), credit_like(rollouts, seed)
+    plain = credit.double().tolist()
+    chosen = reference.top_tokens(batch, "x", fraction)
+    close(run(TopFraction("x", fraction), rollouts, credit), reference.keep_only(batch, plain, chosen))
+    close(run(EntropyBonus(), rollouts, credit), reference.entropy_advantage(batch, plain))
+    close(run(BatchWhiten(), rollouts, credit), reference.batch_whiten(batch, plain))
+    close(run(Score("x"), rollouts, credit), reference.keep_only(batch, batch.scores["x"], batch.everything()))
+
+
+# Identities -------------------------------------------------------------------------------------------------------------------------
+
+
+@given(rollouts=batches("x", "entropy"), seed=st.integers(0, 999))
+def test_strength_zero_and_fraction_one_are_the_identity(rollouts, seed):
+    credit = credit_like(rollouts, seed)
+    plain = torch.where(rollouts.mask, credit, 0)
+    for same in (Weight("x", 0.0), TopFraction("x", 1.0), TopFraction("x", 1.0, "group"), TopFraction("x", 1.0, "row"), Chain()):
+        assert torch.equal(run(same, rollouts, credit), plain)
+    assert torch.equal(run(EntropyBonus(alpha=0.0), rollouts, credit), plain)
+    assert torch.equal(run(Overlong(), rollouts, credit), plain)
+
+
+@given(rollouts=rollouts_strategy(("entropy",), rewards="binary"), alpha=st.tuples(st.floats(0, 2), st.floats(0, 2)))
+def test_proposition_2_2_column_sums(rollouts, alpha):
+    """At every position the shaped rewards of the d living successes sum to (α₁+α₂) d, those of the h living failures to −(α₁+α₂) h."""
+    credit = run(EntropyReward(alpha=alpha), rollouts)
+    for group in rollouts.group.unique():
+        for side, sign in ((rollouts.success, 1), (~rollouts.success, -1)):
+            rows = side & (rollouts.group == group)
+            close(credit[rows].sum(0), sign * sum(alpha) * rollouts.mask[rows].sum(0).double(), at=1e-9)
+
+
+@given(rollouts=rollouts_strategy(("entropy",), rewards="binary"))
+def test_proposition_b_5_rollout_sums(rollouts):
+    """The shaped rewards of the n successes of a group sum to (β₁+β₂) n, those of its m failures to −(β₁+β₂) m."""
+    credit = run(EntropyReward(alpha=(0.9, 0.2), level="sequence"), rollouts)
+    value = credit.sum(1) / rollouts.length.clamp(min=1)
+    for group in rollouts.group.unique():
+        for side, sign in ((rollouts.success, 1), (~rollouts.success, -1)):
+            rows = side & (rollouts.group == group) & (rollouts.length > 0)
+            close(value[rows].sum(), sign * 1.1 * rows.sum().double(), at=1e-9)
+
+
+@given(rollouts=batches("entropy", rewards="binary"), compare=st.sampled_from(("column", "row", "matrix")), h=st.floats(0.05, 5))
+def test_uniform_entropy_makes_gtpo_plain(rollouts, compare, h):
+    """Equal entropies leave one number per group and polarity, that of its outcome, the same as without entropy (α₂ = 0) but scaled."""
+    level = Rollouts(rollouts.reward, rollouts.group, rollouts.mask, {"entropy": torch.full_like(rollouts.score("entropy"), h)})
+    credit = run(Chain(EntropyReward(compare=compare), PolarityCenter()), level)
+    plain = run(Chain(EntropyReward(alpha=(1.1, 0.0)), PolarityCenter()), rollouts)
+    close(credit, plain)
+    for group in level.group.unique():
+        for side, sign in ((level.success, 1), (~level.success, -1)):
+            values = credit[side & (level.group == group)][level.mask[side & (level.group == group)]]
+            assert values.numel() == 0 or (values.max() - values.min() < 1e-4 and (sign * values >= 0).all())
+
+
+@given(rollouts=batches("entropy"))
+def test_grpo_is_dapo_without_overlong_and_rloo_is_scaled_dr_grpo(rollouts):
+    assert torch.equal(run(Chain(Outcome(), Overlong(), GroupCenter()), rollouts), run(Chain(Outcome(), GroupCenter()), rollouts))
+    size = torch.bincount(rollouts.group_index)[rollouts.group_index][:, None] if len(rollouts) else torch.ones(0, 1)
+    centred = run(Chain(Outcome(), GroupCenter(scale="none")), rollouts)
+    close(run(Chain(Outcome(), LeaveOneOut()), rollouts), centred.double() * size / (size - 1).clamp(min=1))
+
+
+# By hand ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_gtpo_shaping_by_hand():
+    # Successes, H = [[3, 1], [1, 3]]: each column sums to 4 over 2 rollouts, so 3 -> 1 + 0.1 · 3/4 · 2 = 1.15 and 1 -> 1.05.
+    close(run(EntropyReward(), make([1, 1], [[3, 1], [1, 3]])), [[1.15, 1.05], [1.05, 1.15]])
+    # Failures, H = [[4, 1], [1, 4]]: the inverses 1/4 and 1 sum to 5/4, so 4 -> −1 − 0.1 · (1/4)/(5/4) · 2 = −1.04 and 1 -> −1.16.
+    close(run(EntropyReward(), make([0, 0], [[4, 1], [1, 4]])), [[-1.04, -1.16], [-1.16, -1.04]])
+
+
+def test_grpo_s_shaping_by_hand():
+    # Mean entropies 2 and 6 of two successes: 1 + 0.1 · 2 · 2/8 = 1.05 and 1 + 0.1 · 2 · 6/8 = 1.15.
+    # Mean entropies 1 and 3 of two failures, inverses 1 and 1/3: −1 − 0.1 · 2 · 3/4 = −1.15 and −1 − 0.1 · 2 · 1/4 = −1.05.
+    # (The mean of the inverses, rather than the inverse of the mean, would give row 2 a mean of (2 + 2/3)/2 = 4/3 instead of 1.)
+    rollouts = make([1, 1, 0, 0], [[1, 3], [6, 6], [0.5, 1.5], [3, 3]])
+    close(run(EntropyReward(level="sequence"), rollouts), [[1.05] * 2, [1.15] * 2, [-1.15] * 2, [-1.05] * 2])
+
+
+def test_gtpo_shaping_with_other_means_by_hand():
+    rollouts = make([1, 1], [[4, 1], [1, 1]])
+    # geometric: column 0 has √(4 · 1) = 2: 4/2 = 2 and 1/2; column 1 has 1.
+    close(run(EntropyReward(mean="geometric"), rollouts), [[1.2, 1.1], [1.05, 1.1]])
+    # row: means 2.5 and 1.     matrix: mean 7/4.
+    close(run(EntropyReward(compare="row"), rollouts), [[1.16, 1.04], [1.1, 1.1]])
+    close(run(EntropyReward(compare="matrix"), rollouts), [[1 + 0.4 / 1.75, 1 + 0.1 / 1.75], [1 + 0.1 / 1.75] * 2])
+
+
+def test_a_short_rollout_takes_no_part_in_later_columns():
+    rollouts = make([1, 1], [[3, 1], [1, 9]], mask=[[1, 1], [1, 0]])
+    close(run(EntropyReward(), rollouts), [[1.15, 1.1], [1.05, 0]])  # alone at its position, a token has ratio 1
+
+
+def test_the_zeros_of_the_other_polarity_belong_to_the_population():
+    # One success and one failure, one token each: shaped 1.1 and −1.1. R⁺ = {1.1, 0}: mean 0.55, std 1.1/√2; so ±0.55/(1.1/√2) = ±1/√2.
+    close(run(Chain(EntropyReward(), PolarityCenter(eps=0.0)), make([1, 0], [[2], [2]])), [[math.sqrt(0.5)], [-math.sqrt(0.5)]])
+
+
+@given(rollouts=rollouts_strategy(("entropy",), rewards="binary"))
+def test_within_polarity_erases_the_outcome_and_says_so(rollouts):
+    with pytest.warns(UserWarning, match=r"outcome signal is erased.*population=\"all\""):
+        center = PolarityCenter(population="within_polarity", eps=0.0)
+    credit = run(Chain(EntropyReward(), center), rollouts)
+    for group in rollouts.group.unique():
+        for side in (rollouts.success, ~rollouts.success):
+            close(credit[side & (rollouts.group == group)].sum(), 0.0, at=1e-8)  # mean zero on both sides: no outcome is left
+
+
+def test_zeros_included_keeps_the_outcome():
+    random = torch.Generator().manual_seed(0)
+    entropy = -torch.rand((8, 50), generator=random).log()
+    rollouts = make([1, 1, 1, 0, 0, 0, 0, 0], entropy.tolist())
+    credit = run(Chain(EntropyReward(), PolarityCenter()), rollouts)
+    assert credit[:3].min() > 0.5 and credit[3:].max() < -0.5
+    with pytest.warns(UserWarning):
+        within = run(Chain(EntropyReward(), PolarityCenter(population="within_polarity")), rollouts)
+    assert 0.3 < (within[:3] < 0).double().mean() < 0.7
+
+
+def test_shaped_reward_clips_by_hand():
+    rollouts = make([1, 1, 0], [[3], [1], [1]])  # shaped 1.15, 1.05, −1.1
+    close(run(EntropyReward(reward_clip=(1.1, 1.2)), rollouts), [[1.15], [1.1], [-1.1]])  # failures are not clipped
+    # H clipped to [0.2, 0.28]: both successes 0.28, so both ratios 1.
+    close(run(EntropyReward(entropy_clip=(0.2, 0.28)), rollouts), [[1.1], [1.1], [-1.1]])
+
+
+def test_overlong_by_hand():
+    rollouts = make([1, 1, 1, 1], [[1.0] * 5] * 4, mask=[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    # L = 4, cache 2: lengths 2, 3, 4, 5 -> 0, −1/2, −1, −1.
+    got = run(Chain(Outcome(), Overlong(4, 2)), rollouts)
+    close(got[:, 0], [1.0, 0.5, 0.0, 0.0])
+
+
+def test_weights_by_hand():
+    rollouts = make([1], [[1, 3]])
+    ones = torch.ones(1, 2, dtype=torch.float64)
+    close(run(Weight("entropy", 0.5), rollouts, ones), [[1.25, 1.75]])  # the mean is 2: 1 + 0.5 · 1/2 and 1 + 0.5 · 3/2
+    close(run(ProxyWeight("entropy"), rollouts, ones), [[0.0, 1.0]])
+    close(run(ProxyWeight("entropy", "mean_one"), rollouts, ones), [[0.5, 1.5]])
+    close(run(ProxyWeight("entropy", "rank"), make([1], [[5, 5, 9, 0]]), torch.ones(1, 4).double()), [[1.0, 1.0, 1.75, 0.25]])
+    # −1 + min(0.4 · 1, 1/2) and −1 + min(0.4 · 3, 1/2).
+    close(run(EntropyBonus(), rollouts, -ones), [[-0.6, -0.5]])
+
+
+def test_group_credit_by_hand():
+    # Rewards 1, 0, 0, 1: mean 1/2, std (ddof 1) √(1/3).
+    rollouts = make([1, 0, 0, 1])
+    close(run(Chain(Outcome(), GroupCenter(eps=0.0)), rollouts)[:, 0], [3**0.5 / 2, -(3**0.5) / 2, -(3**0.5) / 2, 3**0.5 / 2])
+    close(run(Chain(Outcome(), LeaveOneOut()), rollouts)[:, 0], [2 / 3, -2 / 3, -2 / 3, 2 / 3])  # 1 − (0 + 0 + 1)/3
+
+
+# Edges ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_floor_bounds_the_inverse_and_nothing_else():
+    high = make([0, 0, 1], [[0.05, 0.4], [2.0, 0.05], [0.05, 1.0]])
+    for mean in ("arithmetic", "geometric"):
+        close(run(EntropyReward(mean=mean), high), run(EntropyReward(mean=mean, floor=1e-9), high))
+        certain = run(EntropyReward(mean=mean, level="token"), make([0, 0, 1, 1], [[0.0, 1.0], [2.0, 0.0], [0.0, 0.0], [0.0, 3.0]]))
+        assert torch.isfinite(certain).all() and (certain[:2] >= -1 - 0.1 * 15).all()
+    # A high floor bounds H from below, never 1/H: entropies above it count as they are.
+    close(run(EntropyReward(mean="geometric", floor=0.5), make([0, 0], [[4], [16]])), [[-1 - 0.1 * 2], [-1 - 0.1 / 2]])
+    with pytest.raises(ValueError, match=r"floor must be positive.*0"):
+        EntropyReward(floor=0.0)
+
+
+@given(rollouts=rollouts_strategy(("entropy",)))
+def test_entropies_that_are_all_zero_are_uniform(rollouts):
+    certain = Rollouts(rollouts.reward, rollouts.group, rollouts.mask, {"entropy": torch.zeros_like(rollouts.score("entropy"))})
+    for mean in ("arithmetic", "geometric"):
+        lost = rollouts.mask & ~rollouts.success[:, None]
+        close(run(EntropyReward(mean=mean), certain)[lost], torch.full((int(lost.sum()),), -1.1, dtype=torch.float64))
+        won = rollouts.mask & rollouts.success[:, None]
+        close(run(EntropyReward(mean=mean), certain)[won], (rollouts.reward[:, None] + 0.1).expand_as(won)[won])
+
+
+GROUP_CHAINS = [
+    Chain(Outcome(), GroupCenter()),
+    Chain(Outcome(), GroupCenter(eps=0.0)),
+    Chain(Outcome(), GroupCenter(scale="batch")),
+    Chain(Outcome(), GroupCenter(scale="none")),
+    Chain(Outcome(), LeaveOneOut()),
+    Chain(Outcome(), GroupCenter(), EntropyBonus()),
+    Chain(EntropyReward(), PolarityCenter(eps=0.0)),
+    Chain(EntropyReward(), PolarityCenter(scope="batch")),
+    Chain(EntropyReward(level="sequence"), PolarityCenter(level="sequence", eps=0.0)),
+    Chain(EntropyReward(failures=False), PolarityCenter(population="joint", eps=0.0)),
+]
+
+
+@pytest.mark.parametrize("chain", GROUP_CHAINS, ids=repr)
+@given(rollouts=batches("entropy"))
+def test_equal_rewards_and_groups_of_one_get_nothing(chain, rollouts):
+    silent = ~rollouts.informative
+    alone = (torch.bincount(rollouts.group_index) == 1)[rollouts.group_index] if len(rollouts) else silent
+    assert (silent | ~alone).all()
+    assert (run(chain, rollouts)[silent] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_a_large_group_of_equal_rewards_has_no_spread(dtype):
+    """0.1 added up thousands of times is not thousands times 0.1: the rounding must not be blown up to unit variance."""
+    num_rows, width = 3000, 40
+    lengths = torch.arange(num_rows) % width + 1
+    reward, group = torch.full((num_rows,), 0.1, dtype=dtype), torch.zeros(num_rows, dtype=torch.long)
+    rollouts = Rollouts(reward, group, torch.arange(width) < lengths[:, None])
+    for chain in (Chain(Outcome(), GroupCenter(eps=0.0)), Chain(Outcome(), LeaveOneOut()), Chain(Outcome(), BatchWhiten(eps=0.0))):
+        assert (run(chain, rollouts) == 0).all()
+
+
+def test_a_polarity_without_tokens_gives_no_contrast():
+    # The failure was truncated and masked out: what is left are successes that differ in entropy only.
+    rollouts = make([1, 1, 0], [[3, 1], [1, 2], [1, 1]], mask=[[1, 1], [1, 1], [0, 0]])
+    assert rollouts.mixed.all() and not rollouts.comparable.any()
+    for level in ("token", "sequence"):
+        for scope in ("group", "batch"):
+            chain = Chain(EntropyReward(level=level, scope=scope), PolarityCenter(level=level, scope=scope))
+            assert (run(chain, rollouts) == 0).all()
+    # GRPO still compares with the failure's reward: only the contrast of shaped token rewards is gone.
+    assert (run(Chain(Outcome(), GroupCenter()), rollouts)[:2] > 0).all()
+
+
+def test_batch_scope_compares_across_prompts_and_leaves_out_groups_without_contrast():
+    entropy = [[3.0], [1.0], [1.0], [1.0], [50.0]]
+    rollouts = make([1, 0, 1, 0, 1], entropy, group=[0, 0, 1, 1, 2])
+    shaped = run(EntropyReward(scope="batch"), rollouts)
+    # The successes of groups 0 and 1 share their mean entropy 2; the 50 of group 2 does not count.
+    close(shaped[:, 0], [1.15, -1.1, 1.05, -1.1, 1.1])
+    assert (run(Chain(EntropyReward(scope="batch"), PolarityCenter(scope="batch")), rollouts)[4] == 0).all()
+
+
+def test_entropy_never_carries_a_gradient():
+    entropy = torch.rand(4, 3, requires_grad=True)
+    mask, scores = torch.ones(4, 3, dtype=torch.bool), {"entropy": entropy * 2}
+    rollouts = Rollouts(torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.zeros(4, dtype=torch.long), mask, scores)
+    assert not rollouts.score("entropy").requires_grad
+    for chain in (*GROUP_CHAINS, Chain(Outcome(), Weight("entropy"), ProxyWeight("entropy"), TopFraction("entropy"))):
+        assert not run(chain, rollouts).requires_grad
+
+
+def test_top_fraction_ties_and_scopes():
+    rollouts = make([1, 1], [[1, 2, 2, 3], [9, 9, 9, 9]])
+    select = lambda fraction, scope: TopFraction("entropy", fraction, scope).select(rollouts).int().tolist()  # noqa: E731
+    assert select(0.5, "batch") == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    assert select(0.5, "row") == [[0, 1, 1, 1], [1, 1, 1, 1]]  # the second largest of 1 2 2 3 is 2, and both are kept
+    assert select(0.25, "row") == [[0, 0, 0, 1], [1, 1, 1, 1]]
+    assert select(1e-9, "batch") == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    # ⌈0.07 · 100⌉ is 7, although 0.07 · 100 is 7.000000000000001 in binary.
+    assert TopFraction("entropy", 0.07).select(make([1], [list(range(100))])).sum() == 7
+
+
+@given(rollouts=rollouts_strategy(("x",)))
+def test_a_rows_scope_is_a_group_per_row(rollouts):
+    apart = Rollouts(rollouts.reward, torch.arange(len(rollouts)), rollouts.mask, rollouts.scores)
+    assert torch.equal(TopFraction("x", 0.3, "row").select(rollouts), TopFraction("x", 0.3, "group").select(apart))
+
+
+def test_bad_settings_are_refused_by_name():
+    for build, message in (
+        (lambda: GroupCenter(scale="rows"), r"GroupCenter.scale must be one of 'group', 'batch', 'none', got 'rows'"),
+        (lambda: EntropyReward(compare="col"), r"EntropyReward.compare must be one of 'column'"),
+        (lambda: PolarityCenter(population="zeros"), r"PolarityCenter.population must be one of 'all'"),
+        (lambda: ProxyWeight("x", "softmax"), r"ProxyWeight.normalise must be one of"),
+        (lambda: TopFraction("x", 0.0), r"TopFraction.fraction must be in \(0, 1\], got 0.0"),
+        (lambda: TopFraction("x", scope="prompt"), r"TopFraction.scope must be one of"),
+        (lambda: EntropyBonus(kappa=1.0), r"EntropyBonus.kappa must exceed 1"),
+        (lambda: EntropyBonus(alpha=-0.1), r"EntropyBonus.alpha must not be negative"),
+        (lambda: Overlong(10, 11), r"Overlong needs 0 < cache <= max_length, got cache=11, max_length=10"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()
+
+
+def test_laws_follow_the_settings():
+    assert "group_local" in EntropyReward().laws and "group_local" not in EntropyReward(scope="batch").laws
+    assert "group_local" in PolarityCenter().laws and "group_local" not in PolarityCenter(scope="batch").laws
+    assert "keeps_sign" in Weight("x").laws and "keeps_sign" not in Weight("x", -1.0).laws
+    assert Chain(Outcome(), GroupCenter()).laws == {"group_local"}
+    assert Chain(ProxyWeight("x", "rank"), TopFraction("x", scope="row")).laws == {"keeps_sign", "row_local", "group_local"}
+
+
+def test_a_transform_needs_an_apply_and_the_right_shape():
+    rollouts = make([1.0], [[1, 2]])
+    with pytest.raises(TypeError, match=r"Transform does not define apply\(self, credit, rollouts\)"):
+        run(Transform(), rollouts)
+    with pytest.raises(ValueError, match=r"credit must be \[B, T\] = \[1, 2\], got shape \[1, 3\]"):
+        Chain()(torch.zeros(1, 3), rollouts)
+    with pytest.raises(KeyError, match=r'needs the score "x"; these rollouts have: entropy'):
+        run(Score("x"), rollouts)
