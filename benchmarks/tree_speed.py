@@ -10,6 +10,7 @@ bracket. The last line printed, also written to benchmarks/results/tree_speed.js
 import argparse
 import json
 import math
+import os
 import statistics
 import time
 from pathlib import Path
@@ -43,14 +44,15 @@ def inside(tree, rewards):
     return abs(rate - nearest) <= 4 * math.sqrt(nearest * (1 - nearest) / len(rewards))
 
 
-def timed(function, runs):
-    """Median wall seconds of several runs, and the last answer."""
-    seconds = []
+def timed(function, num, runs):
+    """Median seconds per prompt, wall and processor, of several runs over `num` prompts; and the last answer."""
+    wall, cpu = [], []
     for _ in range(runs):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         answer = function()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), answer
+        wall.append((time.perf_counter() - start) / num)
+        cpu.append((time.process_time() - busy) / num)
+    return {"seconds_per_prompt": statistics.median(wall), "cpu_seconds_per_prompt": statistics.median(cpu)}, answer
 
 
 def shape(trees):
@@ -76,21 +78,20 @@ def main():
     ends = {"eos_token_id": tokenizer.eos_token_id, "max_new_tokens": reckon.MAX_NEW_TOKENS, "eps": EPS}
     grow_forest(model, prompts[:1], verifiers[:1], **ends)
 
-    together, trees = timed(lambda: grow_forest(model, prompts, verifiers, **ends), options.runs)
-    alone, _ = timed(lambda: [grow_forest(model, [p], v, **ends) for p, v in zip(prompts, verifiers)], options.runs)
-    finer, finer_trees = timed(lambda: grow_forest(model, prompts, verifiers, **ends | {"eps": FINER_EPS}), options.runs)
+    together, trees = timed(lambda: grow_forest(model, prompts, verifiers, **ends), len(prompts), options.runs)
+    alone, _ = timed(lambda: [grow_forest(model, [p], v, **ends) for p, v in zip(prompts, verifiers)], len(prompts), options.runs)
+    finer, finer_trees = timed(lambda: grow_forest(model, prompts, verifiers, **ends | {"eps": FINER_EPS}), len(prompts), options.runs)
     drawn = [sample(model, tokenizer, prompt, SAMPLES) for prompt in prompts]
     groups = [[ids for ids, _ in some[:GROUP]] for some in drawn]
-    scored, _ = timed(lambda: exact_value(model, prompts, groups, verifiers, **ends), options.runs)
+    scored, _ = timed(lambda: exact_value(model, prompts, groups, verifiers, **ends), len(prompts), options.runs)
     rates = [[verify(ids, cut) for ids, cut in some] for verify, some in zip(verifiers, drawn)]
     result = {
-        "seconds_per_prompt": together / len(prompts),
-        "seconds_per_prompt_alone": alone / len(prompts),
-        "seconds_per_prompt_scoring_8_completions": scored / len(prompts),
-        **shape(trees),
-        "finer": {"eps": FINER_EPS, "seconds_per_prompt": finer / len(prompts), **shape(finer_trees)},
+        **together, **shape(trees),
+        "grown_one_by_one": alone,
+        "scoring_8_completions": scored,
+        "finer": {"eps": FINER_EPS, **finer, **shape(finer_trees)},
         "sampling_check": {"inside": sum(map(inside, trees, rates)), "of": len(prompts), "samples_per_prompt": SAMPLES},
-        "eps": EPS, "runs": options.runs, "threads": options.threads,
+        "eps": EPS, "runs": options.runs, "threads": options.threads, "load_average": os.getloadavg()[0],
     }  # fmt: skip
     line = json.dumps(result)
     out = Path(__file__).parent / "results" / "tree_speed.json"

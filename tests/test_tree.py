@@ -123,6 +123,9 @@ def test_brackets_hold_and_only_tighten():
     trees = [modular_tree(4, eps=eps) for eps in (0.03, 3e-3, 3e-4, 3e-5)]
     assert [tree.num_prefixes for tree in trees] == sorted({tree.num_prefixes for tree in trees})
     assert trees[0].unresolved > 0.2 > 0.05 > trees[-1].unresolved
+    for tree in trees:
+        low, high = tree.entropy()
+        assert low < exact.entropy.item() < high
     known = 0
     for prefix in all_prefixes(world):
         value, (low, high) = exact.value(prefix), (-math.inf, math.inf)
