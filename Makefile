@@ -1,0 +1,47 @@
+# make demo   sets up and runs the main job: trains three methods on the embedded world, writes runs/demo/report.html
+# make test   sets up and passes the tests
+# make setup  creates .venv (both call it; the second time it does nothing)
+# make bench  the figures of the documentation, one script each; results in benchmarks/results/
+# make lint   style
+
+PYTHON ?= python3
+# A CPU-only machine with the whole internet: make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+BIN = .venv/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: setup demo test browser bench lint clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "tokencredit needs Python 3.11 or newer; $(PYTHON) is older. Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python3 -m venv failed. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip setuptools
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[trl,test]"
+	@touch .venv/ready
+
+demo: setup
+	$(BIN)/tokencredit demo --out runs/demo
+
+test: setup browser
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+# The report's test opens it in Chromium. Without a way to get one, that test says so and is skipped.
+browser: setup
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq >/dev/null && apt-get install -qq -y chromium >/dev/null; } \
+	|| timeout 300 $(BIN)/playwright install chromium >/dev/null \
+	|| echo "no Chromium found or installed: the browser test will be skipped"
+
+bench: setup
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+lint: setup
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv runs build dist *.egg-info src/*.egg-info
