@@ -187,8 +187,15 @@ def test_a_truncated_finished_run_is_running_again(tmp_path):
     assert Run.open(run.path).status == "running"
 
 
-WRITER = """
-import itertools, sys
+# The modules under test alone: the package's own __init__ imports torch, which takes seconds and is not what is tested.
+ALONE = f"""
+import sys, types
+sys.modules["tokencredit"] = types.ModuleType("tokencredit")
+sys.modules["tokencredit"].__path__ = [{os.path.dirname(durable.__file__)!r}]
+"""
+
+WRITER = ALONE + """
+import itertools
 from tokencredit.runs import Run
 run = Run.create(sys.argv[1], name="n", method="m", method_name="m", task="t", model="m", config={}, seed=0, command="c")
 start = len(run.metrics())
@@ -249,7 +256,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_previous_version(tmp_path, mo
 def test_a_line_that_does_not_fit_is_cut_off_again(tmp_path):
     """A real short write: the process may not grow a file past 4096 bytes."""
     resource = pytest.importorskip("resource", reason="no resource limits on this system")
-    script = f"""
+    script = ALONE + f"""
 import resource
 from tokencredit.durable import append_line
 from pathlib import Path
@@ -268,12 +275,11 @@ except OSError as error:
 
 
 def test_reading_and_recording_need_no_torch(tmp_path):
-    script = f"""
-import sys
+    script = ALONE + f"""
 from tokencredit.runs import Run
 run = Run.create({str(tmp_path / "run")!r}, **{IDENTITY!r})
 run.log_metrics({{"step": 1}})
 assert run.metrics() == [{{"step": 1}}]
-print([name for name in ("torch", "numpy", "pyarrow") if name in sys.modules])
+print([name for name in ("torch", "numpy", "pyarrow", "transformers") if name in sys.modules])
 """
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"
