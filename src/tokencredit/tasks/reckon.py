@@ -4,8 +4,8 @@
     completion   @2 7 + 2 - 2 so @1 9 - 2 then @1 7 <eos>
 
 `@k` does the k-th operator of the current expression and is followed by the whole rewritten expression (digits mod 10). Between steps
-stands a joint (`so now then ok next`: free wording). In place of a joint, or of the end, `wait` and the expression before the step undo it. The
-reward is the outcome alone: the completion ends in `@1 d`, with d the last digit of the value. `world` builds the model.
+stands a joint (`so now then ok next`: free wording). In place of a joint, or of the end, `wait` and the expression before the step undo it.
+The reward is the outcome alone: the completion ends in `@1 d`, with d the last digit of the value. `world` builds the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokencredit.tasks.verdict import CORRECT, TRUNCATED, UNPARSED, WRONG, Valid
 
 DIGITS = tuple("0123456789")
 OPERATORS = ("+", "-", "*")
-OPERATOR_WEIGHTS = (6, 9, 5)
+OPERATOR_WEIGHTS = (2, 2, 1)
 STEPS = ("@1", "@2", "@3", "@4")
 JOINTS = ("so", "now", "then", "ok", "next")
 JOINT_WEIGHTS = (5, 4, 3, 2, 1)
@@ -88,7 +88,7 @@ class Demonstrator:
     At most one `wait` per demonstration.
     """
 
-    fork: float = 0.45
+    fork: float = 0.4
     habit: float = 0.95
     again: float = 0.5
     slip: float = 0.015
@@ -180,13 +180,18 @@ class _Reader:
 class Reckon:
     """The task. Dials: `operands`, how many numbers a prompt may have (3 to 5); `wording`, whether joints vary.
 
-    With `wording` the most uncertain tokens are the joints, which decide nothing, so entropy is a poor guide to importance; without it the
-    joint is always `so`, and entropy is a good one.
+    With `wording` the most uncertain tokens are the joints, which decide nothing unless `wait` is in place, so entropy is a poor guide to
+    importance. Without it the joint is always `so`, and a joint is uncertain only as far as `wait` competes.
     """
 
     operands: tuple[int, ...] = (3, 4)
     wording: bool = True
     name = "reckon"
+    max_new_tokens = MAX_NEW_TOKENS
+
+    def __post_init__(self) -> None:
+        if not self.operands or not set(self.operands) <= {3, 4, 5}:
+            raise ValueError(f"operands are some of 3, 4 and 5 (with 2 there is no order to choose), not {self.operands!r}")
 
     def prompts(self, split: str = "train", seed: int = 0) -> Iterator[dict]:
         """Endless independent draws; equal (split, seed) give equal prompts in equal order. A fifth of all prompts, by md5, are "test"."""
@@ -260,8 +265,16 @@ class Reckon:
         return Validation(5 * num, tuple(failures))
 
 
+def expression_after(row: dict, tokens: Sequence[str]) -> Expression:
+    """The expression that stands after some tokens of a completion: what the next `@k` would act on."""
+    reader = _Reader(tuple(row["expression"].split()))
+    for token in tokens:
+        reader.read(token)
+    return reader.expression
+
+
 def draw(num: int, rng: random.Random) -> Expression:
-    """`num` digits from 1 to 9 with operators between them, `-` the likeliest."""
+    """`num` digits from 1 to 9 with operators between them, `*` half as likely as the others."""
     parts = [rng.choice(DIGITS[1:])]
     for _ in range(num - 1):
         parts += [rng.choices(OPERATORS, OPERATOR_WEIGHTS)[0], rng.choice(DIGITS[1:])]
@@ -285,12 +298,5 @@ def model_path() -> Path:
 
 
 _DEFAULT = Reckon()
-name, prompts, rows, verify, validate, slots, roles = (
-    _DEFAULT.name,
-    _DEFAULT.prompts,
-    _DEFAULT.rows,
-    _DEFAULT.verify,
-    _DEFAULT.validate,
-    _DEFAULT.slots,
-    _DEFAULT.roles,
-)
+name, prompts, rows, verify = _DEFAULT.name, _DEFAULT.prompts, _DEFAULT.rows, _DEFAULT.verify
+validate, slots, roles = _DEFAULT.validate, _DEFAULT.slots, _DEFAULT.roles

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from tokencredit.tasks.reckon import BOS, EOS, MAX_NEW_TOKENS, PAD, VOCABULARY, 
 Progress = Callable[[int, int, dict], None]
 
 BATCH = 128
+BATCHES_AT_ONCE = 8
 LEARNING_RATE = 6e-3
 WARMUP = 20
 FLOOR = 0.05
@@ -65,19 +67,32 @@ def make_model() -> LlamaForCausalLM:
 
 
 def demonstrations(task: Reckon, seed: int, demonstrator: Demonstrator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of fresh train-split demonstrations: ids [B,T], padded on the right, and labels [B,T], -100 off the completion."""
-    ids_of = {word: i for i, word in enumerate(VOCABULARY)}
+    """Endless batches of fresh train-split demonstrations: ids [B,T], padded on the right, and labels [B,T], -100 off the completion.
+
+    Eight batches are drawn at a time and divided by length, so that little is padding; their order is shuffled.
+    """
     prompts, rng = task.prompts("train", seed), random.Random(f"demonstrations {seed}")
     while True:
-        pairs = [(row["prompt"].split(), task.demonstrate(row, rng, demonstrator).split()) for row, _ in zip(prompts, range(BATCH))]
-        width = max(len(prompt) + len(completion) for prompt, completion in pairs)
-        ids = torch.full((BATCH, width), ids_of[PAD])
-        labels = torch.full((BATCH, width), -100)
-        for i, (prompt, completion) in enumerate(pairs):
-            tokens = torch.tensor([ids_of[word] for word in (*prompt, *completion)])
-            ids[i, : len(tokens)] = tokens
-            labels[i, len(prompt) : len(tokens)] = tokens[len(prompt) :]
-        yield ids, labels
+        rows = islice(prompts, BATCHES_AT_ONCE * BATCH)
+        pairs = [(row["prompt"].split(), task.demonstrate(row, rng, demonstrator).split()) for row in rows]
+        pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        starts = list(range(0, len(pairs), BATCH))
+        rng.shuffle(starts)
+        for start in starts:
+            yield collate(pairs[start : start + BATCH])
+
+
+def collate(pairs: list[tuple[list[str], list[str]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts and completions in words -> ids and labels, both [B,T]."""
+    ids_of = {word: i for i, word in enumerate(VOCABULARY)}
+    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
+    ids = torch.full((len(pairs), width), ids_of[PAD])
+    labels = torch.full((len(pairs), width), -100)
+    for i, (prompt, completion) in enumerate(pairs):
+        tokens = torch.tensor([ids_of[word] for word in (*prompt, *completion)])
+        ids[i, : len(tokens)] = tokens
+        labels[i, len(prompt) : len(tokens)] = tokens[len(prompt) :]
+    return ids, labels
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -136,7 +151,7 @@ def build(
     seed: int = 0,
     operands: tuple[int, ...] = (3, 4),
     wording: bool = True,
-    steps: int = 900,
+    steps: int = 1400,
     demonstrator: Demonstrator | None = None,
     num_eval: int = 2048,
     progress: Progress | None = None,
