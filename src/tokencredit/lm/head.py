@@ -30,10 +30,12 @@ FLOOR = -80.0
 class Head:
     """An LM head: weight [V, D], bias [V] or None, and what happens to its logits.
 
+    A head without a weight reads its inputs as raw logits u [N, V]: for models whose hidden states do not give them.
+
     softcap  z ← softcap · tanh(z / softcap), None for none;  scale  multiplies the logits before;  temperature  divides them after
     """
 
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None = None
     temperature: float = 1.0
     softcap: float | None = None
@@ -47,12 +49,13 @@ class Head:
         """The same head at another temperature."""
         return replace(self, temperature=temperature)
 
-    @property
-    def plain(self) -> bool:
-        return self.softcap is None
+    def vocabulary(self, hidden: Tensor) -> int:
+        return hidden.shape[-1] if self.weight is None else len(self.weight)
 
     def raw(self, hidden: Tensor, columns: slice) -> Tensor:
-        """[n, v]: h Wᵀ + b for a slice of the vocabulary, in the dtype of wide(hidden)."""
+        """[n, v]: u = h Wᵀ + b for a slice of the vocabulary, in the dtype of hidden."""
+        if self.weight is None:
+            return hidden[..., columns]
         tile = hidden @ self.weight[columns].to(hidden.dtype).t()
         return tile if self.bias is None else tile + self.bias[columns].to(tile.dtype)
 
@@ -141,6 +144,8 @@ class Fold:
 
 def target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     """[N]: z of the target tokens."""
+    if head.weight is None:
+        return head.bend(hidden.gather(1, targets[:, None])[:, 0])[0]
     raw = torch.linalg.vecdot(hidden, head.weight[targets].to(hidden.dtype))
     if head.bias is not None:
         raw = raw + head.bias[targets].to(raw.dtype)
