@@ -32,11 +32,15 @@ class Tangents(NamedTuple):
 
 
 class _Moments:
-    """Running Σ e^x dz, Σ e^x dz², Σ e^x x dz for K tangents, and for a head tangent y: Σ e^x y, Σ e^x y dz; follows a Fold's maximum."""
+    """Running Σ e^x d, Σ e^x d², Σ e^x x d of K tangents d = dz − dz_t, and of a head tangent y − y_t: Σ e^x y, Σ e^x d y.
+
+    Everything is relative to the target's tangent, whose own term is exactly 0: a near-certain token's s is a small number, and the
+    difference of dz_t and E_p dz would leave only roundings of it.
+    """
 
     def __init__(self, like: Tensor, tied: bool):
-        self.first, self.second, self.with_x, self.at_target = (torch.zeros_like(like) for _ in range(4))
-        self.head, self.mixed, self.head_at_target = (torch.zeros_like(like) for _ in range(3)) if tied else (None, None, None)
+        self.first, self.second, self.with_x = (torch.zeros_like(like) for _ in range(3))
+        self.head, self.mixed = (torch.zeros_like(like) for _ in range(2)) if tied else (None, None)
 
     def rescale(self, factor: Tensor, delta: Tensor) -> None:
         self.with_x = factor * (self.with_x + delta * self.first)
@@ -44,26 +48,24 @@ class _Moments:
         if self.head is not None:
             self.head, self.mixed = factor * self.head, factor * self.mixed
 
-    def add(self, k: int, dz: Tensor, x: Tensor, power: Tensor, hot: Tensor, y: Tensor | None) -> None:
-        weighted = dz * power
+    def add(self, k: int, d: Tensor, x: Tensor, power: Tensor, y: Tensor | None) -> None:
+        weighted = d * power
         self.first[k] += weighted.sum(1)
-        self.second[k] += torch.linalg.vecdot(weighted, dz)
+        self.second[k] += torch.linalg.vecdot(weighted, d)
         self.with_x[k] += torch.linalg.vecdot(weighted, x)
-        self.at_target[k] += torch.linalg.vecdot(hot, dz)
         if y is not None:
             self.head[k] += torch.linalg.vecdot(power, y)
             self.mixed[k] += torch.linalg.vecdot(weighted, y)
-            self.head_at_target[k] += torch.linalg.vecdot(hot, y)
 
     def finish(self, fold: Fold) -> Tangents:
         mean, mean_x = self.first / fold.e, fold.xe / fold.e
         d_entropy = mean * mean_x - self.with_x / fold.e
         variance = (self.second / fold.e - mean.square()).clamp(min=0)
-        found = Tangents(self.at_target - mean, variance, d_entropy)
+        found = Tangents(-mean, variance, d_entropy)
         if self.head is None:
             return found
         head = self.head / fold.e
-        return found._replace(head_logprob=self.head_at_target - head, covariance=self.mixed / fold.e - mean * head)
+        return found._replace(head_logprob=-head, covariance=self.mixed / fold.e - mean * head)
 
 
 @torch.no_grad()
@@ -77,16 +79,18 @@ def head_tangents(hidden: Tensor, tangents: Tensor, head: Head, targets: Tensor,
     for rows, pieces in tiles(len(h), head.vocabulary(h), tile or tile_size(h)):
         dh = tangents[:, rows].to(h.dtype)
         fold, moments = Fold.start(h[rows]), _Moments(dh[..., 0], tied is not None)
+        slope_t = _target_slope(h[rows], head, targets[rows])
+        dz_t = _at_targets(dh, head, targets[rows]) * slope_t
         along = None if tied is None else torch.einsum("nd,kd->kn", h[rows], tied[1].to(h.dtype))
         for columns in pieces:
             z, slope = head.bend(head.raw(h[rows], columns))
             before = fold.m
             x, power, factor = fold.add(z)
             moments.rescale(factor, torch.where(before == -torch.inf, 0.0, before - fold.m))
-            hot = _one_hot(targets[rows], columns, z)
+            others = 1 - _one_hot(targets[rows], columns, z)
             for k in range(len(dh)):
-                y = None if tied is None else along[k][:, None] * tied[0][k, columns].to(h.dtype) * slope
-                moments.add(k, _push(head, dh[k], columns) * slope, x, power, hot, y)
+                d = (_push(head, dh[k], columns) * slope - dz_t[k, :, None]) * others
+                moments.add(k, d, x, power, None if tied is None else _head_tangent(tied[0][k], along[k], columns, targets[rows], slope, slope_t) * others)
         found.append(moments.finish(fold))
     return Tangents(*(None if parts[0] is None else torch.cat(parts, 1) for parts in zip(*found)))
 
@@ -96,25 +100,48 @@ def _push(head: Head, dh: Tensor, columns: slice) -> Tensor:
     return dh[:, columns] if head.weight is None else dh @ head.weight[columns].to(dh.dtype).t()
 
 
+def _at_targets(dh: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """[K, N]: the tangent of the targets' raw logits."""
+    if head.weight is None:
+        return dh.gather(2, targets.expand(len(dh), -1)[..., None])[..., 0]
+    return torch.linalg.vecdot(dh, head.weight[targets].to(dh.dtype))
+
+
+def _target_slope(hidden: Tensor, head: Head, targets: Tensor) -> Tensor | float:
+    """[N], or a number where it is the same everywhere: dz/du of the targets."""
+    if head.softcap is None:
+        return head.scale / head.temperature
+    z = target_logits(hidden, head, targets) * (head.temperature / head.softcap)
+    return (1 - z.square()) * (head.scale / head.temperature)
+
+
+def _head_tangent(r: Tensor, along: Tensor, columns: slice, targets: Tensor, slope: Tensor | float, slope_t: Tensor | float) -> Tensor:
+    """[n, v]: the tangent (h·c) r of the head's logits, less that of the target."""
+    r = r.to(along.dtype)
+    return along[:, None] * (r[columns] * slope - (r[targets] * slope_t)[:, None])
+
+
 @torch.no_grad()
 def logit_norms(hidden: Tensor, head: Head, targets: Tensor, tile: int | None = None) -> tuple[Tensor, Tensor]:
-    """(‖∂log p_t/∂u‖², tr of the Fisher matrix in u), each [N]: with slope c = dz/du
+    """(‖∂log p_t/∂u‖², tr of the Fisher matrix in u), each [N]: with slope c = dz/du and o = Σ_{v≠t} pᵥ, which is 1 − p_t without roundings,
 
-        c_t² (1 − 2 p_t) + Σᵥ cᵥ² pᵥ²            Σᵥ cᵥ² pᵥ (1 − pᵥ)
+        c_t² o² + Σ_{v≠t} cᵥ² pᵥ²            c_t² p_t o + Σ_{v≠t} cᵥ² pᵥ (1 − pᵥ)
 
     Without soft-cap and at temperature 1 these are ‖e_t − p‖² and 1 − Σ p².
     """
     h, found = wide(hidden), []
     for rows, pieces in tiles(len(h), head.vocabulary(h), tile or tile_size(h)):
-        fold, one, two, at_target = Fold.start(h[rows]), 0, 0, 0
+        fold, others, one, two = Fold.start(h[rows]), 0, 0, 0
         for columns in pieces:
             z, slope = head.bend(head.raw(h[rows], columns))
             _, power, factor = fold.add(z)
+            power = power * (1 - _one_hot(targets[rows], columns, z))
             square = power * slope * slope
+            others = others * factor + power.sum(1)
             one = one * factor + square.sum(1)
             two = two * factor.square() + torch.linalg.vecdot(square, power)
-            at_target = at_target + (_one_hot(targets[rows], columns, z) * slope * slope).sum(1)
+        others, one, two = others / fold.e, one / fold.e, two / fold.e.square()
+        c2 = _target_slope(h[rows], head, targets[rows]) ** 2
         p = (target_logits(h[rows], head, targets[rows]) - fold.lse()).exp()
-        one, two = one / fold.e, two / fold.e.square()
-        found.append(((at_target * (1 - 2 * p) + two).clamp(min=0), (one - two).clamp(min=0)))
+        found.append((c2 * others.square() + two, (c2 * p * others + one - two).clamp(min=0)))
     return tuple(torch.cat(parts) for parts in zip(*found))

@@ -1,0 +1,198 @@
+"""Every token's gradient at once: random directions pushed forward through the model.
+
+    s = ∇log p_t · u        E s² = ‖∇log p_t‖²        q = uᵀ F u        E q = tr F        for E[u uᵀ] = I
+
+One forward pass per direction serves all tokens of a batch. The LM head's part is exact, ‖e_t − p‖² ‖h‖² (Σᵥ pᵥ(1−pᵥ) ‖h‖² for the Fisher
+trace), and only the body is sketched. Where the body uses the head's weight as well (tied embeddings), the same direction goes
+through both uses and 2 s_body s_head is added: its mean is twice the product of the two uses' gradients. The relative error of a sketched
+norm is 1/√(2K) for Gaussian directions and little more for these.
+
+Forward mode gives the tangents of the hidden states exactly; finite differences (h(θ + εu) − h(θ))/ε need no derivative of
+any attention kernel. Source: Hutchinson 1990 for the estimator; the split and the rank-one directions are measured in the docs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokencredit.lm.attention import differentiable_attention
+from tokencredit.lm.directions import Coverage, Directions, Moved
+from tokencredit.lm.readout import Readout, Sequences, check_finite
+from tokencredit.lm.tangents import Tangents, head_tangents, logit_norms
+from tokencredit.masked import wide
+
+TARGET = {torch.float64: 1e-6, torch.float32: 3e-4}
+"""Root mean square change of the log-probs that a finite difference aims at: below it rounding grows, above it curvature. Half: 0.05."""
+AGREES = 0.05
+"""Largest relative difference between a finite difference and the exact derivative along the same direction."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The step of a finite difference, and how far it was from a derivative: `error` is relative, `against` says what it was compared with."""
+
+    eps: float
+    central: bool
+    error: float
+    against: str
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """Tangents along K directions, [K, N], and what of the head is known exactly, [N]; `step` of a finite difference."""
+
+    tangents: Tangents
+    head_norm2: Tensor
+    head_fisher: Tensor
+    method: str
+    step: Step | None
+
+    def norm2(self) -> Tensor:
+        """[K, N]: unbiased samples of ‖∇log p_t‖²."""
+        t = self.tangents
+        body = t.logprob.square()
+        return self.head_norm2 + (body if t.head_logprob is None else body + 2 * t.logprob * t.head_logprob)
+
+    def fisher(self) -> Tensor:
+        """[K, N]: unbiased samples of tr F."""
+        t = self.tangents
+        return self.head_fisher + (t.variance if t.covariance is None else t.variance + 2 * t.covariance)
+
+
+def sketch(readout: Readout, coverage: Coverage, batch: Sequences, *, num_directions: int, seed: int, method: str, tokens: int) -> Sketch:
+    """Tangents of every scored token of `batch` along `num_directions` directions; method "jvp" or "finite_difference".
+
+    RuntimeError where the model has no forward-mode derivative ("jvp"), ValueError where its hidden states are not finite.
+    """
+    directions = Directions(coverage, num_directions, seed)
+    trial = {"input_ids": batch.ids[:1, :2], "attention_mask": batch.attention[:1, :2], "use_cache": False}
+    moved = Moved(readout.body, coverage, **trial)
+    step = calibrate(readout, moved, directions, batch) if method == "finite_difference" else None
+    push = _forward_mode if step is None else _differences(step)
+    parts, order = [], []
+    for part, keep in batch.chunks(tokens):
+        hidden, tangents = push(readout, moved, directions, part)
+        check_finite(hidden, "hidden states")
+        parts.append((*_head_part(readout, coverage, hidden, part.target), _through_head(readout, coverage, directions, part, hidden, tangents)))
+        order.append(keep)
+    back = torch.cat(order).argsort()
+    norms, traces, pieces = zip(*parts)
+    tangents = Tangents(*(None if x[0] is None else torch.cat(x, 1)[:, back] for x in zip(*pieces)))
+    return Sketch(tangents, torch.cat(norms)[back], torch.cat(traces)[back], method, step)
+
+
+def _through_head(readout, coverage, directions, part, hidden, tangents) -> Tangents:
+    tied = coverage.name_of(readout.head.weight)
+    factors = None if tied is None else directions.factors[tied]
+    used = any(p is readout.head.weight for p in readout.body.parameters())
+    return head_tangents(hidden, tangents, readout.head, part.target, (factors["r"], factors["c"]) if factors and used else None)
+
+
+def _head_part(readout: Readout, coverage: Coverage, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The head's exact share of ‖∇log p_t‖² and of tr F: (weight ? ‖h‖² : 0) + (bias ? 1 : 0) times the norm in the logits."""
+    head = readout.head
+    weight, bias = (coverage.name_of(x) is not None for x in (head.weight, head.bias))
+    zero = wide(hidden).new_zeros(len(hidden))
+    if not weight and not bias:
+        return zero, zero
+    size = (wide(hidden).square().sum(1) if weight else 0) + float(bias)
+    norm2, trace = logit_norms(hidden, head, targets)
+    return norm2 * size, trace * size
+
+
+def _picked(readout: Readout, part: Sequences, body: Callable[..., Any] | None = None) -> Tensor:
+    """[N, D]: the hidden states that predict the scored tokens."""
+    return readout.hidden(part.ids, part.attention, body)[part.row, part.position]
+
+
+def _moved_states(readout: Readout, moved: Moved, part: Sequences, eps: Any, direction: dict) -> Tensor:
+    return _picked(readout, part, lambda **inputs: moved(eps, direction, **inputs))
+
+
+def _tangent(readout: Readout, moved: Moved, part: Sequences, direction: dict) -> tuple[Tensor, Tensor]:
+    zero = torch.zeros((), dtype=next(readout.body.parameters()).dtype, device=part.ids.device)
+    return torch.func.jvp(lambda eps: _moved_states(readout, moved, part, eps, direction), (zero,), (torch.ones_like(zero),))
+
+
+@torch.no_grad()
+def _forward_mode(readout: Readout, moved: Moved, directions: Directions, part: Sequences) -> tuple[Tensor, Tensor]:
+    """(hidden [N, D], tangents [K, N, D]): all directions together where the model's operations allow it, one by one otherwise."""
+    with differentiable_attention(readout.model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            hidden, tangents = torch.func.vmap(lambda u: _tangent(readout, moved, part, u), out_dims=0)(directions.factors)
+            return hidden[0], tangents
+        except (RuntimeError, ValueError, NotImplementedError):
+            found = [_tangent(readout, moved, part, directions[k]) for k in range(directions.num)]
+    return found[0][0], torch.stack([tangent for _, tangent in found])
+
+
+def _differences(step: Step):
+    @torch.no_grad()
+    def push(readout, moved, directions, part):
+        hidden = _picked(readout, part)
+        return hidden, torch.stack([_difference(readout, moved, part, directions[k], step.eps, step.central, hidden) for k in range(directions.num)])
+
+    return push
+
+
+def _difference(readout, moved, part, direction, eps: float, central: bool, hidden: Tensor) -> Tensor:
+    ahead = wide(_moved_states(readout, moved, part, eps, direction))
+    behind = wide(_moved_states(readout, moved, part, -eps, direction)) if central else wide(hidden)
+    return (ahead - behind) / (eps * (1 + central))
+
+
+@torch.no_grad()
+def calibrate(readout: Readout, moved: Moved, directions: Directions, batch: Sequences) -> Step:
+    """The step along the first direction that changes log-probs by about TARGET, checked on one short row against forward mode.
+
+    Where the model has no forward mode, against the step's double. A step that disagrees is tried ten times smaller and larger.
+    ValueError where none agrees, in full precision.
+    """
+    small, u = _short(batch), directions[0]
+    hidden = _picked(readout, small)
+    check_finite(hidden, "hidden states")
+    target, central = TARGET.get(hidden.dtype, 0.05), hidden.dtype not in TARGET
+    size = lambda s: float(s.square().mean().sqrt())  # noqa: E731
+    along = lambda dh: head_tangents(hidden, dh[None], readout.head, small.target).logprob[0]  # noqa: E731
+    difference = lambda eps: along(_difference(readout, moved, small, u, eps, central, hidden))  # noqa: E731
+    eps = target
+    for _ in range(4):
+        found = size(difference(eps))
+        wanted = target / found if found > 0 else eps * 10
+        done, eps = 0.5 < wanted / eps < 2, wanted
+        if done:
+            break
+    try:
+        with differentiable_attention(readout.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            truth, against = along(wide(_tangent(readout, moved, small, u)[1])), "forward mode"
+    except (RuntimeError, ValueError, NotImplementedError):
+        truth, against = difference(2 * eps), "twice the step"
+    scale = max(size(truth), torch.finfo(truth.dtype).tiny)
+    errors = {eps: size(difference(eps) - truth) / scale}
+    if errors[eps] > AGREES:
+        errors |= {other: size(difference(other) - truth) / scale for other in (eps / 10, eps * 10)}
+    best = min(errors, key=errors.get)
+    if not errors[best] <= (AGREES if hidden.dtype in TARGET else 0.5):
+        raise ValueError(f"finite differences disagree with {against} by {errors[best]:.0%} at their best step {best:.1e}: use method='jvp'")
+    return Step(best, central, errors[best], against)
+
+
+def _short(batch: Sequences, most: int = 64) -> Sequences:
+    """One row of a batch, up to `most` tokens behind its first scored one."""
+    row = int(batch.row.mode().values)
+    mine = batch.row == row
+    end = int(batch.position[mine].min()) + most
+    keep = (mine & (batch.position < end)).nonzero()[:, 0]
+    width = int(batch.position[keep].max()) + 2
+    return Sequences(
+        batch.ids[row : row + 1, :width], batch.attention[row : row + 1, :width], torch.zeros_like(batch.row[keep]), batch.position[keep],
+        batch.target[keep], tuple(x[keep] for x in batch.origin), batch.shape,
+    )  # fmt: skip
