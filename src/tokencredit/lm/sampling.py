@@ -1,13 +1,18 @@
-"""Samples completions with transformers' `generate`: exact token ids, exact sampling distribution, one seed."""
+"""What it means to sample: traces, requests for continuations of them, and rollouts; whoever can do that is a `Sampler`.
+
+A request continues one prefix of one trace. It names token ids, never text; carries the length that is left; and owns its randomness, so
+that its rollout is the same whatever else is in the batch. `lm.prefix_sampler` does it with transformers, `lm.vllm_sampler` with vLLM.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-from transformers import GenerationConfig
+from torch import Tensor
+
+from tokencredit.lm.distribution import Settings, seed_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,57 @@ class Completion:
     truncated: bool
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Trace:
+    """A prompt and one completion of it, as token ids."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a prompt needs at least one token, such as <bos>, for the model to predict from")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Continue the first `prefix` completion tokens of trace `trace`, after `token` if one is given, by at most `budget` tokens.
+
+    seed   owns the randomness of this request: two requests with equal seeds and prefixes give equal rollouts
+    """
+
+    trace: int
+    prefix: int
+    budget: int
+    seed: int
+    token: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What was sampled after the prefix (and the request's own token): ids, and log-prob and entropy of each, in nats, as sampled."""
+
+    ids: tuple[int, ...]
+    truncated: bool
+    logprob: tuple[float, ...]
+    entropy: tuple[float, ...]
+
+
+class Sampler(Protocol):
+    """Continues prefixes of traces. `settings` and `ends` (token ids that end a completion) are part of what it is."""
+
+    settings: Settings
+    ends: tuple[int, ...]
+
+    def distributions(self, traces: Sequence[Trace]) -> Iterator[Tensor]:
+        """For each trace, in order, log π(· | y<i) [T,V] at every completion token: what samples there, −inf for excluded tokens."""
+        ...
+
+    def continue_(self, traces: Sequence[Trace], requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+        """(index of the request, its rollout) as they end, in any order."""
+        ...
+
+
 def sample(
     model: Any,
     tokenizer: Any,
@@ -31,47 +86,30 @@ def sample(
     batch: int = 512,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Completion]]:
-    """`num` completions of every prompt (token ids); temperature 0 is greedy. `on_batch` hears how many rows are done.
+    """`num` completions of every prompt (token ids); temperature 0 is greedy. `on_batch` hears how many more rows are done.
 
-    The full distribution is sampled, whatever top-p or top-k the model's own generation config suggests.
+    The full distribution is sampled, whatever top-p or top-k the model's own generation config suggests. The k-th completion of the i-th
+    prompt depends on the seed, i and k, and not on `batch`.
     """
-    ends = set(_end_tokens(model, tokenizer))
-    greedy = temperature == 0
-    settings = GenerationConfig(
-        do_sample=not greedy, temperature=None if greedy else temperature, top_p=None if greedy else 1.0, top_k=None if greedy else 0,
-        max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends), bos_token_id=tokenizer.bos_token_id,
-    )  # fmt: skip
-    rows = [i for i in range(len(prompts)) for _ in range(num)]
-    found: list[list[Completion]] = [[] for _ in prompts]
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        for start in range(0, len(rows), batch):
-            some = rows[start : start + batch]
-            encoded = tokenizer.pad({"input_ids": [list(prompts[i]) for i in some]}, padding_side="left", return_tensors="pt").to(device)
-            out = model.generate(**encoded, generation_config=settings)[:, encoded["input_ids"].shape[1] :]
-            for i, ids in zip(some, out.tolist()):
-                found[i].append(_cut(ids, ends))
-            if on_batch:
-                on_batch(len(some))
-    model.train(was_training)
-    return found
+    from tokencredit.lm.prefix_sampler import PrefixSampler
+
+    sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch)
+    requests = [Request(i, 0, max_new_tokens, seed_of(seed, i, k)) for i in range(len(prompts)) for k in range(num)]
+    found: list[Completion | None] = [None] * len(requests)
+    done = 0
+    for index, rollout in sampler.continue_([Trace(tuple(prompt)) for prompt in prompts], requests):
+        found[index] = Completion(rollout.ids, rollout.truncated)
+        done += 1
+        if on_batch and (done % batch == 0 or done == len(requests)):
+            on_batch((done - 1) % batch + 1)
+    return [found[i * num : (i + 1) * num] for i in range(len(prompts))]
 
 
-def _cut(ids: list[int], ends: set[int]) -> Completion:
-    for position, token in enumerate(ids):
-        if token in ends:
-            return Completion(tuple(ids[: position + 1]), False)
-    return Completion(tuple(ids), True)
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
+def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Token ids that end a completion: the model's and the tokenizer's. ValueError where there is none."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     many = configured if isinstance(configured, list) else [configured]
-    ends = {token for token in [*many, tokenizer.eos_token_id] if token is not None}
+    ends = {token for token in [*many, getattr(tokenizer, "eos_token_id", None)] if token is not None}
     if not ends:
         raise ValueError("neither the tokenizer nor the generation config names an end-of-sequence token: completions could not end")
-    return sorted(ends)
+    return tuple(sorted(ends))
