@@ -56,7 +56,8 @@ def side(name: str, num: int, width: int, repeats: int) -> dict:
             began = time.perf_counter()
             found = run(hidden, weight, targets)
             seconds.append(time.perf_counter() - began)
-    return {"bytes": resident("VmHWM") - before, "seconds": statistics.median(seconds), "check": [x.double().mean().item() for x in found[:3]]}
+    check = [x.double().mean().item() for x in found[:3]]
+    return {"bytes": resident("VmHWM") - before, "seconds": statistics.median(seconds), "check": check}
 
 
 def main() -> None:
@@ -81,7 +82,8 @@ def main() -> None:
 
     finish("head_memory", {
         "memory_ratio": found["chunked"]["bytes"] / logits, "time_ratio": found["chunked"]["seconds"] / found["materialised"]["seconds"],
-        "materialised_memory_ratio": found["materialised"]["bytes"] / logits, "largest_gap_of_means": gap, "N": args.tokens, "V": V, "D": args.width,
+        "materialised_memory_ratio": found["materialised"]["bytes"] / logits, "largest_gap_of_means": gap,
+        "N": args.tokens, "V": V, "D": args.width,
     })  # fmt: skip
 
 

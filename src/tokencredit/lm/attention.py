@@ -62,7 +62,7 @@ def attention_received(readout: Readout, batch: Sequences, tokens: int) -> Tenso
             out = readout.body(input_ids=part.ids, attention_mask=part.attention, use_cache=False, output_attentions=True)
             layers = [a for a in (getattr(out, "attentions", None) or ()) if a is not None and a.dim() == 4]
             if not layers:
-                raise ValueError(f"{type(readout.model).__name__} reports no attention weights [B, heads, L, L], so there is nothing to receive")
+                raise ValueError(f"{type(readout.model).__name__} reports no attention weights [B, heads, L, L]: nothing to sum")
             length = part.attention.sum(1)
             width = part.ids.shape[1]
             later = torch.ones(width, width, device=found.device).tril(-1) * part.attention[:, :, None]

@@ -53,7 +53,7 @@ def select_parameters(model: nn.Module, parameters: str | Sequence[str] = "all",
     selection = parameters if isinstance(parameters, str) else tuple(parameters)
     if not named:
         hint = " (is it a PEFT model?)" if parameters == "lora" else ""
-        raise ValueError(f"no parameter of {type(model).__name__} matches parameters={selection!r}{hint}, or none that can be moved: {missing}")
+        raise ValueError(f"{type(model).__name__}: no parameter that can be moved matches {selection!r}{hint}; cannot be moved: {missing}")
     if missing and uncovered == "refuse":
         shown = "; ".join(f"{name} ({why})" for name, why in list(missing.items())[:5])
         raise ValueError(
@@ -80,7 +80,7 @@ def signs(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Ten
 class Directions:
     """K directions over a coverage: for each parameter a dict of factors, each [K, ...].
 
-    "r" [K, ..., R] and "c" [K, ..., C] of matrices (and of stacks of matrices), "v" of vectors. The first K of K' > K directions are the same.
+    "r" [K, ..., R] and "c" [K, ..., C] of matrices (and of stacks of matrices), "v" of vectors. More directions begin with the same ones.
     """
 
     def __init__(self, coverage: Coverage, num: int, seed: int = 0):
@@ -149,7 +149,8 @@ def _step(p: Tensor, eps: Any, u: Tensor) -> Tensor:
 
 def _hookable(module: nn.Module) -> bool:
     """Layers of exactly these types: a subclass may use its weight differently."""
-    return type(module) in (nn.Linear, nn.Embedding) or type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+    kind = type(module)
+    return kind in (nn.Linear, nn.Embedding) or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def _injection(eps: Any, factors: dict[str, Tensor]):

@@ -97,7 +97,7 @@ class Statistics(NamedTuple):
 
 @dataclass
 class Fold:
-    """Running sums over the vocabulary, all relative to the running maximum m: Σ e^x, Σ x e^x, Σ e^2x (x = z − m), and Σ x² e^x if asked."""
+    """Running sums over the vocabulary, relative to the running maximum m: Σ e^x, Σ x e^x, Σ e^2x with x = z − m, and Σ x² e^x if asked."""
 
     m: Tensor
     e: Tensor

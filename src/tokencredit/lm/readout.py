@@ -140,7 +140,8 @@ def sequences(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
         raise ValueError(f"input_ids, attention_mask and completion_mask must be [B, L] alike, got {', '.join(map(str, shapes))}")
     there, wanted = attention_mask.bool(), completion_mask.bool()
     if (wanted & ~there).any():
-        raise ValueError(f"row {int((wanted & ~there).any(1).nonzero()[0])}: the completion mask marks tokens that attention_mask calls padding")
+        row = int((wanted & ~there).any(1).nonzero()[0])
+        raise ValueError(f"row {row}: completion_mask marks tokens that attention_mask calls padding")
     place = there.long().cumsum(1) - 1
     if (wanted & (place == 0)).any():
         row = int((wanted & (place == 0)).any(1).nonzero()[0])

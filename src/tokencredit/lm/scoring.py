@@ -1,4 +1,4 @@
-"""Scores of sampled tokens from one forward pass: log-prob and entropy under the sampling distribution."""
+"""Scores of sampled tokens from one forward pass: what the sampling distribution says about each of them."""
 
 from __future__ import annotations
 
@@ -8,43 +8,95 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokencredit.lm.head import Fold, Head, target_logits, tile_size, tiles
+from tokencredit.lm.readout import Sequences, check_finite, evaluating, find_readout, sequences
+from tokencredit.masked import wide
+
+SCORES = ("logprob", "entropy", "sum_p2", "varentropy", "margin")
+
 
 @torch.no_grad()
 def score(model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, temperature: float = 1.0,
-          batch: int = 64) -> dict[str, list[Tensor]]:  # fmt: skip
-    """{"logprob": [...], "entropy": [...]}: one float32 tensor [T] per completion, in nats, at `temperature`, over the full vocabulary.
+          batch: int = 64, names: Sequence[str] = ("logprob", "entropy")) -> dict[str, list[Tensor]]:  # fmt: skip
+    """{name: [...]}: one float32 tensor [T] per completion, at `temperature`, over the full vocabulary.
 
-    Completions of similar length are scored together. ValueError where a sequence exceeds the model's context.
+    logprob, entropy (nats); sum_p2 (Σ p²); varentropy (Var of log p, nats²); margin (the largest probability less the second).
+    Completions of similar length are scored together, and no [tokens, vocabulary] matrix is made where the model's head can be told from
+    its body. ValueError where a sequence exceeds the model's context or its logits are not finite.
     """
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
+    unknown = sorted(set(names) - set(SCORES))
+    if unknown:
+        raise ValueError(f"no score is called {', '.join(unknown)}; there are: {', '.join(SCORES)}")
+    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        if completion and not prompt:
+            raise ValueError(f"row {row}: the prompt is empty, so nothing predicts the first token; begin it with a start token")
     limit = getattr(model.config, "max_position_embeddings", None)
     total = [len(p) + len(c) for p, c in zip(prompts, completions)]
     if limit and total and max(total) > limit:
         row = max(range(len(total)), key=total.__getitem__)
         raise ValueError(f"row {row} has {total[row]} tokens, more than the model's context of {limit}")
-    found: dict[str, list[Tensor]] = {"logprob": [torch.zeros(0)] * len(total), "entropy": [torch.zeros(0)] * len(total)}
+    found: dict[str, list[Tensor]] = {name: [torch.zeros(0)] * len(total) for name in names}
     order = sorted((i for i in range(len(total)) if completions[i]), key=total.__getitem__)
-    for rows in (order[i : i + batch] for i in range(0, len(order), batch)):
-        scored = _score_rows(model, [prompts[i] for i in rows], [completions[i] for i in rows], temperature)
-        for row, (logprob, entropy) in zip(rows, scored):
-            found["logprob"][row], found["entropy"][row] = logprob, entropy
-    return found
-
-
-def _score_rows(model: Any, prompts: list, completions: list, temperature: float) -> list[tuple[Tensor, Tensor]]:
+    if not order:
+        return found
     device = next(model.parameters()).device
-    width = max(len(p) + len(c) for p, c in zip(prompts, completions))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    attention = torch.zeros_like(ids)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
-        sequence = torch.tensor([*prompt, *completion])
-        ids[row, : len(sequence)], attention[row, : len(sequence)] = sequence, 1
-    logits = model(input_ids=ids.to(device), attention_mask=attention.to(device)).logits
-    found = []
-    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
-        at = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
-        log_p = torch.log_softmax(logits[row, at].float() / temperature, -1)
-        chosen = log_p.gather(1, torch.tensor(completion, device=device)[:, None])[:, 0]
-        found.append((chosen.cpu(), -(log_p.exp() * log_p).nan_to_num(0.0).sum(-1).cpu()))
+    with evaluating(model):
+        readout = find_readout(model, torch.tensor([*prompts[order[0]], *completions[order[0]]], device=device), temperature)
+        for rows in (order[i : i + batch] for i in range(0, len(order), batch)):
+            some = pad([prompts[i] for i in rows], [completions[i] for i in rows], device)
+            hidden = readout.hidden(some.ids, some.attention)[some.row, some.position]
+            lengths = [len(completions[i]) for i in rows]
+            for name, values in token_scores(hidden, readout.head, some.target, names).items():
+                for row, piece in zip(rows, values.float().cpu().split(lengths)):
+                    found[name][row] = piece
     return found
+
+
+def pad(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: Any = "cpu") -> Sequences:
+    """Prompts and completions as one batch, padded on the right, whose completion tokens are to be scored."""
+    width = max(len(p) + len(c) for p, c in zip(prompts, completions))
+    ids, attention, wanted = (torch.zeros(len(prompts), width, dtype=torch.long) for _ in range(3))
+    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        end = len(prompt) + len(completion)
+        ids[row, :end] = torch.tensor([*prompt, *completion])
+        attention[row, :end], wanted[row, len(prompt) : end] = 1, 1
+    return sequences(ids.to(device), attention.to(device), wanted.to(device))
+
+
+@torch.no_grad()
+def token_scores(hidden: Tensor, head: Head, targets: Tensor, names: Sequence[str] = SCORES) -> dict[str, Tensor]:
+    """{name of SCORES: [N]} from hidden states [N, D], in one pass over the vocabulary, tile by tile."""
+    h, found = wide(hidden), []
+    for rows, pieces in tiles(len(h), head.vocabulary(h), tile_size(h)):
+        fold, top = Fold.start(h[rows], second_moment="varentropy" in names), h.new_full((len(h[rows]), 2), -torch.inf)
+        for columns in pieces:
+            z = head.logits(h[rows], columns)
+            fold.add(z)
+            if "margin" in names:
+                top = torch.cat([top, z], 1).topk(2).values
+        lse = fold.lse()
+        check_finite(lse, "logits")
+        values = {
+            "logprob": lambda: target_logits(h[rows], head, targets[rows]) - lse,  # noqa: B023
+            "entropy": fold.entropy, "sum_p2": fold.sum_p2, "varentropy": fold.varentropy,
+            "margin": lambda: (top - lse[:, None]).exp().diff(dim=1)[:, 0].neg(),  # noqa: B023
+        }  # fmt: skip
+        found.append([values[name]() for name in names])
+    return {name: torch.cat(parts) if parts else h.new_zeros(0) for name, parts in zip(names, zip(*found) if found else [()] * len(names))}
+
+
+@torch.no_grad()
+def kl_divergence(hidden: Tensor, head: Head, ref_hidden: Tensor, ref_head: Head) -> Tensor:
+    """[N]: KL(p ‖ p_ref) over the full vocabulary, in nats."""
+    h, ref, found = wide(hidden), wide(ref_hidden), []
+    rows = max((4 * tile_size(h)) // head.vocabulary(h), 1)
+    if head.vocabulary(h) != ref_head.vocabulary(ref):
+        raise ValueError(f"the reference model has {ref_head.vocabulary(ref)} tokens in its vocabulary, the model {head.vocabulary(h)}")
+    for start in range(0, len(h), rows):
+        some = slice(start, start + rows)
+        log_p = head.logits(h[some]).log_softmax(1)
+        gap = (log_p - ref_head.logits(ref[some]).log_softmax(1)).masked_fill(log_p == -torch.inf, 0)
+        found.append((log_p.exp() * gap).sum(1).clamp(min=0))
+    return torch.cat(found) if found else h.new_zeros(0)

@@ -27,15 +27,17 @@ from tokencredit.lm.readout import Readout, Sequences, check_finite
 from tokencredit.lm.tangents import Tangents, head_tangents, logit_norms
 from tokencredit.masked import wide
 
-TARGET = {torch.float64: 1e-6, torch.float32: 3e-4}
-"""Root mean square change of the log-probs that a finite difference aims at: below it rounding grows, above it curvature. Half: 0.05."""
+TARGET = {torch.float64: 1e-7, torch.float32: 1e-3}
+"""Relative change of the hidden states that a finite difference aims at: below it rounding grows, above it curvature. Half: 0.05."""
 AGREES = 0.05
-"""Largest relative difference between a finite difference and the exact derivative along the same direction."""
+"""Largest relative difference between a finite difference and the exact derivative along the same direction,"""
+HALF_AGREES = 0.5
+"""and the same where a half-precision model limits both."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """The step of a finite difference, and how far it was from a derivative: `error` is relative, `against` says what it was compared with."""
+    """The step of a finite difference; its relative error along one direction, and what it was compared with."""
 
     eps: float
     central: bool
@@ -79,7 +81,8 @@ def sketch(readout: Readout, coverage: Coverage, batch: Sequences, *, num_direct
     for part, keep in batch.chunks(tokens):
         hidden, tangents = push(readout, moved, directions, part)
         check_finite(hidden, "hidden states")
-        parts.append((*_head_part(readout, coverage, hidden, part.target), _through_head(readout, coverage, directions, part, hidden, tangents)))
+        through = _through_head(readout, coverage, directions, part, hidden, tangents)
+        parts.append((*_head_part(readout, coverage, hidden, part.target), through))
         order.append(keep)
     back = torch.cat(order).argsort()
     norms, traces, pieces = zip(*parts)
@@ -137,7 +140,8 @@ def _differences(step: Step):
     @torch.no_grad()
     def push(readout, moved, directions, part):
         hidden = _picked(readout, part)
-        return hidden, torch.stack([_difference(readout, moved, part, directions[k], step.eps, step.central, hidden) for k in range(directions.num)])
+        each = (directions[k] for k in range(directions.num))
+        return hidden, torch.stack([_difference(readout, moved, part, u, step.eps, step.central, hidden) for u in each])
 
     return push
 
@@ -150,39 +154,54 @@ def _difference(readout, moved, part, direction, eps: float, central: bool, hidd
 
 @torch.no_grad()
 def calibrate(readout: Readout, moved: Moved, directions: Directions, batch: Sequences) -> Step:
-    """The step along the first direction that changes log-probs by about TARGET, checked on one short row against forward mode.
+    """The step that changes hidden states by about TARGET, checked on one short row and direction against forward mode.
 
-    Where the model has no forward mode, against the step's double. A step that disagrees is tried ten times smaller and larger.
-    ValueError where none agrees, in full precision.
+    Where the model has no forward mode, against twice the step. A step that disagrees is tried ten times smaller and larger.
+    ValueError where none agrees.
     """
     small, u = _short(batch), directions[0]
     hidden = _picked(readout, small)
     check_finite(hidden, "hidden states")
-    target, central = TARGET.get(hidden.dtype, 0.05), hidden.dtype not in TARGET
-    size = lambda s: float(s.square().mean().sqrt())  # noqa: E731
-    along = lambda dh: head_tangents(hidden, dh[None], readout.head, small.target).logprob[0]  # noqa: E731
-    difference = lambda eps: along(_difference(readout, moved, small, u, eps, central, hidden))  # noqa: E731
-    eps = target
-    for _ in range(4):
-        found = size(difference(eps))
-        wanted = target / found if found > 0 else eps * 10
-        done, eps = 0.5 < wanted / eps < 2, wanted
-        if done:
-            break
+    central = hidden.dtype not in TARGET
+    eps = _step_size(readout, moved, small, u, hidden, TARGET.get(hidden.dtype, 0.05))
+
+    def along(step: float) -> Tensor:
+        return _logprob_tangent(readout, small, hidden, _difference(readout, moved, small, u, step, central, hidden))
+
     try:
         with differentiable_attention(readout.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            truth, against = along(wide(_tangent(readout, moved, small, u)[1])), "forward mode"
+            truth = _logprob_tangent(readout, small, hidden, _tangent(readout, moved, small, u)[1])
+        against = "forward mode"
     except (RuntimeError, ValueError, NotImplementedError):
-        truth, against = difference(2 * eps), "twice the step"
-    scale = max(size(truth), torch.finfo(truth.dtype).tiny)
-    errors = {eps: size(difference(eps) - truth) / scale}
-    if errors[eps] > AGREES:
-        errors |= {other: size(difference(other) - truth) / scale for other in (eps / 10, eps * 10)}
+        truth, against = along(2 * eps), "twice the step"
+    errors = {eps: _relative(along(eps), truth)}
+    if not errors[eps] <= AGREES:
+        errors |= {other: _relative(along(other), truth) for other in (eps / 10, eps * 10)}
     best = min(errors, key=errors.get)
-    if not errors[best] <= (AGREES if hidden.dtype in TARGET else 0.5):
-        raise ValueError(f"finite differences disagree with {against} by {errors[best]:.0%} at their best step {best:.1e}: use method='jvp'")
+    if not errors[best] <= (HALF_AGREES if central else AGREES):
+        raise ValueError(f"finite differences disagree with {against} by {errors[best]:.0%} at the best step {best:.1e}: use method='jvp'")
     return Step(best, central, errors[best], against)
+
+
+def _step_size(readout, moved, small, u, hidden: Tensor, target: float) -> float:
+    eps, scale = target * 1e-2, wide(hidden).norm()
+    for _ in range(6):
+        change = float((wide(_moved_states(readout, moved, small, eps, u)) - wide(hidden)).norm() / scale)
+        if target / 3 < change < target * 3:
+            return eps * target / change
+        eps *= min(max(target / change if change > 0 else 100.0, 1e-2), 100.0)
+    return eps
+
+
+def _logprob_tangent(readout: Readout, small: Sequences, hidden: Tensor, tangent: Tensor) -> Tensor:
+    return head_tangents(hidden, wide(tangent)[None], readout.head, small.target).logprob[0]
+
+
+def _relative(found: Tensor, truth: Tensor) -> float:
+    """Root mean square difference over the root mean square; 0 where both are 0."""
+    scale = float(truth.norm())
+    return float((found - truth).norm()) / scale if scale > 0 else float(found.norm())
 
 
 def _short(batch: Sequences, most: int = 64) -> Sequences:

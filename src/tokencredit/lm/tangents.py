@@ -90,7 +90,8 @@ def head_tangents(hidden: Tensor, tangents: Tensor, head: Head, targets: Tensor,
             others = 1 - _one_hot(targets[rows], columns, z)
             for k in range(len(dh)):
                 d = (_push(head, dh[k], columns) * slope - dz_t[k, :, None]) * others
-                moments.add(k, d, x, power, None if tied is None else _head_tangent(tied[0][k], along[k], columns, targets[rows], slope, slope_t) * others)
+                y = None if tied is None else _head_tangent(tied[0][k], along[k], columns, targets[rows], slope, slope_t) * others
+                moments.add(k, d, x, power, y)
         found.append(moments.finish(fold))
     return Tangents(*(None if parts[0] is None else torch.cat(parts, 1) for parts in zip(*found)))
 
@@ -123,9 +124,9 @@ def _head_tangent(r: Tensor, along: Tensor, columns: slice, targets: Tensor, slo
 
 @torch.no_grad()
 def logit_norms(hidden: Tensor, head: Head, targets: Tensor, tile: int | None = None) -> tuple[Tensor, Tensor]:
-    """(‖∂log p_t/∂u‖², tr of the Fisher matrix in u), each [N]: with slope c = dz/du and o = Σ_{v≠t} pᵥ, which is 1 − p_t without roundings,
+    """(‖∂log p_t/∂u‖², tr of the Fisher matrix in u), each [N]: with slope c = dz/du,
 
-        c_t² o² + Σ_{v≠t} cᵥ² pᵥ²            c_t² p_t o + Σ_{v≠t} cᵥ² pᵥ (1 − pᵥ)
+        c_t² o² + Σ_{v≠t} cᵥ² pᵥ²            c_t² p_t o + Σ_{v≠t} cᵥ² pᵥ (1 − pᵥ)            o = Σ_{v≠t} pᵥ, 1 − p_t without its roundings
 
     Without soft-cap and at temperature 1 these are ‖e_t − p‖² and 1 − Σ p².
     """

@@ -1,0 +1,236 @@
+"""Importance proxies: cheap guesses of how much a token matters, for every completion token of a batch, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokencredit.lm import exact
+from tokencredit.lm.attention import attention_received
+from tokencredit.lm.directions import LORA, Coverage, select_parameters
+from tokencredit.lm.last_block import last_block_norms2
+from tokencredit.lm.noise import sampled_variance
+from tokencredit.lm.readout import Readout, Sequences, check_finite, evaluating, find_readout, sequences, unwrap
+from tokencredit.lm.scoring import kl_divergence, token_scores
+from tokencredit.lm.sketch import Sketch, Step, sketch
+from tokencredit.lm.tangents import logit_norms
+from tokencredit.masked import wide
+
+FREE = ("entropy", "surprisal", "varentropy", "margin", "head_norm", "kl_to_ref")
+SKETCHED = ("gradient_norm", "fisher_trace", "perturbation_variance")
+KINDS = (*FREE, "last_block_norm", *SKETCHED, "attention")
+METHODS = ("auto", "exact", "jvp", "finite_difference")
+PERTURBATIONS = ("first_order", "gaussian", "dropout")
+SHORT, SHORT_LORA, SMALL_LORA = 64, 256, 1_000_000
+"""`auto` is exact for rows with fewer scored tokens than SHORT, or than SHORT_LORA where at most SMALL_LORA adapter weights count."""
+
+
+@dataclass(frozen=True, eq=False)
+class Proxy:
+    """One kind of importance: value and standard_error [B, L], zero off the completion; `method` says how it was computed.
+
+    The standard error is that of the sampled directions (or perturbations), 0 where the value is exact.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    method: str
+
+
+@dataclass(frozen=True, eq=False)
+class Importance(Mapping):
+    """The proxies by kind, and what they refer to.
+
+    covered     names of the parameters whose gradients count      uncovered   those selected that could not be moved, and why
+    step        of the finite difference, with its measured error  num_directions, seed, selection   as asked for
+    """
+
+    proxies: dict[str, Proxy]
+    covered: tuple[str, ...]
+    uncovered: dict[str, str]
+    num_parameters: int
+    selection: str | tuple[str, ...]
+    num_directions: int
+    seed: int
+    step: Step | None = None
+
+    def __getitem__(self, kind: str) -> Proxy:
+        if kind not in self.proxies:
+            raise KeyError(f'"{kind}" was not asked for; there are: {", ".join(self.proxies)}')
+        return self.proxies[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.proxies)
+
+    def __len__(self) -> int:
+        return len(self.proxies)
+
+
+def importance(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    completion_mask: Tensor,
+    kinds: Sequence[str] = ("gradient_norm", "fisher_trace"),
+    num_directions: int = 8,
+    method: str = "auto",
+    parameters: str | Sequence[str] = "all",
+    seed: int = 0,
+    *,
+    temperature: float = 1.0,
+    ref_model: Any = None,
+    perturbation: str = "first_order",
+    scale: float | None = None,
+    uncovered: str = "refuse",
+    max_tokens: int = 8192,
+) -> Importance:
+    """Proxies of the importance of every completion token t of a causal LM; input_ids and masks are [B, L], padded on any side.
+
+    entropy, varentropy, margin   of p: nats, nats², largest less second probability       surprisal    −log p(t)
+    head_norm         ‖e_t − p‖ ‖h‖, the gradient norm over the LM head, exact             kl_to_ref    KL(p ‖ p_ref), needs `ref_model`
+    last_block_norm   gradient norm over the position-local part of the last block and the head, exact, one backward pass
+    gradient_norm     ‖∇ log p(t)‖                        fisher_trace    tr F = E_{v~p} ‖∇ log p(v)‖²
+    perturbation_variance   p(t)² ‖∇ log p(t)‖², the variance of p(t) per unit of parameter variance, to first order; or, with
+                      `perturbation` "gaussian" (σ = scale, default 1e-3) or "dropout" (rate = scale, default 0.1), the variance over
+                      `num_directions` perturbed models
+    attention         received from later tokens, summed over heads, per later query, mean over layers
+
+    method         "exact": one backward pass per token (for fisher_trace, per token and vocabulary entry); "jvp" and "finite_difference":
+                   `num_directions` random directions for all tokens at once, by forward mode or by moved weights; "auto": exact for
+                   short rows and small adapters, else finite differences in full precision and forward mode in half precision, the
+                   other one where that fails. fisher_trace is exact only on request
+    parameters     "all", "lora", or name patterns; parameters that cannot be moved are refused by name, or listed with uncovered="report"
+    temperature    of the policy that sampled;  max_tokens  padded tokens of one forward pass
+
+    ValueError names what is wrong: shapes, a first token without a prefix, a row beyond the context, logits that are not finite.
+    """
+    _check(kinds, num_directions, method, perturbation, uncovered, ref_model)
+    inner = unwrap(model)
+    device = next(inner.parameters()).device
+    limit = getattr(inner.config, "max_position_embeddings", None)
+    batch = sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)), limit)
+    coverage = select_parameters(inner, parameters, uncovered)
+    about = {"covered": tuple(coverage.named), "uncovered": coverage.uncovered, "num_parameters": coverage.num_parameters,
+             "selection": coverage.selection, "num_directions": num_directions, "seed": seed}  # fmt: skip
+    if not len(batch):
+        none = torch.zeros(batch.shape, device=device)
+        return Importance({kind: Proxy(none, none, "exact") for kind in kinds}, **about)
+    with evaluating(inner):
+        readout = find_readout(inner, batch.ids[int(batch.attention.sum(1).argmax())], temperature)
+        found = _free(readout, coverage, batch, kinds, ref_model, max_tokens)
+        if "last_block_norm" in kinds:
+            found["last_block_norm"] = _exactly(last_block_norms2(readout, coverage, batch, max_tokens).sqrt())
+        if "attention" in kinds:
+            found["attention"] = _exactly(attention_received(readout, batch, max_tokens))
+        asked = [kind for kind in SKETCHED if kind in kinds]
+        if "perturbation_variance" in asked and perturbation != "first_order":
+            asked.remove("perturbation_variance")
+            scale = scale if scale is not None else {"gaussian": 1e-3, "dropout": 0.1}[perturbation]
+            values = sampled_variance(readout, coverage, batch, num=num_directions, seed=seed, kind=perturbation, scale=scale,
+                                      tokens=max_tokens)  # fmt: skip
+            found["perturbation_variance"] = (*values, perturbation)
+        step = _gradients(found, asked, readout, coverage, batch, num_directions, method, seed, max_tokens)
+    proxies = {kind: Proxy(batch.scatter(v.float()), batch.scatter(e.float()), how) for kind, (v, e, how) in found.items()}
+    return Importance({kind: proxies[kind] for kind in kinds}, **about, step=step)
+
+
+def _check(kinds: Sequence[str], num_directions: int, method: str, perturbation: str, uncovered: str, ref_model: Any) -> None:
+    for what, value, known in (
+        *(("kind", kind, KINDS) for kind in ([kinds] if isinstance(kinds, str) else kinds)),
+        ("method", method, METHODS), ("perturbation", perturbation, PERTURBATIONS), ("uncovered", uncovered, ("refuse", "report")),
+    ):  # fmt: skip
+        if value not in known:
+            raise ValueError(f"no {what} is called {value!r}; there are: {', '.join(known)}")
+    if isinstance(kinds, str):
+        raise ValueError(f'kinds is a sequence of names: kinds=("{kinds}",)')
+    if num_directions < 2:
+        raise ValueError(f"num_directions must be at least 2, for a standard error; got {num_directions}")
+    if "kl_to_ref" in kinds and ref_model is None:
+        raise ValueError("kl_to_ref needs ref_model=...")
+
+
+def _exactly(value: Tensor) -> tuple[Tensor, Tensor, str]:
+    return value, torch.zeros_like(value), "exact"
+
+
+@torch.no_grad()
+def _free(readout: Readout, coverage: Coverage, batch: Sequences, kinds: Sequence[str], ref_model: Any, tokens: int) -> dict[str, tuple]:
+    """{kind: (value [N], standard error [N], method)} for the kinds that one forward pass gives."""
+    free = [kind for kind in FREE if kind in kinds]
+    if "perturbation_variance" in kinds and "surprisal" not in free:
+        free.append("surprisal")
+    if "head_norm" in free and readout.whole:
+        raise ValueError(f"head_norm needs a model whose LM head can be told from its body; {type(readout.model).__name__}'s cannot")
+    names = [{"surprisal": "logprob"}.get(kind, kind) for kind in free if kind not in ("head_norm", "kl_to_ref")]
+    ref = find_readout(ref_model, batch.ids[0], readout.head.temperature) if "kl_to_ref" in free else None
+    found = {kind: torch.zeros(len(batch), device=batch.ids.device) for kind in free}
+    for part, keep in batch.chunks(tokens) if free else ():
+        hidden = readout.hidden(part.ids, part.attention)[part.row, part.position]
+        check_finite(hidden, "hidden states")
+        values = token_scores(hidden, readout.head, part.target, names) if names else {}
+        if "logprob" in values:
+            values["surprisal"] = -values.pop("logprob")
+        if "head_norm" in free:
+            values["head_norm"] = (logit_norms(hidden, readout.head, part.target)[0] * wide(hidden).square().sum(1)).sqrt()
+        if ref is not None:
+            with evaluating(ref_model):
+                ref_hidden = ref.hidden(part.ids, part.attention)[part.row, part.position]
+            values["kl_to_ref"] = kl_divergence(hidden, readout.head, ref_hidden, ref.head)
+        for kind, value in values.items():
+            found[kind][keep] = value.float()
+    return {kind: _exactly(value) for kind, value in found.items()}
+
+
+def _gradients(found: dict, asked: list[str], readout: Readout, coverage: Coverage, batch: Sequences, num_directions: int, method: str,
+               seed: int, tokens: int) -> Step | None:  # fmt: skip
+    """Adds the kinds that need gradients over parameters; the step, where finite differences were taken."""
+    longest = int(torch.bincount(batch.row).max())
+    small = coverage.num_parameters <= SMALL_LORA and all(LORA in name for name in coverage.named)
+    exactly = method == "exact" or (method == "auto" and longest < (SHORT_LORA if small else SHORT))
+    norms = [kind for kind in asked if kind != "fisher_trace"]
+    if norms and exactly:
+        _add(found, norms, exact.gradient_norms2(readout, coverage, batch), None, "exact")
+    if "fisher_trace" in asked and method == "exact":
+        _add(found, ["fisher_trace"], exact.fisher_traces(readout, coverage, batch), None, "exact")
+    left = [kind for kind in asked if kind not in found]
+    if not left:
+        return None
+    drawn = _sketch(readout, coverage, batch, num_directions, method, seed, tokens)
+    for kind in left:
+        samples = (drawn.fisher() if kind == "fisher_trace" else drawn.norm2()).double()
+        _add(found, [kind], samples.mean(0).clamp(min=0), samples.std(0) / num_directions**0.5, drawn.method)
+    return drawn.step
+
+
+def _add(found: dict, kinds: list[str], square: Tensor, error: Tensor | None, method: str) -> None:
+    """The kinds that follow from a squared norm (or a trace) and its standard error, by the delta method."""
+    error = torch.zeros_like(square) if error is None else error
+    for kind in kinds:
+        if kind == "gradient_norm":
+            norm = square.sqrt()
+            found[kind] = norm, torch.where(norm > 0, error / (2 * norm), error.sqrt()), method
+        elif kind == "perturbation_variance":
+            p2 = (-2 * found["surprisal"][0].double()).exp()
+            found[kind] = p2 * square, p2 * error, method
+        else:
+            found[kind] = square, error, method
+
+
+def _sketch(readout: Readout, coverage: Coverage, batch: Sequences, num: int, method: str, seed: int, tokens: int) -> Sketch:
+    full = next(readout.model.parameters()).dtype in (torch.float32, torch.float64)
+    ways = [method] if method != "auto" else ["finite_difference", "jvp"] if full else ["jvp", "finite_difference"]
+    for way in ways:
+        try:
+            return sketch(readout, coverage, batch, num_directions=num, seed=seed, method=way, tokens=tokens)
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            if way != ways[-1] and "not finite" not in str(error):
+                continue
+            if way == "jvp" and not isinstance(error, ValueError):
+                kind, first = type(readout.model).__name__, str(error).splitlines()[0]
+                raise ValueError(f"{kind} has no forward-mode derivative ({first}): use method='finite_difference' or 'exact'") from error
+            raise
+    raise AssertionError("unreachable")
