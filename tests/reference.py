@@ -411,6 +411,10 @@ CREDIT = {
     "kl_cov": _grpo,
     "ce_gppo": _grpo,
     "ptw_entropy": lambda b: proxy_weight(b, _grpo(b), "entropy"),
+    "ptw_fisher": lambda b: proxy_weight(b, _grpo(b), "fisher_trace"),
+    "ptw_gradient_norm": lambda b: proxy_weight(b, _grpo(b), "gradient_norm"),
+    "ptw_perturbation": lambda b: proxy_weight(b, _grpo(b), "perturbation_variance"),
+    "ptw_attention": lambda b: proxy_weight(b, _grpo(b), "attention"),
     "exact_value": lambda b: keep_only(b, b.scores["exact_value"], b.everything()),
 }
 
@@ -436,6 +440,10 @@ LOSS = {  # (rule, constants, aggregation)
     "kl_cov": (kl_cov, {}, ("token",)),
     "ce_gppo": (ce_gppo, {}, ("token",)),
     "ptw_entropy": (clip, {}, ("token",)),
+    "ptw_fisher": (clip, {}, ("token",)),
+    "ptw_gradient_norm": (clip, {}, ("token",)),
+    "ptw_perturbation": (clip, {}, ("token",)),
+    "ptw_attention": (clip, {}, ("token",)),
     "exact_value": (clip, {}, ("token",)),
 }
 

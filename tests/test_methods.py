@@ -16,7 +16,7 @@ from tokencredit.methods import parse
 from tokencredit.objective import CISPO, Clip, ClipCov, SelectedMean, SequenceClip, SequenceSum, TokenMean
 from tokencredit.testing import logprobs_like, rollouts_strategy
 
-NAMES = ("entropy", "exact_value")
+NAMES = ("entropy", "exact_value", "fisher_trace", "gradient_norm", "perturbation_variance", "attention")
 DTYPES = st.sampled_from((torch.float64, torch.float32))
 
 
@@ -67,7 +67,7 @@ RELATIVE = set(METHODS) - {"reinforce", "reinforce_pp_baseline", "exact_value"}
 
 
 @pytest.mark.parametrize("name", sorted(RELATIVE))
-@given(rollouts=rollouts_strategy(("entropy",), dtype=torch.float32))
+@given(rollouts=rollouts_strategy(NAMES, dtype=torch.float32))
 def test_groups_of_equal_rewards_teach_nothing(name, rollouts):
     assert (METHODS[name].credit(rollouts)[~rollouts.informative] == 0).all()
 

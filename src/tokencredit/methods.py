@@ -320,6 +320,26 @@ METHODS = _table(
         source="proxy token weighting, defined here: w = (H − min H)/(max H − min H) per rollout",
     ),
     Method(
+        "ptw_fisher", Chain(Outcome(), GroupCenter(), ProxyWeight("fisher_trace")), Clip(0.2, 0.2), TokenMean(),
+        summary="group credit weighted per token by the trace of its position's Fisher matrix",
+        source="proxy token weighting, defined here: w from E_{v~p} ‖∇ log p(v)‖², min-max per rollout",
+    ),
+    Method(
+        "ptw_gradient_norm", Chain(Outcome(), GroupCenter(), ProxyWeight("gradient_norm")), Clip(0.2, 0.2), TokenMean(),
+        summary="group credit weighted per token by the norm of its log-prob's gradient",
+        source="proxy token weighting, defined here: w from ‖∇ log p(t)‖, min-max per rollout",
+    ),
+    Method(
+        "ptw_perturbation", Chain(Outcome(), GroupCenter(), ProxyWeight("perturbation_variance")), Clip(0.2, 0.2), TokenMean(),
+        summary="group credit weighted per token by how much its probability varies under perturbed weights",
+        source="proxy token weighting, defined here: w from p(t)² ‖∇ log p(t)‖², the first-order variance, min-max per rollout",
+    ),
+    Method(
+        "ptw_attention", Chain(Outcome(), GroupCenter(), ProxyWeight("attention")), Clip(0.2, 0.2), TokenMean(),
+        summary="group credit weighted per token by the attention it receives from later tokens",
+        source="proxy token weighting, defined here: w from attention received per later query, min-max per rollout",
+    ),
+    Method(
         "exact_value", Chain(Score("exact_value")), Clip(0.2, 0.2), TokenMean(),
         summary="Q − V of the policy itself, from the prefix tree: the ceiling of every proxy",
         source="policy gradient theorem (Sutton et al. 2000)",
