@@ -86,20 +86,19 @@ def within_matrix(columns: np.ndarray, cluster: np.ndarray, cluster_weights: np.
 
         ρ = Σ_c w_c S_c(x, y) / √(Σ_c w_c S_c(x, x) · Σ_c w_c S_c(y, y))        cluster_weights [R,C], S_c: sums of products
 
-    Differences between prompts, such as their difficulty, cannot enter; a prompt where nothing varies adds nothing.
+    Differences between prompts, such as their difficulty, cannot enter; a prompt where nothing varies adds nothing. `cluster` [N] are
+    columns of the weights.
     """
     sums = []
-    for members in _members(cluster):
+    for members in np.split(np.argsort(cluster, kind="stable"), np.bincount(cluster, minlength=cluster_weights.shape[1]).cumsum()[:-1]):
         ones = np.ones((1, len(members)))
+        if not len(members):
+            sums.append(np.zeros((len(columns), len(columns))))
+            continue
         ranks = np.stack([midranks(x[members], ones)[0] for x in columns]) / len(members)
         ranks -= ranks.mean(1, keepdims=True)
         sums.append(ranks @ ranks.T)
     return correlations(np.einsum("rc,ckl->rkl", cluster_weights, np.stack(sums)))
-
-
-def _members(cluster: np.ndarray) -> list[np.ndarray]:
-    order = np.argsort(cluster, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1)
 
 
 def kendall(x: np.ndarray, y: np.ndarray, cluster: np.ndarray, cluster_weights: np.ndarray) -> np.ndarray:
@@ -112,6 +111,7 @@ def kendall(x: np.ndarray, y: np.ndarray, cluster: np.ndarray, cluster_weights: 
     order = np.argsort(cluster, kind="stable")
     x, y, cluster = x[order], y[order], cluster[order]
     starts = np.flatnonzero(np.r_[True, np.diff(cluster) > 0])
+    cluster_weights = cluster_weights[:, cluster[starts]]
     sums = np.zeros((3, len(starts), len(starts)))
     group = np.cumsum(np.r_[0, np.diff(cluster) > 0])
     for start in range(0, len(x), PAIRS):
