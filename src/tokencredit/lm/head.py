@@ -165,6 +165,13 @@ def head_statistics(hidden: Tensor, head: Head, targets: Tensor, tile: int | Non
     return Statistics(*_HeadStatistics.apply(hidden, head.weight, bias, targets, options))
 
 
+def chosen_logprob(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """[N]: log p of the targets, differentiable in hidden; from float64 hidden states also where 1 − p is lost in float32."""
+    if head.weight is None:
+        return head.logits(hidden).log_softmax(1).gather(1, targets[:, None])[:, 0]
+    return head_statistics(hidden, head, targets).logprob
+
+
 class _HeadStatistics(torch.autograd.Function):
     """With f = z's function of u:  ∂log p_t/∂z = e_t − p,   ∂H/∂z = −p (log p + H),   ∂Σp²/∂z = 2p (p − Σp²),   ∂lse/∂z = p."""
 

@@ -15,13 +15,11 @@ from torch.func import functional_call
 
 from tokencredit.lm.directions import Coverage
 from tokencredit.lm.exact import differentiating
+from tokencredit.lm.head import chosen_logprob
+from tokencredit.lm.local import KEYS, fixed_layers, taped
 from tokencredit.lm.readout import Readout, Sequences, check_finite
 from tokencredit.lm.tangents import logit_norms
 from tokencredit.masked import wide
-
-KEYS = ("k_proj", "v_proj")
-FIXED = (*KEYS, "k_norm", "v_norm")
-"""Layers whose outputs reach other positions."""
 
 
 @torch.no_grad()
@@ -46,27 +44,24 @@ def _last_block(readout: Readout) -> tuple[nn.Module, list[nn.Module]]:
     blocks = next((m for m in lists if len(m) == depth), None)
     if blocks is None:
         raise ValueError(f"{type(readout.model).__name__}: no list of its {depth} blocks was found")
-    names = [name.rpartition(".")[2] for name, _ in blocks[-1].named_modules()]
-    if not all(name in names for name in KEYS):
-        raise ValueError(f"{type(readout.model).__name__}: its last block has no separate {' and '.join(KEYS)} to hold fixed")
+    if not fixed_layers(readout.body):
+        raise ValueError(f"{type(readout.model).__name__}: its blocks have no separate {' and '.join(KEYS)} to hold fixed")
     inside = set(blocks.modules())
     return blocks[-1], [m for m in readout.body.modules() if m not in inside and not isinstance(m, nn.Embedding)]
 
 
 def _norms2(readout: Readout, coverage: Coverage, part: Sequences, block: nn.Module, rest: list[nn.Module]) -> Tensor:
-    covered = {id(p) for p in coverage.named.values()}
-    mine = [m for m in [*block.modules(), *rest] if any(id(p) in covered for p in m.parameters(recurse=False))]
-    with differentiating(coverage), _tapes(block, mine) as tape:
+    covered, fixed = {id(p) for p in coverage.named.values()}, fixed_layers(readout.body)
+    inside = {inner for m in fixed for inner in m.modules()}
+    mine = [m for m in [*block.modules(), *rest] if m not in inside and any(id(p) in covered for p in m.parameters(recurse=False))]
+    with differentiating(coverage), _taped_block(block, mine, fixed) as tape:
         hidden = readout.hidden(part.ids, part.attention)
         picked = hidden[part.row, part.position]
         check_finite(picked, "hidden states")
-        # In float64 from here on, as 1 − p of a near-certain token needs it.
-        log_p = torch.log_softmax(readout.head.logits(picked.double()), -1)
-        total = log_p.gather(1, part.target[:, None]).sum()
-        records = [(m, x, y) for m, x, y in tape if m not in _frozen(block)]
-        deltas = torch.autograd.grad(total, [y for _, _, y in records], allow_unused=True)
+        total = chosen_logprob(picked.double(), readout.head, part.target).sum()
+        deltas = torch.autograd.grad(total, [y for _, _, y in tape], allow_unused=True)
     norms2 = torch.zeros(hidden.shape[:2], dtype=torch.float64, device=hidden.device)
-    for (module, x, y), delta in zip(records, deltas):
+    for (module, x, y), delta in zip(tape, deltas):
         if delta is not None:
             norms2 += _layer_norms2(module, x, y, delta, covered, hidden.shape[:2])
     found = norms2[part.row, part.position]
@@ -75,33 +70,21 @@ def _norms2(readout: Readout, coverage: Coverage, part: Sequences, block: nn.Mod
     return found
 
 
-def _frozen(block: nn.Module) -> set[nn.Module]:
-    return {inner for name, m in block.named_modules() if name.rpartition(".")[2] in FIXED for inner in m.modules()}
-
-
 @contextmanager
-def _tapes(block: nn.Module, modules: list[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
-    """Holds the block's input, keys and values fixed; lists (module, input, output) of the modules as they are called."""
-    tape: list = []
+def _taped_block(block: nn.Module, modules: list[nn.Module], fixed: list[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
+    """`taped`, with the block's input fixed as well."""
 
     def detach_input(module, args, kwargs):
         return tuple(a.detach() if torch.is_tensor(a) and a.is_floating_point() else a for a in args), {
             k: v.detach() if k == "hidden_states" else v for k, v in kwargs.items()
         }
 
-    def keep(module, args, out):
-        tape.append((module, args[0].detach(), out))
-
-    handles = [block.register_forward_pre_hook(detach_input, with_kwargs=True)]
-    handles += [m.register_forward_hook(keep) for m in modules]
-    handles += [
-        m.register_forward_hook(lambda m, args, out: out.detach()) for n, m in block.named_modules() if n.rpartition(".")[2] in FIXED
-    ]
+    handle = block.register_forward_pre_hook(detach_input, with_kwargs=True)
     try:
-        yield tape
+        with taped(modules, fixed) as tape:
+            yield tape
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def _layer_norms2(module: nn.Module, x: Tensor, y: Tensor, delta: Tensor, covered: set[int], shape: torch.Size) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokencredit.lm.directions import Coverage
-from tokencredit.lm.head import head_statistics, target_logits
+from tokencredit.lm.head import chosen_logprob
 from tokencredit.lm.readout import Readout, Sequences
 from tokencredit.masked import wide
 
@@ -40,11 +40,7 @@ def _probabilities(readout: Readout, batch: Sequences, tokens: int) -> Tensor:
     found = torch.zeros(len(batch), device=batch.ids.device, dtype=torch.float64)
     for part, keep in batch.chunks(tokens):
         hidden = wide(readout.hidden(part.ids, part.attention)[part.row, part.position])
-        if readout.head.weight is None:
-            log_p = target_logits(hidden, readout.head, part.target) - readout.head.logits(hidden).logsumexp(1)
-        else:
-            log_p = head_statistics(hidden, readout.head, part.target).logprob
-        found[keep] = log_p.double().exp()
+        found[keep] = chosen_logprob(hidden, readout.head, part.target).double().exp()
     return found
 
 

@@ -199,7 +199,8 @@ def _gradients(found: dict, asked: list[str], readout: Readout, coverage: Covera
     left = [kind for kind in asked if kind not in found]
     if not left:
         return None
-    drawn = _sketch(readout, coverage, batch, num_directions, method, seed, tokens)
+    options = {"num_directions": num_directions, "seed": seed, "tokens": tokens, "norms": left != ["fisher_trace"]}
+    drawn = _sketch(readout, coverage, batch, method, options)
     for kind in left:
         samples = (drawn.fisher() if kind == "fisher_trace" else drawn.norm2()).double()
         _add(found, [kind], samples.mean(0).clamp(min=0), samples.std(0) / num_directions**0.5, drawn.method)
@@ -220,12 +221,12 @@ def _add(found: dict, kinds: list[str], square: Tensor, error: Tensor | None, me
             found[kind] = square, error, method
 
 
-def _sketch(readout: Readout, coverage: Coverage, batch: Sequences, num: int, method: str, seed: int, tokens: int) -> Sketch:
+def _sketch(readout: Readout, coverage: Coverage, batch: Sequences, method: str, options: dict[str, Any]) -> Sketch:
     full = next(readout.model.parameters()).dtype in (torch.float32, torch.float64)
     ways = [method] if method != "auto" else ["finite_difference", "jvp"] if full else ["jvp", "finite_difference"]
     for way in ways:
         try:
-            return sketch(readout, coverage, batch, num_directions=num, seed=seed, method=way, tokens=tokens)
+            return sketch(readout, coverage, batch, method=way, **options)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             if way != ways[-1] and "not finite" not in str(error):
                 continue

@@ -3,9 +3,10 @@
     s = ∇log p_t · u        E s² = ‖∇log p_t‖²        q = uᵀ F u        E q = tr F        for E[u uᵀ] = I
 
 One forward pass per direction serves all tokens of a batch. The LM head's part is exact, ‖e_t − p‖² ‖h‖² (Σᵥ pᵥ(1−pᵥ) ‖h‖² for the Fisher
-trace), and only the body is sketched. Where the body uses the head's weight as well (tied embeddings), the same direction goes
-through both uses and 2 s_body s_head is added: its mean is twice the product of the two uses' gradients. The relative error of a sketched
-norm is 1/√(2K) for Gaussian directions and little more for these.
+trace), and only the body is sketched; its position-local part is known exactly too and serves as a control variate (local.py). Where the
+body uses the head's weight as well (tied embeddings), the same direction goes through both uses and 2 s_body s_head is added: its mean is
+twice the product of the two uses' gradients. The relative error of a sketched norm is 1/√(2K) for Gaussian directions and little more for
+these.
 
 Forward mode gives the tangents of the hidden states exactly; finite differences (h(θ + εu) − h(θ))/ε need no derivative of
 any attention kernel. Source: Hutchinson 1990 for the estimator; the split and the rank-one directions are measured in the docs.
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from tokencredit.lm.attention import differentiable_attention
 from tokencredit.lm.directions import Coverage, Directions, Moved
+from tokencredit.lm.local import local_part
 from tokencredit.lm.readout import Readout, Sequences, check_finite
 from tokencredit.lm.tangents import Tangents, head_tangents, logit_norms
 from tokencredit.masked import wide
@@ -47,18 +49,21 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """Tangents along K directions, [K, N], and what of the head is known exactly, [N]; `step` of a finite difference."""
+    """Tangents along K directions, [K, N]; what is known exactly of the head and of the position-local gradient, [N], and the latter's
+    tangents, [K, N]; `step` of a finite difference."""
 
     tangents: Tangents
     head_norm2: Tensor
     head_fisher: Tensor
+    local_norm2: Tensor
+    local_logprob: Tensor
     method: str
     step: Step | None
 
     def norm2(self) -> Tensor:
         """[K, N]: unbiased samples of ‖∇log p_t‖²."""
         t = self.tangents
-        body = t.logprob.square()
+        body = self.local_norm2 + t.logprob.square() - self.local_logprob.square()
         return self.head_norm2 + (body if t.head_logprob is None else body + 2 * t.logprob * t.head_logprob)
 
     def fisher(self) -> Tensor:
@@ -67,10 +72,12 @@ class Sketch:
         return self.head_fisher + (t.variance if t.covariance is None else t.variance + 2 * t.covariance)
 
 
-def sketch(readout: Readout, coverage: Coverage, batch: Sequences, *, num_directions: int, seed: int, method: str, tokens: int) -> Sketch:
+def sketch(readout: Readout, coverage: Coverage, batch: Sequences, *, num_directions: int, seed: int, method: str, tokens: int,
+           norms: bool = True) -> Sketch:  # fmt: skip
     """Tangents of every scored token of `batch` along `num_directions` directions; method "jvp" or "finite_difference".
 
-    RuntimeError where the model has no forward-mode derivative ("jvp"), ValueError where its hidden states are not finite.
+    norms=False leaves the control variate out, which is of use for norms alone. RuntimeError or NotImplementedError where the model has no
+    forward-mode derivative ("jvp"), ValueError where its hidden states are not finite.
     """
     directions = Directions(coverage, num_directions, seed)
     trial = {"input_ids": batch.ids[:1, :2], "attention_mask": batch.attention[:1, :2], "use_cache": False}
@@ -82,12 +89,15 @@ def sketch(readout: Readout, coverage: Coverage, batch: Sequences, *, num_direct
         hidden, tangents = push(readout, moved, directions, part)
         check_finite(hidden, "hidden states")
         through = _through_head(readout, coverage, directions, part, hidden, tangents)
-        parts.append((*_head_part(readout, coverage, hidden, part.target), through))
+        none = wide(hidden).new_zeros(len(part)), wide(hidden).new_zeros(num_directions, len(part))
+        local = local_part(readout, moved, directions, part) if norms else none
+        parts.append((*_head_part(readout, coverage, hidden, part.target), *local, through))
         order.append(keep)
     back = torch.cat(order).argsort()
-    norms, traces, pieces = zip(*parts)
+    norm2, traces, local_norm2, local_logprob, pieces = zip(*parts)
     tangents = Tangents(*(None if x[0] is None else torch.cat(x, 1)[:, back] for x in zip(*pieces)))
-    return Sketch(tangents, torch.cat(norms)[back], torch.cat(traces)[back], method, step)
+    known = torch.cat(norm2)[back], torch.cat(traces)[back], torch.cat(local_norm2)[back], torch.cat(local_logprob, 1)[:, back]
+    return Sketch(tangents, *known, method, step)
 
 
 def _through_head(readout, coverage, directions, part, hidden, tangents) -> Tangents:
