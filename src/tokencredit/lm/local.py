@@ -1,7 +1,7 @@
 """The position-local part of every token's gradient, exact for all tokens in one backward pass; a control variate for the sketch.
 
 With keys and values held fixed, a token's log-prob depends on the parameters through its own position alone, and the gradient of a linear
-layer is one outer product δ xᵀ: its squared norm is ‖δ‖² ‖x‖², and along r cᵀ it is (δ·r)(x·c). For the whole gradient g = g_local + g_rest,
+layer is one outer product δ xᵀ: its squared norm is ‖δ‖² ‖x‖², and along r cᵀ it is (δ·r)(x·c). For the gradient g = g_local + g_rest,
 
     ‖g‖² = ‖g_local‖² + E [s² − s_local²]
 

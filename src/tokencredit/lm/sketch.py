@@ -32,9 +32,12 @@ from tokencredit.masked import wide
 TARGET = {torch.float64: 1e-7, torch.float32: 1e-3}
 """Relative change of the hidden states that a finite difference aims at: below it rounding grows, above it curvature. Half: 0.05."""
 AGREES = 0.05
-"""Largest relative difference between a finite difference and the exact derivative along the same direction,"""
+"""Largest relative difference between a finite difference and the exact derivative along the same direction."""
+GOOD = 0.005
+"""The same, from which on no other step is tried. A float64 model may compute norms or rotations in float32 and need that one's step."""
+RETRIES = {torch.float64: (1e2, 1e3, 1e4)}
 HALF_AGREES = 0.5
-"""and the same where a half-precision model limits both."""
+"""AGREES where half precision limits both sides."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def _difference(readout, moved, part, direction, eps: float, central: bool, hidd
 def calibrate(readout: Readout, moved: Moved, directions: Directions, batch: Sequences) -> Step:
     """The step that changes hidden states by about TARGET, checked on one short row and direction against forward mode.
 
-    Where the model has no forward mode, against twice the step. A step that disagrees is tried ten times smaller and larger.
+    Where the model has no forward mode, against twice the step. Where the error exceeds GOOD, smaller and larger steps are tried.
     ValueError where none agrees.
     """
     small, u = _short(batch), directions[0]
@@ -178,20 +181,29 @@ def calibrate(readout: Readout, moved: Moved, directions: Directions, batch: Seq
     def along(step: float) -> Tensor:
         return _logprob_tangent(readout, small, hidden, _difference(readout, moved, small, u, step, central, hidden))
 
-    try:
-        with differentiable_attention(readout.model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            truth = _logprob_tangent(readout, small, hidden, _tangent(readout, moved, small, u)[1])
-        against = "forward mode"
-    except (RuntimeError, ValueError, NotImplementedError):
-        truth, against = along(2 * eps), "twice the step"
-    errors = {eps: _relative(along(eps), truth)}
-    if not errors[eps] <= AGREES:
-        errors |= {other: _relative(along(other), truth) for other in (eps / 10, eps * 10)}
+    truth = _true_tangent(readout, moved, small, u, hidden)
+    against = "twice the step" if truth is None else "forward mode"
+
+    def error(step: float) -> float:
+        return _relative(along(step), along(2 * step) if truth is None else truth)
+
+    errors = {eps: error(eps)}
+    if not errors[eps] <= GOOD:
+        errors |= {eps * factor: error(eps * factor) for factor in RETRIES.get(hidden.dtype, (0.1, 10.0))}
     best = min(errors, key=errors.get)
     if not errors[best] <= (HALF_AGREES if central else AGREES):
         raise ValueError(f"finite differences disagree with {against} by {errors[best]:.0%} at the best step {best:.1e}: use method='jvp'")
     return Step(best, central, errors[best], against)
+
+
+def _true_tangent(readout: Readout, moved: Moved, small: Sequences, u: dict, hidden: Tensor) -> Tensor | None:
+    """[N]: s along u by forward mode; None where the model has none."""
+    try:
+        with differentiable_attention(readout.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _logprob_tangent(readout, small, hidden, _tangent(readout, moved, small, u)[1])
+    except (RuntimeError, ValueError, NotImplementedError):
+        return None
 
 
 def _step_size(readout, moved, small, u, hidden: Tensor, target: float) -> float:
