@@ -1,13 +1,14 @@
 """Key-value caches that are shared and rearranged: one prefill per trace, any prefix of it handed to any number of rows.
 
 Rows of one batch have prefixes of different length. Their keys stand flush right: row r uses columns start[r] … width−1 and the columns
-before are padding that the attention mask hides; so a row may join or leave at any step, by a gather.
+before are padding that the attention mask hides. So a row may join at any step, into the place of one that has ended.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,15 +16,15 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 16  # columns kept free for the next tokens
+ROOM = 32  # columns kept free for the next tokens
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values [n, heads, capacity, size] of which `width` columns are written: a new token is one small copy."""
+    """Keys and values [n, heads, capacity, size] of which columns `low` … `width`−1 are in use: a new token is one small copy."""
 
     def __init__(self, keys: Tensor, values: Tensor, width: int) -> None:
         super().__init__()
-        self.keys, self.values, self.width = keys, values, width
+        self.keys, self.values, self.width, self.low = keys, values, width, 0
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -32,10 +33,10 @@ class RoomyLayer(DynamicLayer):
             self.keys, self.values = (_widen(old, stop + ROOM) for old in (self.keys, self.values))
         self.keys[:, :, self.width : stop], self.values[:, :, self.width : stop] = keys, values
         self.width = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        return self.keys[:, :, self.low : stop], self.values[:, :, self.low : stop]
 
     def get_seq_length(self) -> int:
-        return self.width
+        return self.width - self.low
 
 
 def _widen(old: Tensor, capacity: int) -> Tensor:
@@ -71,38 +72,68 @@ def prefill(model: Any, sequences: Sequence[Sequence[int]]) -> list[tuple[Tensor
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-class RowCache:
-    """The caches of the rows being decoded. `length` [n] tokens of each row are in it, flush right."""
+Layers = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values [rows, heads, columns, size] of every layer."""
 
-    def __init__(self, length: Tensor, cache: Cache) -> None:
-        self.length, self.cache = length, cache
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a source: of row[k] the columns first[k] … first[k]+num[k]−1."""
+
+    layers: Layers
+    row: Tensor
+    first: Tensor
+    num: Tensor
+
+
+class RowCache:
+    """The caches of the rows being decoded: `length` [n] tokens of each are in it, flush right."""
+
+    def __init__(self, length: Tensor, layers: list[RoomyLayer]) -> None:
+        self.length, self.layers, self.cache = length, layers, Cache(layers=layers)
 
     @property
     def width(self) -> int:
-        return self.cache.layers[0].width if self.cache.layers else 0
+        return self.layers[0].width
 
     @classmethod
-    def gather(cls, pieces: Sequence[tuple[Sequence[tuple[Tensor, Tensor]], Tensor, Tensor, Tensor]]) -> RowCache:
-        """Rows from several sources, one after the other: (keys and values per layer, row [n], first column [n], number of columns [n])."""
-        length = torch.cat([num for _, _, _, num in pieces])
-        width = int(length.max())
-        layers = []
-        for depth in range(len(pieces[0][0])):
-            keys, values = (torch.cat([_take(source[depth][which], row, first, num, width) for source, row, first, num in pieces])
-                            for which in (0, 1))  # fmt: skip
-            layers.append(RoomyLayer(keys, values, width))
-        return cls(length, Cache(layers=layers))
+    def gather(cls, pieces: Sequence[Piece]) -> RowCache:
+        """A new cache with the rows of several sources, one after the other."""
+        length = torch.cat([piece.num for piece in pieces])
+        width, layers = int(length.max()), []
+        for depth, (keys, values) in enumerate(pieces[0].layers):
+            new = [x.new_zeros(len(length), x.shape[1], width + ROOM, x.shape[3]) for x in (keys, values)]
+            layers.append(RoomyLayer(*new, width))
+            slot = 0
+            for piece in pieces:
+                to = torch.arange(slot, slot + len(piece.row), device=length.device)
+                _fill(layers[-1], to, piece, depth)
+                slot += len(piece.row)
+        return cls(length, layers)
 
-    def piece(self, rows: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor, Tensor]:
-        """Some of the rows, as a source for `gather`."""
-        layers = [(layer.keys, layer.values) for layer in self.cache.layers]
-        return layers, rows, self.width - self.length[rows], self.length[rows]
+    def piece(self, rows: Tensor) -> Piece:
+        """Some of the rows, as a source."""
+        return Piece([(layer.keys, layer.values) for layer in self.layers], rows, self.width - self.length[rows], self.length[rows])
 
-    def forward(self, model: Any, token: Tensor) -> Tensor:
-        """Next-token logits [n,V] after adding one token [n] to every row."""
-        width = self.width + 1
-        start = self.width - self.length
-        columns = torch.arange(width, device=token.device)
+    def fits(self, piece: Piece) -> bool:
+        """Can these rows be put in the place of others? Their prefixes must not be wider than what is there, and room must be left."""
+        return int(piece.num.max()) <= self.width < self.layers[0].keys.shape[2]
+
+    def replace(self, slots: Tensor, piece: Piece) -> None:
+        """The rows in `slots` give way to those of a piece that fits."""
+        for depth, layer in enumerate(self.layers):
+            _fill(layer, slots, piece, depth)
+        self.length[slots] = piece.num
+
+    def forward(self, model: Any, token: Tensor, alive: Tensor) -> Tensor:
+        """Next-token logits [n,V] after adding one token [n] to every row. Columns that only rows not `alive` [n] use are left out."""
+        longest = int(torch.where(alive, self.length, 0).max())
+        self.length = self.length.clamp_max(longest)
+        start = longest - self.length
+        low = self.width - longest
+        for layer in self.layers:
+            layer.low = low
+        columns = torch.arange(longest + 1, device=token.device)
         mask = None if not bool(start.any()) else (columns >= start[:, None]).long()
         out = model(input_ids=token[:, None], attention_mask=mask, position_ids=self.length[:, None], past_key_values=self.cache,
                     use_cache=True)  # fmt: skip
@@ -110,10 +141,11 @@ class RowCache:
         return out.logits[:, -1]
 
 
-def _take(source: Tensor, row: Tensor, first: Tensor, num: Tensor, width: int) -> Tensor:
-    """[n, heads, width + ROOM, size]: columns first … first+num−1 of rows of `source`, flush right against `width`."""
-    columns = torch.arange(width, device=source.device) - (width - num)[:, None]
-    columns = (columns + first[:, None]).clamp_(0, max(0, source.shape[2] - 1))
-    out = source.new_zeros(len(row), source.shape[1], width + ROOM, source.shape[3])
-    out[:, :, :width] = source[row[:, None], :, columns].transpose(1, 2)
-    return out
+def _fill(layer: RoomyLayer, slots: Tensor, piece: Piece, depth: int) -> None:
+    """Writes a piece's rows flush right into `slots` of a layer."""
+    wide = int(piece.num.max())
+    offset = torch.arange(wide, device=slots.device) - (wide - piece.num)[:, None]
+    for new, source in zip((layer.keys, layer.values), piece.layers[depth]):
+        columns = (offset + piece.first[:, None]).clamp_(0, max(0, source.shape[2] - 1))
+        # Indices on both sides of a slice put the rows and columns first: [n, wide, heads, size] on either side.
+        new[:, :, layer.width - wide : layer.width].transpose(1, 2)[slots] = source[piece.row[:, None], :, columns]

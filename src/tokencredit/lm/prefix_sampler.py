@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tokencredit.lm.distribution import Settings, draw, entropy, log_probs, uniforms
-from tokencredit.lm.key_values import RowCache, check_shareable, prefill
+from tokencredit.lm.key_values import Piece, RowCache, check_shareable, prefill
 from tokencredit.lm.sampling import Request, Rollout, Trace
 
 CHUNK_CELLS = 1 << 25  # logits held at once while reading traces
@@ -140,7 +141,7 @@ class _Rows:
         # state [5, n] int64: last token, seed, step of its uniforms, tokens it may still write, tokens written
         self.index, self.state, self.cache, self.written = index, state, cache, written
         self.alive = torch.ones(len(index), dtype=torch.bool, device=state.device)
-        self.ended = torch.zeros_like(self.alive)
+        self.ended, self.heard = torch.zeros_like(self.alive), torch.zeros_like(self.alive)
         self.num_alive = len(index)
 
     def worth_stepping(self, share: float) -> bool:
@@ -149,31 +150,38 @@ class _Rows:
 
     @classmethod
     def join(cls, rows: _Rows | None, source: Any, new: Sequence[tuple[int, Trace, Request]], device: torch.device) -> _Rows:
-        """The rows that are still alive, and new ones."""
-        pieces, states, written, index = [], [], [], []
-        if rows is not None and rows.num_alive:
-            kept = rows.alive.nonzero()[:, 0]
-            pieces.append(rows.cache.piece(kept))
-            states.append(rows.state[:, kept])
-            written.append([w[kept] for w in rows.written])
-            index += [rows.index[k] for k in kept.tolist()]
-        if new:
-            stored, row_of = source
-            numbers = torch.tensor([_start(trace, request) for _, trace, request in new], device=device).T
-            row = torch.tensor([row_of[request.trace] for _, _, request in new], device=device)
-            pieces.append((stored, row, torch.zeros_like(row), numbers[0]))
-            states.append(torch.cat([numbers[1:], torch.zeros_like(row)[None]]))
-            room = int(numbers[4].max())
-            written.append([torch.zeros(len(new), room, dtype=kind, device=device) for kind in (torch.long, torch.float32, torch.float32)])
-            index += [i for i, _, _ in new]
-        room = max(w[0].shape[1] for w in written)
-        columns = tuple(torch.cat([torch.nn.functional.pad(w[k], (0, room - w[k].shape[1])) for w in written]) for k in range(3))
-        return cls(index, torch.cat(states, 1), RowCache.gather(pieces), columns)
+        """The rows that are still alive, and new ones: in the places of those that have ended, or all in a new cache."""
+        index, state, written, piece = _new_rows(source, new, device) if new else ([], None, None, None)
+        if rows is None or not rows.num_alive:
+            return cls(index, state, RowCache.gather([piece]), written)
+        if new and len(new) <= len(rows.index) - rows.num_alive and rows.cache.fits(piece):
+            rows._replace(index, state, written, piece)
+            return rows
+        kept = rows.alive.nonzero()[:, 0]
+        index = [rows.index[k] for k in kept.tolist()] + index
+        pieces = [rows.cache.piece(kept)] + ([piece] if new else [])
+        room = max(w.shape[1] for w in (rows.written[0], *(written or ())[:1]))
+        stores = tuple(torch.cat([_pad(w[kept], room), *([_pad(written[k], room)] if new else [])]) for k, w in enumerate(rows.written))
+        return cls(index, torch.cat([rows.state[:, kept], *([state] if new else [])], 1), RowCache.gather(pieces), stores)
+
+    def _replace(self, index: list[int], state: Tensor, written: tuple[Tensor, ...], piece: Piece) -> None:
+        slots = (~self.alive).nonzero()[: len(index), 0]
+        self.cache.replace(slots, piece)
+        room = max(self.written[0].shape[1], written[0].shape[1])
+        self.written = tuple(_pad(w, room) for w in self.written)
+        for store, fresh in zip(self.written, written):
+            store[slots] = _pad(fresh, room)
+        self.state[:, slots] = state
+        for slot, name in zip(slots.tolist(), index):
+            self.index[slot] = name
+        self.alive[slots], self.ended[slots] = True, False
+        self.heard[slots] = False
+        self.num_alive += len(index)
 
     def step(self, model: Any, settings: Settings, ends: tuple[int, ...]) -> None:
         """One more token for every row; rows that have ended write on, and are not heard."""
         token, seed, step, left, count = self.state
-        log_p = log_probs(self.cache.forward(model, token), settings)
+        log_p = log_probs(self.cache.forward(model, token, self.alive), settings)
         token = draw(log_p, uniforms(seed, step))
         at = count.clamp_max(self.written[0].shape[1] - 1)[:, None]
         for store, value in zip(self.written, (token, log_p.gather(1, token[:, None])[:, 0].float(), entropy(log_p).float())):
@@ -188,12 +196,28 @@ class _Rows:
         self.num_alive = int(self.alive.sum())
 
     def take_ended(self) -> Iterator[tuple[int, Rollout]]:
-        """The rollouts of the rows that are not alive."""
-        gone = (~self.alive).nonzero()[:, 0]
+        """The rollouts of the rows that have ended since the last call."""
+        gone = (~self.alive & ~self.heard).nonzero()[:, 0]
+        self.heard[gone] = True
         ids, logprob, ent = (w[gone].tolist() for w in self.written)
         for row, num, ended, *lists in zip(gone.tolist(), self.state[4, gone].tolist(), self.ended[gone].tolist(), ids, logprob, ent):
             tokens, lp, h = (tuple(values[:num]) for values in lists)
             yield self.index[row], Rollout(tokens, not ended, lp, h)
+
+
+def _new_rows(source: Any, new: Sequence[tuple[int, Trace, Request]], device: torch.device) -> tuple[list[int], Tensor, tuple, Piece]:
+    """(request indices, state, empty stores, where their prefixes are) of requests that start."""
+    stored, row_of = source
+    numbers = torch.tensor([_start(trace, request) for _, trace, request in new], device=device).T
+    row = torch.tensor([row_of[request.trace] for _, _, request in new], device=device)
+    room = int(numbers[4].max())
+    stores = tuple(torch.zeros(len(new), room, dtype=kind, device=device) for kind in (torch.long, torch.float32, torch.float32))
+    state = torch.cat([numbers[1:], torch.zeros_like(row)[None]])
+    return [i for i, _, _ in new], state, stores, Piece(stored, row, torch.zeros_like(row), numbers[0])
+
+
+def _pad(store: Tensor, room: int) -> Tensor:
+    return functional.pad(store, (0, room - store.shape[1])) if room > store.shape[1] else store
 
 
 def _start(trace: Trace, request: Request) -> tuple[int, int, int, int, int]:

@@ -1,0 +1,176 @@
+"""Where rollouts are kept: Parquet parts that are named by what they hold, written whole or not at all.
+
+    identity.json             model hash, sampler settings, verifier
+    parts/<digest>.parquet    trace, position, alternative, reward, reason, length, seed, truncated, ids: one row per rollout
+
+A list of requests is cut into parts of fixed size; the name of a part is a hash of the identity and of its requests (prompt and prefix token
+ids, alternative, length budget, seed). A part that is there is read, any other is sampled, so a command that was killed goes on where it was
+and, since a part is always sampled whole, ends with the same bits. A store of another model, sampler or verifier is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokencredit.durable import plain, read_json, replace_file, write_json
+from tokencredit.lm.sampling import Request, Rollout, Sampler, Trace
+from tokencredit.tasks.verdict import Verdict, VerifierError, to_verdict
+
+PART = 4096  # rollouts per part: what a kill may cost, and what a batch is filled from
+ON_PATH = -1  # the alternative of a continuation of the trace itself
+CHECK_EVERY = 64  # every so many rollouts are verified twice
+
+Judge = Callable[[int, tuple[int, ...], bool], Any]
+"""(index of the trace, completion token ids, truncated) -> Verdict, bool, or a reward in [0, 1]."""
+
+
+class StoreError(ValueError):
+    """A store that holds something else than what is asked for."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What came of requests, in their order: reward [n] float64, length [n] sampled tokens, truncated [n], reason and ids lists."""
+
+    reward: np.ndarray
+    length: np.ndarray
+    truncated: np.ndarray
+    reason: list[str]
+    ids: list[tuple[int, ...]]
+
+
+def model_hash(model: Any) -> str:
+    """32 hex digits of a model's parameters and buffers, names included, and of its architecture."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(type(model).__name__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def sampler_identity(sampler: Sampler, model: str, model_digest: str, verifier: str, max_new_tokens: int) -> dict[str, Any]:
+    """What rollouts of a store have in common."""
+    return plain({"model": model, "model_hash": model_digest, "sampler": {"kind": type(sampler).__name__, **sampler.settings.as_dict(),
+                  "ends": list(sampler.ends), "max_new_tokens": max_new_tokens}, "verifier": verifier})  # fmt: skip
+
+
+class RolloutStore:
+    """Rollouts of one identity, in a folder; with no folder, in memory for one call."""
+
+    def __init__(self, path: str | Path | None, identity: Mapping[str, Any], part: int = PART) -> None:
+        self.path, self.identity, self.part = None if path is None else Path(path), plain(dict(identity)), part
+        # The name of a model may differ between machines, its hash may not.
+        self._digest = json.dumps({k: v for k, v in self.identity.items() if k != "model"}, sort_keys=True).encode()
+        if self.path is not None:
+            self._open()
+
+    def _open(self) -> None:
+        file = self.path / "identity.json"
+        if not file.exists():
+            write_json(file, self.identity)
+            return
+        there = read_json(file)
+        wrong = [f"  {key}: {there.get(key)!r} in the store, {value!r} asked for" for key, value in self.identity.items()
+                 if key != "model" and there.get(key) != value]  # fmt: skip
+        if wrong:
+            models = f"(written by the model {there.get('model')!r}, asked for {self.identity.get('model')!r})"
+            raise StoreError(f"the store {self.path} holds other rollouts {models}:\n" + "\n".join(wrong) + "\nUse another directory.")
+
+    def collect(self, traces: Sequence[Trace], requests: Sequence[Request], sampler: Sampler, judge: Judge, stage: str = "",
+                progress: Callable[[int], None] | None = None) -> Outcomes:  # fmt: skip
+        """The outcome of every request: read where it is stored, sampled and verified where not."""
+        columns: dict[str, list] = {name: [] for name in ("reward", "length", "truncated", "reason", "ids")}
+        for start in range(0, len(requests), self.part):
+            some = requests[start : start + self.part]
+            name = self._name(traces, some)
+            found = self._read(name)
+            if found is None:
+                found = self._sample(traces, some, sampler, judge, stage)
+                self._write(name, found)
+            for key, values in columns.items():
+                values += found[key]
+            if progress:
+                progress(len(some))
+        return Outcomes(np.array(columns["reward"], float), np.array(columns["length"], int), np.array(columns["truncated"], bool),
+                        columns["reason"], [tuple(ids) for ids in columns["ids"]])  # fmt: skip
+
+    def _name(self, traces: Sequence[Trace], requests: Sequence[Request]) -> str:
+        digest = hashlib.blake2b(self._digest, digest_size=16)
+        prefixes: dict[tuple[int, int], bytes] = {}
+        for r in requests:
+            key = r.trace, r.prefix
+            if key not in prefixes:
+                prefixes[key] = prefix_digest(traces[r.trace], r.prefix)
+            digest.update(prefixes[key] + f"{r.token} {r.budget} {r.seed};".encode())
+        return digest.hexdigest()
+
+    def _read(self, name: str) -> dict[str, list] | None:
+        if self.path is None or not (file := self.path / "parts" / f"{name}.parquet").exists():
+            return None
+        import pyarrow.parquet as parquet
+
+        return parquet.read_table(file).to_pydict()
+
+    def _write(self, name: str, found: dict[str, list]) -> None:
+        if self.path is None:
+            return
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+
+        types = {"trace": arrow.string(), "stage": arrow.string(), "position": arrow.int32(), "alternative": arrow.int32(),
+                 "reward": arrow.float64(), "reason": arrow.string(), "length": arrow.int32(), "seed": arrow.int64(),
+                 "truncated": arrow.bool_(), "ids": arrow.list_(arrow.int32())}  # fmt: skip
+        table = arrow.table({key: arrow.array(found[key], type=kind) for key, kind in types.items()})
+        replace_file(self.path / "parts" / f"{name}.parquet", lambda file: parquet.write_table(table, file))
+
+    def _sample(self, traces: Sequence[Trace], requests: Sequence[Request], sampler: Sampler, judge: Judge, stage: str) -> dict[str, list]:
+        rollouts: list[Rollout | None] = [None] * len(requests)
+        for index, rollout in sampler.continue_(traces, requests):
+            rollouts[index] = rollout
+        found: dict[str, list] = {name: [] for name in ("reward", "reason")}
+        for number, (r, rollout) in enumerate(zip(requests, rollouts)):
+            ids = (*traces[r.trace].completion[: r.prefix], *(() if r.token is None else (r.token,)), *rollout.ids)
+            reward, reason = judged(judge, r.trace, ids, rollout.truncated)
+            if number % CHECK_EVERY == 0 and judged(judge, r.trace, ids, rollout.truncated) != (reward, reason):
+                raise ValueError("the verifier gave two answers to the same completion: pivotality needs one that is deterministic "
+                                 f"(trace {r.trace}, {len(ids)} tokens)")  # fmt: skip
+            found["reward"].append(reward)
+            found["reason"].append(reason)
+        names = {k: prefix_digest(traces[k], len(traces[k].completion)).hex() for k in {r.trace for r in requests}}
+        return found | {
+            "trace": [names[r.trace] for r in requests], "stage": [stage] * len(requests), "position": [r.prefix for r in requests],
+            "alternative": [ON_PATH if r.token is None else r.token for r in requests], "seed": [r.seed for r in requests],
+            "length": [len(x.ids) for x in rollouts], "truncated": [x.truncated for x in rollouts], "ids": [list(x.ids) for x in rollouts],
+        }  # fmt: skip
+
+
+def prefix_digest(trace: Trace, prefix: int) -> bytes:
+    """16 bytes that name a prompt and the first `prefix` tokens of a completion."""
+    numbers = np.array([len(trace.prompt), *trace.prompt, *trace.completion[:prefix]], np.int64)
+    return hashlib.blake2b(numbers.tobytes(), digest_size=16).digest()
+
+
+def judged(judge: Judge, trace: int, ids: tuple[int, ...], truncated: bool) -> tuple[float, str]:
+    """(reward in [0, 1], reason). A verifier that raises is a VerifierError naming the trace."""
+    try:
+        result = judge(trace, ids, truncated)
+    except VerifierError:
+        raise
+    except Exception as error:
+        raise VerifierError(f"the verifier failed on a completion of trace {trace}: {type(error).__name__}: {error}", {}) from error
+    if isinstance(result, float | int) and not isinstance(result, bool):
+        if not 0 <= result <= 1:
+            raise ValueError(f"the verifier gave the reward {result} (trace {trace}); pivotality needs rewards between 0 and 1")
+        return float(result), "correct" if result == 1 else "wrong"
+    verdict: Verdict = to_verdict(result)
+    return float(verdict.correct), verdict.reason
