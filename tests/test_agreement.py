@@ -253,7 +253,7 @@ def test_a_world_without_effects_gives_no_false_correlation():
         r, _, prompt, x, counts = world(100 + rep, effects=False)
         size = r.effects().size("replace")[counts]
         naive = stats.spearmanr(size, x[counts]).statistic
-        null = Null.of(noise_only(r, {"x": x}, "replace", counts, draws=60, seed=rep)["x"])
+        null = Null.of(noise_only(r, {"x": x}, ("replace",), counts, draws=60, seed=rep)["replace"]["x"])
         found.append(naive)
         explained += null.low - 0.05 <= naive <= null.high + 0.05
         boot = Bootstrap(prompt[counts], num=200, seed=rep)

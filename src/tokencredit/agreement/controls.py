@@ -5,12 +5,11 @@ All of them take tokens [N] (True where the token counts), x [N] a proxy, and Sp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tokencredit.agreement.posterior import redraw
 from tokencredit.agreement.ranks import midranks, spearman_matrix
 from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.agreement.rollouts import Rollouts
@@ -40,21 +39,24 @@ def _standard_ranks(columns: np.ndarray) -> np.ndarray:
     return ranks / np.where(length > 0, length, np.nan)
 
 
-def noise_only(rollouts: Rollouts, proxies: Mapping[str, np.ndarray], estimand: str, tokens: np.ndarray, *, draws: int = DRAWS,
-               seed: int = 0) -> dict[str, np.ndarray]:  # fmt: skip
-    """{proxy: [draws]}: Spearman with the size of an estimate that is noise alone.
+def noise_only(rollouts: Rollouts, proxies: Mapping[str, np.ndarray], estimands: Sequence[str], tokens: np.ndarray, *, draws: int = DRAWS,
+               seed: int = 0) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
+    """{estimand: {proxy: [draws]}}: Spearman with the size of an estimate that is noise alone.
 
     Every alternative is given the value of what was written (V₋ᵢ := V̂ᵢ, no effect anywhere), as many rollouts are drawn again, and their
     errors go through the recursion: V̂₋ᵢ − V₋ᵢ in place of V̂₋ᵢ and 0 in place of R. Feeding the redrawn means themselves would not be
-    free of effects: the recursion starts from R, while the V̂ᵢ jump wherever there was an effect. For `spread` the noise of before_after.
+    free of effects: the recursion starts from R, while the V̂ᵢ jump wherever there was an effect.
     """
     rng = np.random.default_rng(seed)
     level = np.clip(rollouts.effects().after, 0, 1)
-    errors = np.stack([redraw(rollouts, level, rng) - level for _ in range(draws)])
-    _, after = rollouts.recurse(errors, np.zeros(len(rollouts.reward)))
-    size = np.abs(after - errors) * (1 if estimand == "replace" else 1 - rollouts.pi)
-    products = _standard_ranks(np.stack([x[tokens] for x in proxies.values()])) @ _standard_ranks(size[:, tokens]).T
-    return dict(zip(proxies, products))
+    ranks = _standard_ranks(np.stack([x[tokens] for x in proxies.values()]))
+    found = {name: np.empty((draws, len(ranks))) for name in estimands}
+    for draw in range(draws):
+        rewards = np.where(np.isfinite(rollouts.rewards), rng.random(rollouts.rewards.shape) < level[:, None], np.nan)
+        effects = rollouts.with_rewards(rewards).effects(level=level)
+        for name in estimands:
+            found[name][draw] = ranks @ _standard_ranks(effects.size(name)[None, tokens])[0]
+    return {name: dict(zip(proxies, values.T)) for name, values in found.items()}
 
 
 def permuted(trace: np.ndarray, proxies: Mapping[str, np.ndarray], size: np.ndarray, *, draws: int = DRAWS,

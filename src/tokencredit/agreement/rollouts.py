@@ -110,15 +110,19 @@ class Rollouts:
             before[..., at] = value
         return before[..., row, column], after[..., row, column]
 
-    def effects(self, keep: np.ndarray | None = None) -> Effects:
-        """Effects from all rollouts, or from those in keep [..., N, n]; NaN where a token has no alternative."""
+    def effects(self, keep: np.ndarray | None = None, level: np.ndarray | None = None) -> Effects:
+        """Effects from all rollouts, or from those in keep [..., N, n]; NaN where a token has no alternative.
+
+        With `level` [N] the rewards are noise about it: their errors alone go through the recursion, and nothing has an effect.
+        """
         seen = np.isfinite(self.rewards) if keep is None else keep & np.isfinite(self.rewards)
         value = np.where(seen, np.nan_to_num(self.rewards), 0.0)
         with np.errstate(invalid="ignore", divide="ignore"):
             count = seen.sum(-1)
             mean = value.sum(-1) / count
             variance = ((value**2).sum(-1) - count * mean**2) / (count - 1) / count
-            before, after = self.recurse(mean, self.reward)
+            before, after = self.recurse(mean, self.reward) if level is None else (
+                error + level for error in self.recurse(mean - level, np.zeros(len(self.reward))))  # fmt: skip
             before_noise, after_noise = self.recurse(np.maximum(variance, 0), np.zeros(len(self.reward)), 2)
             rest = 1 - self.pi
             noise = after_noise + variance
@@ -135,6 +139,12 @@ class Rollouts:
         rank = keys.argsort(-1).argsort(-1)
         size = self.count[:, None] // parts
         return np.stack([(rank >= part * size) & (rank < (part + 1) * size) for part in range(parts)], 1)
+
+    def with_rewards(self, rewards: np.ndarray) -> Rollouts:
+        """The same rollouts with other rewards [N,n], undefined at the same places."""
+        other = replace(self, rewards=rewards)
+        other.__dict__["_pairs"] = self._pairs  # it depends on the alternatives alone, and is large
+        return other
 
     def at(self, tokens: np.ndarray) -> Rollouts:
         """Only some completions: `tokens` [N] is True at all tokens of those that stay."""

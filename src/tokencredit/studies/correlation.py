@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tokencredit.agreement.controls import noise_only
 from tokencredit.agreement.moments import budget_law
 from tokencredit.agreement.posterior import Posterior
 from tokencredit.agreement.rollouts import ESTIMANDS, Rollouts
@@ -26,8 +27,9 @@ from tokencredit.lm.load import COMPLETE
 from tokencredit.runs import Run
 from tokencredit.studies import conditions, measurement
 from tokencredit.studies.correlation_figures import Book, conditions_block, estimand_block, splits_block, validation_block
+from tokencredit.studies.correlation_findings import findings, scatter
 from tokencredit.studies.measurement import PROXIES, Policy
-from tokencredit.studies.proxy_figures import Tokens, exact_figures, sampled_figures
+from tokencredit.studies.proxy_figures import Tokens, everywhere_else_zero, exact_figures, sampled_figures
 from tokencredit.studies.stages import Stages
 from tokencredit.studies.token_view import token_view
 from tokencredit.tasks import load
@@ -108,6 +110,7 @@ def run(config: CorrelationConfig, out: Path, *, command: str = "", say: Callabl
     study["law"] = book.law(law, expected, np.repeat(np.arange(len(rows)), config.completions), config.bootstraps)
     study["conditions"] = conditions_block(_conditions(config, policy, stages, say), book)
     study["view"] = token_view(policy, rows, drawn, rollouts, posterior, exact, proxies)
+    study["findings"] = findings(study, book.figures, config)
     flat = [each for group in drawn for each in group]
     study["num"] = {"prompts": len(rows), "completions": len(flat), "correct": sum(each["correct"] for each in flat),
                     "tokens": len(tokens.trace)}  # fmt: skip
@@ -174,13 +177,14 @@ def _study(config: CorrelationConfig, tokens: Tokens, rollouts: Rollouts, poster
     if exact is not None:
         defined = defined & np.all([np.isfinite(exact[name]) for name in ESTIMANDS], axis=0)
     if defined.sum() < 50:
-        raise ValueError(f"only {int(defined.sum())} tokens have an alternative under this sampler: use more prompts or a higher temperature")
+        raise ValueError(f"{int(defined.sum())} tokens have an alternative under this sampler, too few: take more prompts, or another one")
     here = tokens.at(defined)
     boot = here.bootstrap(config.bootstraps, config.seed)
     options = {"threshold": config.threshold, "top": config.top, "few": config.few}
     blocks: dict[str, Any] = {"sampled": {}, "exact": {}, "splits": {}, "validation": {}, "undefined_tokens": int((~defined).sum())}
+    nulls = noise_only(rollouts, everywhere_else_zero(here, defined), ESTIMANDS, defined, seed=config.seed)
     for estimand in ESTIMANDS:
-        sampled = sampled_figures(here, rollouts, posterior, estimand, defined, boot, seed=config.seed, **options)
+        sampled = sampled_figures(here, rollouts, posterior, estimand, defined, boot, nulls=nulls[estimand], seed=config.seed, **options)
         blocks["sampled"][estimand] = estimand_block(book, "sampled", estimand, sampled.figures, boot, sampled)
         effect = rollouts.effects().size(estimand)[defined]
         if exact is not None:
@@ -191,6 +195,7 @@ def _study(config: CorrelationConfig, tokens: Tokens, rollouts: Rollouts, poster
             blocks["exact"][estimand] = estimand_block(book, "exact", estimand, known, boot)
             blocks["validation"][estimand] = validation_block(book, estimand, sampled, known, boot)
         blocks["splits"][estimand] = splits_block(book, estimand, here, effect, config)
+    blocks["scatter"] = scatter(here, rollouts, exact, defined, config.seed)
     return blocks
 
 

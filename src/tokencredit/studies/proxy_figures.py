@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokencredit.agreement import ranks
-from tokencredit.agreement.controls import BudgetCurve, Null, budget_curve, noise_only, permuted
+from tokencredit.agreement.controls import BudgetCurve, Null, budget_curve, permuted
 from tokencredit.agreement.moments import Squares, corrected_draws, exact_draws, reliability
 from tokencredit.agreement.posterior import Posterior, ceiling_draws
 from tokencredit.agreement.resampling import Bootstrap
@@ -89,8 +89,9 @@ class Sampled:
 
 
 def sampled_figures(tokens: Tokens, rollouts: Rollouts, posterior: Posterior, estimand: str, defined: np.ndarray, boot: Bootstrap, *,
-                    threshold: float, top: float, few: float, seed: int) -> Sampled:  # fmt: skip
-    """Everything for effects known from rollouts. `tokens` are those `defined` [N of rollouts]; `spread` has no posterior, so no labels."""
+                    nulls: Mapping[str, np.ndarray], threshold: float, top: float, few: float, seed: int) -> Sampled:  # fmt: skip
+    """Everything for effects known from rollouts. `tokens` are those `defined` [N of rollouts]; `spread` has no posterior, so no labels;
+    `nulls` are the draws of `controls.noise_only`."""
     size = rollouts.effects().size(estimand)[defined]
     label = None if estimand == "spread" else posterior.label(estimand, threshold)[defined]
     found = of_size(tokens, size, label, boot, top=top, few=few)
@@ -99,8 +100,7 @@ def sampled_figures(tokens: Tokens, rollouts: Rollouts, posterior: Posterior, es
     for name, as_ranks in (("corrected", False), ("corrected_ranks", True)):
         each = {proxy: corrected_draws(x, squares, boot, ranks=as_ranks) for proxy, x in tokens.proxies.items()}
         found[name] = {proxy: draws for proxy, draws in each.items() if draws is not None}
-    everywhere = {name: _spread_out(x, defined) for name, x in tokens.proxies.items()}
-    nulls = noise_only(rollouts, everywhere, estimand, defined, seed=seed)
+    everywhere = everywhere_else_zero(tokens, defined)
     shuffled = permuted(tokens.trace, tokens.proxies, size, seed=seed)
     curve = budget_curve(rollouts, everywhere, estimand, defined, Bootstrap(tokens.prompt, min(boot.num, 300), seed), seed=seed)
     ceiling = None if estimand == "spread" else Null.of(ceiling_draws(rollouts, posterior, estimand, defined, seed))
@@ -109,10 +109,13 @@ def sampled_figures(tokens: Tokens, rollouts: Rollouts, posterior: Posterior, es
                    reliability(rollouts, estimand, defined, boot), bool(found["corrected"]))  # fmt: skip
 
 
-def _spread_out(x: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    whole = np.zeros(len(defined))
-    whole[defined] = x
-    return whole
+def everywhere_else_zero(tokens: Tokens, defined: np.ndarray) -> dict[str, np.ndarray]:
+    """The proxies of the tokens that are `defined`, as columns over all tokens [N]."""
+    found = {}
+    for name, x in tokens.proxies.items():
+        found[name] = np.zeros(len(defined))
+        found[name][defined] = x
+    return found
 
 
 def split_figures(tokens: Tokens, effect: np.ndarray, num: int, seed: int, *, min_tokens: int = 60, min_prompts: int = 12,
