@@ -55,7 +55,7 @@ def compare(model, batch: tuple, kind: str, num_directions: int, parameters: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=100, help="training steps of the larger model")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of the larger model")
     args = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict = {"K": 8, "theory_error": 16**-0.5, "fisher_K": 16, "seeds": SEEDS}

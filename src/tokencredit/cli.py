@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokencredit.lm import score_command
+from tokencredit.studies import correlation_command
+
 console = Console()
 
 
@@ -54,7 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Start with: tokencredit demo. Every command explains itself: tokencredit train --help",
     )
     commands = parser.add_subparsers(title="commands", metavar="")
-    for add in (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser):
+    own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
+    for add in (*own, score_command.add_parser, correlation_command.add_parser):
         add(commands)
     return parser
 
