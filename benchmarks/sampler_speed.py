@@ -3,8 +3,8 @@
     python benchmarks/sampler_speed.py [--prompts 24] [--samples 16] [--runs 3] [--threads 2]
 
 The requests are those of a pivotality study on the shipped model: `samples` alternatives at every token of one completion of each prompt.
-`prefix by prefix` calls `generate` once per prefix, all its alternatives in one batch; `batched` calls it on full batches of requests sorted
-by the length of their prefix. Tokens are counted up to the end token. Times are medians of wall time, the three taken in turn.
+`prefix by prefix` calls `generate` once per prefix, all its alternatives in one batch; `batched` calls it on full batches of requests,
+sorted by the length of their prefix. Tokens are counted up to the end token. Times are medians of wall time, the three taken in turn.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import statistics
 import time
 
 import torch
-from _result import finish
 from transformers import GenerationConfig
 
+from _result import finish
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
 from tokencredit.lm.prefix_sampler import PrefixSampler

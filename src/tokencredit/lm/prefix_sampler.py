@@ -57,6 +57,7 @@ class PrefixSampler:
                     first = len(t.prompt) - 1
                     yield log_probs(logits[row, first : first + len(t.completion)], self.settings).float().cpu()
 
+    @torch.no_grad()
     def continue_(self, traces: Sequence[Trace], requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
         """(index of the request, its rollout) as they end."""
         for request in requests:
@@ -71,7 +72,7 @@ class PrefixSampler:
                 yield index, Rollout((), True, (), ())
             else:
                 waiting.append(index)
-        with _evaluating(self.model), torch.no_grad():
+        with _evaluating(self.model):
             yield from self._decode(traces, requests, waiting)
 
     def _decode(self, traces: Sequence[Trace], requests: Sequence[Request], waiting: Sequence[int]) -> Iterator[tuple[int, Rollout]]:
@@ -128,10 +129,10 @@ class PrefixSampler:
 
     def _check_context(self, k: int, trace: Trace, more: int) -> None:
         if self.context and len(trace.prompt) >= self.context:
-            raise ValueError(f"prompt {k} has {len(trace.prompt)} tokens, but the model's context is {self.context}: nothing fits after it")
+            raise ValueError(f"prompt {k} has {len(trace.prompt)} tokens, but the context is {self.context}: nothing fits after it")
         if self.context and len(trace.prompt) + more > self.context:
-            raise ValueError(f"prompt {k} has {len(trace.prompt)} tokens and up to {more} may follow, but the model's context is "
-                             f"{self.context}: lower max_new_tokens to {self.context - len(trace.prompt)} or leave the prompt out")  # fmt: skip
+            raise ValueError(f"prompt {k} has {len(trace.prompt)} tokens and up to {more} may follow, but the "
+                             f"model's context is {self.context}: lower max_new_tokens to {self.context - len(trace.prompt)}, or leave it out")  # fmt: skip
 
 
 class _Rows:
@@ -221,7 +222,7 @@ def _pad(store: Tensor, room: int) -> Tensor:
 
 
 def _start(trace: Trace, request: Request) -> tuple[int, int, int, int, int]:
-    """(tokens in the cache, last token, seed, step, budget) of a new row. Without a token of its own it reads its last prefix token again."""
+    """(tokens in the cache, last token, seed, step, budget) of a new row. One without its own token reads its last prefix token again."""
     read = len(trace.prompt) + request.prefix
     if request.token is not None:
         return read, request.token, request.seed, request.prefix + 1, request.budget

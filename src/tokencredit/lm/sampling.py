@@ -96,10 +96,9 @@ def sample(
     sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch)
     requests = [Request(i, 0, max_new_tokens, seed_of(seed, i, k)) for i in range(len(prompts)) for k in range(num)]
     found: list[Completion | None] = [None] * len(requests)
-    done = 0
-    for index, rollout in sampler.continue_([Trace(tuple(prompt)) for prompt in prompts], requests):
+    rollouts = sampler.continue_([Trace(tuple(prompt)) for prompt in prompts], requests)
+    for done, (index, rollout) in enumerate(rollouts, start=1):
         found[index] = Completion(rollout.ids, rollout.truncated)
-        done += 1
         if on_batch and (done % batch == 0 or done == len(requests)):
             on_batch((done - 1) % batch + 1)
     return [found[i * num : (i + 1) * num] for i in range(len(prompts))]

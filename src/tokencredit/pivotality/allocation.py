@@ -41,7 +41,7 @@ class Design:
 
     @property
     def bias(self) -> np.ndarray:
-        """[T+1] a bound on |E V̂ᵢ − Vᵢ| (rewards in [0, 1]): Σ over skipped tokens after i of the chance to get there and leave the trace."""
+        """[T+1] a bound on |E V̂ᵢ − Vᵢ| (rewards in [0, 1]): Σ over skipped tokens after i of the chance to leave the trace there."""
         pi, rest = self.pi, np.where(self.skipped, self.rest, 0.0)
         bound = np.zeros(len(pi) + 1)
         for i in range(len(pi) - 1, -1, -1):
@@ -61,8 +61,8 @@ def trace_probabilities(log_p: Tensor, completion: tuple[int, ...]) -> tuple[np.
     pi = p[rows, list(completion)].copy()
     if not np.isfinite(pi).all() or (pi <= 0).any():
         where = int(np.flatnonzero(~(pi > 0))[0])
-        raise ValueError(f"token {where} of a trace (id {completion[where]}) has probability 0 under this sampler: the trace was sampled with "
-                         "other settings (temperature, top-k, top-p) or by another model")  # fmt: skip
+        raise ValueError(f"token {where} of a trace (id {completion[where]}) has probability 0 under this sampler: the trace was "
+                         "sampled with other settings (temperature, top-k, top-p) or by another model")  # fmt: skip
     p[rows, list(completion)] = 0.0
     return pi, p.sum(-1), p
 

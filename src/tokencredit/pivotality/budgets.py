@@ -36,7 +36,7 @@ class TwoStage:
     select    share of the tokens that is selected: those with the largest |replace| in the screening, which is used for nothing else
     control   chance of any other token to get fresh rollouts as well: its inclusion probability (1 for a selected token)
 
-    The second stage spreads its rollouts by `allocate`, so tokens after a chosen one get some: its V is estimated from fresh rollouts alone.
+    The second stage spreads its rollouts by `allocate`, so tokens after a chosen one get some: its V rests on fresh rollouts alone.
     """
 
     screen: int = 8
@@ -58,7 +58,7 @@ Budget = Fixed | TwoStage
 
 
 def skip(rest: np.ndarray, budget: Fixed, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(skipped [T], inclusion probability [T]) of tokens whose alternatives have probability rest [T]; uniform [T] decides the control set."""
+    """(skipped [T], inclusion probability [T]) for alternatives of probability rest [T]; uniform [T] is for the control set."""
     near_certain = (rest < budget.skip_below) & (rest > 0)
     inclusion = np.where(near_certain, budget.control, 1.0)
     return near_certain & (uniform >= budget.control), inclusion

@@ -115,7 +115,7 @@ def _effect(C: np.ndarray, p: np.ndarray, variance: np.ndarray, limits: tuple[np
 
 def _spread(design: Design, p: np.ndarray, variance: np.ndarray, W: np.ndarray, C: np.ndarray, replace: Effect,
             v_not: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """(spread, its standard error, spread² unbiased, what it may miss) [..., T]: the others count as one alternative of their mean value."""
+    """(spread, its standard error, spread² unbiased, what that may miss) [..., T]: the others count as one, of their mean value."""
     pi, rest = design.pi, design.rest
     mean_squared = (p**2 - variance) @ W.T
     not_squared = v_not**2 - variance @ (W**2).T

@@ -15,7 +15,7 @@ from tokencredit.lm.distribution import entropy, seed_of, uniforms
 from tokencredit.lm.sampling import Request, Sampler, Trace
 from tokencredit.pivotality.allocation import REST, Design, make_design
 from tokencredit.pivotality.alternatives import AlternativeTable
-from tokencredit.pivotality.budgets import Budget, TwoStage, allocate, choose, skip
+from tokencredit.pivotality.budgets import Budget, Fixed, TwoStage, allocate, choose, skip
 from tokencredit.pivotality.estimands import PathMap
 from tokencredit.pivotality.estimator import Estimate, estimate
 from tokencredit.pivotality.store import Judge, Outcomes, RolloutStore, judged, prefix_digest
@@ -26,7 +26,7 @@ class Measured:
     """One trace and what was found. [T] arrays, one value per completion token.
 
     estimate      from the fresh second stage where there was one
-    inclusion     probability that this token was among those given the full number of rollouts: the design weight of a study is 1 / inclusion
+    inclusion     probability that this token was among those given the full number of rollouts: its design weight is 1 / inclusion
     chosen        tokens that were: all of them unless there were two stages
     alternatives  counts of every alternative, in two independent halves (the screening and the second stage, where there are two)
     entropy       of the distribution that sampled, nats
@@ -80,7 +80,7 @@ def measure(
     verdicts = [own_reward(judge, k, trace, sampler.ends) for k, trace in enumerate(traces)]
     rewards = [reward for reward, _ in verdicts]
     first_budget = budget.first if isinstance(budget, TwoStage) else budget
-    skipped, inclusion = zip(*(skip(rest, first_budget, _coins(trace, seed, "skip")) for trace, rest in zip(traces, _rests(sampler, traces))))
+    skipped, inclusion = skip_rule(traces, sampler, first_budget, seed)
     num = [np.full(len(trace.completion), first_budget.num) for trace in traces]
     first = make_stage(traces, sampler, num, skipped, max_new_tokens, seed, "screen" if isinstance(budget, TwoStage) else "fixed")
     outcomes = store.collect(traces, first.requests, sampler, judge, "first", progress)
@@ -107,10 +107,11 @@ def check_traces(traces: Sequence[Trace], sampler: Sampler, max_new_tokens: int)
     for k, trace in enumerate(traces):
         ids = trace.completion
         if not ids or len(ids) > max_new_tokens or any(t in sampler.ends for t in ids[:-1]):
-            raise ValueError(f"trace {k} has {len(ids)} tokens; it needs 1 to {max_new_tokens} (max_new_tokens), with an end token last if any")
+            raise ValueError(f"trace {k} has {len(ids)} tokens; it needs 1 to {max_new_tokens} (max_new_tokens), and an end "
+                             "token only as the last")  # fmt: skip
         if ids[-1] not in sampler.ends and len(ids) < max_new_tokens:
-            raise ValueError(f"trace {k} stops after {len(ids)} tokens without an end token, although {max_new_tokens} were allowed: its reward "
-                             "is not that of a completion. Give the max_new_tokens it was sampled with, or its end token")  # fmt: skip
+            raise ValueError(f"trace {k} stops after {len(ids)} tokens without an end token, although {max_new_tokens} were allowed: "
+                             "its reward is not that of a completion. Give the max_new_tokens it was sampled with, or its end token")  # fmt: skip
 
 
 def own_reward(judge: Judge, k: int, trace: Trace, ends: Sequence[int]) -> tuple[float, str]:
@@ -147,12 +148,16 @@ def make_stage(traces: Sequence[Trace], sampler: Sampler, num: Sequence[np.ndarr
     return Stage(designs, entropies, requests, np.array(stratum, int), np.array(draw, int), np.array(bounds))
 
 
-def _rests(sampler: Sampler, traces: Sequence[Trace]):
-    """1 − π [T] of each trace, as the sum over the alternatives."""
+def skip_rule(traces: Sequence[Trace], sampler: Sampler, budget: Fixed, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(skipped [T], inclusion probability [T]) of each trace; the model is asked only where a rule is set."""
+    if budget.skip_below == 0:
+        return [np.zeros(len(t.completion), bool) for t in traces], [np.ones(len(t.completion)) for t in traces]
+    found = []
     for trace, log_p in zip(traces, sampler.distributions(traces)):
         p = log_p.double().exp()
         p[torch.arange(len(p)), torch.tensor(trace.completion)] = 0.0
-        yield p.sum(-1).numpy()
+        found.append(skip(p.sum(-1).numpy(), budget, _coins(trace, seed, "skip")))
+    return [skipped for skipped, _ in found], [inclusion for _, inclusion in found]
 
 
 def _coins(trace: Trace, seed: int, name: str) -> np.ndarray:

@@ -3,9 +3,9 @@
     identity.json             model hash, sampler settings, verifier
     parts/<digest>.parquet    trace, position, alternative, reward, reason, length, seed, truncated, ids: one row per rollout
 
-A list of requests is cut into parts of fixed size; the name of a part is a hash of the identity and of its requests (prompt and prefix token
-ids, alternative, length budget, seed). A part that is there is read, any other is sampled, so a command that was killed goes on where it was
-and, since a part is always sampled whole, ends with the same bits. A store of another model, sampler or verifier is refused.
+A list of requests is cut into parts of fixed size; the name of a part is a hash of the identity and of its requests (prompt and prefix
+token ids, alternative, length budget, seed). A part that is there is read, any other is sampled, so a command that was killed goes on where
+it was and, since a part is always sampled whole, ends with the same bits. A store of another model, sampler or verifier is refused.
 """
 
 from __future__ import annotations
@@ -65,10 +65,13 @@ def sampler_identity(sampler: Sampler, model: str, model_digest: str, verifier: 
 
 
 class RolloutStore:
-    """Rollouts of one identity, in a folder; with no folder, in memory for one call."""
+    """Rollouts of one identity, in a folder; with no folder, in memory for one call.
 
-    def __init__(self, path: str | Path | None, identity: Mapping[str, Any], part: int = PART) -> None:
-        self.path, self.identity, self.part = None if path is None else Path(path), plain(dict(identity)), part
+    labels   for each trace, what its rewards depend on besides its tokens (the task's row): rollouts with another label are other rollouts
+    """
+
+    def __init__(self, path: str | Path | None, identity: Mapping[str, Any], part: int = PART, labels: Sequence[str] | None = None) -> None:
+        self.path, self.identity, self.part, self.labels = None if path is None else Path(path), plain(dict(identity)), part, labels
         # The name of a model may differ between machines, its hash may not.
         self._digest = json.dumps({k: v for k, v in self.identity.items() if k != "model"}, sort_keys=True).encode()
         if self.path is not None:
@@ -110,7 +113,7 @@ class RolloutStore:
         for r in requests:
             key = r.trace, r.prefix
             if key not in prefixes:
-                prefixes[key] = prefix_digest(traces[r.trace], r.prefix)
+                prefixes[key] = prefix_digest(traces[r.trace], r.prefix) + (self.labels[r.trace].encode() if self.labels else b"")
             digest.update(prefixes[key] + f"{r.token} {r.budget} {r.seed};".encode())
         return digest.hexdigest()
 
