@@ -131,8 +131,10 @@ class PrefixSampler:
         if self.context and len(trace.prompt) >= self.context:
             raise ValueError(f"prompt {k} has {len(trace.prompt)} tokens, but the context is {self.context}: nothing fits after it")
         if self.context and len(trace.prompt) + more > self.context:
-            raise ValueError(f"prompt {k} has {len(trace.prompt)} tokens and up to {more} may follow, but the "
-                             f"model's context is {self.context}: lower max_new_tokens to {self.context - len(trace.prompt)}, or leave it out")  # fmt: skip
+            raise ValueError(
+                f"prompt {k} has {len(trace.prompt)} tokens and up to {more} may follow, but the model's context is {self.context}: "
+                f"lower max_new_tokens to {self.context - len(trace.prompt)}, or leave it out"
+            )
 
 
 class _Rows:

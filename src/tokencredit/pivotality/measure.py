@@ -110,8 +110,10 @@ def check_traces(traces: Sequence[Trace], sampler: Sampler, max_new_tokens: int)
             raise ValueError(f"trace {k} has {len(ids)} tokens; it needs 1 to {max_new_tokens} (max_new_tokens), and an end "
                              "token only as the last")  # fmt: skip
         if ids[-1] not in sampler.ends and len(ids) < max_new_tokens:
-            raise ValueError(f"trace {k} stops after {len(ids)} tokens without an end token, although {max_new_tokens} were allowed: "
-                             "its reward is not that of a completion. Give the max_new_tokens it was sampled with, or its end token")  # fmt: skip
+            raise ValueError(
+                f"trace {k} stops after {len(ids)} tokens without an end token, although {max_new_tokens} were allowed: its reward is not "
+                "that of a completion. Give the max_new_tokens it was sampled with, or its end token"
+            )
 
 
 def own_reward(judge: Judge, k: int, trace: Trace, ends: Sequence[int]) -> tuple[float, str]:
