@@ -59,6 +59,9 @@ def _norms2(readout: Readout, coverage: Coverage, part: Sequences, block: nn.Mod
         picked = hidden[part.row, part.position]
         check_finite(picked, "hidden states")
         total = chosen_logprob(picked.double(), readout.head, part.target).sum()
+        odd = next((m for m, _, y in tape if not torch.is_tensor(y)), None)
+        if odd is not None:
+            raise ValueError(f"the last block's {type(odd).__name__} returns several tensors (a router?): no local norm")
         deltas = torch.autograd.grad(total, [y for _, _, y in tape], allow_unused=True)
     norms2 = torch.zeros(hidden.shape[:2], dtype=torch.float64, device=hidden.device)
     for (module, x, y), delta in zip(tape, deltas):

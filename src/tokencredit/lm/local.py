@@ -64,7 +64,7 @@ def local_part(readout: Readout, moved: Moved, directions: Directions, part: Seq
         deltas = torch.autograd.grad(log_p.sum(), outputs, allow_unused=True)
     calls = [module for module, _, _ in tape]
     for (module, x, _), delta in zip(tape, deltas):
-        if delta is None or calls.count(module) > 1 or delta.shape[:2] != part.ids.shape:
+        if delta is None or calls.count(module) > 1 or delta.dim() != 3 or delta.shape[:2] != part.ids.shape:
             continue
         x, delta = x[part.row, part.position], delta[part.row, part.position]
         factors = directions.factors[moved.sites[module]]
