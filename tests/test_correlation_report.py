@@ -1,4 +1,4 @@
-"""The correlation study's page in a real browser: it loads nothing, model output stays text, and the numbers shown are those of the study."""
+"""The correlation study's page in a real browser: it loads nothing, model output stays text, its numbers are the study's."""
 
 import json
 import os
@@ -31,7 +31,8 @@ def study():
         point = {"value": 0.25, "low": 0.125, "high": 0.375}
         blocks["exact"][estimand] = block("exact", estimand, 0.5)
         blocks["sampled"][estimand] = block("sampled", estimand, 0.25) | {
-            "noise_only": {p: enter(f"{estimand}/noise/{p}", 0.125) for p in PROXIES}, "limit": {p: enter(f"{estimand}/limit/{p}", 0.5) for p in PROXIES},
+            "noise_only": {p: enter(f"{estimand}/noise/{p}", 0.125) for p in PROXIES},
+            "limit": {p: enter(f"{estimand}/limit/{p}", 0.5) for p in PROXIES},
             "curve": {"rollouts": [4, 8], "points": {p: [point, point] for p in PROXIES}, "constant": dict.fromkeys(PROXIES, 3.0)},
             "ceiling": None, "reliability": {"signed": enter(f"{estimand}/reliability", 0.75)}, "resolved": estimand != "replace",
             "verdict": "unresolved at this budget"}  # fmt: skip
@@ -39,10 +40,12 @@ def study():
     rows = [{"label": f"<i>T</i> {at}", "kind": "temperature", "prompts": 8, "tokens": 90, "curve": [], "expected_ece": 0.0625,
              "figures": {name: enter(f"condition/{at}/{name}", at / 4) for name in names}} for at in range(3)]  # fmt: skip
     tests = {"all conditions": {"conditions": 3, "captured": enter("h/captured", -0.5), "spearman": enter("h/spearman", 0.5)}}
-    effect = {"value": [0.5, -0.25, None, 0.0], "low": [0.25, -0.5, None, -0.1], "high": [0.75, 0.0, None, 0.1], "certainty": [1.0, 0.5, 0.0, 0.1]}
+    effect = {"value": [0.5, -0.25, None, 0.0], "low": [0.25, -0.5, None, -0.1], "high": [0.75, 0.0, None, 0.1],
+              "certainty": [1.0, 0.5, 0.0, 0.1]}  # fmt: skip
     other = {"text": "<u>x</u>", "share": 0.5, "num": 4, "correct": 1}
-    view = [{"prompt": "2 + 2 <b>", "correct": right, "reason": "<i>r</i>", "tokens": HOSTILE, "role": None, "value": [0.5, 1, 0.75, 0.75, 0.75],
-             "low": [0.4, 0.9, 0.6, 0.6, 0.6], "high": [0.6, 1, 0.9, 0.9, 0.9], "pi": [0.5] * 4, "alternatives": [[other], [], [], []],
+    view = [{"prompt": "2 + 2 <b>", "correct": right, "reason": "<i>r</i>", "tokens": HOSTILE, "role": None,
+             "value": [0.5, 1, 0.75, 0.75, 0.75], "low": [0.4, 0.9, 0.6, 0.6, 0.6], "high": [0.6, 1, 0.9, 0.9, 0.9],
+             "pi": [0.5] * 4, "alternatives": [[other], [], [], []],
              "proxies": {"entropy": [0.5] * 4}, "before_after": effect | {"exact": [0.625, -0.2, None, 0.0]}, "replace": effect}
             for right in (True, False)]  # fmt: skip
     ranks = {p: [0.1, 0.4, 0.6, 0.9] for p in PROXIES}
@@ -142,7 +145,8 @@ def test_the_token_view_shows_effects_intervals_and_alternatives(opened):
     section = opened.locator("#tokens-and-their-effects")
     tokens = section.locator(".completion .token")
     assert tokens.all_text_contents() == HOSTILE
-    assert [set(tokens.nth(at).get_attribute("class").split()) - {"token"} for at in range(3)] == [{"positive", "pivotal"}, {"negative"}, {"undefined"}]
+    kinds = [set(tokens.nth(at).get_attribute("class").split()) - {"token"} for at in range(3)]
+    assert kinds == [{"positive", "pivotal"}, {"negative"}, {"undefined"}]
     assert tokens.nth(0).evaluate("e => e.style.getPropertyValue('--strength')") == "1.000"
     assert tokens.nth(1).evaluate("e => e.style.getPropertyValue('--strength')") == "0.250", "half the size, half as certain"
     tokens.nth(0).hover()

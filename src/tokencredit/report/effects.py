@@ -14,9 +14,9 @@ def effects_section(view: Sequence[Mapping[str, Any]], threshold: float) -> Sect
     """The completions that the study chose; long ones are cut, and the page says so."""
     rows = [_cut(row) for row in view]
     note = ('<p class="note">Blue: the token raises the success probability; orange: it lowers it. The fainter, the less certain that '
-            f"there is an effect of that sign. Underlined: its size is {threshold:g} or more, of that sign with probability over 0.8. Point at a "
-            "token for its interval and for what else could have been said, with the success rate of each. Below the text: the success "
-            "probability after every token, with its band.</p>")  # fmt: skip
+            f"there is an effect of that sign. Underlined: its size is {threshold:g} or more, of that sign with probability over 0.8. "
+            "Point at a token for its interval and for what else could have been said, with the success rate of each. Below the text: "
+            "the success probability after every token, with its band.</p>")  # fmt: skip
     data = {"rows": rows, "threshold": threshold}
     return Section("Tokens and their effects", note, data, "effects.js", ("plot.js", "shade.js", "axes.js"))
 

@@ -37,7 +37,7 @@ draw("forest.js", (section, data) => {
     if (!data.figures[state.estimand][state.measure]) state.measure = "captured";
     measure.input.replaceChildren(...Object.keys(data.measures).filter((name) => data.figures[state.estimand][name]).map((name) => option(name, data.measures[name])));
     measure.input.value = state.measure;
-    note.textContent = `${data.estimands[state.estimand]}. ${data.meanings[state.measure]}.`;
+    note.textContent = `${state.estimand}: ${data.estimands[state.estimand]}. ${data.measures[state.measure]}: ${data.meanings[state.measure]}.`;
     const shown = SOURCES.filter(([source]) => current()[source]);
     legend.replaceChildren(...shown.map(([, colour, label]) => el("span", { class: `key ${colour}` }, el("span", { class: "swatch" }), label)));
     const rows = proxies().map((name) => el("tr", null, el("th", { scope: "row" }, name),

@@ -16,7 +16,6 @@ from scipy.stats import rankdata
 from tokencredit.agreement import ranks
 from tokencredit.agreement.calibration import calibration
 from tokencredit.agreement.resampling import Bootstrap
-from tokencredit.agreement.rollouts import Rollouts
 from tokencredit.studies import measurement
 from tokencredit.studies.measurement import Policy
 
@@ -47,7 +46,7 @@ def measure(policy: Policy, rows: Sequence[dict], *, samples: int, rollouts: int
     if exact:
         effects = measurement.exact(policy, rows, some, alternatives=0)
         return found | {"before_after": effects["before_after"], "square": effects["before_after"] ** 2, "spread": effects["spread"] ** 2}
-    effects = Rollouts(**measurement.roll_out(policy, rows, some, rollouts, seed)[0]).effects()
+    effects = measurement.roll_out(policy, rows, some, rollouts, seed)[0].effects()
     return found | {"before_after": effects.before_after, "square": effects.square("before_after"), "spread": effects.spread_squared}
 
 

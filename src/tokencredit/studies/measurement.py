@@ -184,17 +184,20 @@ def exact(policy: Policy, rows: Sequence[dict], completions: Sequence[Sequence[d
 
 def _along(tree: PrefixTree, ids: list[int]) -> dict[str, np.ndarray]:
     path = tree.path(ids)
-    pi, after = path.probability.numpy(), _inside(path.after.numpy())
-    other = np.full(len(ids), np.nan)
+    pi, before, after = path.probability.numpy(), _inside(path.before.numpy()), _inside(path.after.numpy())
+    other, spread = np.full((2, len(ids)), np.nan)
     for at, token in enumerate(ids):
         found = tree.alternatives(ids[:at])
-        keep = (found.token != token).numpy()
-        p, bracket = found.probability.numpy()[keep], found.value.numpy()[keep]
-        seen = (p * (1 - (bracket[:, 1] - bracket[:, 0]))).sum()
-        other[at] = (p * bracket[:, 0]).sum() / seen if seen > 0 else np.nan
+        q, bracket = _inside(found.value.numpy()), found.value.numpy()
+        mass = found.probability.numpy() * (1 - (bracket[:, 1] - bracket[:, 0]))  # of the completions behind each token that are inside
+        beside = np.where(found.token.numpy() == token, 0.0, mass)
+        other[at] = (beside * q).sum() / beside.sum() if beside.sum() > 0 else np.nan
+        spread[at] = np.sqrt((mass * (q - (mass * q).sum() / mass.sum()) ** 2).sum() / mass.sum())
     replace = after - other
-    return {"replace": replace, "before_after": (1 - pi) * replace, "spread": path.spread.numpy(), "value": _inside(path.before.numpy()),
-            "pi": pi, "entropy": path.entropy.numpy(), "width": (path.before[:, 1] - path.before[:, 0]).numpy()}  # fmt: skip
+    # Where nothing beside the token is inside the tree, the little mass there moves V by nothing that the tree knows of.
+    before_after = np.where(np.isnan(replace), after - before, (1 - pi) * replace)
+    return {"replace": replace, "before_after": before_after, "spread": spread, "value": before, "pi": pi,
+            "entropy": path.entropy.numpy(), "width": (path.before[:, 1] - path.before[:, 0]).numpy()}  # fmt: skip
 
 
 def _inside(bracket: np.ndarray) -> np.ndarray:

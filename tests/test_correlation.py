@@ -1,0 +1,159 @@
+"""The correlation study on the embedded world, small: its numbers, its validation against prefix trees, resuming, and bad input."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tokencredit.cli import make_parser
+from tokencredit.durable import read_json
+from tokencredit.runs import RunError
+from tokencredit.studies import conditions, measurement
+from tokencredit.studies.correlation import CorrelationConfig, run
+from tokencredit.studies.correlation_command import read_config
+from tokencredit.studies.measurement import Policy
+from tokencredit.studies.stages import Stages
+from tokencredit.tasks import load
+
+CONFIG = CorrelationConfig(prompts=10, rollouts=16, bootstraps=40, condition_prompts=6, condition_samples=4, temperatures=(0.5, 1.0),
+                           proxies=("entropy", "surprisal", "head_norm"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run(CONFIG, tmp_path_factory.mktemp("study") / "correlation", command="tokencredit study correlation")
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return Policy.load("reckon", load("reckon"), 1.0)
+
+
+def test_every_figure_has_value_interval_unit_seed_and_command(result):
+    stored = read_json(result.path / "result.json")
+    assert stored["figures"].keys() == result.figures.keys()
+    for name, figure in stored["figures"].items():
+        assert {"value", "low", "high", "unit", "seed", "command"} <= figure.keys(), name
+        if None not in (figure["low"], figure["high"], figure["value"]) and "law" not in name:
+            assert figure["low"] <= figure["high"], name
+    assert stored["command"] == "tokencredit study correlation" and stored["num"]["prompts"] == 10
+
+
+def test_the_figures_are_those_of_the_stored_tokens(result):
+    """Spearman and captured share of entropy, made again from the stored stages with scipy and a sort."""
+    proxies = np.load(result.path / "stages" / "proxies.npz")
+    exact = [np.load(path) for path in sorted((result.path / "stages").glob("exact_*.npz"))]
+    effect, replace = (np.concatenate([piece[name] for piece in exact]) for name in ("before_after", "replace"))
+    rollouts = [np.load(path) for path in sorted((result.path / "stages").glob("rollouts_*.npz"))]
+    known = np.isfinite(replace) & np.concatenate([np.isfinite(piece["rewards"]).any(1) for piece in rollouts])
+    entropy, effect = proxies["entropy"][known], effect[known]
+    value = result.figures["exact/before_after/spearman/entropy"]["value"]
+    assert value == pytest.approx(stats.spearmanr(entropy, np.abs(effect)).statistic)
+    top = effect[np.argsort(-entropy)][: int(0.2 * len(effect))]
+    assert result.figures["exact/before_after/captured/entropy"]["value"] == pytest.approx((top**2).sum() / (effect**2).sum(), abs=0.02)
+
+
+def test_the_correction_is_nearer_to_the_truth_than_the_naive_figure(result):
+    check = result.study["validation"]["before_after"]
+    assert check["corrected_ranks"]["mean_error"] < 0.5 * check["spearman (naive)"]["mean_error"]
+    assert check["captured"]["mean_error"] < 0.1
+
+
+def test_a_killed_study_goes_on_with_the_same_numbers(result, tmp_path):
+    """Half the stages are there, the record is still "running", one file is torn."""
+    other = tmp_path / result.path.name
+    shutil.copytree(result.path, other)
+    (other / "result.json").unlink()
+    for path in sorted((other / "stages").glob("*_0000*"))[::2]:
+        path.unlink()
+    next((other / "stages").glob("condition_*")).unlink()
+    (other / "stages" / ".proxies.npz.1.tmp").write_bytes(b"PK torn")
+    info = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(info | {"status": "running"}))
+    again = run(CONFIG, other, command="tokencredit study correlation")
+    assert json.dumps(again.figures) == json.dumps(result.figures)
+    with pytest.raises(RunError, match="different run"):
+        run(CorrelationConfig(prompts=12), other)
+
+
+def test_sampled_effects_are_those_of_the_trees(policy):
+    """Standardised differences of before_after have mean 0 and are no wider than the rollouts' noise and the trees' brackets allow."""
+    rows = measurement.held_out(policy.task, 4, 3)
+    drawn = measurement.draw(policy, rows, 2, 3)
+    rollouts, cost = measurement.roll_out(policy, rows, drawn, 64, 3)
+    exact = measurement.exact(policy, rows, drawn, eps=1e-5)
+    effects = rollouts.effects()
+    difference = effects.before_after - exact["before_after"]
+    assert abs(np.mean(difference)) < 0.01
+    assert np.sqrt(np.mean(difference**2)) < 1.5 * np.sqrt(np.mean(effects.before_after_variance)) + 0.01
+    assert cost["rollouts"] == rollouts.count.sum() == 64 * len(rollouts.pi)
+    np.testing.assert_allclose(rollouts.pi, exact["pi"], atol=1e-5)
+    # The written token is never an alternative to itself.
+    ids = np.concatenate([each["ids"] for group in drawn for each in group])
+    assert not (rollouts.alternative == ids[:, None]).any()
+
+
+def test_sampling_is_repeated_by_its_seed(policy):
+    rows = measurement.held_out(policy.task, 2, 0)
+    one, two, other = (measurement.draw(policy, rows, 2, seed) for seed in (1, 1, 2))
+    assert one == two != other
+    assert len({str(row["prompt"]) for row in measurement.held_out(policy.task, 30, 0)}) == 30
+
+
+def test_proxies_point_upwards(policy):
+    """Larger means more important: a token of low entropy has a small margin's opposite, so the two agree in rank."""
+    rows = measurement.held_out(policy.task, 4, 0)
+    drawn = measurement.draw(policy, rows, 1, 0)
+    found = measurement.proxies(policy, rows, drawn, 0, ("entropy", "margin", "surprisal"))
+    assert stats.spearmanr(found["entropy"], found["margin"]).statistic > 0.9
+    rollouts, _ = measurement.roll_out(policy, rows, drawn, 8, 0)
+    np.testing.assert_allclose(np.exp(-found["surprisal"]), rollouts.pi, atol=1e-5)
+
+
+def test_a_task_without_trees_is_measured_from_rollouts_alone(tmp_path):
+    config = CorrelationConfig(prompts=6, rollouts=8, bootstraps=40, condition_prompts=4, condition_samples=2, temperatures=(), exact="no",
+                               proxies=("entropy", "surprisal"))  # fmt: skip
+    found = run(config, tmp_path / "study").study
+    assert found["exact"] == {} and found["validation"] == {} and set(found["sampled"]) == {"replace", "before_after", "spread"}
+    assert all(found["sampled"][name]["verdict"] in ("resolved", "unresolved at this budget") for name in found["sampled"])
+    assert "exact" not in found["view"][0]["before_after"]
+
+
+def test_bad_input_is_refused_before_anything_is_sampled():
+    for wrong, said in (({"temperature": 0.0}, "no alternative|nothing to compare"), ({"rollouts": 4}, "8 rollouts"),
+                        ({"exact": "maybe"}, "maybe"), ({"prompts": 2}, "4 prompts")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            CorrelationConfig(**wrong)
+    with pytest.raises(ValueError, match="no finished checkpoint"):
+        from tokencredit.studies.correlation import _policies
+
+        _policies(CorrelationConfig(runs=("nowhere",)))
+
+
+def test_conditions_rank_calibration_against_agreement():
+    """Three conditions, error .1 .2 .3 and captured .9 .5 .1: −1; draw 1 has the reverse: +1."""
+    rows = [{"draws": {"ece": np.array([e, e]), "captured": np.array([c, 1 - c])}} for e, c in ((0.1, 0.9), (0.2, 0.5), (0.3, 0.1))]
+    assert conditions.across(rows, "captured").tolist() == pytest.approx([-1, 1])
+    assert np.isnan(conditions.across(rows[:2], "captured")).all()
+    bins = conditions.difficulty_bins(np.array([0.0, 0, 0, 0.5, 0.5, 1.0]))
+    assert sum(member.sum() for _, member in bins) == 6 and bins[0][0] == "V₀ 0.00 to 0.00"
+
+
+def test_the_command_line_reaches_every_choice():
+    args = make_parser().parse_args(["study", "correlation", "--small", "--rollouts", "24", "--proxies", "entropy", "--policy", "a=b=c"])
+    config = read_config(args)
+    assert (config.prompts, config.rollouts, config.proxies, config.policies) == (24, 24, ("entropy",), {"a": "b=c"})
+    with pytest.raises(ValueError, match="LABEL=PATH"):
+        read_config(make_parser().parse_args(["study", "correlation", "--policy", "x"]))
+
+
+def test_a_damaged_stage_is_named(tmp_path):
+    stages = Stages(tmp_path)
+    assert stages.value("a", lambda: {"x": (1, 2)}) == {"x": [1, 2]} == stages.value("a", lambda: 0)
+    stages.arrays("b", lambda: {"x": np.arange(3)})
+    assert stages.arrays("b", dict)["x"].tolist() == [0, 1, 2] and set(stages.seconds) == {"a", "b"}
+    (tmp_path / "b.npz").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"b\.npz"):
+        stages.arrays("b", dict)
