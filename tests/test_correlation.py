@@ -137,6 +137,7 @@ def test_conditions_rank_calibration_against_agreement():
     rows = [{"draws": {"ece": np.array([e, e]), "captured": np.array([c, 1 - c])}} for e, c in ((0.1, 0.9), (0.2, 0.5), (0.3, 0.1))]
     assert conditions.across(rows, "captured").tolist() == pytest.approx([-1, 1])
     assert np.isnan(conditions.across(rows[:2], "captured")).all()
+    assert conditions.permutation_p(rows, "captured") == pytest.approx(2 / 6), "the order found and its reverse, of six"
     bins = conditions.difficulty_bins(np.array([0.0, 0, 0, 0.5, 0.5, 1.0]))
     assert sum(member.sum() for _, member in bins) == 6 and bins[0][0] == "V₀ 0.00 to 0.00"
 

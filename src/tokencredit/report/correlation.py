@@ -68,6 +68,10 @@ def _figure(result: Mapping[str, Any], name: str | None) -> str:
     return f"{number(figure['value'], 2)}{ends}"
 
 
+def _tested(result: Mapping[str, Any], name: str) -> str:
+    return f"{_figure(result, name)} (permutation p {number(result['figures'][name]['p'], 2)})"
+
+
 def _tables(result: Mapping[str, Any]) -> list[Section]:
     """One section with a table per estimand: exact figures where there are any, else those from rollouts, and the controls beside them."""
     body = []
@@ -151,8 +155,8 @@ def _conditions(result: Mapping[str, Any]) -> Section:
         cells = f"<td>{row['prompts']}</td>{cells}<td>{number(row['expected_ece'], 2)}</td>"
         rows.append(f'<tr><th scope="row">{text(row["label"])}</th>{cells}</tr>')
     table = scrolling("Conditions", f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
-    tests = "".join(f"<li>{text(name)} ({test['conditions']}): {_figure(result, test['captured'])} with the captured share, "
-                    f"{_figure(result, test['spearman'])} with Spearman</li>" for name, test in block["hypothesis"].items())  # fmt: skip
+    tests = "".join(f"<li>{text(name)} ({test['conditions']}): {_tested(result, test['captured'])} with the captured share, "
+                    f"{_tested(result, test['spearman'])} with Spearman</li>" for name, test in block["hypothesis"].items())  # fmt: skip
     body = ("<p>Hypothesis: entropy is a good proxy when the model is calibrated. It predicts a negative correlation, over conditions, of "
             f"the calibration error with the agreement of entropy and before_after. Found:</p><ul>{tests}</ul>"
             '<p class="note">The conditions share prompts and policies; the intervals say what other prompts would have given.</p>' + table)

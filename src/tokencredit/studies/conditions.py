@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -97,3 +98,18 @@ def across(rows: Sequence[dict[str, Any]], agreement: str) -> np.ndarray:
     a, b = a - a.mean(0), b - b.mean(0)
     scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
     return np.divide((a * b).sum(0), scale, out=np.full(len(scale), np.nan), where=scale > 0)
+
+
+def permutation_p(rows: Sequence[dict[str, Any]], agreement: str, seed: int = 0) -> float:
+    """Two-sided p of `across` when the agreements are dealt to the conditions at random: were there conditions enough to tell?
+
+    All orders for up to 7 conditions, 5,000 random ones beyond.
+    """
+    a, b = (rankdata([row["draws"][name][0] for row in rows]) for name in ("ece", agreement))
+    a, b = a - a.mean(), b - b.mean()
+    if len(rows) <= 7:
+        orders = np.array(list(permutations(range(len(rows)))))
+    else:
+        rng = np.random.default_rng(seed)
+        orders = np.stack([np.arange(len(rows)), *(rng.permutation(len(rows)) for _ in range(5000))])
+    return float((np.abs(b[orders] @ a) >= abs(a @ b) - 1e-9).mean())

@@ -136,6 +136,6 @@ def conditions_block(rows: Sequence[dict[str, Any]], book: Book) -> dict:
     for name, some in kinds.items():
         boot = Bootstrap(np.arange(max(row["prompts"] for row in some)), len(some[0]["draws"]["ece"]) - 1, book.seed)
         tests[name] = {"conditions": len(some)} | {
-            agreement: book.enter(f"hypothesis/{name}/{agreement}", boot.estimate(conditions.across(some, agreement)), "correlation")
-            for agreement in conditions.AGREEMENT}  # fmt: skip
+            agreement: book.enter(f"hypothesis/{name}/{agreement}", boot.estimate(conditions.across(some, agreement)), "correlation",
+                                  p=conditions.permutation_p(some, agreement)) for agreement in conditions.AGREEMENT}  # fmt: skip
     return {"rows": table, "hypothesis": tests}

@@ -22,11 +22,11 @@ def findings(study: Mapping[str, Any], figures: Mapping[str, dict], config: Any)
     tests = study["conditions"]["hypothesis"]["policies and temperatures"]
     if tests["conditions"] >= 3:
         figure = figures[tests["captured"]]
-        verdict = ("supports the hypothesis" if (figure["high"] or 0) < 0 else "contradicts the hypothesis" if (figure["low"] or 0) > 0
-                   else "leaves the hypothesis open")  # fmt: skip
+        clear = figure["p"] <= 0.05 and not (figure["low"] or 0) <= 0 <= (figure["high"] or 0)
+        verdict = ("contradicts" if figure["value"] > 0 else "supports") + " the hypothesis" if clear else "leaves the hypothesis open"
         said.append(f"Calibration: over {tests['conditions']} policies and temperatures, the rank correlation of the calibration error "
-                    f"with the share captured by entropy is {_shown(figure)}; it {verdict}: entropy is a good proxy when the "
-                    "model is calibrated.")  # fmt: skip
+                    f"with the share captured by entropy is {_shown(figure)}, permutation p = {figure['p']:.2f}. That {verdict}: entropy is "
+                    "a good proxy when the model is calibrated.")  # fmt: skip
     return said
 
 

@@ -1,4 +1,4 @@
-"""The demo: several methods, several seeds, side by side on the embedded world, and one report.
+"""The demo: several methods, several seeds, side by side on the embedded world, a small correlation study, and one report.
 
 Question: what does a laptop show of per-token credit in a few minutes? Every run is a process of its own with one thread; a run that
 was finished is not repeated, one that was interrupted goes on, one that fails is reported and does not stop the others.
@@ -42,7 +42,22 @@ def demo(out: Path, *, methods: Sequence[str], seeds: int, steps: int | None, wo
     figures = compare(done)
     write_json(out / "result.json", {"command": f"tokencredit demo --out {out}", "seeds": list(range(seeds)), **figures})
     show(figures, console)
-    return report.write(done, out / "report.html", figures, title=f"{', '.join(methods)} on reckon")
+    sections = correlate(out, done[0], console)
+    return report.write(done, out / "report.html", figures, title=f"{', '.join(methods)} on reckon", extra=sections)
+
+
+def correlate(out: Path, run: Path, console: Console) -> list[report.Section]:
+    """A small study of which tokens matter, on the base and on the checkpoints of one run: its sections of the report."""
+    from tokencredit.report.correlation import sections
+    from tokencredit.studies import correlation
+    from tokencredit.studies.correlation_command import SMALL
+
+    config = correlation.CorrelationConfig(**SMALL, runs=(str(run),))
+    with console.status("which tokens matter") as status:
+        study = correlation.run(config, out / "correlation", command=f"tokencredit demo --out {out}", say=status.update)
+    for finding in study.study["findings"]:
+        console.print(f"- {finding}", highlight=False, markup=False)
+    return sections(study.path)
 
 
 def run_all(out: Path, jobs: Sequence[tuple[str, str, int]], steps: int, workers: int, console: Console) -> set[str]:
