@@ -19,7 +19,7 @@ def study():
     figures = {}
 
     def enter(name, value, half=0.125):
-        figures[name] = {"value": value, "low": value - half, "high": value + half, "p": 0.5, "unit": "correlation", "seed": 0, "command": ""}
+        figures[name] = {"value": value, "low": value - half, "high": value + half, "p": 0.5, "unit": "correlation", "seed": 0}
         return name
 
     def block(source, estimand, start):

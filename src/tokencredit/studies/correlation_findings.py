@@ -20,14 +20,20 @@ def findings(study: Mapping[str, Any], figures: Mapping[str, dict], config: Any)
     said = [_best(study, figures, estimand, config.top) for estimand in ("before_after", "spread", "replace")]
     said += [sentence for estimand in ESTIMANDS if (sentence := _noise(study, figures, estimand))]
     tests = study["conditions"]["hypothesis"]["policies and temperatures"]
-    if tests["conditions"] >= 3:
-        figure = figures[tests["captured"]]
-        clear = figure["p"] <= 0.05 and not (figure["low"] or 0) <= 0 <= (figure["high"] or 0)
-        verdict = ("contradicts" if figure["value"] > 0 else "supports") + " the hypothesis" if clear else "leaves the hypothesis open"
-        said.append(f"Calibration: over {tests['conditions']} policies and temperatures, the rank correlation of the calibration error "
-                    f"with the share captured by entropy is {_shown(figure)}, permutation p = {figure['p']:.2f}. That {verdict}: entropy is "
-                    "a good proxy when the model is calibrated.")  # fmt: skip
-    return said
+    return said + ([_calibration(tests, figures)] if tests["conditions"] >= 3 else [])
+
+
+def _calibration(tests: Mapping[str, Any], figures: Mapping[str, dict]) -> str:
+    """The hypothesis is supported or contradicted only where the captured share and Spearman, both clear, say the same."""
+    verdicts, parts = [], []
+    for measure, label in (("captured", "the share captured by entropy"), ("spearman", "entropy's Spearman")):
+        figure = figures[tests[measure]]
+        clear = figure["p"] <= 0.05 and np.isfinite(figure["low"]) and not figure["low"] <= 0 <= figure["high"]
+        verdicts.append(np.sign(figure["value"]) if clear else 0)
+        parts.append(f"{_shown(figure)} with {label} (permutation p = {figure['p']:.2f})")
+    verdict = {(1, 1): "contradicts it", (-1, -1): "supports it"}.get(tuple(verdicts), "does not decide it")
+    return (f"Hypothesis, entropy is a good proxy when the model is calibrated: over {tests['conditions']} policies and temperatures the "
+            f"calibration error correlates {' and '.join(parts)}; this {verdict}.")  # fmt: skip
 
 
 def _shown(figure: Mapping[str, Any]) -> str:
