@@ -357,6 +357,9 @@ def test_shapes_and_plans_are_checked():
     with pytest.raises(ValueError, match=r"plan is for \[1, 3\], the rollouts are \[2, 3\]: slice both"):
         method(Clip()).loss(**given_tensors, plan=plan.rows(torch.tensor([0])))
     assert isinstance(plan, Plan) and plan.selected is None
+    for surrogate in (KLCov(), ClipCov()):
+        with pytest.raises(ValueError, match=r"selects over the whole batch: pass `selected` \(Plan.selected\)"):
+            surrogate(zero, zero, zero, rollouts.mask)
     with pytest.raises(TypeError, match="Surrogate does not define token_loss"):
         method(Surrogate()).loss(**given_tensors)
     with pytest.raises(TypeError, match="Aggregate does not define weights"):
