@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LOGITS_AT_ONCE = 2**28
 
 
 @torch.no_grad()
@@ -14,22 +16,42 @@ def score(model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Se
           batch: int = 64) -> dict[str, list[Tensor]]:  # fmt: skip
     """{"logprob": [...], "entropy": [...]}: one float32 tensor [T] per completion, in nats, at `temperature`, over the full vocabulary.
 
-    Completions of similar length are scored together. ValueError where a sequence exceeds the model's context.
+    Completions of similar length are scored together, at most `batch` of them. An empty completion has empty scores. ValueError names a
+    row whose prompt is empty or which exceeds the model's context.
     """
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
+    if temperature <= 0:
+        raise ValueError(f"scores are those of a sampling distribution: temperature must be positive, got {temperature}")
     limit = getattr(model.config, "max_position_embeddings", None)
     total = [len(p) + len(c) for p, c in zip(prompts, completions)]
-    if limit and total and max(total) > limit:
-        row = max(range(len(total)), key=total.__getitem__)
-        raise ValueError(f"row {row} has {total[row]} tokens, more than the model's context of {limit}")
+    for row, length in enumerate(total):
+        if not len(prompts[row]):
+            raise ValueError(f"row {row} has an empty prompt: its first token has no distribution")
+        if limit and length > limit:
+            raise ValueError(f"row {row} has {length} tokens, more than the model's context of {limit}")
     found: dict[str, list[Tensor]] = {"logprob": [torch.zeros(0)] * len(total), "entropy": [torch.zeros(0)] * len(total)}
-    order = sorted((i for i in range(len(total)) if completions[i]), key=total.__getitem__)
-    for rows in (order[i : i + batch] for i in range(0, len(order), batch)):
+    order = sorted((i for i in range(len(total)) if len(completions[i])), key=total.__getitem__)
+    was_training = model.training
+    model.eval()
+    for rows in _batches(order, total, batch, getattr(model.config, "vocab_size", 1)):
         scored = _score_rows(model, [prompts[i] for i in rows], [completions[i] for i in rows], temperature)
         for row, (logprob, entropy) in zip(rows, scored):
             found["logprob"][row], found["entropy"][row] = logprob, entropy
+    model.train(was_training)
     return found
+
+
+def _batches(order: list[int], total: list[int], batch: int, vocab: int) -> Iterator[list[int]]:
+    """Rows in ascending length, as many at once as `batch` and the memory of their logits allow."""
+    rows: list[int] = []
+    for row in order:
+        if rows and (len(rows) == batch or (len(rows) + 1) * total[row] * vocab > LOGITS_AT_ONCE):
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows
 
 
 def _score_rows(model: Any, prompts: list, completions: list, temperature: float) -> list[tuple[Tensor, Tensor]]:
@@ -45,6 +67,7 @@ def _score_rows(model: Any, prompts: list, completions: list, temperature: float
     for row, (prompt, completion) in enumerate(zip(prompts, completions)):
         at = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
         log_p = torch.log_softmax(logits[row, at].float() / temperature, -1)
-        chosen = log_p.gather(1, torch.tensor(completion, device=device)[:, None])[:, 0]
+        chosen = log_p.gather(1, torch.tensor(list(completion), device=device)[:, None])[:, 0]
+        # A token of probability 0 has log-prob −∞ and adds 0 · −∞ = 0 to the entropy.
         found.append((chosen.cpu(), -(log_p.exp() * log_p).nan_to_num(0.0).sum(-1).cpu()))
     return found
