@@ -217,6 +217,14 @@ def test_lora_takes_the_entropies_of_the_policy_not_of_the_reference(tmp_path, b
     assert beta == 0 or steps(trainer)[0]["kl"] > 0
 
 
+@pytest.mark.parametrize("name", ["grpo", "gtpo", "clip_cov"])
+def test_half_precision_and_checkpointed_activations(tmp_path, name):
+    changes = REUSED | {"bf16": True, "gradient_checkpointing": True, "max_steps": 4, "learning_rate": 0.02}
+    for more in ({}, {"gradient_checkpointing_kwargs": {"use_reentrant": True}, "num_iterations": 1, "steps_per_generation": 1}):
+        records = steps(train(CreditTrainer, tmp_path, changes | more, method=name))
+        assert all(0 < s["entropy"] < 3 and torch.isfinite(torch.tensor(s["grad_norm"])) for s in records)
+
+
 def passes(monkeypatch, folder, changes, cls=CreditTrainer, **keywords):
     """Rows per rollout batch that went through the model: (without a gradient, with one), completions generated apart."""
     rows = {True: 0, False: 0}

@@ -124,13 +124,15 @@ def test_evaluation_with_single_completions(tmp_path, name):
 
 def test_evaluation_has_trls_loss(tmp_path):
     changes = {"loss_type": "grpo", "per_device_eval_batch_size": 8, "num_generations_eval": 4}
+    changes |= {"log_completions": True, "num_completions_to_print": 0}
     found = []
     for cls, keywords in ((GRPOTrainer, {}), (CreditTrainer, {"method": METHODS["grpo"].replace(eps=1e-4)})):
         trainer = build(cls, tmp_path, changes, eval_dataset=sums(6), **keywords)
         torch.manual_seed(5)
-        found.append(trainer.evaluate())
+        found.append(trainer.evaluate() | {"table": pandas.read_parquet(tmp_path / "completions" / "completions_00000.parquet")})
     for figure in ("eval_loss", "eval_reward", "eval_entropy"):
         assert found[1][figure] == pytest.approx(found[0][figure], rel=1e-5, abs=1e-6)
+    pandas.testing.assert_frame_equal(found[0]["table"], found[1]["table"], rtol=1e-5)
 
 
 def test_records_come_once_per_window_of_steps(tmp_path):

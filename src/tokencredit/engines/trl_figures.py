@@ -43,7 +43,8 @@ class Clock(TrainerCallback):
         self._inside, self._step_began = 0.0, time.perf_counter()
 
     def on_step_end(self, args, state, control, **_):
-        self._count("update", time.perf_counter() - self._step_began)
+        if self._step_began is not None:
+            self._count("update", time.perf_counter() - self._step_began)
         self._step_began = None
 
     def _count(self, name: str, elapsed: float) -> None:
