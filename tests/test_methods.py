@@ -227,3 +227,12 @@ def test_batches_without_a_token_have_no_loss(name, shape):
     loss.backward()
     assert loss == 0 and credit.shape == shape and (credit == 0).all() and (leaf.grad == 0).all()
     assert all(torch.isfinite(x) for x in stats.values())
+
+
+def test_the_engine_fills_in_open_budgets_alone():
+    """Of two punishments in one chain, the one that names its length keeps it."""
+    dapo = METHODS["dapo"]
+    twice = dapo.replace(chain=Chain(*dapo.chain.parts[:1], Overlong(100), Overlong(), *dapo.chain.parts[2:]))
+    assert [part.max_length for part in twice.within(48).chain.parts[1:3]] == [100, 48]
+    assert METHODS["dr_grpo"].within(48).aggregate.max_length == 48
+    assert METHODS["reinforce"].within(48) == METHODS["reinforce"]

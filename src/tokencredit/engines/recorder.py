@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from tokencredit.engines.config import TrainConfig
 from tokencredit.lm.evaluate import evaluate
 from tokencredit.lm.load import COMPLETE
+from tokencredit.lm.text import pieces
 from tokencredit.runs import Run
 
 Listener = Callable[[str, dict], None]
@@ -75,15 +76,14 @@ class Recorder(TrainerCallback):
     def _row(self, batch: dict, i: int) -> dict:
         mask = batch["mask"][i]
         ids = batch["completion_ids"][i][mask].tolist()
-        tokens = self.tokenizer.convert_ids_to_tokens(ids)
         row = {
             "group": batch["group"][i], "prompt": as_text(batch["prompts"][i]), "completion": as_text(batch["texts"][i]),
-            "reward": batch["reward"][i], "success": batch["success"][i], "reason": batch["reasons"][i], "token_ids": ids, "tokens": tokens,
-            "credit": batch["credit"][i][mask].tolist(),
+            "reward": batch["reward"][i], "success": batch["success"][i], "reason": batch["reasons"][i], "token_ids": ids,
+            "tokens": pieces(self.tokenizer, ids), "credit": batch["credit"][i][mask].tolist(),
         }  # fmt: skip
         row |= {name: score[i][mask].tolist() for name, score in batch["scores"].items()}
         if hasattr(self.task, "roles"):
-            row["role"] = self.task.roles(batch["rows"][i], tokens)
+            row["role"] = self.task.roles(batch["rows"][i], self.tokenizer.convert_ids_to_tokens(ids))
         return row
 
     def _evaluate(self, step: int, model: Any) -> None:
