@@ -30,11 +30,13 @@ class TrainConfig:
     task, task_options        what `tokencredit.tasks.load` takes
     model                     a path, a hub name or a run directory; "reckon" is the shipped model
     method, method_options    a name of METHODS and the hyper-parameters to replace
+    seed                      of the prompts, their order, and the sampling
     steps                     rollout batches; each is used for `updates` passes
     prompts, group            prompts per rollout batch, and completions of each
     updates, minibatches      passes over a rollout batch, and optimizer steps per pass
     accumulate                forward and backward passes per optimizer step: more need less memory, and change nothing else
     learning_rate             None: 5e-4 for the embedded task, 1e-6 for any other (a pretrained model)
+    temperature               of the sampling, in training and evaluation
     max_new_tokens            None: the task's own limit, or 256
     eval_every ... eval_batch evaluation on held-out prompts, in rollout batches (0 switches it off); completions sampled at once
     record_every, record_rows per-token records of sampled completions, in rollout batches (0: none); and how many of a batch are kept
