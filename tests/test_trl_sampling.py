@@ -63,6 +63,7 @@ def test_dynamic_sampling_collects_groups_with_both_outcomes(tmp_path):
         assert all(0 < sum(batch["success"][i : i + 4]) < 4 for i in range(0, 16, 4))
         assert record["zero_variance_groups"] == 0 and batch["credit"].view(4, -1).any(1).all()
         assert torch.allclose(kept["advantages"].float(), batch["credit"])  # trained on what was recorded
+        assert trainer.asked[turn] == batch["prompts"] and kept["completion_ids"].tolist() == batch["completion_ids"].tolist()
         table = pandas.read_parquet(tmp_path / "completions" / f"completions_{turn + 1:05d}.parquet")
         assert table["prompt"].tolist() == batch["prompts"] and table["completion"].tolist() == batch["texts"]
         assert table["seldom_mixed"].tolist() == batch["reward"] and table["index"].tolist() == [row["index"] for row in batch["rows"]]
@@ -118,6 +119,7 @@ def test_evaluation_with_single_completions(tmp_path, name):
     assert len(evaluations) == 4 and len(steps(trainer)) == 2
     for record in evaluations:
         assert math.isfinite(record["eval_loss"]) and 0 <= record["eval_pass_rate"] <= 1 and record["eval_entropy"] > 0
+        assert record["eval_zero_variance_groups"] == 1  # a single completion has nothing to be compared with
     assert all(s["tokens_per_second"] > 0 and s["pass_rate"] > 0 for s in steps(trainer))
     json.dumps(trainer.state.log_history, allow_nan=False)
 
@@ -132,6 +134,7 @@ def test_evaluation_has_trls_loss(tmp_path):
         found.append(trainer.evaluate() | {"table": pandas.read_parquet(tmp_path / "completions" / "completions_00000.parquet")})
     for figure in ("eval_loss", "eval_reward", "eval_entropy"):
         assert found[1][figure] == pytest.approx(found[0][figure], rel=1e-5, abs=1e-6)
+    assert not any(trainer._clock.seconds.values())  # evaluation is not training time
     pandas.testing.assert_frame_equal(found[0]["table"], found[1]["table"], rtol=1e-5)
 
 

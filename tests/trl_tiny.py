@@ -42,8 +42,8 @@ def tiny_model(seed=0):
 
 
 def sums(number=36):
-    """Prompts "a + b =" with a column of their own."""
-    return Dataset.from_list([{"prompt": f"{i % 6} + {i // 6 % 10} =", "index": i} for i in range(number)])
+    """Prompts "a + b =" and longer, with a column of their own."""
+    return Dataset.from_list([{"prompt": f"{i % 6} + {i // 6 % 10}{' + 1' * (i % 4)} =", "index": i} for i in range(number)])
 
 
 def reward(completions, **_):
@@ -98,7 +98,7 @@ def written(prompt, place, turn):
 class Fixed:
     """Completions that depend on the prompt, the place in the group and the optimizer step alone, not on processes or random states.
 
-    Keeps what the loss is given: `kept` holds, per rollout batch, the rows of all processes.
+    Keeps what the loss is given: `kept` holds, per rollout batch, the rows of all processes, `asked` the prompts of this one.
     """
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
@@ -109,9 +109,11 @@ class Fixed:
     def _generate_and_score_completions(self, inputs):
         out = super()._generate_and_score_completions(inputs)
         if not hasattr(self, "kept"):
-            self.kept = []
+            self.kept, self.asked = [], []
         names = ("completion_ids", "completion_mask", "advantages", "token_weight", "selected")
         self.kept.append({n: gather_rows(self, out[n].double()) for n in names if n in out and out[n].dim() == 2})
+        prompts = zip(out["prompt_ids"], out["prompt_mask"].bool())
+        self.asked.append([self.processing_class.decode(ids[mask]) for ids, mask in prompts])
         return out
 
 
