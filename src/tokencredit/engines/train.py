@@ -45,12 +45,10 @@ def train(config: TrainConfig, out: str | Path, *, name: str | None = None, comm
     task, method = load(config.task, **config.task_options), config.build_method()
     identity = {"name": name or out.resolve().name, "method": repr(method), "method_name": config.method, "task": config.task,
                 "model": config.model, "config": config.as_dict(), "seed": config.seed, "command": command}  # fmt: skip
-    if (out / "run.json").exists():
-        with exclusive(out):
-            run = Run.create(out, **identity)
-        if run.status == "finished":
-            listen("finished", {"step": config.optimizer_steps})
-            return run
+    if (out / "run.json").exists() and Run.open(out).status == "finished":
+        run = Run.create(out, **identity)
+        listen("finished", {"step": config.optimizer_steps})
+        return run
     trainer, recorder = make_trainer(config, method, task, out / "checkpoints", listen)
     with exclusive(out):
         run = Run.create(out, **identity)
