@@ -12,6 +12,8 @@ from trl import GRPOTrainer
 
 from tokencredit import METHODS
 from tokencredit.engines.trl import CreditTrainer
+from tokencredit.engines.trl_figures import rollout_figures, update_figures
+from tokencredit.engines.trl_groups import Batch
 from trl_tiny import CHAT, EOS, PAD, VOCAB, FixedCredit, build, reward, steps, sums, tiny_tokenizer, train, weights, written
 
 EVERY_STEP = (
@@ -238,3 +240,26 @@ def test_reward_is_never_asked_for_what_it_does_not_get(tmp_path):
 
     train(CreditTrainer, tmp_path, method="dapo", max_rounds=3, reward_funcs=with_column)
     assert all(len(set(index[i : i + 4])) == 1 for index in asked for i in range(0, 16, 4))
+
+
+def test_figures_of_rollouts_by_hand():
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    sizes = {"length": torch.tensor([2, 2]), "truncated": torch.tensor([True, False]), "group": torch.tensor([0, 0])}
+    batch = Batch(
+        reward=torch.tensor([1.0, 0.0]), mask=mask, success_above=0.5, scores={"entropy": torch.tensor([[1.0, 2], [0, 1]])}, **sizes
+    )
+    figures = rollout_figures(batch, batch.rollouts, torch.tensor([[2.0, -1], [-1, 0]]))
+    # One of three credited tokens works against its outcome; (2+1+1)² / (4+1+1); squares 6 around mean 0 over 4 − 1.
+    expected = {"credit_against_outcome": 1 / 3, "credited_tokens": 16 / 6, "credit_mean": 0, "credit_std": 2**0.5, "entropy": 1}
+    expected |= {"reward": 0.5, "pass_rate": 0.5, "length": 2, "truncated": 0.5, "zero_variance_groups": 0}
+    assert figures == pytest.approx(expected)
+
+
+def test_figures_of_an_update_are_weighted_by_tokens():
+    names = ("clip_low", "entropy", "kl_old", "ratio_max", "ratio_min", "credited", "tokens")
+    values = torch.tensor([[0.5, 1.0, 1.0, 3.0, 0.5, 2.0, 8.0], [0.0, 2.0, 4.0, 2.0, 0.1, 1.0, 2.0]])
+    gatherer = type("Alone", (), {"gather": staticmethod(lambda x: x)})
+    figures = update_figures(gatherer, [dict(zip(names, row)) for row in values])
+    # Clips: 0.5 of 2 of the 10 tokens. Entropy: (8·1 + 2·2) / 10. KL over the 3 tokens in the loss: (2·1 + 1·4) / 3.
+    expected = {"clip_low": 0.1, "entropy": 1.2, "kl_old": 2, "ratio_max": 3, "ratio_min": 0.1, "credited_share": 0.3, "tokens": 10}
+    assert figures == pytest.approx(expected)
