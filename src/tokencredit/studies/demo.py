@@ -12,7 +12,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -100,17 +101,21 @@ def start(out: Path, name: str, method: str, seed: int, steps: int, settings: Se
                                 env=environment)  # fmt: skip
 
 
-def stop(processes: Sequence[subprocess.Popen]) -> None:
-    """Ask them to end, wait, and kill those that do not: a run goes on from its last checkpoint anyway."""
+def stop(processes: Iterable[subprocess.Popen]) -> None:
+    """Ask them to end, wait, and kill those that do not, or all at a second interrupt: a run goes on from its last checkpoint anyway."""
+    processes = list(processes)
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + GRACE
-    for process in processes:
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    try:
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def last_words(log: Path) -> str:
@@ -132,13 +137,12 @@ def show(figures: dict, console: Console) -> None:
     methods = {method["name"]: method["summary"] for method in figures["methods"]}
     measures = [m for m in figures["curves"] if m in ("pass@1", "pass@8", "greedy", "entropy", "length")]
     for names in (list(methods)[i : i + 3] for i in range(0, len(methods), 3)):
-        table = Table(title="Held-out prompts, last step", title_justify="left")
-        table.add_column("figure")
+        table = Table("held out", box=None, pad_edge=False)
         for name in names:
-            table.add_column(name, justify="right", overflow="fold")
+            table.add_column(name, justify="right", no_wrap=True)
         for measure in measures:
             table.add_row(measure, *(_cell(methods[name].get(measure)) for name in names))
-        console.print(table)
+        console.print(table, "")
     console.print(f"In parentheses: {figures['interval']}.", markup=False, highlight=False)
     for finding in figures["findings"]:
         console.print(f"\n{finding['verdict']}: {finding['claim']}\n  {finding['detail']}", highlight=False, markup=False)
