@@ -59,10 +59,13 @@ class TrainProgress:
         if event == "evaluation":
             self._say(f"step {figures['step']:>5}, held out: {held_out(figures)}")
             return
-        said = {"resume": "going on from the checkpoint of step {step}", "finished": "finished"}.get(event, "")
-        self.progress.update(self.task, completed=figures["step"], figures=watched(figures) if event == "step" else said.format(**figures))
+        self.progress.update(self.task, completed=figures["step"], **({"figures": watched(figures)} if event == "step" else {}))
         if event == "resume":
-            self._say(said.format(**figures))
+            self._say(f"going on from the checkpoint of step {figures['step']}")
+        elif event == "start":
+            self.progress.update(self.task, figures="first evaluation" if self.config.eval_every else "first rollouts")
+        elif event == "finished" and self.progress.tasks[0].fields["figures"] == "loading":
+            self._say("this run is finished already: nothing to do")
 
     def _say(self, line: str) -> None:
         if not self.quiet:
