@@ -6,9 +6,11 @@ Every process writes its own file, so that decisions can be compared: FOLDER/<ca
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from tokencredit import METHODS
@@ -51,3 +53,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    torch.distributed.barrier()
+    os._exit(0)  # without the interpreter's farewell, in which gloo's threads sometimes abort the process
