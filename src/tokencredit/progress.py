@@ -66,6 +66,7 @@ class TrainProgress:
             self.progress.update(self.task, figures="first evaluation" if self.config.eval_every else "first rollouts")
         elif event == "finished" and self.progress.tasks[0].fields["figures"] == "loading":
             self._say("this run is finished already: nothing to do")
+            self.progress.update(self.task, figures="finished")
 
     def _say(self, line: str) -> None:
         if not self.quiet:
