@@ -28,7 +28,7 @@ demo: setup
 
 test: setup browser
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The report's test opens it in Chromium. Without a way to get one, that test says so and is skipped.
 browser: setup

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from _result import finish
 
+from _result import finish
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
 from tokencredit.lm.prefix_sampler import PrefixSampler
 from tokencredit.lm.sampling import Trace, end_tokens, sample

@@ -68,7 +68,7 @@ def group_center(batch, values, scale="group", eps=1e-6, ddof=1):
     for members in batch.groups():
         inside = [values[i] for i in members]
         for i, z in zip(members, standardise(inside, eps, ddof)):
-            out[i] = z if scale == "group" else values[i] - mean(inside)
+            out[i] = z if scale == "group" else (values[i] - mean(inside)) * (min(inside) < max(inside))
     if scale == "batch" and len(values) > ddof:
         centre = mean(values)
         spread = math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - ddof))

@@ -264,6 +264,26 @@ def test_overlong_by_hand():
     close(got[:, 0], [1.0, 0.5, 0.0, 0.0])
 
 
+def lengths(*numbers):
+    return [[1] * n + [0] * (6 - n) for n in numbers]
+
+
+def test_group_relative_overlong_by_hand():
+    def punished(reward, *numbers, **settings):
+        rollouts = make(reward, [[1.0] * 6] * len(reward), mask=lengths(*numbers))
+        return (run(GroupRelativeOverlong(**settings), rollouts))[:, 0]
+
+    # Easy, 3 of 4 right: of the right lengths 1, 2, 5 the mid-range 3 exceeds the mean 8/3; the 5 loses ½ · 2/3, the wrong 5 nothing.
+    close(punished([1, 1, 1, 0], 1, 2, 5, 5), [0, 0, -1 / 3, 0])
+    # Medium, 3 of 5 right: of all lengths 1, 1, 6, 1, 1 the mid-range 3.5 exceeds the mean 2: the right 6 loses ½ · 2.5/3.5.
+    close(punished([1, 1, 1, 0, 0], 1, 1, 6, 1, 1), [0, 0, -0.5 * 2.5 / 3.5, 0, 0])
+    # Medium, half of them right: nobody, or the wrong 4 by ½ · 1.5/2.5.
+    close(punished([1, 1, 0, 0], 1, 4, 4, 1), [0, 0, 0, 0])
+    close(punished([1, 1, 0, 0], 1, 4, 4, 1, punish_failures=True), [0, 0, -0.3, 0])
+    # Hard, 1 of 4 right: nobody.
+    close(punished([1, 0, 0, 0], 6, 1, 1, 6, punish_failures=True), [0, 0, 0, 0])
+
+
 def test_weights_by_hand():
     rollouts = make([1], [[1, 3]])
     ones = torch.ones(1, 2, dtype=torch.float64)

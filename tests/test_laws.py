@@ -131,6 +131,14 @@ def test_a_method_whose_chain_breaks_a_law_is_caught():
         check_method(METHODS["grpo"].replace(chain=Chain(Outcome(), PLANTED["group_names"], GroupCenter(), PLANTED["group_names"])))
 
 
+def test_a_surrogate_that_selects_in_silence_is_caught():
+    class Silent(KLCov):
+        selects = False
+
+    with pytest.raises(AssertionError, match=r"^needs: Silent selects tokens but does not declare"):
+        check_method(METHODS["kl_cov"].replace(surrogate=Silent()), laws={"needs"})
+
+
 def test_a_promise_that_is_no_law_is_refused():
     @dataclass(frozen=True)
     class Boast(Transform):

@@ -16,7 +16,10 @@ HEAVY = (
 
 # Every module and package of the library has its place here: the algebra, with what it may import besides torch, or what stands on it.
 ALGEBRA = {"rollouts": (), "masked": (), "credit": (), "objective": (), "methods": (), "testing": ("hypothesis",)}
-OUTER = {"durable", "runs", "progress", "stats", "agreement", "cli", "lm", "tasks", "pivotality", "dynamics", "studies", "engines", "report"}
+OUTER = {
+    "durable", "runs", "progress", "stats", "agreement", "cli", "lm", "tasks", "pivotality", "dynamics", "studies", "engines", "report",
+}  # fmt: skip
+LIGHT = {"runs": (), "report": (), "engines": (), "stats": ("scipy",)}  # of the outer modules: no model, no engine on import
 TORCH_ONLY = [name for name, more in ALGEBRA.items() if not more]
 
 
@@ -41,6 +44,11 @@ def test_the_algebra_needs_torch_alone():
     """Each module is imported first, on its own: what one brings in would show in the ones after it as well."""
     modules = ["tokencredit", *(f"tokencredit.{name}" for name in TORCH_ONLY)]
     assert dict(zip(modules, loaded(*modules))) == {module: set() for module in modules}
+
+
+def test_what_reads_and_counts_stays_light():
+    for module, heavy in zip(LIGHT, loaded(*(f"tokencredit.{name}" for name in LIGHT))):
+        assert heavy <= set(LIGHT[module]), module
 
 
 def test_testing_needs_hypothesis_besides():

@@ -136,9 +136,9 @@ def test_replace_names_the_fields_there_are():
 def test_within_fills_open_budgets_only():
     assert METHODS["dapo"].within(100).chain.parts[1] == Overlong(100)
     assert METHODS["dr_grpo"].within(100).aggregate == SequenceSum(100)
-    assert METHODS["reinforce"].within(100) is METHODS["reinforce"]  # its sum is not divided by a length
+    assert METHODS["reinforce"].within(100) == METHODS["reinforce"]  # its sum is not divided by a length
     assert METHODS["dapo"].replace(max_length=7).within(100).chain.parts[1] == Overlong(7)
-    assert METHODS["grpo"].within(100) is METHODS["grpo"]
+    assert METHODS["grpo"].within(100) == METHODS["grpo"]
 
 
 def test_hyperparameters_are_named_by_part():
@@ -227,3 +227,10 @@ def test_batches_without_a_token_have_no_loss(name, shape):
     loss.backward()
     assert loss == 0 and credit.shape == shape and (credit == 0).all() and (leaf.grad == 0).all()
     assert all(torch.isfinite(x) for x in stats.values())
+
+
+def test_the_engine_fills_in_open_budgets_alone():
+    """Of two punishments in one chain, the one that names its length keeps it."""
+    dapo = METHODS["dapo"]
+    twice = dapo.replace(chain=Chain(*dapo.chain.parts[:1], Overlong(100), Overlong(), *dapo.chain.parts[2:]))
+    assert [part.max_length for part in twice.within(48).chain.parts[1:3]] == [100, 48]

@@ -271,12 +271,12 @@ def test_covariance_selections(rollouts, seed, fraction):
     assert chosen.sum() == wanted and not (chosen & ~rollouts.mask).any()
     assert sorted(got[chosen].tolist()) == pytest.approx(sorted(expected.values())[tokens - wanted :], abs=1e-12)
     # Clip-Cov: inside the band, and not where the ratio clip already stops the gradient.
-    surrogate = ClipCov(fraction, (0.1, 2.0), 0.2, 0.2)
+    surrogate = ClipCov(fraction, (0.05, 0.6), 0.2, 0.2)
     chosen = select(surrogate, rollouts, logprob, old, credit)
     candidates = set()
     for (i, t), value in expected.items():
         w, c = math.exp(logprob[i, t] - old[i, t]), credit[i, t].item()
-        if 0.1 < value < 2.0 and not (w < 0.8 and c < 0) and not (w > 1.2 and c > 0):
+        if 0.05 < value < 0.6 and not (w < 0.8 and c < 0) and not (w > 1.2 and c > 0):
             candidates.add((i, t))
     drawn = set(map(tuple, torch.nonzero(chosen).tolist()))
     assert drawn <= candidates and len(drawn) == min(max(math.floor(round(fraction * tokens, 9)), 1), len(candidates))
@@ -357,6 +357,9 @@ def test_shapes_and_plans_are_checked():
     with pytest.raises(ValueError, match=r"plan is for \[1, 3\], the rollouts are \[2, 3\]: slice both"):
         method(Clip()).loss(**given_tensors, plan=plan.rows(torch.tensor([0])))
     assert isinstance(plan, Plan) and plan.selected is None
+    for surrogate in (KLCov(), ClipCov()):
+        with pytest.raises(ValueError, match=r"selects over the whole batch: pass `selected` \(Plan.selected\)"):
+            surrogate(zero, zero, zero, rollouts.mask)
     with pytest.raises(TypeError, match="Surrogate does not define token_loss"):
         method(Surrogate()).loss(**given_tensors)
     with pytest.raises(TypeError, match="Aggregate does not define weights"):

@@ -5,12 +5,31 @@
     credit = method.credit(rollouts)
     loss, stats = method.loss(logprob=logprob, old_logprob=old_logprob, credit=credit, rollouts=rollouts)
 
-Importing this needs torch alone; models, tasks, engines and reports are imported from their own modules.
+These names need torch alone, and import it when they are first used; models, tasks, engines and reports have modules of their own.
 """
 
-from tokencredit.credit import Chain, Transform
-from tokencredit.methods import METHODS, Method, Plan
-from tokencredit.rollouts import Rollouts
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokencredit.credit import Chain, Transform
+    from tokencredit.methods import METHODS, Method, Plan
+    from tokencredit.rollouts import Rollouts
 
 __version__ = "0.1.0"
 __all__ = ["METHODS", "Chain", "Method", "Plan", "Rollouts", "Transform", "__version__"]
+
+_HOMES = {"Rollouts": "rollouts", "Chain": "credit", "Transform": "credit", "METHODS": "methods", "Method": "methods", "Plan": "methods"}
+
+
+def __getattr__(name: str):
+    if name in ("rollouts", "masked", "credit", "objective", "methods", "testing", "stats"):
+        return import_module(f"tokencredit.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tokencredit' has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(f"tokencredit.{_HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

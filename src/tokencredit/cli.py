@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -16,12 +17,15 @@ from rich.text import Text
 from tokencredit.lm import score_command
 from tokencredit.studies import correlation_command
 
-console = Console()
+# What users name (paths, tasks, models) is printed as it is: no markup, no emoji codes.
+console = Console(markup=False, emoji=False, highlight=False)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error that the user can mend, 130 when interrupted."""
     _quiet()
+    if argv is None:
+        _as_command()
     parser = make_parser()
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):
@@ -36,9 +40,19 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, KeyError, OSError, ImportError, RuntimeError, TypeError) as error:
         if os.environ.get("TOKENCREDIT_TRACEBACK"):
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        Console(stderr=True).print(Text("error: ", style="bold red") + Text(str(message)))
+        told = "\n".join([_message(error), *getattr(error, "__notes__", [])])
+        Console(stderr=True).print(Text("error: ", style="bold red") + Text(told), soft_wrap=True)
         return 1
+
+
+def _message(error: Exception) -> str:
+    """What the error says; where it says nothing of use, what it is and how to see more."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    if " " in message:
+        return message
+    return f"{type(error).__name__}: {message}. This looks like a fault in tokencredit; TOKENCREDIT_TRACEBACK=1 shows where it comes from"
 
 
 def _quiet() -> None:
@@ -48,6 +62,12 @@ def _quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _as_command() -> None:
+    """What a process of our own may do: a verifier in the current directory is found, and who is ended stops what it started."""
+    sys.path.append(os.getcwd())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -64,9 +84,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _command(commands, name: str, run, summary: str, examples: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=summary, epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    # argparse formats `help` with %, but not `description`.
+    parser = commands.add_parser(name, help=summary.replace("%", "%%"), description=summary, epilog=f"examples:\n{examples}",
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.set_defaults(run=run)
     return parser
 
@@ -82,15 +102,19 @@ def _demo_parser(commands) -> None:
 
 
 def _train_parser(commands) -> None:
+    from tokencredit.engines.config import field_table
+
     p = _command(commands, "train", _train, "Train a model on a task with a method; an interrupted run goes on where it was.",
                  "  tokencredit train --method gtpo --out runs/gtpo\n"
-                 "  tokencredit train --config run.yaml --set learning_rate=1e-4 --set method_options.alpha='[1, 0.2]'\n"
+                 "  tokencredit train --config run.yaml --out runs/mine --set learning_rate=1e-4 --set method_options.alpha='[1, 0.2]'\n"
+                 "  tokencredit train --task my_verifier.py:verify --set task_options.path=train.jsonl --out runs/own\n"
                  "  tokencredit train --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --method dapo --out runs/q \\\n"
-                 "      --set trl.use_vllm=true --set max_new_tokens=1024")  # fmt: skip
+                 "      --set trl.use_vllm=true --set max_new_tokens=1024\n\n"
+                 f"fields of --config and --set:\n{field_table()}")  # fmt: skip
     p.add_argument("--out", type=Path, required=True, help="run directory")
     p.add_argument("--config", type=Path, help="YAML or JSON file with any field of TrainConfig")
-    p.add_argument("--task", help="reckon, gsm8k, or a .jsonl/.parquet file (default: reckon)")
-    p.add_argument("--model", help="a path or hub name; reckon is the shipped model (default: reckon)")
+    p.add_argument("--task", help="reckon, gsm8k, a .jsonl or .parquet file, or module:function (default: reckon)")
+    p.add_argument("--model", help="a path, a hub name or a run directory; reckon is the shipped model (default: reckon)")
     p.add_argument("--method", help="a name that `tokencredit methods` lists (default: grpo)")
     p.add_argument("--steps", type=int, help="rollout batches (default: 40)")
     p.add_argument("--seed", type=int, help="seed of prompts, sampling and initialisation (default: 0)")
@@ -103,11 +127,13 @@ def _evaluate_parser(commands) -> None:
                  "  tokencredit evaluate\n  tokencredit evaluate --model runs/demo/gtpo-0 --samples 16\n"
                  "  tokencredit evaluate --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --prompts 200 --out eval.json")  # fmt: skip
     p.add_argument("--model", default="reckon", help="a path, hub name, or run directory (its last checkpoint) (default: %(default)s)")
-    p.add_argument("--task", default="reckon", help="as for train (default: %(default)s)")
+    p.add_argument("--task", help="as for train (default: the run's own, else reckon)")
+    p.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the task, like path=test.jsonl; repeatable")
     p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
     p.add_argument("--prompts", type=int, default=512, help="how many prompts (default: %(default)s)")
     p.add_argument("--samples", type=int, default=8, help="completions per prompt; pass@k up to this k (default: %(default)s)")
     p.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
+    p.add_argument("--batch", type=int, default=512, help="completions sampled at once (default: %(default)s)")
     p.add_argument("--max-new-tokens", type=int, default=None, help="(default: the task's own limit)")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     p.add_argument("--out", type=Path, help="also write the figures to this JSON file")
@@ -139,15 +165,17 @@ def _report_parser(commands) -> None:
                  "  tokencredit report runs/demo/* --out report.html")  # fmt: skip
     p.add_argument("runs", type=Path, nargs="+", help="run directories, or directories of run directories")
     p.add_argument("--out", type=Path, default=Path("report.html"), help="(default: %(default)s)")
-    p.add_argument("--title", default="tokencredit report")
+    p.add_argument("--title", default="tokencredit report", help="(default: %(default)s)")
 
 
 def _demo(args) -> int:
     from tokencredit.studies.demo import demo
 
-    page = demo(args.out, methods=args.methods, seeds=args.seeds, steps=args.steps, workers=args.workers, console=console)
-    console.print(f"\nReport: [bold]{page.resolve()}[/bold]")
-    return 0
+    page, failed = demo(args.out, methods=args.methods, seeds=args.seeds, steps=args.steps, workers=args.workers, console=console)
+    console.print(f"\nReport: {page.resolve()}", soft_wrap=True)
+    if failed:
+        console.print(f"{len(failed)} runs failed and are not in it: {', '.join(failed)}", style="red", soft_wrap=True)
+    return 1 if failed else 0
 
 
 def _train(args) -> int:
@@ -162,37 +190,53 @@ def _train(args) -> int:
 
     with TrainProgress(console, config, quiet=args.quiet) as progress:
         train(config, args.out, command=args.command_line, listen=progress.listen)
-    console.print(f"Run: [bold]{args.out}[/bold]. Look at it with: tokencredit report {args.out}")
+    console.print(f"Run: {args.out}. Look at it with: {shlex.join(['tokencredit', 'report', str(args.out)])}", soft_wrap=True)
     return 0
 
 
 def _evaluate(args) -> int:
-    from tokencredit.lm.evaluate import evaluate
-    from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
-    from tokencredit.progress import bar
+    from tokencredit.engines.config import read_settings
     from tokencredit.runs import write_json
     from tokencredit.tasks import load
 
-    task, path = load(args.task), resolve_model(args.model)
+    name, options = _task_of(args)
+    task = load(name, **options | read_settings(args.option))
+    from tokencredit.lm.evaluate import evaluate
+    from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
+    from tokencredit.progress import bar
+
+    path = resolve_model(args.model)
     tokenizer, model = load_tokenizer(path), load_model(path)
     rows = task.rows(args.split, args.prompts, args.seed)
     limit = args.max_new_tokens or getattr(task, "max_new_tokens", 256)
     with bar(console, "sampling", len(rows) * (args.samples + 1)) as advance:
         figures = evaluate(model, tokenizer, task, rows, num_samples=args.samples, ks=sorted({1, args.samples}), max_new_tokens=limit,
-                           temperature=args.temperature, seed=args.seed, progress=advance)  # fmt: skip
-    console.print(_figures(f"{args.model} on {args.task} ({args.split}), {len(rows)} prompts, temperature {args.temperature:g}", figures))
+                           temperature=args.temperature, seed=args.seed, batch=args.batch, progress=advance)  # fmt: skip
+    console.print(f"{args.model} on {name} ({args.split}), {len(rows)} prompts, temperature {args.temperature:g}", soft_wrap=True)
+    console.print(_figures(figures))
     if args.out:
         write_json(args.out, {"command": args.command_line, "seed": args.seed, "figures": figures})
+        console.print(f"Figures: {args.out}", soft_wrap=True)
     return 0
 
 
-def _figures(title: str, figures: dict) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name, justify in (("figure", "left"), ("value", "right"), ("95 % interval, by prompt", "right")):
-        table.add_column(name, justify=justify)
+def _task_of(args) -> tuple[str, dict]:
+    """The task named, else the one that the run was trained on, with its options, else the embedded one."""
+    if args.task is None and (Path(args.model) / "run.json").exists():
+        from tokencredit.runs import read_json
+
+        config = read_json(Path(args.model) / "run.json")["config"]
+        return config.get("task", "reckon"), dict(config.get("task_options", {}))
+    return args.task or "reckon", {}
+
+
+def _figures(figures: dict) -> Table:
+    table = Table("figure", box=None, pad_edge=False)
+    for name in ("value", "95 % interval, by prompt"):
+        table.add_column(name, justify="right")
     for name, figure in figures.items():
         if isinstance(figure, dict) and "low" in figure:
-            table.add_row(name, f"{figure['value']:.3f}", f"[{figure['low']:.3f}, {figure['high']:.3f}]".replace("[", r"\["))
+            table.add_row(name, f"{figure['value']:.3f}", f"[{figure['low']:.3f}, {figure['high']:.3f}]")
     return table
 
 
@@ -200,15 +244,15 @@ def _methods(args) -> int:
     from tokencredit.methods import METHODS
 
     if args.name:
-        console.print(Text(_explain(METHODS[args.name])))
+        console.print(_explain(METHODS[args.name]), soft_wrap=True)
         return 0
-    table = Table(title="METHODS", title_justify="left", title_style="bold")
-    for column in ("name", "what it changes", "source", "fidelity", "needs"):
-        table.add_column(column, overflow="fold")
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "what it changes", "needs"):
+        table.add_column(column, no_wrap=column == "name")
     for method in METHODS.values():
-        needs = ", ".join(sorted(method.needs)) or "-"
-        table.add_row(Text(method.name, style="bold"), method.summary, method.source, method.fidelity, needs)
+        table.add_row(Text(method.name, style="bold"), method.summary, ", ".join(sorted(method.needs)) or "-")
     console.print(table)
+    console.print("\nOne in full, with its formula, fields and source: tokencredit methods gtpo")
     return 0
 
 
@@ -235,8 +279,7 @@ def _build(args) -> int:
     with bar(console, "teaching", None) as advance:
         figures = world.build(args.out, seed=args.seed, operands=tuple(args.operands), wording=not args.no_wording,
                               progress=lambda step, total, found: advance(step, total=total, absolute=True))  # fmt: skip
-    for name, value in figures.items():
-        console.print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+    console.print("\n".join(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}" for name, value in figures.items()))
     return 0
 
 
@@ -255,15 +298,11 @@ def _show(args) -> int:
 
 def _report(args) -> int:
     from tokencredit import report
-    from tokencredit.studies.learning import compare
+    from tokencredit.studies.learning import compare, find_runs
 
-    runs = []
-    for path in args.runs:
-        runs += [path] if (path / "run.json").exists() else sorted(found.parent for found in path.glob("*/run.json"))
-    if not runs:
-        raise ValueError(f"no run directory (with a run.json) in: {', '.join(map(str, args.runs))}")
+    runs = find_runs(args.runs)
     page = report.write(runs, args.out, compare(runs), title=args.title)
-    console.print(f"Report of {len(runs)} runs: [bold]{page.resolve()}[/bold]")
+    console.print(f"Report of {len(runs)} {'run' if len(runs) == 1 else 'runs'}: {page.resolve()}", soft_wrap=True)
     return 0
 
 

@@ -43,6 +43,8 @@ from tokencredit.objective import (
 )
 from tokencredit.rollouts import Rollouts
 
+PARTS = ("chain", "surrogate", "aggregate")
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -118,7 +120,7 @@ class Method:
         changed = replace(self, **{k: v for k, v in values.items() if k in own})
         inner = {k: v for k, v in values.items() if k not in own}
         used: set[str] = set()
-        parts = {name: _replace(getattr(changed, name), inner, used) for name in ("chain", "surrogate", "aggregate")}
+        parts = {name: _replace(getattr(changed, name), inner, used) for name in PARTS}
         unknown = sorted(set(inner) - used)
         if unknown:
             raise ValueError(f"{self.name} has no field {', '.join(unknown)}; it has: {', '.join(sorted(self.hyperparameters()))}")
@@ -127,14 +129,13 @@ class Method:
     def hyperparameters(self) -> dict[str, object]:
         """{"Part.field": value} for every field of every part."""
         found: dict[str, object] = {}
-        for name in ("chain", "surrogate", "aggregate"):
+        for name in PARTS:
             _collect(getattr(self, name), found)
         return found
 
     def within(self, max_length: int) -> Method:
         """This method for completions of at most `max_length` tokens: fills in every `max_length` that is None."""
-        open_fields = {k: max_length for k, v in self.hyperparameters().items() if k.endswith(".max_length") and v is None}
-        return self.replace(**open_fields) if open_fields else self
+        return replace(self, **{name: _fill(getattr(self, name), max_length) for name in PARTS})
 
 
 def _replace(part, values: dict, used: set[str]):
@@ -149,6 +150,16 @@ def _replace(part, values: dict, used: set[str]):
         inner = getattr(part, f.name)
         if f.name not in new and is_dataclass(inner):
             new[f.name] = _replace(inner, values, used)
+    return replace(part, **new) if new else part
+
+
+def _fill(part, max_length: int):
+    """The part with every `max_length` that is None set."""
+    if isinstance(part, Chain):
+        return Chain(*(_fill(p, max_length) for p in part.parts))
+    new = {f.name: _fill(inner, max_length) for f in fields(part) if is_dataclass(inner := getattr(part, f.name))}
+    if getattr(part, "max_length", max_length) is None:
+        new["max_length"] = max_length
     return replace(part, **new) if new else part
 
 

@@ -1,4 +1,4 @@
-"""Progress on the terminal: bars with the figures that people watch."""
+"""Progress on the terminal: bars with the figures that people watch, within 80 columns."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 WATCHED = (
-    ("pass_rate", "pass", "{:.2f}"),
-    ("entropy", "entropy", "{:.3f}"),
-    ("length", "length", "{:.1f}"),
-    ("tokens_per_second", "tok/s", "{:,.0f}"),
+    ("pass_rate", "pass {:.2f}"),
+    ("entropy", "entropy {:.3f}"),
+    ("length", "length {:.0f}"),
+    ("tokens_per_second", "{:,.0f} tok/s"),
 )
 
 
 def columns() -> tuple:
-    return (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"))  # fmt: skip
+    """What a line of progress shows: name, bar, count, time left (then time taken), figures. Names are text, never markup."""
+    return (TextColumn("{task.description}", markup=False), BarColumn(bar_width=8), MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("{task.fields[figures]}", markup=False))  # fmt: skip
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def bar(console: Console, description: str, total: int | None) -> Iterator[Calla
 
 def watched(figures: dict) -> str:
     """The few figures of a step worth a glance."""
-    return "  ".join(f"{label} {form.format(figures[name])}" for name, label, form in WATCHED if figures.get(name))
+    return "  ".join(form.format(figures[name]) for name, form in WATCHED if figures.get(name) is not None)
 
 
 class TrainProgress:
@@ -47,20 +48,32 @@ class TrainProgress:
 
     def __enter__(self) -> TrainProgress:
         self.progress.start()
-        self.task = self.progress.add_task(f"{self.config.method} on {self.config.task}", total=self.config.optimizer_steps, figures="")
+        self.task = self.progress.add_task(self.config.method, total=self.config.optimizer_steps, figures="loading")
         return self
 
     def __exit__(self, *_) -> None:
         self.progress.stop()
 
     def listen(self, event: str, figures: dict) -> None:
-        if event in ("step", "resume"):
-            self.progress.update(self.task, completed=figures["step"], figures=watched(figures))
-        if self.quiet:
-            return
-        if event == "resume":
-            self.progress.console.print(f"going on from the checkpoint of step {figures['step']}")
+        """What `train` tells: the step and its figures, evaluations, and where the run starts or goes on."""
         if event == "evaluation":
-            best = {name: figures[name] for name in figures if name.startswith("pass@") or name == "greedy"}
-            shown = "  ".join(f"{name} {f['value']:.3f} ({f['low']:.3f}-{f['high']:.3f})" for name, f in best.items())
-            self.progress.console.print(f"step {figures['step']:>5}  held out: {shown}")
+            self._say(f"step {figures['step']:>5}, held out: {held_out(figures)}")
+            return
+        self.progress.update(self.task, completed=figures["step"], **({"figures": watched(figures)} if event == "step" else {}))
+        if event == "resume":
+            self._say(f"going on from the checkpoint of step {figures['step']}")
+        elif event == "start":
+            self.progress.update(self.task, figures="first evaluation" if self.config.eval_every else "first rollouts")
+        elif event == "finished" and self.progress.tasks[0].fields["figures"] == "loading":
+            self._say("this run is finished already: nothing to do")
+            self.progress.update(self.task, figures="finished")
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def held_out(figures: dict) -> str:
+    """An evaluation in one line: the shares of correct answers with their intervals."""
+    shares = {name: figures[name] for name in figures if name.startswith("pass@") or name == "greedy"}
+    return "  ".join(f"{name} {f['value']:.2f} ({f['low']:.2f}-{f['high']:.2f})" for name, f in shares.items())

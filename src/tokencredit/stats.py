@@ -59,7 +59,8 @@ def share_of_units(values: Sequence[float], level: float = 0.95) -> Estimate:
 
         n* = p̄ (1 − p̄) / Var(p̄)         Var(p̄) from the spread between prompts
 
-    Stays inside [0, 1] and keeps a width when every prompt agrees (n* = P then).
+    Stays inside [0, 1] and keeps a width when every prompt agrees (n* = P then). Covers 95 % from about 64 prompts on; with fewer, or with
+    fewer than about 5 prompts that differ from the rest, it may cover only 89 %.
     """
     x = np.asarray(values, float)
     if len(x) == 0:
@@ -85,15 +86,18 @@ def cluster_bootstrap(
 ) -> Estimate:
     """Percentile interval of statistic(rows), rows [n] int, when whole clusters (prompts) are drawn with replacement.
 
-    Draws in which the statistic is undefined (NaN) are left out.
+    Draws in which the statistic is undefined (NaN) are left out; one cluster has no interval (infinite).
     """
     clusters = np.asarray(clusters)
     names = np.unique(clusters)
     members = [np.flatnonzero(clusters == name) for name in names]
     rng = np.random.default_rng(seed)
     value = float(statistic(np.arange(len(clusters))))
+    if len(names) < 2:
+        return Estimate(value, -np.inf, np.inf, len(names), level)
     draws = np.array([statistic(np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])) for _ in range(num)])
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    draws = draws[~np.isnan(draws)]
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) if len(draws) else (-np.inf, np.inf)
     return Estimate(value, float(low), float(high), len(names), level)
 
 

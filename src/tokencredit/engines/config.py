@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
+import math
+import re
+import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tokencredit.methods import METHODS, Method
+if TYPE_CHECKING:
+    from tokencredit.methods import Method
+
+AT_LEAST_0 = ("seed", "eval_every", "record_every", "record_rows", "save_every")
+RATES = {"reckon": 5e-4}
+OTHER_RATE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -19,15 +28,19 @@ class TrainConfig:
     """One run. The defaults train the embedded model on the embedded task on a laptop.
 
     task, task_options        what `tokencredit.tasks.load` takes
-    model                     a path or hub name; "reckon" is the shipped model
+    model                     a path, a hub name or a run directory; "reckon" is the shipped model
     method, method_options    a name of METHODS and the hyper-parameters to replace
-    steps                     rollout batches; each is used for `updates` optimizer steps
+    seed                      of the prompts, their order, and the sampling
+    steps                     rollout batches; each is used for `updates` passes
     prompts, group            prompts per rollout batch, and completions of each
     updates, minibatches      passes over a rollout batch, and optimizer steps per pass
+    accumulate                forward and backward passes per optimizer step: more need less memory, and change nothing else
+    learning_rate             None: 5e-4 for the embedded task, 1e-6 for any other (a pretrained model)
+    temperature               of the sampling, in training and evaluation
     max_new_tokens            None: the task's own limit, or 256
-    eval_every ... eval_temperature   evaluation on held-out prompts, in rollout batches; 0 switches it off
-    record_every, record_rows per-token records of sampled completions, in rollout batches; and how many of a batch are kept
-    save_every                checkpoints, in rollout batches
+    eval_every ... eval_batch evaluation on held-out prompts, in rollout batches (0 switches it off); completions sampled at once
+    record_every, record_rows per-token records of sampled completions, in rollout batches (0: none); and how many of a batch are kept
+    save_every                checkpoints, in rollout batches; 0: at the end alone
     max_rounds                generation rounds of dynamic sampling, for methods that ask for it
     threads                   CPU threads; None leaves torch's choice
     trl                       further fields of TRL's GRPOConfig, e.g. {"bf16": true, "use_vllm": true}
@@ -44,13 +57,15 @@ class TrainConfig:
     group: int = 8
     updates: int = 2
     minibatches: int = 1
-    learning_rate: float = 5e-4
+    accumulate: int = 1
+    learning_rate: float | None = None
     temperature: float = 1.0
     max_new_tokens: int | None = None
     max_rounds: int = 3
     eval_every: int = 10
     eval_prompts: int = 256
     eval_samples: int = 8
+    eval_batch: int = 512
     record_every: int = 10
     record_rows: int = 64
     save_every: int = 10
@@ -58,19 +73,31 @@ class TrainConfig:
     trl: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("steps", "prompts", "group", "updates", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for f in fields(self):
+            object.__setattr__(self, f.name, _typed(f.name, f.type, getattr(self, f.name)))
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", RATES.get(self.task, OTHER_RATE))
+        for f in fields(self):
+            value, least = getattr(self, f.name), 0 if f.name in AT_LEAST_0 else 1
+            if f.type.startswith("int") and value is not None and value < least:
+                raise ValueError(f"{f.name} must be at least {least}, got {value}")
+            if f.type.startswith("float") and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{f.name} must be positive and finite, got {value}")
         if self.group < 2:
             raise ValueError("group must be at least 2: a rollout is compared with the others of its prompt")
-        if self.prompts * self.group % self.minibatches:
-            raise ValueError(f"{self.prompts} prompts x {self.group} rollouts do not split into {self.minibatches} minibatches")
+        pieces = self.minibatches * self.accumulate
+        if self.prompts * self.group % pieces:
+            each = f"{self.minibatches} minibatches" + (f" of {self.accumulate} passes" if self.accumulate > 1 else "")
+            raise ValueError(f"{self.prompts} prompts x {self.group} rollouts do not split into {each}")
 
     @property
     def optimizer_steps(self) -> int:
         return self.steps * self.updates * self.minibatches
 
     def build_method(self) -> Method:
+        """The method with its options. KeyError and ValueError name what there is."""
+        from tokencredit.methods import METHODS
+
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.method_options.items()}
         return METHODS[self.method].replace(**options) if options else METHODS[self.method]
 
@@ -85,44 +112,69 @@ def read_config(path: str | Path | None, settings: Iterable[str] = (), **flags: 
     """
     values: dict[str, Any] = {}
     if path is not None:
-        text = Path(path).read_text()
-        read = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+        read = _parse(Path(path).read_text(encoding="utf-8"), str(path))
         if not isinstance(read, Mapping):
             raise ValueError(f"{path} must hold key: value pairs, it holds {type(read).__name__}")
         values |= {_known(key, str(path)): value for key, value in read.items()}
     values |= {key: value for key, value in flags.items() if value is not None}
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes key=value, got {setting!r}")
-        head, *rest = key.split(".", 1)
+        [(key, value)] = read_settings([setting], "--set").items()
+        head, _, inner = key.partition(".")
         _known(head, f"--set {setting}")
-        if rest:
-            values[head] = {**values.get(head, {}), rest[0]: yaml.safe_load(value)}
-        else:
-            values[head] = yaml.safe_load(value)
-    return replace(TrainConfig(), **{key: _typed(key, value) for key, value in values.items()})
+        if inner and not isinstance(values.get(head, {}), Mapping):
+            raise ValueError(f"--set {setting}: {head} is {values[head]!r}, which has no fields")
+        values[head] = {**values.get(head, {}), inner: value} if inner else value
+    return TrainConfig(**values)
+
+
+def read_settings(settings: Iterable[str], flag: str = "--option") -> dict[str, Any]:
+    """{"key": value} from "key=value", the values read as YAML."""
+    pairs = [setting.partition("=") for setting in settings]
+    if bad := [key for key, equals, _ in pairs if not equals]:
+        raise ValueError(f"{flag} takes key=value, got {bad[0]!r}")
+    return {key.strip(): _parse(text, f"{flag} {key}") for key, _, text in pairs}
+
+
+def field_table() -> str:
+    """The fields and what they mean, for a terminal."""
+    lines = inspect.getdoc(TrainConfig).split("\n\n", 1)[1].splitlines()
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 28))
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML whose numbers are those that people write: 5e-4 is one, which YAML 1.1 takes for text."""
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text) if where.endswith(".json") and not where.startswith("--") else yaml.load(text, _Yaml)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ValueError(f"{where}: cannot be read ({' '.join(str(error).split())})") from error
 
 
 def _known(key: str, where: str) -> str:
     names = [f.name for f in fields(TrainConfig)]
     if key not in names:
-        near = difflib.get_close_matches(key, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = difflib.get_close_matches(str(key), names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"{where}: unknown key {key}{hint} Keys: {', '.join(names)}")
     return key
 
 
-def _typed(key: str, value: Any) -> Any:
-    """Numbers as YAML 1.1 misses them ("5e-4" is a string there), and a clear error for the wrong kind."""
-    default = getattr(TrainConfig(), key)
-    if isinstance(default, float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{key} must be a number, got {value!r}") from None
-    if isinstance(default, int) and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"{key} must be a whole number, got {value!r}")
-    if isinstance(default, dict) and not isinstance(value, dict):
-        raise ValueError(f"{key} must hold key: value pairs, got {value!r}")
+def _typed(key: str, kind: str, value: Any) -> Any:
+    """The value in the field's kind (a whole number for a float is fine), or an error that says which kind that is."""
+    if value is None and "None" in kind:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind.startswith("float"):
+        if not number:
+            raise ValueError(f"{key} must be a number, got {value!r}")
+        return float(value)
+    fits = {"int": number and isinstance(value, int), "str": isinstance(value, str), "dic": isinstance(value, Mapping)}
+    words = {"int": "a whole number", "str": "text", "dic": "key: value pairs"}
+    if not fits[kind[:3]]:
+        raise ValueError(f"{key} must be {words[kind[:3]]}, got {value!r}")
     return value

@@ -95,6 +95,7 @@ class CreditTrainer(GRPOTrainer):
         self._stash: Stash | None = None
         self._with_text = False
         self._figures: dict[str, float] = {}
+        self._pending: list[dict[str, Tensor]] = []
         self._clock = Clock()
         self.add_callback(self._clock)
 
@@ -283,7 +284,10 @@ class CreditTrainer(GRPOTrainer):
                     self.record(batch.record(self, credit))
 
     def _log_update(self, stats: dict[str, Tensor], credited: Tensor, tokens: Tensor) -> None:
-        figures = update_figures(self.accelerator, stats, credited, tokens)
+        self._pending.append(stats | {"credited": credited, "tokens": tokens})
+        if not self.accelerator.sync_gradients:
+            return
+        figures, self._pending = update_figures(self.accelerator, self._pending), []
         if self.model.training:
             self._clock.tokens += figures["tokens"] / self.num_iterations
         del figures["tokens"]

@@ -43,7 +43,8 @@ class Clock(TrainerCallback):
         self._inside, self._step_began = 0.0, time.perf_counter()
 
     def on_step_end(self, args, state, control, **_):
-        self._count("update", time.perf_counter() - self._step_began)
+        if self._step_began is not None:
+            self._count("update", time.perf_counter() - self._step_began)
         self._step_began = None
 
     def _count(self, name: str, elapsed: float) -> None:
@@ -87,24 +88,19 @@ def rollout_figures(batch: Batch, rollouts: Rollouts, credit: Tensor) -> dict[st
     return dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist()))
 
 
-def update_figures(accelerator, stats: dict[str, Tensor], credited: Tensor, tokens: Tensor) -> dict[str, float]:
-    """Stats of one micro-batch over all processes, weighted by their tokens, moved off the device at once.
+def update_figures(accelerator, pending: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Stats of the micro-batches of one optimizer step over all processes, weighted by tokens, moved off the device at once.
 
-    `credited` and `tokens` count the tokens that were in the loss and all tokens of the micro-batch. Clip fractions and entropy refer to
-    all tokens (what carries no credit is not clipped), the other stats to those in the loss.
+    Every micro-batch comes with `credited` and `tokens`: how many tokens were in its loss, and how many it has. Clip fractions and entropy
+    refer to all tokens (what carries no credit is not clipped), the other stats to those in the loss.
     """
-    names = sorted(stats)
-    local = torch.stack([*(stats[n].float() for n in names), credited.float(), tokens.float()])
-    rows = accelerator.gather(local[None]).tolist()
-    kept, total = sum(row[-2] for row in rows), sum(row[-1] for row in rows)
-    figures = {"tokens": total, "credited_share": kept / max(total, 1)}
-    for i, name in enumerate(names):
-        if name in EXTREMES:
-            figures[name] = EXTREMES[name](row[i] for row in rows)
-        elif name.startswith("clip"):
-            figures[name] = sum(row[i] * row[-2] for row in rows) / max(total, 1)
-        elif name == "entropy":
-            figures[name] = sum(row[i] * row[-1] for row in rows) / max(total, 1)
-        else:
-            figures[name] = sum(row[i] * row[-2] for row in rows) / max(kept, 1)
+    names = sorted(pending[0])
+    local = torch.stack([torch.stack([stats[name].float() for name in names]) for stats in pending])
+    column = dict(zip(names, zip(*accelerator.gather(local).tolist())))
+    credited, tokens = column.pop("credited"), column.pop("tokens")
+    figures = {"tokens": sum(tokens), "credited_share": sum(credited) / max(sum(tokens), 1)}
+    for name, values in column.items():
+        weights, total = (tokens if name == "entropy" else credited), (tokens if name == "entropy" or name.startswith("clip") else credited)
+        mean = sum(value * weight for value, weight in zip(values, weights)) / max(sum(total), 1)
+        figures[name] = EXTREMES[name](values) if name in EXTREMES else mean
     return figures

@@ -121,7 +121,9 @@ def trimmed(inputs: dict, rows: Tensor) -> dict:
 def gather_rows(trainer, x: Tensor, pad=0) -> Tensor:
     """[b, t] of every process -> [N, T], right-padded to the longest, in process order."""
     accelerator = trainer.accelerator
-    return accelerator.gather(accelerator.pad_across_processes(x.contiguous(), dim=1, pad_index=pad))
+    # Booleans travel as integers: where accelerate pads them, it makes integers of them, on the processes that are padded alone.
+    sent = x.to(torch.uint8) if x.dtype == torch.bool else x
+    return accelerator.gather(accelerator.pad_across_processes(sent.contiguous(), dim=1, pad_index=pad)).to(x.dtype)
 
 
 def rewrite_table(trainer, batch: Batch, credit: Tensor) -> None:

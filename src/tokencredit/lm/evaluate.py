@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from tokencredit.lm.prompts import encode_prompts
 from tokencredit.lm.sampling import Completion, sample
 from tokencredit.lm.scoring import score
 from tokencredit.stats import mean_of_units, pass_at_k, share_of_units
-
-
-def encode_prompt(tokenizer: Any, prompt: str | list[dict]) -> list[int]:
-    """Token ids of a prompt: text as it is, messages through the chat template."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
 
 
 def evaluate(
@@ -38,9 +32,12 @@ def evaluate(
     """Figures as {"value", "low", "high", "num", "level"}, clustered by prompt:
 
     "pass@k" for every k <= num_samples (unbiased), "greedy", "truncated", "length", "entropy" (mean over tokens of a prompt's samples),
-    and where the task knows roles "entropy_by_role" {role: mean}; "reasons" counts the verdicts.
+    and where the task knows roles "entropy_by_role" {role: mean}; "reasons" counts the verdicts of all samples. `batch` completions are
+    sampled at a time. VerifierError names the row on which a verifier of your own raises.
     """
-    prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
+    if not rows or num_samples < 1 or temperature <= 0:
+        raise ValueError(f"an evaluation needs prompts ({len(rows)}), samples ({num_samples}) and a temperature above 0 ({temperature})")
+    prompts = encode_prompts(tokenizer, rows, model.config, max_new_tokens)
     options = {"max_new_tokens": max_new_tokens, "seed": seed, "batch": batch, "on_batch": progress}
     sampled = sample(model, tokenizer, prompts, num_samples, temperature=temperature, **options)
     verdicts = [[judge(tokenizer, task, row, c) for c in group] for row, group in zip(rows, sampled)]
@@ -54,9 +51,7 @@ def evaluate(
     figures["truncated"] = share_of_units([np.mean([c.truncated for c in group]) for group in sampled]).as_dict()
     figures["length"] = mean_of_units([np.mean([len(c.ids) for c in group]) for group in sampled]).as_dict()
     figures |= _entropies(model, tokenizer, task, rows, prompts, sampled, temperature)
-    reasons: dict[str, int] = defaultdict(int)
-    for verdict in (v for group in verdicts for v in group):
-        reasons[verdict.reason] += 1
+    reasons = Counter(verdict.reason for group in verdicts for verdict in group)
     return figures | {"reasons": dict(reasons), "num_prompts": len(rows), "num_samples": num_samples, "temperature": temperature}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from tokencredit.durable import read_json
 
 COMPLETE = "complete"
 
@@ -19,20 +20,33 @@ def resolve_model(name: str | Path) -> str:
         from tokencredit.tasks.reckon import model_path
 
         return str(model_path())
-    if (Path(name) / "run.json").exists():
-        checkpoint = last_checkpoint(Path(name) / "checkpoints")
+    path = Path(name)
+    if (path / "run.json").exists():
+        checkpoint = last_checkpoint(path / "checkpoints")
         if checkpoint is None:
-            start = json.loads((Path(name) / "run.json").read_text())["model"]
+            start = read_json(path / "run.json")["model"]
             raise ValueError(f"the run {name} has no finished checkpoint yet; it starts from {start}")
         return str(checkpoint)
+    if path.is_dir() and not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+        raise ValueError(f"{name} is a directory without a model (config.json) and without a run (run.json)")
+    if not path.exists() and (path.is_absolute() or str(name).startswith(".") or len(path.parts) > 2):
+        raise ValueError(f"no such model: {name} (a model is a directory, a run directory, a hub name like Qwen/Qwen2.5-0.5B, or reckon)")
     return str(name)
 
 
+def load_config(path: str) -> Any:
+    """The model's configuration alone, without its weights."""
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"the model {path} cannot be loaded: {_first_line(error)}") from error
+
+
 def load_model(path: str) -> Any:
-    """In float32 on a CPU, in the checkpoint's own dtype on a GPU."""
+    """For evaluation: in float32 on a CPU, in the checkpoint's own dtype on a GPU."""
     cuda = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto" if cuda else torch.float32)
-    return model.to("cuda") if cuda else model
+    return (model.to("cuda") if cuda else model).eval()
 
 
 def load_tokenizer(path: str) -> Any:
@@ -40,12 +54,17 @@ def load_tokenizer(path: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no tokenizer that can be loaded; save the model's tokenizer beside it ({error})") from error
+        advice = "save the model's tokenizer beside it" if Path(path).is_dir() else "is the name right, and can the hub be reached?"
+        raise ValueError(f"{path} has no tokenizer that can be loaded; {advice} ({_first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {path} has no end-of-sequence token: completions could not end. Set tokenizer.eos_token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def last_checkpoint(folder: Path, clean: bool = False) -> Path | None:

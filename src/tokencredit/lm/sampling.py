@@ -93,6 +93,8 @@ def sample(
     """
     from tokencredit.lm.prefix_sampler import PrefixSampler
 
+    if temperature < 0:
+        raise ValueError(f"temperature is 0 (greedy) or positive, got {temperature}")
     sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch)
     requests = [Request(i, 0, max_new_tokens, seed_of(seed, i, k)) for i in range(len(prompts)) for k in range(num)]
     found: list[Completion | None] = [None] * len(requests)

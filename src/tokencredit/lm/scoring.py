@@ -29,16 +29,17 @@ def score(model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Se
     unknown = sorted(set(names) - set(SCORES))
     if unknown:
         raise ValueError(f"no score is called {', '.join(unknown)}; there are: {', '.join(SCORES)}")
-    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
-        if completion and not prompt:
-            raise ValueError(f"row {row}: the prompt is empty, so nothing predicts the first token; begin it with a start token")
+    if temperature <= 0:
+        raise ValueError(f"scores are those of a sampling distribution: temperature must be positive, got {temperature}")
     limit = getattr(model.config, "max_position_embeddings", None)
     total = [len(p) + len(c) for p, c in zip(prompts, completions)]
-    if limit and total and max(total) > limit:
-        row = max(range(len(total)), key=total.__getitem__)
-        raise ValueError(f"row {row} has {total[row]} tokens, more than the model's context of {limit}")
+    for row, length in enumerate(total):
+        if not len(prompts[row]):
+            raise ValueError(f"row {row} has an empty prompt: its first token has no distribution")
+        if limit and length > limit:
+            raise ValueError(f"row {row} has {length} tokens, more than the model's context of {limit}")
     found: dict[str, list[Tensor]] = {name: [torch.zeros(0)] * len(total) for name in names}
-    order = sorted((i for i in range(len(total)) if completions[i]), key=total.__getitem__)
+    order = sorted((i for i in range(len(total)) if len(completions[i])), key=total.__getitem__)
     if not order:
         return found
     device = next(model.parameters()).device

@@ -73,7 +73,8 @@ class KLCov(Surrogate):
         ℓ = −w c + β |log π_θ − log π_old| for the ⌊fraction · N⌋ (at least 1) tokens of largest Cov(oₜ);   −w c for the others
 
     No ratio clip for any token. The paper writes a KL divergence, the released code takes the absolute log ratio: the code is
-    followed. On-policy the penalty has no gradient: it acts from the second update on a batch. fraction = 2e-3 (7B; 2e-4 for 32B),
+    followed. On-policy the penalty has no gradient: it acts from the second update on a batch. Where old log-probs come from another
+    forward pass, rounding sets the sign of the first update's penalty, as it does in the released code. fraction = 2e-3 (7B; 2e-4 for 32B),
     β = 1 (verl's default is 0.1). Source: arXiv:2505.22617 eqs. 13-14.
     """
 

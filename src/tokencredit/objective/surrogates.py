@@ -40,6 +40,10 @@ class Surrogate:
         self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor | None = None
     ) -> tuple[Tensor, Stats]:
         logprob, old_logprob, credit = (zero_off(wide(x), mask) for x in (logprob, old_logprob.detach(), credit.detach()))
+        if self.selects and selected is None:
+            raise ValueError(
+                f"{type(self).__name__} treats tokens apart that it selects over the whole batch: pass `selected` (Plan.selected)"
+            )
         loss, stats = self.token_loss(logprob, old_logprob, credit, mask, selected)
         return zero_off(loss, mask), stats | ratio_stats(logprob.detach(), old_logprob, mask)
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from tokencredit import report
 from tokencredit.durable import read_lines, write_json
@@ -25,25 +28,35 @@ from tokencredit.studies.learning import compare
 
 STEPS = 30
 UPDATES = 2
+GRACE = 10
+Job = tuple[str, str, int]
 
 
-def demo(out: Path, *, methods: Sequence[str], seeds: int, steps: int | None, workers: int | None, console: Console) -> Path:
-    """Train, evaluate, write `out`/report.html and `out`/result.json; returns the page."""
+def demo(out: Path, *, methods: Sequence[str], seeds: int, steps: int | None, workers: int | None, console: Console,
+         settings: Sequence[str] = ()) -> tuple[Path, list[str]]:  # fmt: skip
+    """Train, evaluate, write `out`/report.html and `out`/result.json; returns the page, and the names of the runs that failed.
+
+    `settings` are further "key=value" of TrainConfig, the same for all. RuntimeError where no run succeeded.
+    """
+    steps, workers = STEPS if steps is None else steps, max(1, min(os.cpu_count() or 1, 4)) if workers is None else workers
+    for name, number in (("seeds", seeds), ("steps", steps), ("workers", workers)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    methods = list(dict.fromkeys(methods))
     for name in methods:
         METHODS[name]
-    steps = steps or STEPS
     jobs = [(f"{method}-{seed}", method, seed) for seed in range(seeds) for method in methods]
-    workers = workers or max(1, min(os.cpu_count() or 1, 4))
-    console.print(f"{len(jobs)} runs of {steps} rollout batches, {workers} side by side: {', '.join(methods)} on reckon, {seeds} seeds")
-    failed = run_all(out, jobs, steps, workers, console)
-    done = [out / name for name, _, _ in jobs if name not in failed and (out / name / "run.json").exists()]
+    console.print(f"{', '.join(methods)} on reckon: {len(jobs)} runs of {steps} rollout batches, {workers} side by side")
+    failed = run_all(out, jobs, steps, workers, console, settings)
+    done = [out / name for name, _, _ in jobs if name not in failed]
     if not done:
-        raise RuntimeError(f"no run succeeded; the first log: {out / jobs[0][0]}.log")
+        raise RuntimeError(f"no run succeeded; the first log is {out / jobs[0][0]}.log")
     figures = compare(done)
-    write_json(out / "result.json", {"command": f"tokencredit demo --out {out}", "seeds": list(range(seeds)), **figures})
+    command = shlex.join(["tokencredit", "demo", "--out", str(out), "--methods", *methods, "--seeds", str(seeds), "--steps", str(steps)])
+    write_json(out / "result.json", {"command": command, "seeds": list(range(seeds)), "failed": failed, **figures})
     show(figures, console)
     sections = correlate(out, done[0], console)
-    return report.write(done, out / "report.html", figures, title=f"{', '.join(methods)} on reckon", extra=sections)
+    return report.write(done, out / "report.html", figures, title=f"{', '.join(methods)} on reckon", extra=sections), failed
 
 
 def correlate(out: Path, run: Path, console: Console) -> list[report.Section]:
@@ -60,58 +73,98 @@ def correlate(out: Path, run: Path, console: Console) -> list[report.Section]:
     return sections(study.path)
 
 
-def run_all(out: Path, jobs: Sequence[tuple[str, str, int]], steps: int, workers: int, console: Console) -> set[str]:
-    """Run the jobs, `workers` at a time; the names of those that failed."""
+def run_all(out: Path, jobs: Sequence[Job], steps: int, workers: int, console: Console, settings: Sequence[str] = ()) -> list[str]:
+    """Run the jobs, `workers` at a time; the names of those that failed. Interrupted, it stops them and waits until they have stopped."""
     out.mkdir(parents=True, exist_ok=True)
-    waiting, running, failed = list(jobs), {}, set()
+    waiting, running, failed = list(jobs), {}, []
     with Progress(*columns(), console=console) as progress:
         bars = {name: progress.add_task(name, total=steps * UPDATES, figures="waiting") for name, _, _ in jobs}
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
                     name, method, seed = waiting.pop(0)
-                    running[name] = start(out, name, method, seed, steps)
+                    running[name] = start(out, name, method, seed, steps, settings)
                 time.sleep(0.2)
                 for name, process in list(running.items()):
-                    _update(progress, bars[name], out / name)
-                    if process.poll() is not None:
+                    ended = process.poll() is not None
+                    _update(progress, bars[name], out / name, ended and process.returncode)
+                    if ended:
                         del running[name]
                         if process.returncode:
-                            failed.add(name)
-                            progress.console.print(f"{name} failed (exit {process.returncode}); its log: {out / name}.log", style="red")
+                            failed.append(name)
+                            told = f"{name} failed (exit {process.returncode}): {last_words(out / f'{name}.log')}"
+                            progress.console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
         finally:
-            for process in running.values():
-                process.terminate()
+            stop(running.values())
     return failed
 
 
-def start(out: Path, name: str, method: str, seed: int, steps: int) -> subprocess.Popen:
-    settings = {"steps": steps, "updates": UPDATES, "eval_every": max(steps // 3, 1), "record_every": max(steps // 3, 1),
-                "save_every": steps, "threads": 1, "record_rows": 48}  # fmt: skip
+def command_of(out: Path, name: str, method: str, seed: int, steps: int, settings: Sequence[str] = ()) -> list[str]:
+    """The command line of one run: what anybody would type."""
+    third = max(steps // 3, 1)
+    own = {"steps": steps, "updates": UPDATES, "eval_every": third, "record_every": third, "save_every": third, "threads": 1,
+           "record_rows": 48}  # fmt: skip
     command = [sys.executable, "-m", "tokencredit", "train", "--method", method, "--seed", str(seed), "--out", str(out / name), "--quiet"]
-    command += [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    told = [*(f"{key}={json.dumps(value)}" for key, value in own.items()), *settings]
+    return [*command, *(part for setting in told for part in ("--set", setting))]
+
+
+def start(out: Path, name: str, method: str, seed: int, steps: int, settings: Sequence[str]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with (out / f"{name}.log").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+    with (out / f"{name}.log").open("w") as log:
+        return subprocess.Popen(command_of(out, name, method, seed, steps, settings), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                env=environment)  # fmt: skip
 
 
-def _update(progress: Progress, bar, path: Path) -> None:
-    records = read_lines(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
-    figures = watched(records[-1]) if records else "starting" if not path.exists() else "first evaluation"
-    progress.update(bar, completed=records[-1]["step"] if records else 0, figures=figures)
+def stop(processes: Iterable[subprocess.Popen]) -> None:
+    """Ask them to end, wait, and kill those that do not, or all at a second interrupt: a run goes on from its last checkpoint anyway."""
+    processes = list(processes)
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE
+    try:
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def last_words(log: Path) -> str:
+    """The end of a log: the error it names, and where the rest is."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [i for i, line in enumerate(lines) if line.startswith("error:")]
+    told = " ".join(lines[errors[-1] :] if errors else lines[-1:])[:400] or "it wrote nothing"
+    return f"{told} (log: {log})"
+
+
+def _update(progress: Progress, bar, path: Path, code: int | bool) -> None:
+    records = read_lines(path / "metrics.jsonl")
+    figures = watched(records[-1]) if records else "first evaluation" if (path / "run.json").exists() else "loading"
+    progress.update(bar, completed=records[-1]["step"] if records else 0, figures="failed" if code else figures)
 
 
 def show(figures: dict, console: Console) -> None:
-    """The last step's figures by method, and what they say about the papers' claims."""
-    from rich.table import Table
-
-    names = [m for m in ("pass@1", "pass@8", "greedy", "entropy", "length") if m in figures["curves"]]
-    table = Table(title=f"Held-out prompts, last step; {figures['interval']}", title_justify="left")
-    for column in ("method", *names):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for method in figures["methods"]:
-        cells = [method["summary"].get(name) for name in names]
-        table.add_row(method["name"], *(f"{c['value']:.3f} ({c['low']:.3f}-{c['high']:.3f})" if c else "-" for c in cells))
-    console.print(table)
+    """The last step's figures by method, and what they say about the papers' claims. A row is a figure, so that it fits 80 columns."""
+    methods = {method["name"]: method["summary"] for method in figures["methods"]}
+    measures = [m for m in figures["curves"] if m in ("pass@1", "pass@8", "greedy", "entropy", "length")]
+    for names in (list(methods)[i : i + 3] for i in range(0, len(methods), 3)):
+        table = Table("held out", box=None, pad_edge=False)
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+        for measure in measures:
+            table.add_row(measure, *(_cell(methods[name].get(measure)) for name in names))
+        console.print(table, "")
+    console.print(f"In parentheses: {figures['interval']}.", markup=False, highlight=False)
     for finding in figures["findings"]:
-        console.print(f"{finding['verdict']}: {finding['claim']}", f"({finding['detail']})", highlight=False, markup=False)
+        console.print(f"\n{finding['verdict']}: {finding['claim']}\n  {finding['detail']}", highlight=False, markup=False)
+
+
+def _cell(figure: dict | None) -> str:
+    if not figure:
+        return "-"
+    fine, coarse = (3, 2) if abs(figure["value"]) < 10 else (1, 1)
+    return f"{figure['value']:.{fine}f} ({figure['low']:.{coarse}f}, {figure['high']:.{coarse}f})"

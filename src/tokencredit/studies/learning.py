@@ -1,62 +1,107 @@
 """What was learned, by method: curves over training and the last step's figures, with intervals over seeds.
 
 Question: how do the runs of several methods compare in pass@1, pass@k, entropy and length? Each method's seeds are its units; with one
-seed the interval is the evaluation's own, over prompts.
+seed the interval is the evaluation's own, over prompts. Steps count where every seed of a method has reached them.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokencredit.methods import METHODS
-from tokencredit.runs import Run
-from tokencredit.stats import Estimate, mean_of_units, paired_difference
+from tokencredit.runs import Run, RunError
+from tokencredit.stats import Estimate, mean_of_units
+from tokencredit.studies.claims import findings
 
-CLAIMS = (
-    ("entropy", "{a} keeps more entropy than {b} (the papers' entropy rebound)"),
-    ("length", "{a} writes longer completions than {b}"),
-    ("pass@k", "{a} has the higher ceiling: more prompts solved within {k} samples than {b}"),
-    ("pass@1", "{a} ends with the higher pass@1 than {b}"),
-)
+# What an evaluation's figures depend on besides the policy; the rest of a config is how the policy was made.
+SAME_FOR_ALL = ("task", "task_options", "model", "temperature", "max_new_tokens", "eval_prompts", "eval_samples")
+# What makes no other run: seeds and how a run is watched.
+FREE_WITHIN_METHOD = ("seed", "threads", "save_every", "record_every", "record_rows", "eval_every", "eval_batch", "accumulate")
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Run directories: these, and those one level below these. Files, which a shell's * finds beside runs, are passed over.
+
+    ValueError names a directory without a run.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if path.is_file():
+            continue
+        here = [path] if (path / "run.json").exists() else sorted(below.parent for below in path.glob("*/run.json"))
+        if not here:
+            raise ValueError(f"{path}: " + ("no run here (no run.json)" if path.exists() else "no such directory"))
+        found |= dict.fromkeys(here)
+    if not found:
+        raise ValueError(f"no run directory (with a run.json) in: {', '.join(map(str, paths))}")
+    return list(found)
 
 
 def compare(run_dirs: Sequence[str | Path], *, treatment: str = "gtpo", baselines: Sequence[str] = ("dapo", "grpo")) -> dict[str, Any]:
-    """What the report draws: {"methods", "curves", "findings", "interval"}. Figures are those of the evaluations on held-out prompts."""
+    """What the report draws: {"methods", "curves", "findings", "interval"}. Figures are those of the evaluations on held-out prompts.
+
+    RunError where the runs cannot be compared: other tasks, models or evaluations; a method's runs with other settings, or a seed twice.
+    """
     runs = [Run.open(path) for path in run_dirs]
     by_method: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_method[run.info["method_name"]].append(run)
-    measures = _measures(runs)
-    curves = {m: {name: _curve(group, m) for name, group in by_method.items()} for m in measures}
+    _refuse_what_differs(runs, by_method)
+    lines = {name: {run.info["seed"]: run.evaluations() for run in group} for name, group in by_method.items()}
+    measures = _measures(lines)
+    curves = {m: {name: curve for name, seeds in lines.items() if (curve := _curve(seeds, m))} for m in measures}
     return {
-        "methods": [_describe(name, group, measures) for name, group in by_method.items()],
-        "curves": {m: {n: c for n, c in lines.items() if c["step"]} for m, lines in curves.items()},
-        "findings": _findings(by_method, treatment, baselines, measures),
+        "methods": [_describe(name, group, curves) for name, group in by_method.items()],
+        "curves": curves,
+        "findings": findings(curves, treatment, baselines, _differing(by_method)),
         "interval": "95 % over seeds (Student's t); with one seed, over prompts",
     }
 
 
-def _measures(runs: Sequence[Run]) -> list[str]:
+def _refuse_what_differs(runs: Sequence[Run], by_method: Mapping[str, Sequence[Run]]) -> None:
+    for run in runs[1:]:
+        for key in SAME_FOR_ALL:
+            _same(runs[0], run, key, "their evaluations cannot be compared")
+    for name, group in by_method.items():
+        seeds: dict[int, Run] = {}
+        for run in group:
+            if (other := seeds.setdefault(run.info["seed"], run)) is not run:
+                raise RunError(f"{other.path} and {run.path} are both seed {run.info['seed']} of {name}: leave one out")
+            for key in sorted(group[0].info["config"].keys() | run.info["config"].keys()):
+                if key not in FREE_WITHIN_METHOD:
+                    _same(group[0], run, key, f"they are not seeds of one {name}; report them apart")
+
+
+def _same(one: Run, other: Run, key: str, consequence: str) -> None:
+    values = [run.info["config"].get(key, run.info.get(key)) for run in (one, other)]
+    if values[0] != values[1]:
+        raise RunError(f"{one.path} has {key} = {values[0]!r}, {other.path} has {values[1]!r}: {consequence}")
+
+
+def _differing(by_method: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
+    """{method: {field of its config: value}} of the fields in which the methods differ, other than the method itself."""
+    configs = {name: group[0].info["config"] for name, group in by_method.items()}
+    skipped = {"method", "method_options", *FREE_WITHIN_METHOD}
+    keys = sorted({key for config in configs.values() for key in config} - skipped)
+    return {name: {k: c.get(k) for k in keys if any(c.get(k) != other.get(k) for other in configs.values())} for name, c in configs.items()}
+
+
+def _measures(lines: Mapping[str, Mapping[int, Sequence[dict]]]) -> list[str]:
     """Names of the evaluated figures with intervals, in the order in which they were written."""
-    names: dict[str, None] = {}
-    for run in runs:
-        for record in run.evaluations():
-            names |= {name: None for name, figure in record.items() if isinstance(figure, dict) and "low" in figure}
-    return list(names)
+    figures = [item for seeds in lines.values() for line in seeds.values() for record in line for item in record.items()]
+    return list(dict.fromkeys(name for name, figure in figures if isinstance(figure, dict) and "low" in figure))
 
 
-def _at_steps(run: Run, measure: str) -> dict[int, dict[str, float]]:
-    return {record["step"]: record[measure] for record in run.evaluations() if measure in record}
-
-
-def _curve(runs: Sequence[Run], measure: str) -> dict[str, Any]:
-    """Mean over seeds at the steps that every seed has reached, its interval, and one line per seed."""
-    lines = {run.info["seed"]: _at_steps(run, measure) for run in runs}
-    shared = sorted(set.intersection(*(set(line) for line in lines.values())))
+def _curve(seeds: Mapping[int, Sequence[dict]], measure: str) -> dict[str, Any] | None:
+    """Mean over seeds at the steps that every evaluated seed has reached, its interval, and one line per seed; None without any."""
+    lines = {seed: {r["step"]: r[measure] for r in records if measure in r} for seed, records in sorted(seeds.items())}
+    lines = {seed: line for seed, line in lines.items() if line}
+    shared = sorted(set.intersection(*(set(line) for line in lines.values()))) if lines else []
+    if not shared:
+        return None
     estimates = [_over_seeds([line[step] for line in lines.values()]) for step in shared]
     return {
         "step": shared,
@@ -73,44 +118,11 @@ def _over_seeds(figures: Sequence[dict[str, float]]) -> Estimate:
     return mean_of_units([f["value"] for f in figures])
 
 
-def _describe(name: str, runs: Sequence[Run], measures: Sequence[str]) -> dict[str, Any]:
+def _describe(name: str, runs: Sequence[Run], curves: Mapping[str, Mapping[str, dict]]) -> dict[str, Any]:
+    """A method: what it changes, its seeds, and its figures at the last step of its curves, which is named."""
     method = METHODS.get(name)
-    last = {m: _over_seeds(figures).as_dict() for m in measures if (figures := _last(runs, m))}
-    about = {"label": method.summary, "source": method.source, "fidelity": method.fidelity, "needs": sorted(method.needs)} if method else {}
-    return {"name": name, "seeds": sorted(run.info["seed"] for run in runs), "summary": last, **about}
-
-
-def _last(runs: Sequence[Run], measure: str) -> list[dict[str, float]]:
-    lines = [line for run in runs if (line := _at_steps(run, measure))]
-    return [line[max(line)] for line in lines]
-
-
-def _findings(by_method: dict[str, list[Run]], treatment: str, baselines: Sequence[str], measures: Sequence[str]) -> list[dict[str, str]]:
-    """The claims made for entropy-shaped credit, each against each baseline, paired by seed at the last step."""
-    largest = max((int(m[5:]) for m in measures if m.startswith("pass@")), default=1)
-    found = []
-    for baseline in baselines:
-        if treatment not in by_method or baseline not in by_method:
-            continue
-        for measure, claim in CLAIMS:
-            measure = measure.replace("pass@k", f"pass@{largest}")
-            pairs = _pairs(by_method[treatment], by_method[baseline], measure)
-            if pairs:
-                found.append({"claim": claim.format(a=treatment, b=baseline, k=largest), **_verdict(measure, pairs)})
-    return found
-
-
-def _pairs(treated: Sequence[Run], untreated: Sequence[Run], measure: str) -> list[tuple[float, float]]:
-    last = [{run.info["seed"]: figures[0]["value"] for run in runs if (figures := _last([run], measure))} for runs in (treated, untreated)]
-    return [(last[0][seed], last[1][seed]) for seed in sorted(last[0].keys() & last[1].keys())]
-
-
-def _verdict(measure: str, pairs: Sequence[tuple[float, float]]) -> dict[str, str]:
-    difference = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
-    if not math.isfinite(difference.low) or difference.low <= 0 <= difference.high:
-        verdict = "not resolved"
-    else:
-        verdict = "shows here" if difference.low > 0 else "does not show here"
-    interval = f"[{difference.low:+.3f}, {difference.high:+.3f}]" if math.isfinite(difference.low) else "no interval from one seed"
-    detail = f"{measure} at the last step, paired by seed: {difference.value:+.3f} {interval}, {len(pairs)} seeds"
-    return {"verdict": verdict, "detail": detail}
+    last = {m: {k: c[name][k][-1] for k in ("value", "low", "high", "step")} for m, c in curves.items() if name in c}
+    described = {"name": name, "label": name, "seeds": sorted(run.info["seed"] for run in runs), "summary": last}
+    if method is None:
+        return described
+    return described | {"changes": method.summary, "source": method.source, "fidelity": method.fidelity, "needs": sorted(method.needs)}

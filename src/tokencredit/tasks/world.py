@@ -3,7 +3,7 @@
     loss = - (1 / N) Σ log π(token | before)        over the N completion tokens of 128 fresh demonstrations
 
 The result is the starting point of reinforcement learning: it writes the grammar well and chooses badly. Every prompt it was taught with
-belongs to the train split. One command, under a minute on two cores: `tokencredit world build --seed N --out DIR`.
+belongs to the train split. One command, about a minute on two idle cores: `tokencredit world build --seed N --out DIR`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from tokencredit.testing.batches import logprobs_like, rollouts_strategy
 from tokencredit.testing.laws import check_laws, differ, run_checks, widen, widened
 
 METHOD_LAWS = {
-    "needs": "the credit depends on the scores in `needs` and on no other; a missing one is a KeyError that names it",
+    "needs": "the credit depends on the scores in `needs` and on no other, a missing one is a KeyError that names it, and a surrogate "
+    "that selects tokens declares `selects`",
     "ties": "rollouts of a group that agree in reward and length get no credit, where the chain compares within groups",
     "additive": "with slices of the batch's plan, losses and gradients of micro-batches add up to those of the batch",
     "loss_padding": "neither the width of the padding nor what it holds changes the loss or its gradient",
@@ -81,6 +82,8 @@ def _needs(method, rollouts, seed):
         except KeyError as error:
             if name not in str(error):
                 return f'the error for the missing score "{name}" does not name it: {error}'
+    if _case(method, bare, seed)[3].selected is not None and not method.surrogate.selects:
+        return f"{type(method.surrogate).__name__} selects tokens but does not declare `selects`"
 
 
 def _ties(method, rollouts, seed):

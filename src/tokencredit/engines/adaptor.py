@@ -1,0 +1,112 @@
+"""A task in the shapes that TRL takes: a dataset of prompts, a reward function, scorers; and its rows in what comes back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from tokencredit.engines.config import TrainConfig
+from tokencredit.engines.recorder import Recorder
+from tokencredit.lm.prompts import encode_prompt
+from tokencredit.lm.sampling import end_tokens
+
+
+def training_rows(config: TrainConfig, task: Any) -> tuple[list[dict], list[int]]:
+    """The rows, and their indices in the order in which they are used: the same for every method at the same seed.
+
+    A task with an endless stream of `prompts` gives as many as are needed; a finite one is used whole, shuffled anew for every epoch.
+    """
+    needed = config.steps * config.prompts
+    if hasattr(task, "prompts"):
+        rows = task.rows("train", needed, config.seed)
+        return rows, list(range(needed))
+    rows = task.rows("train", None, config.seed)
+    if not rows:
+        raise ValueError(f"{config.task} has no prompts to train on")
+    order: list[int] = []
+    for epoch in range(-(-needed // len(rows))):
+        order += random.Random(f"{config.seed} {epoch}").sample(range(len(rows)), len(rows))
+    return rows, order[:needed]
+
+
+def prompts_of(rows: Sequence[dict], order: Sequence[int]) -> Dataset:
+    """What TRL sees of the rows: their prompts and numbers. Arrow would make one type of a column and one set of keys of all rows."""
+    return Dataset.from_dict({"prompt": [row["prompt"] for row in rows], "row": list(range(len(rows)))}).select(order)
+
+
+def make_reward(task: Any, tokenizer: Any, model: Any = None, rows: Sequence[dict] | None = None) -> Callable:
+    """TRL's reward function of a task's verifier: 1 for correct, 0 otherwise; the verdicts' reasons join TRL's table of completions.
+
+    rows    the task's rows, which the dataset's column "row" numbers; None where the dataset's own columns are the rows
+    model   whose generation config may name further end tokens
+    """
+    ends = {tokenizer.eos_token_id} if model is None else end_tokens(model, tokenizer)
+
+    def reward(prompts, completions, completion_ids, log_extra=None, **columns):
+        verdicts = []
+        for i, (completion, ids) in enumerate(zip(completions, completion_ids)):
+            row = rows[columns["row"][i]] if rows is not None else _row_of(prompts[i], columns, i)
+            verdicts.append(task.verify(_text_of(completion), row, not ends & set(ids)))
+        if log_extra:
+            log_extra("reason", [v.reason for v in verdicts])
+        return [float(v.correct) for v in verdicts]
+
+    reward.__name__ = "correct"
+    return reward
+
+
+def _row_of(prompt: Any, columns: dict[str, Sequence], i: int) -> dict:
+    """A row put together from a dataset's columns, without what Arrow filled in where the row had nothing."""
+    hidden = ("trainer_state", "log_metric", "environments")
+    row = {k: column[i] for k, column in columns.items() if k not in hidden}
+    return {"prompt": prompt} | {k: v for k, v in row.items() if v is not None}
+
+
+def _text_of(completion: Any) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def judged(recorder: Recorder, task: Any, rows: Sequence[dict]) -> Callable[[dict], None]:
+    """The recorder, given the task's rows and the verifier's reasons with every batch."""
+
+    def record(batch: dict) -> None:
+        own = [rows[row["row"]] for row in batch["rows"]]
+        reasons = []
+        for row, text, cut, success in list(zip(own, batch["texts"], batch["truncated"], batch["success"]))[: recorder.config.record_rows]:
+            verdict = task.verify(_text_of(text), row, cut)
+            reasons.append(verdict.reason if verdict.correct == success else "correct" if success else "wrong")
+        recorder.record(batch | {"rows": own, "reasons": reasons})
+
+    return record
+
+
+def on_rows(scorer: Callable, rows: Sequence[dict]) -> Callable:
+    """The scorer, given the task's rows in place of the dataset's."""
+    return lambda trainer, inputs, batch: scorer(trainer, [rows[row["row"]] for row in inputs], batch)
+
+
+def make_scorers(task: Any, tokenizer: Any, max_new_tokens: int) -> dict[str, Callable]:
+    """Scores beyond a forward pass: `exact_value`, Q − V from the model's own prefix tree, where the world is small enough for it."""
+
+    def exact_value(trainer, inputs, batch):
+        from tokencredit.pivotality.tree import exact_value_scores, on_text
+
+        prompts = [encode_prompt(tokenizer, row["prompt"]) for row in inputs]
+        verify = [on_text(task.verify, tokenizer, row) for row in inputs]
+        names: dict[Any, int] = {}
+        group = torch.tensor([names.setdefault(str(row["prompt"]), len(names)) for row in inputs])
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        training = model.training
+        model.eval()
+        scores = exact_value_scores(
+            model, prompts, batch["completion_ids"].cpu(), batch["completion_mask"].bool().cpu(), group, verify,
+            eos_token_id=tokenizer.eos_token_id, max_new_tokens=max_new_tokens, eps=1e-4, temperature=trainer.temperature,
+        )  # fmt: skip
+        model.train(training)
+        return scores.to(batch["completion_ids"].device)
+
+    return {"exact_value": exact_value} if getattr(task, "name", "") == "reckon" else {}

@@ -1,0 +1,103 @@
+"""What a training run leaves behind: figures of every step, evaluations on held-out prompts, per-token records, whole checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from tokencredit.engines.config import TrainConfig
+from tokencredit.lm.evaluate import evaluate
+from tokencredit.lm.load import COMPLETE
+from tokencredit.lm.text import pieces
+from tokencredit.runs import Run
+
+Listener = Callable[[str, dict], None]
+METRICS = (
+    "loss", "grad_norm", "learning_rate", "reward", "pass_rate", "entropy", "length", "truncated", "clip_low", "clip_high", "kl",
+    "credit_against_outcome", "credited_tokens", "credited_share", "credit_mean", "credit_std", "zero_variance_groups", "tokens_per_second",
+    "seconds_generation", "seconds_scoring", "seconds_update", "seconds_importance", "dynamic_sampling/rounds",
+    "dynamic_sampling/drawn_groups", "dynamic_sampling/filled_groups",
+)  # fmt: skip
+
+
+class Recorder(TrainerCallback):
+    """Writes what a run does into its directory, once `open` has said which; a callback of the trainer and its `record`.
+
+    `seconds` counts training alone: generation, scoring and updates, without evaluations and without writing.
+    """
+
+    def __init__(self, config: TrainConfig, task: Any, tokenizer: Any, held_out: list[dict], max_new_tokens: int, listen: Listener):
+        self.config, self.task, self.tokenizer, self.held_out, self.listen = config, task, tokenizer, held_out, listen
+        self.max_new_tokens = max_new_tokens
+        self.every = config.updates * config.minibatches
+        self.seconds, self._since = 0.0, time.perf_counter()
+        self.run: Run | None = None
+        self.seen: set[tuple] = set()
+
+    def open(self, run: Run) -> None:
+        """Record into this run, after what it already holds."""
+        self.run = run
+        self.seconds = max((m["seconds"] for m in run.metrics()), default=0.0)
+        self.seen = {(e["step"], e.get("split")) for e in run.evaluations()}
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        if state.global_step == 0:
+            self._evaluate(0, model)
+
+    def on_step_begin(self, args, state, control, **_):
+        self._since = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        self.seconds += time.perf_counter() - self._since
+
+    def on_log(self, args, state, control, logs=None, model=None, **_):
+        if not logs or "loss" not in logs:
+            return
+        record = {"step": state.global_step, "seconds": self.seconds} | {k: logs[k] for k in METRICS if k in logs}
+        self.run.log_metrics(record)
+        self.listen("step", record)
+        every = self.config.eval_every * self.every
+        if every and (state.global_step == state.max_steps or state.global_step % every == 0):
+            self._evaluate(state.global_step, model)
+
+    def on_save(self, args, state, control, **_):
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    def record(self, batch: dict) -> None:
+        """Per-token records of the first groups of a rollout batch (the step is the one whose rollouts they are)."""
+        began = time.perf_counter()
+        self.run.write_tokens(batch["step"], [self._row(batch, i) for i in range(min(self.config.record_rows, len(batch["texts"])))])
+        self._since += time.perf_counter() - began
+
+    def _row(self, batch: dict, i: int) -> dict:
+        mask = batch["mask"][i]
+        ids = batch["completion_ids"][i][mask].tolist()
+        row = {
+            "group": batch["group"][i], "prompt": as_text(batch["prompts"][i]), "completion": as_text(batch["texts"][i]),
+            "reward": batch["reward"][i], "success": batch["success"][i], "reason": batch["reasons"][i], "token_ids": ids,
+            "tokens": pieces(self.tokenizer, ids), "credit": batch["credit"][i][mask].tolist(),
+        }  # fmt: skip
+        row |= {name: score[i][mask].tolist() for name, score in batch["scores"].items()}
+        if hasattr(self.task, "roles"):
+            row["role"] = self.task.roles(batch["rows"][i], self.tokenizer.convert_ids_to_tokens(ids))
+        return row
+
+    def _evaluate(self, step: int, model: Any) -> None:
+        if not self.config.eval_every or (step, "test") in self.seen:
+            return
+        c = self.config
+        figures = evaluate(model, self.tokenizer, self.task, self.held_out, num_samples=c.eval_samples, ks=sorted({1, c.eval_samples}),
+                           max_new_tokens=self.max_new_tokens, temperature=c.temperature, seed=c.seed, batch=c.eval_batch)  # fmt: skip
+        record = {"step": step, "seconds": self.seconds, "split": "test", **figures}
+        self.run.log_evaluation(record)
+        self.seen.add((step, "test"))
+        self.listen("evaluation", record)
+
+
+def as_text(value: Any) -> str:
+    """A prompt or completion as text: messages one to a line, each with its role."""
+    return value if isinstance(value, str) else "\n".join(f"{m['role']}: {m['content']}" for m in value)
