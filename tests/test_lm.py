@@ -69,11 +69,10 @@ def test_scores_are_the_slow_ones(tiny, temperature):
         torch.testing.assert_close(found["entropy"][i], entropy.float(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch, logits", [(1, 2**28), (3, 2**28), (64, 600)])
-def test_scores_do_not_depend_on_the_company(tiny, monkeypatch, batch, logits):
+@pytest.mark.parametrize("batch", [1, 3])
+def test_scores_do_not_depend_on_the_company(tiny, batch):
     prompts, completions = [[3, 4], [5] * 9, [6], [7, 8, 9]], [[4] * 6, [5], [9, 9, 2], [10]]
     together = score(tiny, prompts, completions)
-    monkeypatch.setattr("tokencredit.lm.scoring.LOGITS_AT_ONCE", logits)
     apart = score(tiny, prompts, completions, batch=batch)
     for name in together:
         for a, b in zip(together[name], apart[name]):
@@ -146,7 +145,7 @@ def test_completions_end_with_their_end_token_or_are_truncated(shipped, tokenize
 
 def test_every_end_token_of_the_generation_config_ends(tiny, tokenizer):
     tiny.generation_config = GenerationConfig(eos_token_id=[4, 5, 6, 7, 8])
-    assert end_tokens(tiny, tokenizer) == {tokenizer.eos_token_id, 4, 5, 6, 7, 8}
+    assert set(end_tokens(tiny, tokenizer)) == {tokenizer.eos_token_id, 4, 5, 6, 7, 8}
     got = sample(tiny, tokenizer, [[1, 5, 13]], 50, max_new_tokens=10)[0]
     assert all(not ({4, 5, 6, 7, 8} & set(c.ids[:-1])) for c in got) and any(c.ids[-1] in (4, 5, 6, 7, 8) for c in got)
     tokenizer_without = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer()._tokenizer, pad_token="<pad>")

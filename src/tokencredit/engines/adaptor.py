@@ -44,7 +44,7 @@ def make_reward(task: Any, tokenizer: Any, model: Any = None, rows: Sequence[dic
     rows    the task's rows, which the dataset's column "row" numbers; None where the dataset's own columns are the rows
     model   whose generation config may name further end tokens
     """
-    ends = {tokenizer.eos_token_id} if model is None else end_tokens(model, tokenizer)
+    ends = {tokenizer.eos_token_id} if model is None else set(end_tokens(model, tokenizer))
 
     def reward(prompts, completions, completion_ids, log_extra=None, **columns):
         verdicts = []
