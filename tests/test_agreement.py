@@ -348,3 +348,20 @@ def test_calibration_of_a_calibrated_and_of_an_overconfident_policy():
     never = calibration(answers, np.zeros((300, 16)), num=100)
     assert never.overconfidence[0] == pytest.approx(confidences(answers).mean()) and never.ece[0] == pytest.approx(never.overconfidence[0])
     assert confidences([["a", "a", "b"]]).tolist() == [[0.5, 0.5, 0.0]]
+
+
+def test_the_estimator_of_the_pivotality_package_says_the_same():
+    """Two implementations of one recursion: effects and variances against the explicit linear map, completion by completion."""
+    from tokencredit.pivotality.estimands import PathMap
+
+    r, *_ = world(7, prompts=5)
+    found = r.effects()
+    mean = r.rewards.mean(1)
+    noise = mean * (1 - mean) / (r.count - 1)
+    for trace in range(len(r.reward)):
+        here = r.trace == trace
+        path = PathMap.of(r.pi[here], 1 - r.pi[here])
+        for name in ("replace", "before_after"):
+            A, a = getattr(path, name)
+            np.testing.assert_allclose(getattr(found, name)[here], A @ mean[here] + a * r.reward[trace], atol=1e-12)
+            np.testing.assert_allclose(getattr(found, f"{name}_variance")[here], (A**2) @ noise[here], atol=1e-12)
