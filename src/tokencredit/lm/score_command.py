@@ -95,7 +95,7 @@ def score_rows(model: Any, rows: Sequence[dict], args: argparse.Namespace) -> di
 
 def from_file(args: argparse.Namespace, tokenizer: Any) -> list[dict]:
     """Rows {"prompt_ids", "completion_ids"} of a file: text is tokenised, messages go through the chat template. A bad row is named."""
-    from tokencredit.lm.evaluate import encode_prompt
+    from tokencredit.lm.prompts import encode_prompt
 
     rows = []
     for i, row in enumerate(_read(args.data)):
@@ -110,7 +110,8 @@ def from_file(args: argparse.Namespace, tokenizer: Any) -> list[dict]:
 
 def from_task(args: argparse.Namespace, model: Any, tokenizer: Any) -> list[dict]:
     """Rows sampled now, with the verifier's verdict."""
-    from tokencredit.lm.evaluate import encode_prompt, judge
+    from tokencredit.lm.evaluate import judge
+    from tokencredit.lm.prompts import encode_prompt
     from tokencredit.lm.sampling import sample
     from tokencredit.tasks import load
 

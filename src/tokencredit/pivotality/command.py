@@ -113,7 +113,7 @@ def _open(model_name: str, task_name: str, *, temperature: float, top_k: int, to
 def _from_arguments(args: argparse.Namespace, store: Path | None) -> _Setting:
     """The setting, with traces sampled from the same sampler that measures them."""
     from tokencredit.lm.distribution import seed_of
-    from tokencredit.lm.evaluate import encode_prompt
+    from tokencredit.lm.prompts import encode_prompt
     from tokencredit.lm.sampling import Request, Trace
 
     s = _open(args.model, args.task, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.max_new_tokens,

@@ -14,9 +14,9 @@ import torch
 
 from tokencredit.agreement.rollouts import Rollouts
 from tokencredit.lm.distribution import Settings, seed_of
-from tokencredit.lm.evaluate import encode_prompt
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
 from tokencredit.lm.prefix_sampler import PrefixSampler
+from tokencredit.lm.prompts import encode_prompt
 from tokencredit.lm.sampling import Request, Trace, end_tokens
 from tokencredit.pivotality.tree import PrefixTree, grow_forest, on_text
 
