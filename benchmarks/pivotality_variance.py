@@ -69,10 +69,11 @@ def main():
     prompts = [tokenizer(row["prompt"])["input_ids"] for row in rows]
     drawn = sample(model, tokenizer, prompts, options.samples, max_new_tokens=task.max_new_tokens)
     ends = end_tokens(model, tokenizer)
+    written = [[c.ids for c in some] for some in drawn]
     trees = grow_forest(model, prompts, [on_text(task.verify, tokenizer, row) for row in rows], eos_token_id=ends, eps=1e-5,
-                        max_new_tokens=task.max_new_tokens, include=[[c.ids for c in some] for some in drawn], include_eps=1e-5)  # fmt: skip
-    traces = [SimpleNamespace(tree=tree, row=row, prompt=prompt, completion=c) for tree, row, prompt, some in zip(trees, rows, prompts, drawn)
-              for c in some]  # fmt: skip
+                        max_new_tokens=task.max_new_tokens, include=written, include_eps=1e-5)  # fmt: skip
+    traces = [SimpleNamespace(tree=tree, row=row, prompt=prompt, completion=completion)
+              for tree, row, prompt, some in zip(trees, rows, prompts, drawn) for completion in some]  # fmt: skip
     sampler, rng, total, counted = PrefixSampler(model, ends=ends), np.random.default_rng(0), np.zeros(2), [0, 0]
     for t, log_p in zip(traces, sampler.distributions([Trace(tuple(t.prompt), t.completion.ids) for t in traces])):
         values, width = truth(t.tree, t.completion.ids, log_p.shape[1])

@@ -158,3 +158,26 @@ def test_a_damaged_stage_is_named(tmp_path):
     (tmp_path / "b.npz").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"b\.npz"):
         stages.arrays("b", dict)
+
+
+@pytest.mark.parametrize("always", (True, False))
+def test_prompts_that_always_or_never_succeed_have_nothing_to_resolve(tmp_path, monkeypatch, always):
+    """V is 1, or 0, everywhere: no effect, no variance; the study says so, and its page is written."""
+    from tokencredit.report import correlation as pages
+    from tokencredit.studies import correlation
+    from tokencredit.tasks.reckon import Reckon
+    from tokencredit.tasks.verdict import CORRECT, WRONG
+
+    class Settled(Reckon):
+        def verify(self, completion, row, truncated=False):
+            return CORRECT if always else WRONG
+
+    monkeypatch.setattr(correlation, "load", lambda name: Settled())
+    config = CorrelationConfig(prompts=4, rollouts=8, bootstraps=20, condition_prompts=4, condition_samples=2, temperatures=(), exact="no",
+                               proxies=("entropy", "surprisal"))  # fmt: skip
+    found = run(config, tmp_path / "study")
+    for estimand in ("replace", "before_after", "spread"):
+        assert found.study["sampled"][estimand]["verdict"] == "unresolved at this budget"
+        assert np.isnan(found.figures[f"sampled/{estimand}/spearman/entropy"]["value"])
+    page = pages.write(tmp_path / "study", tmp_path / "page.html").read_text()
+    assert "unresolved at this budget" in page and ">nan" not in page.lower()

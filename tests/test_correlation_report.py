@@ -50,7 +50,9 @@ def study():
             for right in (True, False)]  # fmt: skip
     ranks = {p: [0.1, 0.4, 0.6, 0.9] for p in PROXIES}
     effects = {name: [0.0, 0.1, -0.2, 0.3] for name in ("replace", "before_after", "spread")}
-    return {"figures": figures, **blocks, "conditions": {"rows": rows, "hypothesis": tests}, "view": view, "law": {},
+    group = {"tokens": 3, "prompts": 2, "spearman": {"entropy": enter("split", -0.25)}, "captured": {"entropy": enter("split c", 0.5)}}
+    splits = {"before_after": {"role <b>": group, "rare": {"tokens": 1, "prompts": 1}}}
+    return {"figures": figures, **blocks, "splits": splits, "conditions": {"rows": rows, "hypothesis": tests}, "view": view, "law": {},
             "scatter": {"ranks": ranks, "effects": effects, "roles": [], "role": None, "source": "exact"}, "command": "tokencredit <x>",
             "findings": ["<u>found</u>"], "num": {"tokens": 4, "completions": 2, "correct": 1, "prompts": 1},
             "config": {"model": "m", "task": "t", "temperature": 1.0, "rollouts": 8, "seed": 0, "threshold": 0.2},
@@ -105,7 +107,8 @@ def choose(section, label, value):
 
 def test_sections_figures_and_text_are_those_of_the_study(opened):
     assert opened.locator("main h2").all_text_contents() == [
-        "Which proxy knows what matters", "Proxies against effects", "Correlations", "Tokens one by one", "What more rollouts would do",
+        "Which proxy knows what matters", "Proxies against effects", "Correlations", "Where it holds",
+        "Tokens one by one", "What more rollouts would do",
         "When is entropy a good proxy?", "Tokens and their effects"]  # fmt: skip
     table = opened.locator("#proxies-against-effects table").first
     assert table.locator("tbody th").all_text_contents() == ["<b>norm</b>", "entropy"], "by captured share, largest first"
@@ -127,6 +130,15 @@ def test_the_forest_plot_switches_effect_and_measure(opened):
     choose(section, "Effect", "spread")
     section.locator("summary").click()
     assert section.locator("details tbody tr").first.locator("td").first.text_content() == "0.75 [0.625, 0.875]"
+
+
+def test_groups_of_tokens_are_listed_with_what_is_known_of_them(opened):
+    section = opened.locator("#where-it-holds")
+    section.locator("summary").first.click()
+    rows = section.locator("details").first.locator("tbody tr")
+    assert rows.locator("th").all_text_contents() == ["role <b>", "rare"]
+    assert rows.first.locator("td").all_text_contents() == ["3", "2", "−0.25 [−0.38, −0.12]", "0.50 [0.38, 0.62]"]
+    assert rows.last.locator("td").all_text_contents() == ["1", "1", "–", "–"]
 
 
 def test_scatter_budget_and_conditions_are_drawn(opened):

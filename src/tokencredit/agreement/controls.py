@@ -27,8 +27,11 @@ class Null:
 
     @classmethod
     def of(cls, draws: np.ndarray) -> Null:
-        low, high = np.nanquantile(draws, [0.025, 0.975])
-        return cls(float(np.nanmean(draws)), float(low), float(high))
+        draws = draws[np.isfinite(draws)]
+        if not len(draws):
+            return cls(np.nan, np.nan, np.nan)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return cls(float(draws.mean()), float(low), float(high))
 
 
 def _standard_ranks(columns: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from tokencredit.agreement.ranks import spearman
 from tokencredit.agreement.rollouts import Rollouts
 
 GRID = np.concatenate([[0.0, 0.005, 0.02], np.linspace(0.05, 0.95, 19), [0.98, 0.995, 1.0]])
@@ -109,15 +110,13 @@ def _systematic(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def ceiling_draws(rollouts: Rollouts, posterior: Posterior, estimand: str, tokens: np.ndarray, seed: int = 0, num: int = 50) -> np.ndarray:
     """[num]: Spearman of |effect| with its own estimate at this budget, when a posterior draw is the truth: no proxy can do better."""
-    from scipy.stats import spearmanr
-
-    rng, found = np.random.default_rng(seed), []
+    rng, found, ones = np.random.default_rng(seed), [], np.ones((1, int(tokens.sum())))
     for draw in rng.integers(len(posterior.value), size=num):
         truth = np.nan_to_num(posterior.value[draw])
         estimate = redraw(rollouts, truth, rng)
         _, after = rollouts.recurse(estimate, rollouts.reward)
         size = np.abs(after - estimate) * (1 if estimand == "replace" else 1 - rollouts.pi)
-        found.append(spearmanr(posterior.size(estimand)[draw][tokens], size[tokens]).statistic)
+        found.append(spearman(posterior.size(estimand)[draw][tokens], size[tokens], ones)[0])
     return np.array(found)
 
 

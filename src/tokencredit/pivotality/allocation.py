@@ -64,7 +64,9 @@ def trace_probabilities(log_p: Tensor, completion: tuple[int, ...]) -> tuple[np.
         raise ValueError(f"token {where} of a trace (id {completion[where]}) has probability 0 under this sampler: the trace was "
                          "sampled with other settings (temperature, top-k, top-p) or by another model")  # fmt: skip
     p[rows, list(completion)] = 0.0
-    return pi, p.sum(-1), p
+    rest = p.sum(-1)
+    total = pi + rest  # 1 but for the float32 in which the log-probs were computed
+    return pi / total, rest / total, p / total[:, None]
 
 
 def make_design(log_p: Tensor, completion: tuple[int, ...], num: np.ndarray, skipped: np.ndarray | None = None) -> Design:

@@ -31,13 +31,14 @@ MEASURES = {
     "precision_few": ("precision, top 5 %", "share of pivotal tokens among them"),
     "precision_top": ("precision, top 20 %", "share of pivotal tokens among them"),
 }
+SPLIT_PROXIES = ("entropy", "surprisal", "gradient_norm", "perturbation_variance")
 TABLE = ("captured", "corrected_ranks", "spearman", "spearman_within", "partial", "auroc", "average_precision", "precision_few")
 
 
 def sections(directory: str | Path) -> list[Section]:
     """All sections of the study in `directory`."""
     result = read_json(Path(directory) / "result.json")
-    return [_about(result), *_tables(result), _forest(result), _scatter(result), _budget(result), _conditions(result),
+    return [_about(result), *_tables(result), _forest(result), _splits(result), _scatter(result), _budget(result), _conditions(result),
             effects_section(result["view"], result["config"]["threshold"])]  # fmt: skip
 
 
@@ -122,6 +123,25 @@ def _forest(result: Mapping[str, Any]) -> Section:
         data["figures"][estimand]["spearman"]["noise alone"] = _points(result, null)
     note = '<p class="note">Dot and bar: value and 95 % interval. Grey: what noise alone gives, where the measure can be fooled by it.</p>'
     return Section("Correlations", note, compact(data), "forest.js", ("plot.js", "axes.js"))
+
+
+def _splits(result: Mapping[str, Any]) -> Section:
+    """Spearman and captured share of a few proxies, group by group of tokens."""
+    body = []
+    for estimand in ESTIMANDS:
+        groups = result["splits"].get(estimand, {})
+        names = [name for name in SPLIT_PROXIES if any(name in group.get("spearman", {}) for group in groups.values())]
+        heads = ("tokens", "prompts", *(f"{name}: {what}" for name in names for what in ("Spearman", "captured")))
+        rows = []
+        for group, found in groups.items():
+            cells = [found.get(what, {}).get(name) for name in names for what in ("spearman", "captured")]
+            shown = "".join(f"<td>{_figure(result, cell)}</td>" for cell in cells)
+            rows.append(f'<tr><th scope="row">{text(group)}</th><td>{found["tokens"]}</td><td>{found["prompts"]}</td>{shown}</tr>')
+        head = "".join(f"<th>{text(name)}</th>" for name in ("tokens of", *heads))
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        body.append(f"<details><summary>{text(estimand)}</summary>{scrolling(f'Groups of tokens, {estimand}', table)}</details>")
+    note = '<p class="note">Within groups of tokens: by outcome, position and role. A dash: too few tokens or prompts for an interval.</p>'
+    return Section("Where it holds", note + "".join(body))
 
 
 def _scatter(result: Mapping[str, Any]) -> Section:
