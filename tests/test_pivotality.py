@@ -519,13 +519,16 @@ def identity_of(model, sampler, name="a"):
 
 
 def test_a_store_of_another_model_or_sampler_is_refused(tmp_path):
-    _, model, sampler, _, _ = modular_study()
-    RolloutStore(tmp_path, identity_of(model, sampler))
+    _, model, sampler, traces, judge = modular_study(num=1)
+    unused = RolloutStore(tmp_path, identity_of(tiny_model(3), sampler))
+    assert not tmp_path.joinpath("identity.json").exists() and unused.part
+    store = RolloutStore(tmp_path, identity_of(model, sampler))
+    measure(traces, sampler, judge, budget=Fixed(2), max_new_tokens=4, store=store)
     RolloutStore(tmp_path, identity_of(model, sampler, "moved"))
     other = tiny_model(2)
     with pytest.raises(StoreError, match=rf"'a'.*'b'[\s\S]*{model_hash(model)}.*{model_hash(other)}"):
         RolloutStore(tmp_path, identity_of(other, sampler, "b"))
-    with pytest.raises(StoreError, match=r"'temperature': 1.0.*'temperature': 0.5"):
+    with pytest.raises(StoreError, match=r"sampler\.temperature: 1.0 in the store, 0.5 asked for"):
         RolloutStore(tmp_path, identity_of(model, PrefixSampler(model, ends=[END], settings=Settings(0.5))))
 
 
@@ -625,3 +628,24 @@ def test_wilson_is_scipys():
     for k, n in ((0, 5), (3, 8), (64, 64)):
         interval = binomtest(k, n).proportion_ci(method="wilson")
         assert [float(x) for x in wilson(np.array(k / n), np.array(n))] == pytest.approx([interval.low, interval.high], abs=1e-9)
+
+
+def test_the_command_line(tmp_path, capsys):
+    """plan, run, run again from the store, export; a wrong setting is an error that can be mended, and leaves nothing behind."""
+    from tokencredit.cli import main
+
+    few = ["--prompts", "2", "--samples", "1", "--max-new-tokens", "30"]
+    out = str(tmp_path / "run")
+    assert main(["pivotality", "run", "--out", out, *few, "--temperature", "0"]) == 1 and not (tmp_path / "run" / "store").exists()
+    assert main(["pivotality", "plan", *few, "--rollouts", "4", "--tokens-per-second", "1000", "--out", str(tmp_path / "plan.json")]) == 0
+    assert main(["pivotality", "run", "--out", out, *few, "--rollouts", "4"]) == 0
+    planned, result = (json.loads((tmp_path / name).read_text()) for name in ("plan.json", "run/result.json"))
+    assert planned["figures"]["rollouts"] == result["figures"]["rollouts"] and result["figures"]["start"]["unit"] == "success probability"
+    assert planned["figures"]["seconds"] == pytest.approx(planned["figures"]["generated"] / 1000, abs=0.01)
+    parts = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "store" / "parts").iterdir()}
+    assert main(["pivotality", "run", "--out", out, *few, "--rollouts", "4"]) == 0
+    assert parts == {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "store" / "parts").iterdir()}
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["figures"] == result["figures"]
+    assert main(["pivotality", "run", "--out", out, *few, "--top-k", "3"]) == 1
+    assert "sampler.top_k: 0 in the store, 3 asked for" in capsys.readouterr().err.replace("\n", " ")
+    assert main(["pivotality", "export", out, "--fresh", "8"]) == 0 and (tmp_path / "run" / "pairs.jsonl").exists()

@@ -1,4 +1,4 @@
-"""The command line: `tokencredit demo | train | evaluate | methods | world | report`."""
+"""The command line: `tokencredit demo | train | evaluate | methods | world | pivotality | report ...`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokencredit.lm import score_command
+from tokencredit.pivotality import command as pivotality_command
 from tokencredit.studies import correlation_command
 
 # What users name (paths, tasks, models) is printed as it is: no markup, no emoji codes.
@@ -78,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="")
     own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
-    for add in (*own, score_command.add_parser, correlation_command.add_parser):
+    for add in (*own, score_command.add_parser, pivotality_command.add_parser, correlation_command.add_parser):
         add(commands)
     return parser
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,10 @@ class RolloutStore:
 
     def _open(self) -> None:
         file = self.path / "identity.json"
-        if not file.exists():
-            write_json(file, self.identity)
-            return
-        there = read_json(file)
-        wrong = [f"  {key}: {there.get(key)!r} in the store, {value!r} asked for" for key, value in self.identity.items()
-                 if key != "model" and there.get(key) != value]  # fmt: skip
+        there = read_json(file) if file.exists() else self.identity
+        mine, other = dict(_flat(self.identity)), dict(_flat(there))
+        wrong = [f"  {key}: {other.get(key, '(absent)')!r} in the store, {mine.get(key, '(absent)')!r} asked for"
+                 for key in {**other, **mine} if key != "model" and other.get(key) != mine.get(key)]  # fmt: skip
         if wrong:
             models = f"(written by the model {there.get('model')!r}, asked for {self.identity.get('model')!r})"
             raise StoreError(f"the store {self.path} holds other rollouts {models}:\n" + "\n".join(wrong) + "\nUse another directory.")
@@ -133,6 +131,9 @@ class RolloutStore:
         types = {"trace": arrow.string(), "stage": arrow.string(), "position": arrow.int32(), "alternative": arrow.int32(),
                  "reward": arrow.float64(), "reason": arrow.string(), "length": arrow.int32(), "seed": arrow.int64(),
                  "truncated": arrow.bool_(), "ids": arrow.list_(arrow.int32())}  # fmt: skip
+        # Only now is the folder ours: a command that failed before its first rollout leaves it to the next.
+        if not (self.path / "identity.json").exists():
+            write_json(self.path / "identity.json", self.identity)
         table = arrow.table({key: arrow.array(found[key], type=kind) for key, kind in types.items()})
         replace_file(self.path / "parts" / f"{name}.parquet", lambda file: parquet.write_table(table, file))
 
@@ -155,6 +156,15 @@ class RolloutStore:
             "alternative": [ON_PATH if r.token is None else r.token for r in requests], "seed": [r.seed for r in requests],
             "length": [len(x.ids) for x in rollouts], "truncated": [x.truncated for x in rollouts], "ids": [list(x.ids) for x in rollouts],
         }  # fmt: skip
+
+
+def _flat(identity: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of nested mappings, with dotted names."""
+    for key, value in identity.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}{key}.")
+        else:
+            yield f"{name}{key}", value
 
 
 def prefix_digest(trace: Trace, prefix: int) -> bytes:
