@@ -398,7 +398,7 @@ def test_score_names_what_is_wrong():
     model = llama()
     with pytest.raises(ValueError, match="row 1 has 33 tokens, more than the model's context of 32"):
         score(model, [[1], [1] * 30], [[2], [2] * 3])
-    with pytest.raises(ValueError, match="row 0: the prompt is empty"):
+    with pytest.raises(ValueError, match="row 0 has an empty prompt"):
         score(model, [[]], [[2]])
     with pytest.raises(ValueError, match="no score is called surprise"):
         score(model, [[1]], [[2]], names=("surprise",))
