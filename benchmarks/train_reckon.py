@@ -20,7 +20,7 @@ from tokencredit.stats import mean_of_units
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40, help="rollout batches of 64 prompts x 8, two updates each")
+    parser.add_argument("--steps", type=int, default=30, help="rollout batches of 64 prompts x 8, two updates each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--method", default="grpo")
     options = parser.parse_args()

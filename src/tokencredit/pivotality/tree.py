@@ -183,7 +183,7 @@ def grow_forest(
     *,
     eos_token_id: int | Sequence[int],
     max_new_tokens: int,
-    eps: float = 1e-5,
+    eps: float = 5e-6,
     temperature: float = 1.0,
     include: Sequence[Sequence[Sequence[int]]] | None = None,
     include_eps: float = 1e-3,
