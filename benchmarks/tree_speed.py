@@ -1,10 +1,10 @@
 """How long one prefix tree of the embedded world takes, how wide its root bracket is, and whether sampling agrees with it.
 
-    python benchmarks/tree_speed.py [--prompts 12] [--runs 3] [--threads 1] [--model FOLDER]
+    python benchmarks/tree_speed.py [--prompts 12] [--runs 3] [--threads 2] [--model FOLDER]
 
-The trees are grown at eps 5e-6 (the default), and once more finer, over held-out prompts of the base model. The check draws 4,096 completions per
-prompt with transformers' own `generate`, verifies them, and counts the prompts whose success rate lies within 4 standard errors of the
-bracket. The last line printed, also written to benchmarks/results/tree_speed.json, is one JSON object; times are medians of wall time.
+The trees are grown at eps 5e-6 (the default), and once more finer, over held-out prompts of the base model. The check draws 4,096
+completions per prompt with transformers' own `generate`, verifies them, and counts the prompts whose success rate lies within 4 standard
+errors of the bracket. The last line printed, also written to benchmarks/results/tree_speed.json, is one JSON object; times are medians of wall time.
 """
 
 import argparse

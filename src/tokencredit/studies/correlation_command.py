@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SMALL = {"prompts": 24, "rollouts": 16, "bootstraps": 300, "condition_prompts": 24, "temperatures": (0.5, 1.0, 1.5)}
+SMALL = {"prompts": 12, "rollouts": 8, "bootstraps": 200, "condition_prompts": 12, "temperatures": (1.0,)}
 SUMMARY = "Is entropy, or another proxy, a good guess of a token's effect on correctness?"
 EXAMPLES = """examples:
   tokencredit study correlation
