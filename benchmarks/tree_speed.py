@@ -4,7 +4,8 @@
 
 The trees are grown at eps 5e-6 (the default), and once more finer, over held-out prompts of the base model. The check draws 4,096
 completions per prompt with transformers' own `generate`, verifies them, and counts the prompts whose success rate lies within 4 standard
-errors of the bracket. The last line printed, also written to benchmarks/results/tree_speed.json, is one JSON object; times are medians of wall time.
+errors of the bracket. The last line printed, also written to benchmarks/results/tree_speed.json, is one JSON object; times are medians
+of wall time.
 """
 
 import argparse
