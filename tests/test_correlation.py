@@ -12,7 +12,7 @@ from tokencredit.durable import read_json
 from tokencredit.runs import RunError
 from tokencredit.studies import conditions, measurement
 from tokencredit.studies.correlation import CorrelationConfig, run
-from tokencredit.studies.correlation_command import read_config
+from tokencredit.studies.correlation_command import SMALL, read_config
 from tokencredit.studies.measurement import Policy
 from tokencredit.studies.stages import Stages
 from tokencredit.tasks import load
@@ -145,7 +145,7 @@ def test_conditions_rank_calibration_against_agreement():
 def test_the_command_line_reaches_every_choice():
     args = make_parser().parse_args(["study", "correlation", "--small", "--rollouts", "24", "--proxies", "entropy", "--policy", "a=b=c"])
     config = read_config(args)
-    assert (config.prompts, config.rollouts, config.proxies, config.policies) == (24, 24, ("entropy",), {"a": "b=c"})
+    assert (config.prompts, config.rollouts, config.proxies, config.policies) == (SMALL["prompts"], 24, ("entropy",), {"a": "b=c"})
     with pytest.raises(ValueError, match="LABEL=PATH"):
         read_config(make_parser().parse_args(["study", "correlation", "--policy", "x"]))
 
