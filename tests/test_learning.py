@@ -12,6 +12,7 @@ from tokencredit import report
 from tokencredit.engines.config import TrainConfig
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run, RunError
+from tokencredit.studies import learning
 from tokencredit.studies.claims import findings
 from tokencredit.studies.learning import compare, find_runs
 
@@ -153,3 +154,12 @@ def test_ten_rollout_batches_teach_something(tmp_path):
     rates = [m["pass_rate"] for m in run.metrics()]
     # Four steps are two batches of 64 prompts: each mean has at most a variance of 0.25 / 128.
     assert np.mean(rates[-4:]) - np.mean(rates[:4]) > 4 * np.sqrt(2 * 0.25 / 128)
+
+
+def test_the_interval_of_a_share_stays_a_share():
+    """Two seeds, 0.9 and 1.0: Student's interval is 0.95 ± 12.7 · 0.05, which only entropy and length may keep."""
+    figures = [{"value": 0.9, "low": 0.8, "high": 1.0, "num": 8}, {"value": 1.0, "low": 0.9, "high": 1.0, "num": 8}]
+    share, other = learning._over_seeds("pass@8", figures), learning._over_seeds("entropy", figures)
+    half = 12.706 * 0.05
+    assert (other.low, other.high) == pytest.approx((0.95 - half, 0.95 + half), abs=1e-3)
+    assert share.value == other.value == pytest.approx(0.95) and (share.low, share.high) == (other.low, 1.0)

@@ -97,7 +97,7 @@ def _demo_parser(commands) -> None:
                  "  tokencredit demo\n  tokencredit demo --methods grpo ptw_entropy --seeds 3 --out runs/mine")  # fmt: skip
     p.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory of the runs and the report (default: %(default)s)")
     p.add_argument("--methods", nargs="+", default=["grpo", "dapo", "gtpo"], help="methods to compare (default: grpo dapo gtpo)")
-    p.add_argument("--seeds", type=int, default=2, help="seeds per method (default: %(default)s)")
+    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default: %(default)s)")
     p.add_argument("--steps", type=int, default=None, help="rollout batches per run (default: 30)")
     p.add_argument("--workers", type=int, default=None, help="runs side by side (default: one per core, at most 4)")
 

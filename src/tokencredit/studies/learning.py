@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _curve(seeds: Mapping[int, Sequence[dict]], measure: str) -> dict[str, Any] 
     shared = sorted(set.intersection(*(set(line) for line in lines.values()))) if lines else []
     if not shared:
         return None
-    estimates = [_over_seeds([line[step] for line in lines.values()]) for step in shared]
+    estimates = [_over_seeds(measure, [line[step] for line in lines.values()]) for step in shared]
     return {
         "step": shared,
         "value": [e.value for e in estimates],
@@ -112,10 +113,13 @@ def _curve(seeds: Mapping[int, Sequence[dict]], measure: str) -> dict[str, Any] 
     }
 
 
-def _over_seeds(figures: Sequence[dict[str, float]]) -> Estimate:
+def _over_seeds(measure: str, figures: Sequence[dict[str, float]]) -> Estimate:
+    """Mean over seeds; the interval of a share is kept inside [0, 1], where few seeds would carry it outside."""
     if len(figures) == 1:
         return Estimate(figures[0]["value"], figures[0]["low"], figures[0]["high"], figures[0]["num"])
-    return mean_of_units([f["value"] for f in figures])
+    mean = mean_of_units([f["value"] for f in figures])
+    share = measure.startswith("pass@") or measure in ("greedy", "truncated")
+    return replace(mean, low=max(mean.low, 0.0), high=min(mean.high, 1.0)) if share else mean
 
 
 def _describe(name: str, runs: Sequence[Run], curves: Mapping[str, Mapping[str, dict]]) -> dict[str, Any]:
