@@ -1,14 +1,11 @@
 """The correlation study's page in a real browser: it loads nothing, model output stays text, its numbers are the study's."""
 
 import json
-import os
-import shutil
 
 import pytest
 
 from tokencredit.report import correlation as pages
 
-FLAGS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
 HOSTILE = ["<script>", "alert(1)", "</script>", "<img src=x onerror=alert(2)>"]
 PROXIES = ("entropy", "<b>norm</b>")
 MEASURES = ("spearman", "corrected_ranks", "captured", "auroc")
@@ -64,41 +61,6 @@ def page_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     (folder / "result.json").write_text(json.dumps(study()))
     return pages.write(folder, folder / "report.html")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    def absent(why):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{why}: the page was not opened in a browser")
-
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        absent("playwright is not installed")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        try:
-            opened = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        except Error as error:
-            absent(f"no Chromium ({str(error).splitlines()[0]})")
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def opened(browser, page_path):
-    """A page whose console, errors, dialogs and requests are collected; there must be none of them."""
-    page = browser.new_page(viewport={"width": 1100, "height": 900})
-    page.set_default_timeout(4000)
-    heard = []
-    page.on("console", lambda message: heard.append(f"console {message.type}: {message.text}"))
-    page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda request: request.url == page_path.as_uri() or heard.append(f"request: {request.url}"))
-    page.goto(page_path.as_uri())
-    yield page
-    page.close()
-    assert heard == []
 
 
 def choose(section, label, value):

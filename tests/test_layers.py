@@ -15,7 +15,7 @@ HEAVY = (
 )
 
 # Every module and package of the library has its place here: the algebra, with what it may import besides torch, or what stands on it.
-ALGEBRA = {"rollouts": (), "masked": (), "credit": (), "objective": (), "methods": (), "testing": ("hypothesis",)}
+ALGEBRA = {"rollouts": (), "masked": (), "credit": (), "objective": (), "method": (), "methods": (), "testing": ("hypothesis",)}
 OUTER = {
     "durable", "runs", "progress", "stats", "agreement", "cli", "lm", "tasks", "pivotality", "dynamics", "studies", "engines", "report",
 }  # fmt: skip

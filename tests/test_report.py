@@ -18,7 +18,6 @@ from tokencredit.runs import Run
 
 HOSTILE = ["<script>", "alert(1)", "</script>", "<img src=x onerror=", "alert(2)", ">", " ]]>", "<!--", "\u202e", "\u2028", "&lt;", "\n"]
 PROMPT = "2 + 3 =\n<b>bold</b> &amp; </script>"
-FLAGS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
 
 
 def row(prompt, tokens, success, scale=1.0, **changes):
@@ -71,41 +70,6 @@ def page_path(tmp_path_factory):
     dirs = [make_run(root / "grpo-0", "grpo", 0, rows), make_run(root / "grpo-1", "grpo", 1, rows, steps=(10,), status="running"),
             make_run(root / "gtpo-0", "gtpo", 0, [row(PROMPT, ["2", "3"], False, scale=8.0)])]
     return report.write(dirs, root / "report.html", CURVES, title="A <title>")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    def absent(why):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{why}: the report was not opened in a browser")
-
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        absent("playwright is not installed")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        try:
-            opened = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        except Error as error:
-            absent(f"no Chromium ({str(error).splitlines()[0]})")
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def opened(browser, page_path):
-    """A page whose console, errors, dialogs and requests are collected; there must be none of them."""
-    page = browser.new_page(viewport={"width": 1100, "height": 900})
-    page.set_default_timeout(4000)
-    heard = []
-    page.on("console", lambda message: heard.append(f"console {message.type}: {message.text}"))
-    page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda request: request.url == page_path.as_uri() or heard.append(f"request: {request.url}"))
-    page.goto(page_path.as_uri())
-    yield page
-    page.close()
-    assert heard == []
 
 
 def choose(page, label, value):

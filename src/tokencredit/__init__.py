@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokencredit.credit import Chain, Transform
-    from tokencredit.methods import METHODS, Method, Plan
+    from tokencredit.method import Method, Plan
+    from tokencredit.methods import METHODS
     from tokencredit.rollouts import Rollouts
 
 __version__ = "0.1.0"
 __all__ = ["METHODS", "Chain", "Method", "Plan", "Rollouts", "Transform", "__version__"]
 
-_HOMES = {"Rollouts": "rollouts", "Chain": "credit", "Transform": "credit", "METHODS": "methods", "Method": "methods", "Plan": "methods"}
+_HOMES = {"Rollouts": "rollouts", "Chain": "credit", "Transform": "credit", "METHODS": "methods", "Method": "method", "Plan": "method"}
 
 
 def __getattr__(name: str):
-    if name in ("rollouts", "masked", "credit", "objective", "methods", "testing", "stats"):
+    if name in ("rollouts", "masked", "credit", "objective", "method", "methods", "testing", "stats"):
         return import_module(f"tokencredit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'tokencredit' has no attribute {name!r}")
