@@ -329,6 +329,22 @@ def test_substitution_keeps_what_was_written():
     assert effect.value.tolist() == [0.25, 0.75, 1.0] and effect.standard_error.tolist() == [0, 0, 0]
 
 
+def test_measuring_substitutes_what_was_drawn_and_samples_nothing_for_it():
+    """A reward of the first token alone: swapping it re-verifies the written rest, swapping any other leaves the reward."""
+    _, _, sampler, traces, _ = modular_study()
+    asked = []
+
+    def judge(k, ids, truncated):
+        asked.append(ids)
+        return ids[0] == traces[k].completion[0]
+
+    for m in measure(traces, sampler, judge, budget=Fixed(6), max_new_tokens=4, store=RolloutStore(None, {})):
+        num = len(m.trace.completion)
+        assert m.substitute.value == pytest.approx([1.0] + [0.0] * (num - 1)) and m.rollouts == 6 * num
+        written = m.trace.completion[1:]
+        assert any(ids[0] != m.trace.completion[0] and ids[1:] == written for ids in asked)
+
+
 # The whole pipeline, on a model.
 
 END = 9
@@ -468,7 +484,7 @@ def test_certain_and_impossible_prompts():
             assert (m.estimate.replace.low <= 1e-9).all() and (m.estimate.replace.high >= -1e-9).all()
             assert not discoveries(m.estimate.replace.p_value).any()
         figures = record.figures(found, ["p"] * len(found))
-        assert figures["start"]["value"] == pytest.approx(reward) and figures["pivotal"] == 0
+        assert figures["start"]["value"] == pytest.approx(reward) and figures["pivotal"]["value"] == 0
 
 
 def test_bad_input():
@@ -593,10 +609,12 @@ def test_tables_figures_and_pairs(tmp_path):
     tokens, alternatives, table = (record.read(tmp_path, name) for name in ("tokens", "alternatives", "traces"))
     assert len(tokens) == sum(len(t.completion) for t in traces) and json.loads(table[0]["row"])["answer"] == rows[0]["answer"]
     assert sum(row["rollouts"] for row in alternatives) == sum(m.rollouts for m in found)
-    for name in ("replace", "before_after", "spread", "max_alternative"):
+    for name in ("replace", "before_after", "spread", "max_alternative", "substitute"):
         assert any(row[name] is not None and row[f"{name}_standard_error"] is not None for row in tokens), name
+    named = {name: {(row["trace"], row["position"]) for row in tokens if row[name] is not None} for name in ("replace", "substitute")}
+    assert named["replace"] == named["substitute"]
     figures = record.figures(found, [row["prompt"] for row in rows])
-    assert figures["law_difference"]["low"] <= 0 <= figures["law_difference"]["high"] and figures["pivotal"] > 0
+    assert figures["law_difference"]["low"] <= 0 <= figures["law_difference"]["high"] and figures["pivotal"]["value"] > 0
     wanted = export.candidates(tokens, alternatives, 0.1, "before_after")
     assert wanted and len(wanted) <= len(export.candidates(tokens, alternatives, 0.1))
     pairs = export.verify_pairs(wanted[:12], traces, sampler, judge, store, num=32, max_new_tokens=limit, margin=0.1)
@@ -640,7 +658,9 @@ def test_the_command_line(tmp_path, capsys):
     assert main(["pivotality", "plan", *few, "--rollouts", "4", "--tokens-per-second", "1000", "--out", str(tmp_path / "plan.json")]) == 0
     assert main(["pivotality", "run", "--out", out, *few, "--rollouts", "4"]) == 0
     planned, result = (json.loads((tmp_path / name).read_text()) for name in ("plan.json", "run/result.json"))
-    assert planned["figures"]["rollouts"] == result["figures"]["rollouts"] and result["figures"]["start"]["unit"] == "success probability"
+    assert planned["figures"]["rollouts"] == result["figures"]["rollouts"]["value"] and "pivotality run" in result["command"]
+    for figure in result["figures"].values():
+        assert figure.keys() >= {"value", "low", "high", "unit"} and (figure["seed"], figure["command"]) == (0, result["command"])
     assert planned["figures"]["seconds"] == pytest.approx(planned["figures"]["generated"] / 1000, abs=0.01)
     parts = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "store" / "parts").iterdir()}
     assert main(["pivotality", "run", "--out", out, *few, "--rollouts", "4"]) == 0

@@ -149,15 +149,17 @@ def _run(args: argparse.Namespace) -> int:
         measured = measure(setting.traces, setting.sampler, setting.judge, budget=budget, max_new_tokens=setting.limit, store=setting.store,
                            seed=args.seed, progress=advance)  # fmt: skip
     record.write(args.out, measured, setting.rows, setting.tokenizer)
-    figures = record.figures(measured, [row["prompt"] for row in setting.rows])
+    command = getattr(args, "command_line", "tokencredit pivotality run")
+    figures = record.figures(measured, [row["prompt"] for row in setting.rows], seed=args.seed, command=command)
     write_json(args.out / "result.json", {
-        "command": getattr(args, "command_line", "tokencredit pivotality run"), "seed": args.seed, "budget": repr(budget),
+        "command": command, "seed": args.seed, "budget": repr(budget),
         "identity": setting.store.identity, "task": args.task, "figures": figures,
     })  # fmt: skip
     spent = time.perf_counter() - start
-    spending = f"{figures['rollouts']:,} rollouts, {figures['generated']:,} tokens generated in {spent:.1f} s"
-    console.print(f"{figures['tokens']} tokens measured with {spending}")
-    console.print(f"pivotal tokens (false discovery rate .05): {figures['pivotal']}; results in {args.out}")
+    known = {name: figure["value"] for name, figure in figures.items()}
+    spending = f"{known['rollouts']:,} rollouts, {known['generated']:,} tokens generated in {spent:.1f} s"
+    console.print(f"{known['tokens']} tokens measured with {spending}")
+    console.print(f"pivotal tokens (false discovery rate .05): {known['pivotal']}; results in {args.out}")
     return 0
 
 

@@ -14,10 +14,10 @@ import torch
 from tokencredit.lm.distribution import entropy, seed_of, uniforms
 from tokencredit.lm.sampling import Request, Sampler, Trace
 from tokencredit.pivotality.allocation import REST, Design, make_design
-from tokencredit.pivotality.alternatives import AlternativeTable
+from tokencredit.pivotality.alternatives import AlternativeTable, substitute
 from tokencredit.pivotality.budgets import Budget, Fixed, TwoStage, allocate, choose, skip
 from tokencredit.pivotality.estimands import PathMap
-from tokencredit.pivotality.estimator import Estimate, estimate
+from tokencredit.pivotality.estimator import Effect, Estimate, estimate
 from tokencredit.pivotality.store import Judge, Outcomes, RolloutStore, judged, prefix_digest
 
 
@@ -28,6 +28,7 @@ class Measured:
     estimate      from the fresh second stage where there was one
     inclusion     probability that this token was among those given the full number of rollouts: its design weight is 1 / inclusion
     chosen        tokens that were: all of them unless there were two stages
+    substitute    of the same alternatives as the estimate, each put in place of the token with the written rest kept; nothing is sampled
     alternatives  counts of every alternative, in two independent halves (the screening and the second stage, where there are two)
     entropy       of the distribution that sampled, nats
     """
@@ -39,6 +40,7 @@ class Measured:
     estimate: Estimate
     inclusion: np.ndarray
     chosen: np.ndarray
+    substitute: Effect
     alternatives: AlternativeTable
     entropy: np.ndarray
     rollouts: int
@@ -96,7 +98,9 @@ def measure(
         fresh = store.collect(traces, second.requests, sampler, judge, "second", progress)
         found = [estimate(d, second.successes(k, fresh.reward), rewards[k]) for k, d in enumerate(second.designs)]
         halves = [(first, outcomes, np.zeros(len(first.draw), int)), (second, fresh, np.ones(len(second.draw), int))]
-    return [_gather(k, trace, *verdicts[k], sampler.ends, found[k], inclusion[k], chosen[k], halves) for k, trace in enumerate(traces)]
+    swapped = [_substitute(k, trace, rewards[k], halves[-1][0], judge, sampler.ends) for k, trace in enumerate(traces)]
+    return [_gather(k, trace, *verdicts[k], sampler.ends, found[k], inclusion[k], chosen[k], swapped[k], halves)
+            for k, trace in enumerate(traces)]  # fmt: skip
 
 
 def check_traces(traces: Sequence[Trace], sampler: Sampler, max_new_tokens: int) -> None:
@@ -179,11 +183,17 @@ def _second_numbers(found: Sequence[Estimate], chosen: Sequence[np.ndarray], bud
     return allocate(paths, [c.astype(float) for c in chosen], sigma, cost, total, sampled=defined)
 
 
+def _substitute(k: int, trace: Trace, reward: float, stage: Stage, judge: Judge, ends: Sequence[int]) -> Effect:
+    """`substitute` of trace k from the alternatives that a stage drew: a verification each, no rollout."""
+    drawn = [(int(h), request.token) for h, request in zip(stage.stratum[stage.of(k)], stage.requests[stage.of(k)])]
+    return substitute(k, trace, reward, stage.designs[k], drawn, judge, ends)
+
+
 def _gather(k: int, trace: Trace, reward: float, reason: str, ends: Sequence[int], found: Estimate, inclusion: np.ndarray,
-            chosen: np.ndarray, halves: Sequence[tuple[Stage, Outcomes, np.ndarray]]) -> Measured:  # fmt: skip
+            chosen: np.ndarray, swapped: Effect, halves: Sequence[tuple[Stage, Outcomes, np.ndarray]]) -> Measured:  # fmt: skip
     pieces = [[(r.prefix, r.token, half, reward) for r, half, reward in zip(stage.requests[stage.of(k)], which[stage.of(k)].tolist(),
                outcomes.reward[stage.of(k)].tolist())] for stage, outcomes, which in halves]  # fmt: skip
     table = AlternativeTable.of([row for piece in pieces for row in piece])
     generated = sum(int(outcomes.length[stage.of(k)].sum()) for stage, outcomes, _ in halves)
     return Measured(trace, reward, reason, trace.completion[-1] not in ends, found, np.where(found.design.rest > 0, inclusion, 0.0), chosen,
-                    table, halves[-1][0].entropy[k], sum(map(len, pieces)), generated)  # fmt: skip
+                    swapped, table, halves[-1][0].entropy[k], sum(map(len, pieces)), generated)  # fmt: skip

@@ -64,7 +64,8 @@ def _tokens(number: int, m: Measured, tokenizer: Any) -> list[dict]:
     largest, which = max_alternative(m.alternatives, e.value, e.value_error)
     found = {"probability": d.pi, "entropy": m.entropy, "inclusion": m.inclusion, "value_before": e.value[:-1], "value_after": e.value[1:],
              "value_after_standard_error": e.value_error[1:], "value_without": e.v_not}  # fmt: skip
-    for name, effect in (("replace", e.replace), ("before_after", e.before_after), ("max_alternative", largest)):
+    for name, effect in (("replace", e.replace), ("before_after", e.before_after), ("max_alternative", largest),
+                         ("substitute", m.substitute)):  # fmt: skip
         found |= {name: effect.value, f"{name}_standard_error": effect.standard_error}
         found |= {f"{name}_low": effect.low, f"{name}_high": effect.high}
     found |= {"spread": e.spread, "spread_standard_error": e.spread_error, "spread_squared": e.spread_squared,
@@ -85,8 +86,8 @@ def _alternatives(number: int, m: Measured, tokenizer: Any) -> list[dict]:
             for p, v, n, s in zip(t.position, t.token, t.num, t.successes)]  # fmt: skip
 
 
-def figures(measured: Sequence[Measured], prompts: Sequence[Any]) -> dict[str, Any]:
-    """The figures of a run, with 95 % intervals over prompts: {"value", "low", "high", "num", "level", "unit"}."""
+def figures(measured: Sequence[Measured], prompts: Sequence[Any], *, seed: int = 0, command: str = "") -> dict[str, dict[str, Any]]:
+    """The figures of a run: {"value", "low", "high", "unit", "seed", "command"}, with 95 % intervals over prompts; a count has none."""
 
     def by_prompt(values: Sequence[float]) -> Estimate:
         groups: dict[Any, list[float]] = {}
@@ -102,13 +103,16 @@ def figures(measured: Sequence[Measured], prompts: Sequence[Any]) -> dict[str, A
     named = {"start": (by_prompt(start), "success probability"), "squared_increments": (by_prompt(squared), "probability squared"),
              "start_variance": (by_prompt(bound), "probability squared"),
              "law_difference": (by_prompt(np.subtract(squared, bound)), "probability squared")}  # fmt: skip
-    return {name: {**e.as_dict(), "unit": unit} for name, (e, unit) in named.items()} | {
-        "tokens": len(error), "undefined": int(sum((m.estimate.design.rest <= 0).sum() for m in measured)),
-        "skipped": int(sum(m.estimate.design.skipped.sum() for m in measured)), "pivotal": int(found.sum()),
-        "standard_error_median": float(np.nanmedian(error)) if np.isfinite(error).any() else None,
-        "bias_worst": float(max(m.estimate.design.bias.max() for m in measured)),
-        "rollouts": sum(m.rollouts for m in measured), "generated": sum(m.generated for m in measured),
+    plain_ones = {
+        "tokens": (len(error), "tokens"), "undefined": (int(sum((m.estimate.design.rest <= 0).sum() for m in measured)), "tokens"),
+        "skipped": (int(sum(m.estimate.design.skipped.sum() for m in measured)), "tokens"), "pivotal": (int(found.sum()), "tokens"),
+        "standard_error_median": (float(np.nanmedian(error)) if np.isfinite(error).any() else None, "success probability"),
+        "bias_worst": (float(max(m.estimate.design.bias.max() for m in measured)), "success probability"),
+        "rollouts": (sum(m.rollouts for m in measured), "rollouts"), "generated": (sum(m.generated for m in measured), "tokens"),
     }  # fmt: skip
+    entries = {name: {**e.as_dict(), "unit": unit} for name, (e, unit) in named.items()}
+    entries |= {name: {"value": value, "low": None, "high": None, "unit": unit} for name, (value, unit) in plain_ones.items()}
+    return {name: entry | {"seed": seed, "command": command} for name, entry in entries.items()}
 
 
 def squared_increments(m: Measured) -> float:
