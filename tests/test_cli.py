@@ -109,9 +109,9 @@ def test_missing_things_are_named(capsys, tmp_path):
     gone = tmp_path / "a.yaml"
     assert refused(capsys, "train", "--config", gone, "--out", tmp_path / "x") == f"{gone}: No such file or directory"
     assert refused(capsys, "report", tmp_path / "gone") == f"{tmp_path}/gone: no such directory"
-    assert refused(capsys, "report", tmp_path) == f"{tmp_path}: no run here (no run.json)"
+    assert refused(capsys, "report", tmp_path) == f"{tmp_path}: no run or study here (no run.json, no result.json of `tokencredit study`)"
     (tmp_path / "a.log").touch()
-    assert refused(capsys, "report", tmp_path / "a.log") == f"no run directory (with a run.json) in: {tmp_path}/a.log"
+    assert refused(capsys, "report", tmp_path / "a.log") == f"no directory of a run or study in: {tmp_path}/a.log"
     assert "no such model" in refused(capsys, "evaluate", "--model", tmp_path / "gone")
 
 
@@ -148,6 +148,35 @@ def test_world_shows_itself(capsys):
     assert code == 0 and out.count("<bos>") == 2 and "(forced)" in out and "(eos)" in out
     code, out, _ = run(capsys, "world")
     assert code == 0 and "tokencredit world build" in out
+
+
+def test_report_takes_runs_and_studies(capsys, tmp_path):
+    """Alone, mixed, from the directory above, and two studies on one page; a study that was cut short and other results are refused."""
+    from test_correlation_report import study
+    from tokencredit.runs import Run
+
+    def record(name, method_name):
+        return Run.create(tmp_path / "all" / name, name=name, method="m", method_name=method_name, task="reckon", model="reckon", config={},
+                          seed=0, command="c")  # fmt: skip
+
+    record("grpo-0", "grpo")
+    first, second = (record(name, "correlation").path for name in ("first", "second"))
+    page = tmp_path / "page.html"
+    assert "first: this study has no result yet" in refused(capsys, "report", tmp_path / "all", "--out", page)
+    for path in (first, second):
+        (path / "result.json").write_text(json.dumps({"study": "correlation", **study()}))
+    (first / "run.json").unlink()
+    code, out, _ = run(capsys, "report", first, "--out", page)
+    assert code == 0 and "Report of 1 study: " in out and page.read_text().count('id="proxies-against-effects"') == 1
+    code, out, _ = run(capsys, "report", tmp_path / "all" / "grpo-0", second, "--out", page)
+    assert code == 0 and "Report of 1 run and 1 study: " in out and '<h2 id="correlations-title">Correlations</h2>' in page.read_text()
+    code, out, _ = run(capsys, "report", tmp_path / "all", "--out", page)
+    assert code == 0 and "Report of 1 run and 2 studies: " in out and f"{first}: Correlations</h2>" in page.read_text()
+    anchors = re.findall(r'<section id="([^"]+)"', page.read_text())
+    assert len(anchors) == len(set(anchors))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "result.json").write_text('{"figures": {}}')
+    assert refused(capsys, "report", first, tmp_path / "other", "--out", page).startswith(f"{tmp_path}/other: no run or study here")
 
 
 def test_evaluate_prints_and_writes_its_figures(capsys, tmp_path):

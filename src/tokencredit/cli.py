@@ -162,9 +162,10 @@ def _world_parser(commands) -> None:
 
 
 def _report_parser(commands) -> None:
-    p = _command(commands, "report", _report, "One self-contained HTML page of one or several runs.",
-                 "  tokencredit report runs/demo/* --out report.html")  # fmt: skip
-    p.add_argument("runs", type=Path, nargs="+", help="run directories, or directories of run directories")
+    p = _command(commands, "report", _report, "One self-contained HTML page of training runs and correlation studies.",
+                 "  tokencredit report runs/demo/* --out report.html\n"
+                 "  tokencredit report runs/gtpo runs/correlation --out both.html")  # fmt: skip
+    p.add_argument("runs", type=Path, nargs="+", help="directories of runs and studies, or directories of these")
     p.add_argument("--out", type=Path, default=Path("report.html"), help="(default: %(default)s)")
     p.add_argument("--title", default="tokencredit report", help="(default: %(default)s)")
 
@@ -299,11 +300,14 @@ def _show(args) -> int:
 
 def _report(args) -> int:
     from tokencredit import report
-    from tokencredit.studies.learning import compare, find_runs
+    from tokencredit.report.correlation import sections_of
+    from tokencredit.studies.learning import apart, compare, find_runs
 
-    runs = find_runs(args.runs)
-    page = report.write(runs, args.out, compare(runs), title=args.title)
-    console.print(f"Report of {len(runs)} {'run' if len(runs) == 1 else 'runs'}: {page.resolve()}", soft_wrap=True)
+    runs, studies = apart(find_runs(args.runs))
+    page = report.write(runs, args.out, compare(runs) if runs else {}, title=args.title, extra=sections_of(studies))
+    counts = [f"{len(some)} {one if len(some) == 1 else many}" for some, one, many in
+              ((runs, "run", "runs"), (studies, "study", "studies")) if some]  # fmt: skip
+    console.print(f"Report of {' and '.join(counts)}: {page.resolve()}", soft_wrap=True)
     return 0
 
 

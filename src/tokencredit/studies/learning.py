@@ -13,32 +13,54 @@ from pathlib import Path
 from typing import Any
 
 from tokencredit.methods import METHODS
-from tokencredit.runs import Run, RunError
+from tokencredit.runs import Run, RunError, read_json
 from tokencredit.stats import Estimate, mean_of_units
 from tokencredit.studies.claims import findings
 
 # What an evaluation's figures depend on besides the policy; the rest of a config is how the policy was made.
 SAME_FOR_ALL = ("task", "task_options", "model", "temperature", "max_new_tokens", "eval_prompts", "eval_samples")
+STUDY = "correlation"  # what a correlation study calls itself in its files
 # What makes no other run: seeds and how a run is watched.
 FREE_WITHIN_METHOD = ("seed", "threads", "save_every", "record_every", "record_rows", "eval_every", "eval_batch", "accumulate")
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Run directories: these, and those one level below these. Files, which a shell's * finds beside runs, are passed over.
+    """Directories of runs and of studies: these, and those one level below these. Files, which a shell's * also finds, are passed over.
 
-    ValueError names a directory without a run.
+    ValueError names a directory that holds neither.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_file():
             continue
-        here = [path] if (path / "run.json").exists() else sorted(below.parent for below in path.glob("*/run.json"))
+        here = [path] if _holds(path) else sorted(below for below in path.glob("*/") if _holds(below))
         if not here:
-            raise ValueError(f"{path}: " + ("no run here (no run.json)" if path.exists() else "no such directory"))
+            absent = "no run or study here (no run.json, no result.json of `tokencredit study`)"
+            raise ValueError(f"{path}: " + (absent if path.exists() else "no such directory"))
         found |= dict.fromkeys(here)
     if not found:
-        raise ValueError(f"no run directory (with a run.json) in: {', '.join(map(str, paths))}")
+        raise ValueError(f"no directory of a run or study in: {', '.join(map(str, paths))}")
     return list(found)
+
+
+def apart(directories: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """(training runs, correlation studies) among the directories found. ValueError names a study that has not finished."""
+    studies = [path for path in directories if is_study(path)]
+    runs = [path for path in directories if path not in studies]
+    for path in runs:
+        if Run.open(path).info["method_name"] == STUDY:
+            raise ValueError(f"{path}: this study has no result yet; give its command again and it goes on where it was")
+    return runs, studies
+
+
+def is_study(path: Path) -> bool:
+    """Whether a directory holds the result of a correlation study."""
+    file = Path(path) / "result.json"
+    return file.exists() and read_json(file).get("study") == STUDY
+
+
+def _holds(path: Path) -> bool:
+    return (path / "run.json").exists() or is_study(path)
 
 
 def compare(run_dirs: Sequence[str | Path], *, treatment: str = "gtpo", baselines: Sequence[str] = ("dapo", "grpo")) -> dict[str, Any]:
