@@ -84,6 +84,8 @@ def test_methods_are_a_table_within_80_columns(capsys):
     code, out, _ = run(capsys, "methods")
     assert code == 0 and max(map(len, out.splitlines())) <= 80 and "…" not in out
     assert all(re.search(rf"^{name} ", out, re.M) for name in METHODS)
+    words = "".join(out.split())
+    assert all("".join(f"[{method.fidelity}]".split()) in words for method in METHODS.values()) and words.count("arXiv:2508.04349v6") == 4
 
 
 def test_a_method_in_full(capsys):

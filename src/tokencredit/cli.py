@@ -249,10 +249,11 @@ def _methods(args) -> int:
         console.print(_explain(METHODS[args.name]), soft_wrap=True)
         return 0
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "what it changes", "needs"):
-        table.add_column(column, no_wrap=column == "name")
+    for column in ("name", "what it changes, its source [and its fidelity]", "needs"):
+        table.add_column(Text(column), no_wrap=column == "name")
     for method in METHODS.values():
-        table.add_row(Text(method.name, style="bold"), method.summary, ", ".join(sorted(method.needs)) or "-")
+        about = Text.assemble(method.summary, "\n", (f"{method.source} [{method.fidelity}]", "dim"))
+        table.add_row(Text(method.name, style="bold"), about, "\n".join(sorted(method.needs)) or "-")
     console.print(table)
     console.print("\nOne in full, with its formula, fields and source: tokencredit methods gtpo")
     return 0
