@@ -72,6 +72,12 @@ def pool_std(deviation: Tensor, mask: Tensor, index: Tensor, ddof: int = 1) -> T
     return over(pool(deviation.square().sum(1), index), (count - ddof).clamp(min=0)).sqrt()[:, None]
 
 
+def pool_standardise(x: Tensor, mask: Tensor, index: Tensor, eps: float, ddof: int = 1) -> Tensor:
+    """[B, T]: (x − mean) / (std + eps) over all tokens of each population, 0 off the mask and where nothing varies."""
+    deviation = pool_deviation(x, mask, index)
+    return over(deviation, pool_std(deviation, mask, index, ddof) + eps)
+
+
 def _pool_max(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
     """[B, 1]: largest value over all tokens of each population; 0 where it has none."""
     rows = x.masked_fill(~mask, -torch.inf).amax(1) if x.shape[1] else x.new_full((len(x),), -torch.inf)

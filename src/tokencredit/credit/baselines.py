@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit.transform import Transform, one_of
-from tokencredit.masked import over, pool, pool_deviation, pool_std, row_mean, zero_off
+from tokencredit.masked import over, pool, pool_deviation, pool_standardise, pool_std, row_mean, zero_off
 from tokencredit.rollouts import Rollouts
 
 
@@ -95,9 +95,7 @@ class BatchWhiten(Transform):
     ddof: int = 1
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
-        index = rollouts.index("batch")
-        centred = pool_deviation(credit, rollouts.mask, index)
-        return over(centred, pool_std(centred, rollouts.mask, index, self.ddof) + self.eps)
+        return pool_standardise(credit, rollouts.mask, rollouts.index("batch"), self.eps, self.ddof)
 
 
 @dataclass(frozen=True)
@@ -145,16 +143,13 @@ class PolarityCenter(Transform):
 
     def _standardise(self, credit: Tensor, mask: Tensor, won: Tensor, index: Tensor) -> Tensor:
         if self.population == "joint":
-            return self._against(credit, mask, index)
+            return pool_standardise(credit, mask, index, self.eps, self.ddof)
         sides = []
         for side in (won, ~won):
             shaped = zero_off(credit, side)
-            sides.append(self._against(shaped, mask & side if self.population == "within_polarity" else mask, index))
+            population = mask & side if self.population == "within_polarity" else mask
+            sides.append(pool_standardise(shaped, population, index, self.eps, self.ddof))
         return torch.where(won, *sides)
-
-    def _against(self, x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
-        centred = pool_deviation(x, mask, index)
-        return over(centred, pool_std(centred, mask, index, self.ddof) + self.eps)
 
 
 def row_value(credit: Tensor, rollouts: Rollouts) -> Tensor:

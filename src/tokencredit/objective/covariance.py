@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.masked import pool_deviation
-from tokencredit.objective.surrogates import Surrogate, clip_stats, ratio, token_mean
+from tokencredit.objective.surrogates import Surrogate, clip_stats, clipped, ratio, token_mean
 from tokencredit.rollouts import Rollouts
 
 
@@ -62,7 +62,7 @@ class ClipCov(Surrogate):
 
     def token_loss(self, logprob, old_logprob, credit, mask, selected):
         w = ratio(logprob, old_logprob)
-        loss = torch.maximum(-w * credit, -w.clamp(1 - self.low, 1 + self.high) * credit)
+        loss = clipped(w, credit, self.low, self.high)
         return loss.masked_fill(selected, 0), {"selected": token_mean(selected, mask)} | clip_stats(w, credit, mask, self.low, self.high)
 
 

@@ -79,10 +79,8 @@ class Clip(Surrogate):
 
     def token_loss(self, logprob, old_logprob, credit, mask, selected):
         w = ratio(logprob, old_logprob)
-        loss = torch.maximum(-w * credit, -w.clamp(1 - self.low, 1 + self.high) * credit)
-        if self.dual is not None:
-            loss = torch.where(credit < 0, torch.minimum(loss, -self.dual * credit), loss)
-        return loss, clip_stats(w, credit, mask, self.low, self.high)
+        loss = clipped(w, credit, self.low, self.high)
+        return dual_bounded(loss, credit, self.dual), clip_stats(w, credit, mask, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class SequenceClip(Surrogate):
             s = row_mean(ratio(logprob, old_logprob), mask)[:, None]
         if self.token:
             s = s.detach() * (logprob - logprob.detach()).exp()
-        loss = torch.maximum(-s * credit, -s.clamp(1 - self.low, 1 + self.high) * credit)
+        loss = clipped(s, credit, self.low, self.high)
         return loss, clip_stats(s.expand_as(credit), credit, mask, self.low, self.high)
 
 
@@ -189,9 +187,17 @@ class GPPO(Surrogate):
         below, above = (w < 1 - self.low) & (credit < 0), (w > 1 + self.high) & (credit > 0)
         gated = torch.where(below, self.beta[0] * (1 - self.low) * unit, torch.where(above, self.beta[1] * (1 + self.high) * unit, w))
         loss = -gated * credit
-        if self.dual is not None:
-            loss = torch.where(credit < 0, torch.minimum(loss, -self.dual * credit), loss)
-        return loss, clip_stats(w, credit, mask, self.low, self.high)
+        return dual_bounded(loss, credit, self.dual), clip_stats(w, credit, mask, self.low, self.high)
+
+
+def clipped(w: Tensor, credit: Tensor, low: float, high: float) -> Tensor:
+    """[B, T]: −min(w c, clip(w, 1 − low, 1 + high) c)."""
+    return torch.maximum(-w * credit, -w.clamp(1 - low, 1 + high) * credit)
+
+
+def dual_bounded(loss: Tensor, credit: Tensor, dual: float | None) -> Tensor:
+    """[B, T]: the loss of tokens with c < 0, at most −dual · c; None bounds nothing."""
+    return loss if dual is None else torch.where(credit < 0, torch.minimum(loss, -dual * credit), loss)
 
 
 def log_ratio(logprob: Tensor, old_logprob: Tensor) -> Tensor:
