@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokencredit.dynamics import command as dynamics_command
 from tokencredit.lm import score_command
 from tokencredit.pivotality import command as pivotality_command
-from tokencredit.studies import correlation_command
+from tokencredit.studies import command as study_command
 
 # What users name (paths, tasks, models) is printed as it is: no markup, no emoji codes.
 console = Console(markup=False, emoji=False, highlight=False)
@@ -79,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="")
     own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
-    for add in (*own, score_command.add_parser, pivotality_command.add_parser, correlation_command.add_parser):
+    for add in (*own, score_command.add_parser, pivotality_command.add_parser, study_command.add_parser, dynamics_command.add_parser):
         add(commands)
     return parser
 

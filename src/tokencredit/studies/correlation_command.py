@@ -19,14 +19,6 @@ EXAMPLES = """examples:
   tokencredit study correlation --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --prompts 32 --rollouts 8 --out runs/qwen"""
 
 
-def add_parser(commands: Any) -> None:
-    """Adds `study` with the action `correlation`."""
-    study = commands.add_parser("study", help="A study: one question, one result with intervals.",
-                                description="A study: one question, one result with intervals.")  # fmt: skip
-    study.set_defaults(run=lambda args: study.print_help())
-    add_action(study.add_subparsers(title="studies", metavar=""))
-
-
 def add_action(actions: Any) -> None:
     """Adds `correlation` to the actions of `study`."""
     p = actions.add_parser("correlation", help=SUMMARY, description=SUMMARY, epilog=EXAMPLES,
