@@ -232,6 +232,10 @@ def top_tokens(batch, score, fraction):
     return {(i, t) for i, t in batch.everything() if batch.scores[score][i][t] >= threshold}
 
 
+def tokens_above(batch, score, threshold=0.0):
+    return {(i, t) for i, t in batch.everything() if batch.scores[score][i][t] > threshold}
+
+
 def keep_only(batch, credit, chosen):
     out = batch.zeros()
     for i, t in chosen:
@@ -267,10 +271,10 @@ def proxy_weight(batch, credit, score, normalise="min_max"):
 # Weights of tokens in the loss ----------------------------------------------------------------------------------------------------
 
 
-def aggregate(batch, kind, length=None):
+def aggregate(batch, kind, length=None, choose=None):
     out = batch.zeros()
     num_rows, num_tokens = len(batch.reward), len(batch.everything())
-    chosen = top_tokens(batch, "entropy", 0.2) if kind == "selected" else set(batch.everything())
+    chosen = choose(batch) if choose else set(batch.everything())
     longest = max((len(row) for row in batch.tokens), default=0)
     for i, t in chosen:
         out[i][t] = {
@@ -406,6 +410,8 @@ CREDIT = {
     "grpo_s_geometric": _gtpo(level="sequence", mean_of="geometric"),
     "gtpo_2025_08": _gtpo(alpha=(0.9, 0.1), failures=False, population="joint"),
     "forking_tokens": lambda b: keep_only(b, _grpo(b), top_tokens(b, "entropy", 0.2)),
+    "random_tokens": lambda b: keep_only(b, _grpo(b), top_tokens(b, "uniform", 0.2)),
+    "oracle_positions": lambda b: keep_only(b, _grpo(b), tokens_above(b, "oracle_positions")),
     "entropy_advantage": lambda b: entropy_advantage(b, _grpo(b)),
     "clip_cov": _grpo,
     "kl_cov": _grpo,
@@ -434,7 +440,9 @@ LOSS = {  # (rule, constants, aggregation)
     "gtpo_geometric": (clip, {"high": 0.28}, ("token",)),
     "grpo_s_geometric": (sequence_losses, {"low": 0.2, "high": 0.28}, ("sequence",)),
     "gtpo_2025_08": (clip, {"high": 0.28}, ("token",)),
-    "forking_tokens": (clip, {"high": 0.28}, ("selected",)),
+    "forking_tokens": (clip, {"high": 0.28}, ("selected", None, lambda b: top_tokens(b, "entropy", 0.2))),
+    "random_tokens": (clip, {"high": 0.28}, ("selected", None, lambda b: top_tokens(b, "uniform", 0.2))),
+    "oracle_positions": (clip, {"high": 0.28}, ("selected", None, lambda b: tokens_above(b, "oracle_positions"))),
     "entropy_advantage": (clip, {"high": 0.28}, ("token",)),
     "clip_cov": (clip_cov, {}, ("token",)),
     "kl_cov": (kl_cov, {}, ("token",)),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import reference
 from tokencredit import Chain, Rollouts, Transform
 from tokencredit.credit import (
+    Above,
     BatchWhiten,
     EntropyBonus,
     EntropyReward,
@@ -132,6 +133,7 @@ def test_top_fraction_entropy_bonus_and_whitening(rollouts, seed, fraction):
     plain = credit.double().tolist()
     chosen = reference.top_tokens(batch, "x", fraction)
     close(run(TopFraction("x", fraction), rollouts, credit), reference.keep_only(batch, plain, chosen))
+    close(run(Above("x", fraction), rollouts, credit), reference.keep_only(batch, plain, reference.tokens_above(batch, "x", fraction)))
     close(run(EntropyBonus(), rollouts, credit), reference.entropy_advantage(batch, plain))
     close(run(BatchWhiten(), rollouts, credit), reference.batch_whiten(batch, plain))
     close(run(Score("x"), rollouts, credit), reference.keep_only(batch, batch.scores["x"], batch.everything()))
@@ -144,7 +146,8 @@ def test_top_fraction_entropy_bonus_and_whitening(rollouts, seed, fraction):
 def test_strength_zero_and_fraction_one_are_the_identity(rollouts, seed):
     credit = credit_like(rollouts, seed)
     plain = torch.where(rollouts.mask, credit, 0)
-    for same in (Weight("x", 0.0), TopFraction("x", 1.0), TopFraction("x", 1.0, "group"), TopFraction("x", 1.0, "row"), Chain()):
+    whole = (TopFraction("x", 1.0, scope) for scope in ("batch", "group", "row"))
+    for same in (Weight("x", 0.0), *whole, Above("x", -1.0), Chain()):
         assert torch.equal(run(same, rollouts, credit), plain)
     assert torch.equal(run(EntropyBonus(alpha=0.0), rollouts, credit), plain)
     assert torch.equal(run(Overlong(), rollouts, credit), plain)
@@ -400,6 +403,13 @@ def test_top_fraction_ties_and_scopes():
     assert select(1e-9, "batch") == [[0, 0, 0, 0], [1, 1, 1, 1]]
     # ⌈0.07 · 100⌉ is 7, although 0.07 · 100 is 7.000000000000001 in binary.
     assert TopFraction("entropy", 0.07).select(make([1], [list(range(100))])).sum() == 7
+
+
+def test_above_keeps_what_is_marked():
+    """Marks 1 0 1 and a score at the threshold: only what exceeds it is kept. A batch without a mark has no credit."""
+    assert run(Above("x"), make([1], [[0, 0, 0]], x=[[1, 0, 1]]), torch.tensor([[2.0, 3.0, -4.0]])).tolist() == [[2, 0, -4]]
+    assert Above("x", 0.5).select(make([1], [[0, 0]], x=[[0.5, 0.6]])).tolist() == [[False, True]]
+    assert not run(Above("x"), make([1], [[0, 0]], x=[[0, 0]]), torch.ones(1, 2)).any()
 
 
 @given(rollouts=rollouts_strategy(("x",)))

@@ -11,6 +11,7 @@ from hypothesis import given
 from tokencredit import METHODS, Chain, Rollouts, Transform
 from tokencredit.credit import (
     LAWS,
+    Above,
     BatchWhiten,
     EntropyBonus,
     EntropyReward,
@@ -59,6 +60,7 @@ TRANSFORMS = [
     *(ProxyWeight("x", normalise=how) for how in ("min_max", "mean_one", "rank")),
     *(TopFraction("x", 0.4, scope=scope) for scope in ("batch", "group", "row")),
     TopFraction("x", 1.0),
+    Above("x", 0.7),
     EntropyBonus(),
     Chain(),
     Chain(Outcome(), Overlong(4), GroupCenter(), Weight("x"), TopFraction("x", 0.5, "row")),

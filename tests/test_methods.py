@@ -16,7 +16,7 @@ from tokencredit.methods import parse
 from tokencredit.objective import CISPO, Clip, ClipCov, SelectedMean, SequenceClip, SequenceSum, TokenMean
 from tokencredit.testing import logprobs_like, rollouts_strategy
 
-NAMES = ("entropy", "exact_value", "fisher_trace", "gradient_norm", "perturbation_variance", "attention")
+NAMES = ("entropy", "exact_value", "fisher_trace", "gradient_norm", "perturbation_variance", "attention", "uniform", "oracle_positions")
 DTYPES = st.sampled_from((torch.float64, torch.float32))
 
 
@@ -206,7 +206,7 @@ def test_parse_refuses_anything_but_constructors_and_literals(text):
 def test_every_method_says_where_it_comes_from():
     for name, method in METHODS.items():
         assert method.name == name and method.summary and method.source and method.fidelity in ("paper", "code", "reconstructed")
-        assert method.mixed_groups_only == (name in ("dapo", "forking_tokens"))
+        assert method.mixed_groups_only == (name in ("dapo", "forking_tokens", "random_tokens", "oracle_positions"))
 
 
 def test_a_method_of_your_own_is_one_dataclass_and_one_line():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tokencredit.pivotality.tree import exact_value, on_text
 from tokencredit.tasks import anatomy, load, reckon, world
 from tokencredit.tasks.reckon import OPERATORS, VOCABULARY, Demonstrator, Reckon, make_row
 
@@ -170,6 +171,24 @@ def test_slots_are_of_the_position():
         assert TASK.slots(make_row(("2", "*", "3", "+", "1")), completion.split()) == slots.split()
 
 
+def test_deciding_positions_are_all_where_credit_falls(shipped):
+    """Q − V of sampled completions, exact up to the brackets: nearly all of its square falls on the deciding positions."""
+    model, tokenizer = shipped
+    torch.manual_seed(0)
+    rows = Reckon(operands=(3,)).rows("test", 12)
+    drawn = [anatomy.draw(model, tokenizer, row, 4) for row in rows]
+    prompts, verify = [tokenizer(row["prompt"])["input_ids"] for row in rows], [on_text(TASK.verify, tokenizer, row) for row in rows]
+    credit = exact_value(model, prompts, drawn, verify, eos_token_id=tokenizer.eos_token_id, max_new_tokens=48, eps=1e-3)
+    there = elsewhere = marked = tokens = 0
+    for row, completions, values in zip(rows, drawn, credit):
+        for ids, square in zip(completions, (v.square() for v in values)):
+            marks = torch.tensor(TASK.deciding(row, tokenizer.convert_ids_to_tokens(ids)))
+            there, elsewhere = there + square[marks].sum(), elsewhere + square[~marks].sum()
+            marked, tokens = marked + int(marks.sum()), tokens + len(ids)
+    assert there > 0.1 * len(rows) and elsewhere < 0.02 * there
+    assert 0.2 < marked / tokens < 0.6
+
+
 @settings(max_examples=200)
 @given(st.integers(0, 10_000), st.integers(0, 30), st.lists(st.sampled_from([*VOCABULARY, "?", ""]), max_size=20))
 def test_roles_of_anything(seed, cut, junk):
@@ -185,6 +204,7 @@ def test_roles_of_anything(seed, cut, junk):
         assert slot in KINDS
         assert role in {slot, "junk"} | {"calc": {"slip"}, "join": {"wait"}, "eos": {"wait"}}.get(slot, set())
         assert TASK.slots(row, [*words[:i], "?"]) == slots[: i + 1]
+    assert TASK.deciding(row, words) == [slot in ("fork", "habit", "calc", "join") for slot in slots]
 
 
 # Prompts

@@ -180,13 +180,16 @@ def check_entropies(trainer, batch):
     return expected
 
 
+TRUTHS = ("exact_value", "oracle_positions")
+
+
 @pytest.mark.parametrize("changes", [{}, {"num_iterations": 2, "temperature": 0.7}], ids=["on_policy", "reused"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_on_the_old_policys_entropies(tmp_path, name, changes):
     seen = []
     trainer = build(
         CreditTrainer, tmp_path, {"max_steps": 3, "per_device_train_batch_size": 8} | changes, method=name, max_rounds=2, record_every=1,
-        scorers={"exact_value": lambda trainer, inputs, batch: torch.rand(batch["completion_ids"].shape) - 0.5},
+        scorers=dict.fromkeys(TRUTHS, lambda trainer, inputs, batch: torch.rand(batch["completion_ids"].shape) - 0.5),
         record=lambda batch: seen.append(check_entropies(trainer, batch)),
     )  # fmt: skip
     trainer.train()

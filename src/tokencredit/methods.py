@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from tokencredit.credit import (
+    Above,
     BatchWhiten,
     Chain,
     EntropyBonus,
@@ -51,7 +52,7 @@ def _table(*methods: Method) -> Methods:
 
 
 _group = Chain(Outcome(), GroupCenter())
-_top = TopFraction("entropy", 0.2)
+_top, _random, _oracle = TopFraction("entropy", 0.2), TopFraction("uniform", 0.2), Above("oracle_positions")
 
 METHODS = _table(
     Method(
@@ -137,6 +138,18 @@ METHODS = _table(
         mixed_groups_only=True,
         summary="DAPO on the 20 % of tokens with the highest entropy",
         source="Beyond the 80/20 rule, arXiv:2506.01939 eq. 5",
+    ),
+    Method(
+        "random_tokens", Chain(Outcome(), Overlong(), GroupCenter(), _random), Clip(0.2, 0.28), SelectedMean(_random),
+        mixed_groups_only=True,
+        summary="DAPO on 20 % of the tokens, drawn at random: the control of forking_tokens",
+        source="control, defined here: forking_tokens by a uniform draw in place of the entropy",
+    ),
+    Method(
+        "oracle_positions", Chain(Outcome(), Overlong(), GroupCenter(), _oracle), Clip(0.2, 0.28), SelectedMean(_oracle),
+        mixed_groups_only=True,
+        summary="DAPO on the positions that decide the answer, by the task's own account: the ceiling of choosing positions",
+        source="control, defined here: forking_tokens by the true positions in place of the entropy",
     ),
     Method(
         "entropy_advantage", Chain(Outcome(), GroupCenter(), EntropyBonus(0.4, 2.0)), Clip(0.2, 0.28), TokenMean(),

@@ -3,10 +3,11 @@
 from tokencredit.credit.baselines import BatchWhiten, GroupCenter, LeaveOneOut, Outcome, PolarityCenter
 from tokencredit.credit.shaping import EntropyReward, GroupRelativeOverlong, Overlong
 from tokencredit.credit.transform import LAWS, Chain, Transform
-from tokencredit.credit.weights import EntropyBonus, ProxyWeight, Score, TopFraction, Weight
+from tokencredit.credit.weights import Above, EntropyBonus, ProxyWeight, Score, TopFraction, Weight
 
 __all__ = [
     "LAWS",
+    "Above",
     "BatchWhiten",
     "Chain",
     "EntropyBonus",

@@ -136,6 +136,25 @@ class TopFraction(Transform):
 
 
 @dataclass(frozen=True)
+class Above(Transform):
+    """Only the tokens whose score exceeds a threshold keep their credit: with a score of 0 and 1, the tokens that it marks.
+
+        cᵢₜ ← cᵢₜ · 1[xᵢₜ > τ]        τ = −∞ is the identity
+    """
+
+    score: str
+    threshold: float = 0.0
+    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign", "idempotent"})
+
+    def select(self, rollouts: Rollouts) -> Tensor:
+        """[B, T] bool: the tokens that keep their credit."""
+        return rollouts.mask & (rollouts.score(self.score) > self.threshold)
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        return torch.where(self.select(rollouts), credit, 0)
+
+
+@dataclass(frozen=True)
 class EntropyBonus(Transform):
     """A bonus for uncertainty, added to the credit and never larger than a part of it.
 

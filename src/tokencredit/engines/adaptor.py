@@ -90,7 +90,17 @@ def on_rows(scorer: Callable, rows: Sequence[dict]) -> Callable:
 
 
 def make_scorers(task: Any, tokenizer: Any, max_new_tokens: int) -> dict[str, Callable]:
-    """Scores beyond a forward pass: `exact_value`, Q − V from the model's own prefix tree, where the world is small enough for it."""
+    """Scores beyond a forward pass that the task can give: `exact_value` and `oracle_positions`."""
+    found = {}
+    if getattr(task, "name", "") == "reckon":
+        found["exact_value"] = _exact_value(task, tokenizer, max_new_tokens)
+    if hasattr(task, "deciding"):
+        found["oracle_positions"] = _oracle_positions(task, tokenizer)
+    return found
+
+
+def _exact_value(task: Any, tokenizer: Any, max_new_tokens: int) -> Callable:
+    """Q − V of every token from the model's own prefix tree, where the world is small enough for it."""
 
     def exact_value(trainer, inputs, batch):
         from tokencredit.pivotality.tree import exact_value_scores, on_text
@@ -109,4 +119,18 @@ def make_scorers(task: Any, tokenizer: Any, max_new_tokens: int) -> dict[str, Ca
         model.train(training)
         return scores.to(batch["completion_ids"].device)
 
-    return {"exact_value": exact_value} if getattr(task, "name", "") == "reckon" else {}
+    return exact_value
+
+
+def _oracle_positions(task: Any, tokenizer: Any) -> Callable:
+    """1 at the positions that the task's `deciding(row, tokens)` names, from the tokens before them alone; 0 elsewhere."""
+
+    def oracle_positions(trainer, inputs, batch):
+        ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
+        marks = torch.zeros(ids.shape)
+        for i, row in enumerate(inputs):
+            words = tokenizer.convert_ids_to_tokens(ids[i][mask[i]].tolist())
+            marks[i, : len(words)] = torch.tensor(task.deciding(row, words), dtype=marks.dtype)
+        return marks.to(ids.device)
+
+    return oracle_positions

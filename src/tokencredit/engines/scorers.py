@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-PROXIES = ("gradient_norm", "fisher_trace", "perturbation_variance", "attention", "head_norm", "last_block_norm", "varentropy", "margin")
+PROXIES = ("gradient_norm", "fisher_trace", "perturbation_variance", "attention", "head_norm", "last_block_norm", "varentropy", "margin",
+           "sum_p2")  # fmt: skip
+GIVEN = frozenset({*PROXIES, "uniform"})
 SECONDS = "seconds_importance"
 
 
@@ -21,6 +23,16 @@ def importance_scorers(*, num_directions: int = 8, method: str = "finite_differe
     """
     options = {"num_directions": num_directions, "method": method, "parameters": parameters, "max_tokens": max_tokens}
     return {kind: _Scorer(kind, options) for kind in PROXIES}
+
+
+def uniform(trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+    """[B, T] uniform in [0, 1): what a method draws with. A function of the trainer's seed, its step and the row among all processes."""
+    from tokencredit.lm.distribution import seed_of, uniforms
+
+    size, width = batch["completion_ids"].shape
+    row = torch.arange(size) + size * trainer.accelerator.process_index
+    seeds = seed_of("uniform", trainer.args.seed, trainer.state.global_step) + row
+    return uniforms(seeds[:, None], torch.arange(width)).float().to(batch["completion_ids"].device)
 
 
 class _Scorer:

@@ -16,7 +16,7 @@ from tokencredit.engines.adaptor import judged, make_reward, make_scorers, on_ro
 from tokencredit.engines.config import TrainConfig
 from tokencredit.engines.exclusive import exclusive
 from tokencredit.engines.recorder import Listener, Recorder
-from tokencredit.engines.scorers import PROXIES
+from tokencredit.engines.scorers import GIVEN
 from tokencredit.engines.trl import FREE, CreditTrainer
 from tokencredit.lm.load import last_checkpoint, load_config, load_tokenizer, resolve_model
 from tokencredit.lm.prompts import encode_prompts
@@ -95,9 +95,9 @@ def make_trainer(config: TrainConfig, method: Any, task: Any, folder: Path, list
     model_path = resolve_model(config.model)
     tokenizer = load_tokenizer(model_path)
     scorers = make_scorers(task, tokenizer, limit)
-    if missing := sorted(method.needs - FREE - scorers.keys() - set(PROXIES)):
-        raise ValueError(f"the method {config.method} needs {', '.join(missing)}, which the task {config.task} cannot give: only the "
-                         "embedded world (reckon) is small enough for it")  # fmt: skip
+    if missing := sorted(method.needs - FREE - scorers.keys() - GIVEN):
+        raise ValueError(f"the method {config.method} needs {', '.join(missing)}, which the task {config.task} cannot give: the "
+                         "embedded world (reckon) can")  # fmt: skip
     args = make_args(config, limit, folder)
     rows, order = training_rows(config, task)
     held_out = task.rows("test", config.eval_prompts, 0) if config.eval_every else []

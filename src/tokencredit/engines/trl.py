@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
 
 from accelerate.utils import gather_object
 
-from tokencredit.engines.scorers import importance_scorers
+from tokencredit.engines.scorers import importance_scorers, uniform
 from tokencredit.engines.trl_figures import Clock, rollout_figures, update_figures
 from tokencredit.engines.trl_groups import Batch, Stash, draw_again, loss_mask, rewrite_table, trimmed
 from tokencredit.engines.trl_rewards import checked
@@ -48,7 +48,7 @@ class CreditTrainer(GRPOTrainer):
     method         a name of METHODS or a Method; every `max_length` it leaves open becomes args.max_completion_length
     success_above  a rollout is a success when its total reward exceeds this
     scorers        {score name: function(trainer, inputs, batch) -> [B, T]} for scores that neither a forward pass gives (`entropy` and
-                   `logprob`) nor `importance_scorers`; inputs are the dataset rows, batch TRL's tensors of this process
+                   `logprob`) nor `engines.scorers`; inputs are the dataset rows, batch TRL's tensors of this process
     max_rounds     generation rounds in which dynamic sampling collects groups with both outcomes, for methods that ask for it
     record         function(dict) called on the main process after a rollout batch with the batch's texts, tokens, scores and credit
     record_every   ... for the first rollout batch of every so many optimizer steps
@@ -71,7 +71,7 @@ class CreditTrainer(GRPOTrainer):
         **keywords,
     ):
         method = METHODS[method] if isinstance(method, str) else method
-        self.scorers = {**importance_scorers(), **(scorers or {})}
+        self.scorers = {**importance_scorers(), "uniform": uniform, **(scorers or {})}
         missing = sorted(method.needs - FREE - set(self.scorers))
         if missing:
             raise ValueError(

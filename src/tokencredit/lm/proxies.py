@@ -20,7 +20,7 @@ from tokencredit.lm.sketch import Sketch, Step, sketch
 from tokencredit.lm.tangents import logit_norms
 from tokencredit.masked import wide
 
-FREE = ("entropy", "surprisal", "varentropy", "margin", "head_norm", "kl_to_ref")
+FREE = ("entropy", "surprisal", "varentropy", "margin", "sum_p2", "head_norm", "kl_to_ref")
 SKETCHED = ("gradient_norm", "fisher_trace", "perturbation_variance")
 KINDS = (*FREE, "last_block_norm", *SKETCHED, "attention")
 METHODS = ("auto", "exact", "jvp", "finite_difference")

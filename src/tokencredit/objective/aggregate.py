@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokencredit.credit.transform import needs
-from tokencredit.credit.weights import TopFraction
+from tokencredit.credit.weights import Above, TopFraction
 from tokencredit.masked import over
 from tokencredit.rollouts import Rollouts
 
@@ -69,7 +69,7 @@ class SelectedMean(Aggregate):
     TRL and ms-swift mask the loss but divide by all tokens, which makes the step about ρ times smaller than the paper's.
     """
 
-    selection: TopFraction
+    selection: TopFraction | Above
 
     def weights(self, rollouts: Rollouts) -> Tensor:
         chosen = self.selection.select(rollouts).to(rollouts.reward.dtype)

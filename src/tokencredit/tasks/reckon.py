@@ -26,6 +26,7 @@ STEPS = ("@1", "@2", "@3", "@4")
 JOINTS = ("so", "now", "then", "ok", "next")
 JOINT_WEIGHTS = (5, 4, 3, 2, 1)
 WAIT, BOS, EOS, PAD = "wait", "<bos>", "<eos>", "<pad>"
+DECIDING = ("fork", "habit", "calc", "join")
 VOCABULARY = (PAD, BOS, EOS, *DIGITS, *OPERATORS, "=", *STEPS, WAIT, *JOINTS)
 MAX_NEW_TOKENS = 48
 DEFAULT_LIMIT = 2048
@@ -250,6 +251,11 @@ class Reckon:
         """The slots, with three choices told apart: `slip` (wrong digit), `wait` (undo), `junk` (ungrammatical, and all after it)."""
         reader = _Reader(tuple(row["expression"].split()))
         return [reader.read(token) for token in tokens]
+
+    def deciding(self, row: dict, tokens: Sequence[str]) -> list[bool]:
+        """The positions where some choice can change the outcome, whatever was chosen: the slots of a step that matters, of a computed
+        digit, and of a joint, where `wait` is the alternative."""
+        return [slot in DECIDING for slot in self.slots(row, tokens)]
 
     def validate(self, num: int = 200) -> Validation:
         """Expert solutions pass; the same with another last digit, cut short or empty do not."""
