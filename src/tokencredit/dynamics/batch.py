@@ -1,0 +1,135 @@
+"""Rollouts of a checkpoint: sampled, verified and scored by the policy itself, with the token ids that gradients need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokencredit.dynamics.checkpoint import Checkpoint
+from tokencredit.dynamics.passes import Passes
+from tokencredit.lm.evaluate import judge
+from tokencredit.lm.prompts import encode_prompts
+from tokencredit.lm.sampling import Completion, sample
+from tokencredit.method import Method
+from tokencredit.rollouts import Rollouts
+
+FREE = ("logprob", "entropy")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B rollouts: the task's row, prompt and completion (token ids), whether the length limit cut it, the verifier's reason; and
+    `rollouts`, with `logprob` and `entropy` [B, T] of the policy that sampled, at its temperature."""
+
+    rows: list[dict]
+    prompts: list[list[int]]
+    completions: list[tuple[int, ...]]
+    truncated: list[bool]
+    reasons: list[str]
+    rollouts: Rollouts
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def passes(self, checkpoint: Checkpoint) -> Passes:
+        """Values and derivatives of the checkpoint's policy on these completions; [B, T] as the rollouts."""
+        return Passes(checkpoint.model, self.prompts, self.completions, temperature=checkpoint.temperature)
+
+    def take(self, keep: Tensor) -> Batch:
+        """The rollouts that `keep` ([B] bool or [K] int) selects, in order; the width stays."""
+        index = keep.nonzero()[:, 0].tolist() if keep.dtype == torch.bool else keep.tolist()
+        lists = ("rows", "prompts", "completions", "truncated", "reasons")
+        return replace(self, **{name: [getattr(self, name)[i] for i in index] for name in lists}, rollouts=self.rollouts.rows(keep))
+
+    @cached_property
+    def num_prompts(self) -> int:
+        return int(self.rollouts.group_index.max()) + 1 if len(self) else 0
+
+
+def draw(checkpoint: Checkpoint, num_prompts: int, group: int, seed: int, *, split: str = "train", needs: Sequence[str] = ()) -> Batch:
+    """`group` rollouts of each of `num_prompts` prompts, sampled by the checkpoint's policy now; `needs` names scores beyond the free ones.
+
+    Prompts, samples and sketches depend on the seed alone. ValueError where the task has too few prompts.
+    """
+    if num_prompts < 1 or group < 1:
+        raise ValueError(f"a batch needs prompts and rollouts of each, got {num_prompts} and {group}")
+    rows = prompts_of(checkpoint, num_prompts, seed, split)
+    return roll_out(checkpoint, rows, group, seed, needs=needs)
+
+
+def prompts_of(checkpoint: Checkpoint, num: int, seed: int, split: str = "train") -> list[dict]:
+    """Rows of the task; a finite task's are shuffled by the seed."""
+    rows = checkpoint.task.rows(split, num if hasattr(checkpoint.task, "prompts") else None, seed)
+    if len(rows) < num:
+        raise ValueError(f"the {split} split of {checkpoint.config.task} has {len(rows)} prompts, {num} were asked for")
+    if hasattr(checkpoint.task, "prompts"):
+        return rows[:num]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [rows[i] for i in order[:num]]
+
+
+def roll_out(checkpoint: Checkpoint, rows: Sequence[dict], group: int, seed: int, *, needs: Sequence[str] = ()) -> Batch:
+    """`group` rollouts of every row, in the order of the rows. The k-th rollout of the i-th row depends on the seed, i, k and the policy."""
+    c = checkpoint
+    prompts = encode_prompts(c.tokenizer, rows, c.model.config, c.max_new_tokens)
+    sampled = sample(c.model, c.tokenizer, prompts, group, max_new_tokens=c.max_new_tokens, temperature=c.temperature, seed=seed)
+    flat: list[Completion] = [completion for some in sampled for completion in some]
+    owner = [i for i, some in enumerate(sampled) for _ in some]
+    verdicts = [judge(c.tokenizer, c.task, rows[i], completion) for i, completion in zip(owner, flat)]
+    ids, own = [completion.ids for completion in flat], [prompts[i] for i in owner]
+    passes = Passes(c.model, own, ids, temperature=c.temperature)
+    mask = passes.grid(torch.ones(len(passes.batch), dtype=torch.float64)) > 0
+    scores = dict(zip(FREE, passes.values())) | _proxies(checkpoint, own, ids, mask, sorted(set(needs) - set(FREE)), seed)
+    reward = torch.tensor([float(verdict.correct) for verdict in verdicts], dtype=torch.float64)
+    scores["entropy"] = scores["entropy"].clamp(min=0)
+    rollouts = Rollouts(reward=reward, group=torch.tensor(owner), mask=mask, scores=scores)
+    return Batch([rows[i] for i in owner], own, ids, [x.truncated for x in flat], [verdict.reason for verdict in verdicts], rollouts)
+
+
+def _proxies(checkpoint: Checkpoint, prompts: list, completions: list, mask: Tensor, names: Sequence[str], seed: int) -> dict[str, Tensor]:
+    """{name: [B, T]} of the importance proxies that a method asks for."""
+    if not names:
+        return {}
+    from tokencredit.engines.scorers import PROXIES
+    from tokencredit.lm.proxies import importance
+
+    if unknown := sorted(set(names) - set(PROXIES)):
+        raise ValueError(f"{', '.join(unknown)} cannot be measured here; there are {', '.join([*FREE, *PROXIES])}")
+    width = max(len(p) + len(c) for p, c in zip(prompts, completions))
+    ids, there, wanted = (torch.zeros(len(prompts), width, dtype=torch.long) for _ in range(3))
+    for i, (prompt, completion) in enumerate(zip(prompts, completions)):
+        end = len(prompt) + len(completion)
+        ids[i, :end], there[i, :end], wanted[i, len(prompt) : end] = torch.tensor([*prompt, *completion]), 1, 1
+    device = next(checkpoint.model.parameters()).device
+    found = importance(checkpoint.model, *(x.to(device) for x in (ids, there, wanted)), tuple(names), seed=seed,
+                       temperature=checkpoint.temperature)  # fmt: skip
+    at = wanted.bool()
+    return {name: mask.new_zeros(mask.shape, dtype=torch.float64).masked_scatter(mask, found[name].value.cpu()[at].double()) for name in names}
+
+
+def tokens_of(tokenizer: Any, completion: Sequence[int]) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(list(completion))
+
+
+def roles(checkpoint: Checkpoint, batch: Batch) -> list[list[str]] | None:
+    """The role of every token, where the task knows roles."""
+    if not hasattr(checkpoint.task, "roles"):
+        return None
+    return [checkpoint.task.roles(row, tokens_of(checkpoint.tokenizer, ids)) for row, ids in zip(batch.rows, batch.completions)]
+
+
+def credited(method: Method, batch: Batch) -> Batch:
+    """The rollouts that a step of the method is made of: with dynamic sampling those of groups with both outcomes.
+
+    ValueError where none is left.
+    """
+    if not method.mixed_groups_only:
+        return batch
+    if not batch.rollouts.mixed.any():
+        raise ValueError(f"{method.name} learns from groups with both a success and a failure, and none of the {batch.num_prompts} has both")
+    return batch.take(batch.rollouts.mixed)
