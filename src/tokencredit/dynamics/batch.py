@@ -74,7 +74,7 @@ def prompts_of(checkpoint: Checkpoint, num: int, seed: int, split: str = "train"
 
 
 def roll_out(checkpoint: Checkpoint, rows: Sequence[dict], group: int, seed: int, *, needs: Sequence[str] = ()) -> Batch:
-    """`group` rollouts of every row, in the order of the rows. The k-th rollout of the i-th row depends on the seed, i, k and the policy."""
+    """`group` rollouts of every row, in their order. The k-th rollout of the i-th row depends on the seed, i, k and the policy."""
     c = checkpoint
     prompts = encode_prompts(c.tokenizer, rows, c.model.config, c.max_new_tokens)
     sampled = sample(c.model, c.tokenizer, prompts, group, max_new_tokens=c.max_new_tokens, temperature=c.temperature, seed=seed)
@@ -109,7 +109,8 @@ def _proxies(checkpoint: Checkpoint, prompts: list, completions: list, mask: Ten
     found = importance(checkpoint.model, *(x.to(device) for x in (ids, there, wanted)), tuple(names), seed=seed,
                        temperature=checkpoint.temperature)  # fmt: skip
     at = wanted.bool()
-    return {name: mask.new_zeros(mask.shape, dtype=torch.float64).masked_scatter(mask, found[name].value.cpu()[at].double()) for name in names}
+    empty = torch.zeros(mask.shape, dtype=torch.float64)
+    return {name: empty.masked_scatter(mask, found[name].value.cpu()[at].double()) for name in names}
 
 
 def tokens_of(tokenizer: Any, completion: Sequence[int]) -> list[str]:
@@ -131,5 +132,5 @@ def credited(method: Method, batch: Batch) -> Batch:
     if not method.mixed_groups_only:
         return batch
     if not batch.rollouts.mixed.any():
-        raise ValueError(f"{method.name} learns from groups with both a success and a failure, and none of the {batch.num_prompts} has both")
+        raise ValueError(f"{method.name} learns from groups with both outcomes, and none of the {batch.num_prompts} groups here has both")
     return batch.take(batch.rollouts.mixed)

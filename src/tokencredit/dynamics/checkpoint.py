@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from tokencredit.dynamics.optimizer import OptimizerState, Rule, read_optimizer
 from tokencredit.durable import read_json
+from tokencredit.dynamics.optimizer import OptimizerState, Rule, read_optimizer
 from tokencredit.engines.config import TrainConfig
 from tokencredit.lm.load import COMPLETE, load_tokenizer, resolve_model
 from tokencredit.method import Method
@@ -50,8 +50,8 @@ class Checkpoint:
     def needs_optimizer(self) -> OptimizerState:
         """The optimizer's state. ValueError where there is none, with what can be done."""
         if self.optimizer is None:
-            raise ValueError(f"{self.path} has no optimizer state, so the step that training would make next is not known. Choose another "
-                             "checkpoint, or ask about the first step of a fresh optimizer: --optimizer adamw or --optimizer sgd")  # fmt: skip
+            raise ValueError(f"{self.path} has no optimizer state: the step that training would make next is not known. Choose another "
+                             "checkpoint, or ask for a fresh optimizer's first step: --optimizer adamw or --optimizer sgd")  # fmt: skip
         return self.optimizer
 
     def fresh(self, kind: str) -> Checkpoint:

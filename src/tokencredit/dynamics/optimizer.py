@@ -49,7 +49,7 @@ class Rule:
 
 
 class Moments(NamedTuple):
-    """What the optimizer remembers of one parameter: steps made, m (SGD: its buffer), v, and AMSGrad's largest v; None where it has none."""
+    """What the optimizer remembers of one parameter: steps made, m (SGD: its buffer), v, AMSGrad's largest v; None for what is absent."""
 
     step: int = 0
     first: Tensor | None = None
@@ -129,15 +129,15 @@ def read_optimizer(path: str | Path, model: Any, kind: str | None = None) -> Opt
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     if not file.exists():
-        raise FileNotFoundError(f"{path} has no optimizer state ({FILE}): save checkpoints with it (save_only_model=False), or start from a "
-                                "fresh optimizer (--optimizer sgd or adamw): then momentum is zero and AdamW's first step is a sign step")  # fmt: skip
+        raise FileNotFoundError(f"{path} has no optimizer state ({FILE}): save checkpoints with it (save_only_model=False), or ask for a "
+                                "fresh optimizer (sgd or adamw): momentum is zero, and AdamW's first step is a sign step")  # fmt: skip
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{file} is not a torch optimizer state that can be read safely: {str(error).splitlines()[0]}") from error
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
-        raise ValueError(f"{file} is not an optimizer's state_dict: it has no `state` and `param_groups`. A sharded state (DeepSpeed, FSDP) "
-                         "has to be gathered into one file first")  # fmt: skip
+        raise ValueError(f"{file} is not an optimizer's state_dict: it has no `state` and `param_groups`. Gather a sharded state "
+                         "(DeepSpeed, FSDP) into one file first")  # fmt: skip
     return match_state(saved, model, kind)
 
 
@@ -157,12 +157,12 @@ def _rule(group: Mapping[str, Any], state: Mapping[str, Any], kind: str | None) 
     for key, what in FOREIGN.items():
         if key in state or key in group:
             raise ValueError(f"the state is that of {what}: its step is not read here. Supported: torch's AdamW, Adam and SGD")
-    if SGD <= group.keys():
+    if group.keys() >= SGD:
         keys = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
         return Rule("sgd", **{key: _number(group[key]) for key in keys if key in group})
-    if not ADAM <= group.keys() or (state and not {"step", "exp_avg", "exp_avg_sq"} <= state.keys()):
-        raise ValueError("the state is not that of torch's AdamW, Adam or SGD: its groups have "
-                         f"{', '.join(sorted(group.keys() - {'params'}))} and its moments {', '.join(map(str, state)) or 'nothing'}")  # fmt: skip
+    if not group.keys() >= ADAM or (state and not {"step", "exp_avg", "exp_avg_sq"} <= state.keys()):
+        there = f"its groups have {', '.join(sorted(group.keys() - {'params'}))}, its moments {', '.join(map(str, state)) or 'nothing'}"
+        raise ValueError(f"the state is not that of torch's AdamW, Adam or SGD: {there}")
     decoupled = group.get("decoupled_weight_decay")
     if decoupled is None and kind is None and group["weight_decay"]:
         raise ValueError("the state does not say whether its weight decay is AdamW's or Adam's: give kind='adamw' or 'adam'")
@@ -194,8 +194,8 @@ def _names(groups: Sequence[Mapping], states: Mapping, model: Any) -> list[list[
     shapes = sorted({tuple(state["exp_avg"].shape) for state in states.values() if "exp_avg" in state}
                     - {tuple(p.shape) for p in trainable.values()})  # fmt: skip
     odd = f"; shapes that the model does not have: {', '.join(map(str, shapes[:3]))}" if shapes else ""
-    raise ValueError(f"the optimizer state belongs to another set of parameters: it has {sizes} of them, the model {len(trainable)} that can "
-                     f"be trained{odd}. Open the checkpoint with the model (and LoRA adapter) that it was saved with")  # fmt: skip
+    raise ValueError(f"the optimizer state belongs to another set of parameters: it has {sizes} of them, the model {len(trainable)} to be "
+                     f"trained{odd}. Open the checkpoint with the model (and LoRA adapter) that it was saved with")  # fmt: skip
 
 
 def _trainer_order(model: Any, trainable: Mapping[str, Tensor], num_groups: int) -> list[list[str]]:
