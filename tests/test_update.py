@@ -280,3 +280,28 @@ def test_checkpoints_that_are_not_there(tmp_path):
         open_checkpoint("reckon", 40)
     with pytest.raises(ValueError, match="no field colour"):
         open_checkpoint("reckon", colour=1)
+
+
+def test_the_vector_leads_from_one_checkpoint_to_the_next(tmp_path):
+    """End to end: from a run's checkpoint and the rollouts that it drew next to the checkpoint that TRL saved after its step."""
+    from tokencredit.dynamics.batch import Batch
+    from tokencredit.engines.config import TrainConfig
+    from tokencredit.engines.train import train
+    from tokencredit.lm.prompts import encode_prompt
+    from tokencredit.rollouts import Rollouts
+
+    own = {"steps": 3, "prompts": 8, "group": 4, "updates": 1, "save_every": 1, "eval_every": 0, "record_every": 1, "record_rows": 32}
+    run = train(TrainConfig(method="gtpo", threads=1, trl={"weight_decay": 0.1, "max_grad_norm": 0.05}, **own), tmp_path / "run")
+    before, after = (open_checkpoint(run.path, step) for step in (2, 3))
+    rows = run.tokens(2)
+    prompts = [encode_prompt(before.tokenizer, row["prompt"]) for row in rows]
+    passes = Passes(before.model, prompts, [row["token_ids"] for row in rows])
+    logprob, entropy = passes.values()
+    rollouts = Rollouts(reward=torch.tensor([row["reward"] for row in rows]), group=torch.tensor([row["group"] for row in rows]),
+                        mask=passes.grid(torch.ones(len(passes.batch))) > 0, scores={"logprob": logprob, "entropy": entropy})  # fmt: skip
+    batch = Batch(rows, prompts, [tuple(row["token_ids"]) for row in rows], [False] * len(rows), [""] * len(rows), rollouts)
+    update = update_vector(before, batch)
+    named = dict(before.model.named_parameters())
+    real = {name: p.detach().double() - named[name].detach().double() for name, p in after.model.named_parameters()}
+    assert before.max_grad_norm == 0.05 and update.clip < 1 and norm(update.decay) > 0
+    assert 1 - cosine(update.vector, real) < 1e-6 and abs(norm(update.vector) / norm(real) - 1) < 1e-5
