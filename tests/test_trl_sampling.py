@@ -60,6 +60,8 @@ def test_dynamic_sampling_collects_groups_with_both_outcomes(tmp_path):
         check_alignment(trainer, batch)
         assert record["dynamic_sampling/rounds"] > 1 and record["dynamic_sampling/filled_groups"] == 0
         assert record["dynamic_sampling/drawn_groups"] == 4 * record["dynamic_sampling/rounds"]
+        assert record["sampled_rollouts"] == 4 * record["dynamic_sampling/drawn_groups"]
+        assert record["sampled_tokens"] == pytest.approx(record["length"] * record["sampled_rollouts"])
         assert record["dynamic_sampling/dropped_groups"] == record["dynamic_sampling/drawn_groups"] - 4
         assert 4 <= record["dynamic_sampling/mixed_groups"] <= record["dynamic_sampling/drawn_groups"]
         assert all(0 < sum(batch["success"][i : i + 4]) < 4 for i in range(0, 16, 4))
@@ -251,7 +253,8 @@ def test_figures_of_rollouts_by_hand():
     figures = rollout_figures(batch, batch.rollouts, torch.tensor([[2.0, -1], [-1, 0]]))
     # One of three credited tokens works against its outcome; (2+1+1)² / (4+1+1); squares 6 around mean 0 over 4 − 1.
     expected = {"credit_against_outcome": 1 / 3, "credited_tokens": 16 / 6, "credit_mean": 0, "credit_std": 2**0.5, "entropy": 1}
-    expected |= {"reward": 0.5, "pass_rate": 0.5, "length": 2, "truncated": 0.5, "zero_variance_groups": 0}
+    expected |= {"reward": 0.5, "pass_rate": 0.5, "length": 2, "truncated": 0.5, "zero_variance_groups": 0,
+                 "sampled_rollouts": 2, "sampled_tokens": 4}  # fmt: skip
     assert figures == pytest.approx(expected)
 
 

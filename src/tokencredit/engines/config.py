@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tokencredit.engines.budget import Budget
+from tokencredit.tasks.data import PARTS
+
 if TYPE_CHECKING:
     from tokencredit.methods import Method
 
@@ -32,6 +35,8 @@ class TrainConfig:
     method, method_options    a name of METHODS and the hyper-parameters to replace
     seed                      of the prompts, their order, and the sampling
     steps                     rollout batches; each is used for `updates` passes
+    budget                    {rollouts: n}, {tokens: n} or {seconds: n}: the run ends where so much was sampled, or trained for, `steps` at
+                              the most; it is evaluated at every tenth of it (marks: 10) in place of eval_every
     prompts, group            prompts per rollout batch, and completions of each
     updates, minibatches      passes over a rollout batch, and optimizer steps per pass
     accumulate                forward and backward passes per optimizer step: more need less memory, and change nothing else
@@ -39,6 +44,7 @@ class TrainConfig:
     temperature               of the sampling, in training and evaluation
     max_new_tokens            None: the task's own limit, or 256
     eval_every ... eval_batch evaluation on held-out prompts, in rollout batches (0 switches it off); completions sampled at once
+    eval_part                 which held-out prompts: all, or one of two parts without a common prompt, validation or final
     record_every, record_rows per-token records of sampled completions, in rollout batches (0: none); and how many of a batch are kept
     save_every                checkpoints, in rollout batches; 0: at the end alone
     max_rounds                generation rounds of dynamic sampling, for methods that ask for it
@@ -53,6 +59,7 @@ class TrainConfig:
     method_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     steps: int = 40
+    budget: dict[str, Any] = field(default_factory=dict)
     prompts: int = 64
     group: int = 8
     updates: int = 2
@@ -66,6 +73,7 @@ class TrainConfig:
     eval_prompts: int = 256
     eval_samples: int = 8
     eval_batch: int = 512
+    eval_part: str = "all"
     record_every: int = 10
     record_rows: int = 64
     save_every: int = 10
@@ -85,6 +93,9 @@ class TrainConfig:
                 raise ValueError(f"{f.name} must be positive and finite, got {value}")
         if self.group < 2:
             raise ValueError("group must be at least 2: a rollout is compared with the others of its prompt")
+        Budget.of(self.budget)
+        if self.eval_part not in PARTS:
+            raise ValueError(f"eval_part must be one of {', '.join(PARTS)}, got {self.eval_part!r}")
         pieces = self.minibatches * self.accumulate
         if self.prompts * self.group % pieces:
             each = f"{self.minibatches} minibatches" + (f" of {self.accumulate} passes" if self.accumulate > 1 else "")

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from tokencredit.engines.budget import UNITS, Budget
 from tokencredit.engines.config import TrainConfig
 from tokencredit.lm.evaluate import evaluate
 from tokencredit.lm.load import COMPLETE
@@ -27,21 +28,24 @@ METRICS = (
 class Recorder(TrainerCallback):
     """Writes what a run does into its directory, once `open` has said which; a callback of the trainer and its `record`.
 
-    `seconds` counts training alone: generation, scoring and updates, without evaluations and without writing.
+    Every record says what was spent until then: `seconds` of training alone (generation, scoring and updates, without evaluations and
+    without writing), `rollouts` and `tokens` sampled, those that dynamic sampling left out included.
     """
 
     def __init__(self, config: TrainConfig, task: Any, tokenizer: Any, held_out: list[dict], max_new_tokens: int, listen: Listener):
         self.config, self.task, self.tokenizer, self.held_out, self.listen = config, task, tokenizer, held_out, listen
         self.max_new_tokens = max_new_tokens
         self.every = config.updates * config.minibatches
-        self.seconds, self._since = 0.0, time.perf_counter()
+        self.budget = Budget.of(config.budget)
+        self.spent, self.mark, self._since = dict.fromkeys(UNITS, 0), 0, time.perf_counter()
         self.run: Run | None = None
         self.seen: set[tuple] = set()
 
     def open(self, run: Run) -> None:
         """Record into this run, after what it already holds."""
         self.run = run
-        self.seconds = max((m["seconds"] for m in run.metrics()), default=0.0)
+        self.spent |= {unit: number for record in run.metrics()[-1:] for unit, number in record.items() if unit in UNITS}
+        self.mark = self.budget.mark(self.spent) if self.budget else 0
         self.seen = {(e["step"], e.get("split")) for e in run.evaluations()}
 
     def on_train_begin(self, args, state, control, model=None, **_):
@@ -52,17 +56,30 @@ class Recorder(TrainerCallback):
         self._since = time.perf_counter()
 
     def on_step_end(self, args, state, control, **_):
-        self.seconds += time.perf_counter() - self._since
+        self.spent["seconds"] += time.perf_counter() - self._since
 
     def on_log(self, args, state, control, logs=None, model=None, **_):
         if not logs or "loss" not in logs:
             return
-        record = {"step": state.global_step, "seconds": self.seconds} | {k: logs[k] for k in METRICS if k in logs}
+        if (state.global_step - 1) % self.every == 0:  # the other steps use the same rollouts again
+            self.spent |= {unit: self.spent[unit] + int(logs[f"sampled_{unit}"]) for unit in ("rollouts", "tokens")}
+        record = {"step": state.global_step, **self.spent} | {k: logs[k] for k in METRICS if k in logs}
         self.run.log_metrics(record)
         self.listen("step", record)
-        every = self.config.eval_every * self.every
-        if every and (state.global_step == state.max_steps or state.global_step % every == 0):
+        if self._due(state, control):
             self._evaluate(state.global_step, model)
+
+    def _due(self, state, control) -> bool:
+        """Whether to evaluate now; a run whose budget is spent is told to end."""
+        if state.global_step % self.every:
+            return False
+        last = state.global_step == state.max_steps
+        if self.budget is None:
+            return last or bool(self.config.eval_every and state.global_step // self.every % self.config.eval_every == 0)
+        before, self.mark = self.mark, self.budget.mark(self.spent)
+        if self.mark == self.budget.marks:
+            control.should_training_stop = control.should_save = True
+        return last or self.mark > before
 
     def on_save(self, args, state, control, **_):
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
@@ -92,10 +109,22 @@ class Recorder(TrainerCallback):
         c = self.config
         figures = evaluate(model, self.tokenizer, self.task, self.held_out, num_samples=c.eval_samples, ks=sorted({1, c.eval_samples}),
                            max_new_tokens=self.max_new_tokens, temperature=c.temperature, seed=c.seed, batch=c.eval_batch)  # fmt: skip
-        record = {"step": step, "seconds": self.seconds, "split": "test", **figures}
+        record = {"step": step, **self.spent, "split": "test", **figures}
         self.run.log_evaluation(record)
         self.seen.add((step, "test"))
         self.listen("evaluation", record)
+
+
+class RoundsLeft(TrainerCallback):
+    """Lets dynamic sampling draw no more rounds than the budget of rollouts has left: methods with and without it spend the same."""
+
+    def __init__(self, trainer: Any, recorder: Recorder):
+        self.trainer, self.recorder, self.most = trainer, recorder, trainer.max_rounds
+
+    def on_step_begin(self, args, state, control, **_):
+        budget, config = self.recorder.budget, self.recorder.config
+        left = (budget.amount - self.recorder.spent[budget.unit]) // (config.prompts * config.group)
+        self.trainer.max_rounds = max(1, min(self.most, int(left)))
 
 
 def as_text(value: Any) -> str:

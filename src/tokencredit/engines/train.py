@@ -15,13 +15,14 @@ from trl import GRPOConfig
 from tokencredit.engines.adaptor import judged, make_reward, make_scorers, on_rows, prompts_of, training_rows
 from tokencredit.engines.config import TrainConfig
 from tokencredit.engines.exclusive import exclusive
-from tokencredit.engines.recorder import Listener, Recorder
+from tokencredit.engines.recorder import Listener, Recorder, RoundsLeft
 from tokencredit.engines.scorers import GIVEN
 from tokencredit.engines.trl import FREE, CreditTrainer
 from tokencredit.lm.load import last_checkpoint, load_config, load_tokenizer, resolve_model
 from tokencredit.lm.prompts import encode_prompts
 from tokencredit.runs import Run
 from tokencredit.tasks import load
+from tokencredit.tasks.data import held_out
 
 DECIDED = {
     "output_dir": "the run directory", "num_generations": "group", "num_iterations": "updates", "max_steps": "steps", "seed": "seed",
@@ -100,16 +101,16 @@ def make_trainer(config: TrainConfig, method: Any, task: Any, folder: Path, list
                          "embedded world (reckon) can")  # fmt: skip
     args = make_args(config, limit, folder)
     rows, order = training_rows(config, task)
-    held_out = task.rows("test", config.eval_prompts, 0) if config.eval_every else []
-    if config.eval_every and not held_out:
+    tested = held_out(task, config.eval_prompts, config.eval_part) if config.eval_every else []
+    if config.eval_every and not tested:
         raise ValueError(f"{config.task} has no prompts to evaluate on: give a file of them (task_options.test), or set eval_every=0")
     shape = load_config(model_path)
-    for some in (rows, held_out):
+    for some in (rows, tested):
         encode_prompts(tokenizer, some, shape, limit)
     init = {"dtype": torch.float32} | dict(config.trl.get("model_init_kwargs") or {})
     torch.manual_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_path, **init)
-    recorder = Recorder(config, task, tokenizer, held_out, limit, listen)
+    recorder = Recorder(config, task, tokenizer, tested, limit, listen)
     every = config.updates * config.minibatches
     trainer = CreditTrainer(
         model=model, method=method, args=args, reward_funcs=make_reward(task, tokenizer, model, rows), processing_class=tokenizer,
@@ -118,6 +119,8 @@ def make_trainer(config: TrainConfig, method: Any, task: Any, folder: Path, list
         callbacks=[recorder],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    if recorder.budget and recorder.budget.unit == "rollouts":
+        trainer.add_callback(RoundsLeft(trainer, recorder))
     return trainer, recorder
 
 

@@ -63,8 +63,8 @@ class Clock(TrainerCallback):
 def rollout_figures(batch: Batch, rollouts: Rollouts, credit: Tensor) -> dict[str, float]:
     """Figures of a rollout batch, moved off the device at once.
 
-    reward, pass_rate, length and truncated describe everything that was sampled, what dynamic sampling left out included; the others
-    the rollouts that are trained on. credited_tokens is the effective number (Σ|c|)² / Σc².
+    reward, pass_rate, length, truncated and the two sampled_ numbers describe everything that was sampled, what dynamic sampling left out
+    included; the others the rollouts that are trained on. credited_tokens is the effective number (Σ|c|)² / Σc².
     """
     mask, given = rollouts.mask, credit != 0
     tokens = mask.sum().to(credit.dtype)
@@ -77,6 +77,8 @@ def rollout_figures(batch: Batch, rollouts: Rollouts, credit: Tensor) -> dict[st
         "pass_rate": (drawn[0] > rollouts.success_above).float().mean(),
         "length": drawn[1].mean(),
         "truncated": drawn[2].mean(),
+        "sampled_rollouts": drawn[1].new_tensor(len(drawn[1])),
+        "sampled_tokens": drawn[1].sum(),
         "zero_variance_groups": (~rollouts.informative).float().mean(),
         "credit_against_outcome": over(against.sum().to(credit.dtype), given.sum().to(credit.dtype)),
         "credited_tokens": over(credit.abs().sum().square(), credit.square().sum()),

@@ -32,8 +32,9 @@ def evaluate(
     """Figures as {"value", "low", "high", "num", "level"}, clustered by prompt:
 
     "pass@k" for every k <= num_samples (unbiased), "greedy", "truncated", "length", "entropy" (mean over tokens of a prompt's samples),
-    and where the task knows roles "entropy_by_role" {role: mean}; "reasons" counts the verdicts of all samples. `batch` completions are
-    sampled at a time. VerifierError names the row on which a verifier of your own raises.
+    and where the task knows roles "entropy_by_role" {role: mean}; "reasons" counts the verdicts of all samples; "by_prompt" holds, prompt
+    by prompt, how many samples were correct, their length and their entropy. `batch` completions are sampled at a time. VerifierError
+    names the row on which a verifier of your own raises.
     """
     if not rows or num_samples < 1 or temperature <= 0:
         raise ValueError(f"an evaluation needs prompts ({len(rows)}), samples ({num_samples}) and a temperature above 0 ({temperature})")
@@ -49,8 +50,12 @@ def evaluate(
         best = sample(model, tokenizer, prompts, 1, temperature=0.0, **options)
         figures["greedy"] = share_of_units([float(judge(tokenizer, task, row, c[0]).correct) for row, c in zip(rows, best)]).as_dict()
     figures["truncated"] = share_of_units([np.mean([c.truncated for c in group]) for group in sampled]).as_dict()
-    figures["length"] = mean_of_units([np.mean([len(c.ids) for c in group]) for group in sampled]).as_dict()
-    figures |= _entropies(model, tokenizer, task, rows, prompts, sampled, temperature)
+    lengths = [float(np.mean([len(c.ids) for c in group])) for group in sampled]
+    figures["length"] = mean_of_units(lengths).as_dict()
+    entropies, by_role = _entropies(model, tokenizer, task, rows, prompts, sampled, temperature)
+    figures["entropy"] = mean_of_units([value for value in entropies if value is not None] or [0.0]).as_dict()
+    figures |= {"entropy_by_role": by_role} if by_role else {}
+    figures["by_prompt"] = {"correct": correct.sum(1).tolist(), "length": lengths, "entropy": entropies}
     reasons = Counter(verdict.reason for group in verdicts for verdict in group)
     return figures | {"reasons": dict(reasons), "num_prompts": len(rows), "num_samples": num_samples, "temperature": temperature}
 
@@ -60,8 +65,8 @@ def judge(tokenizer: Any, task: Any, row: dict, completion: Completion) -> Any:
     return task.verify(tokenizer.decode(completion.ids, skip_special_tokens=True), row, completion.truncated)
 
 
-def _entropies(model, tokenizer, task, rows, prompts, sampled, temperature) -> dict[str, Any]:
-    """Mean token entropy per prompt (two of its samples are scored), and by role."""
+def _entropies(model, tokenizer, task, rows, prompts, sampled, temperature) -> tuple[list[float | None], dict[str, float]]:
+    """Mean token entropy of every prompt (two of its samples are scored; None where they are empty), and by role."""
     scored = [(i, c) for i, group in enumerate(sampled) for c in group[:2]]
     entropies = score(model, [prompts[i] for i, _ in scored], [c.ids for _, c in scored], temperature=temperature)["entropy"]
     by_prompt, by_role = defaultdict(list), defaultdict(list)
@@ -71,7 +76,5 @@ def _entropies(model, tokenizer, task, rows, prompts, sampled, temperature) -> d
             names = task.roles(rows[i], tokenizer.convert_ids_to_tokens(list(completion.ids)))
             for role, value in zip(names, entropy.tolist()):
                 by_role[role].append(value)
-    figures: dict[str, Any] = {"entropy": mean_of_units([np.mean(v) for v in by_prompt.values() if v] or [0.0]).as_dict()}
-    if by_role:
-        figures["entropy_by_role"] = {role: float(np.mean(values)) for role, values in sorted(by_role.items())}
-    return figures
+    means = [float(np.mean(by_prompt[i])) if by_prompt[i] else None for i in range(len(rows))]
+    return means, {role: float(np.mean(values)) for role, values in sorted(by_role.items())}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Split = Literal["train", "test"]
 SUFFIXES = (".jsonl", ".parquet")
+PARTS = ("all", "validation", "final")
 
 
 def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -30,8 +31,25 @@ def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def split_of(prompt: Any) -> Split:
     """The part a prompt belongs to: a fifth of all prompts, by the MD5 of the prompt, are "test". Equal prompts are never divided."""
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
-    return "test" if int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(), 16) % 5 == 0 else "train"
+    return "test" if _digest(prompt) % 5 == 0 else "train"
+
+
+def _digest(value: Any) -> int:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(), 16)
+
+
+def part_of(prompt: Any) -> Literal["validation", "final"]:
+    """The part of the test split that a prompt belongs to: a quarter, by MD5, serves to choose settings, the rest to report."""
+    return "validation" if _digest(["part", prompt]) % 4 == 0 else "final"
+
+
+def held_out(task: Any, num: int, part: str = "all", seed: int = 0) -> list[dict[str, Any]]:
+    """`num` prompts of a task's test split; of one part of it, `num` different ones, drawn by `seed` (fewer where it has fewer)."""
+    if part == "all":
+        return task.rows("test", num, seed)
+    rows = {str(row["prompt"]): row for row in task.rows("test", None, seed) if part_of(row["prompt"]) == part}
+    return take(list(rows.values()), num, seed)
 
 
 def check_split(split: str) -> None:
