@@ -74,14 +74,20 @@ def update_vector(checkpoint: Checkpoint, batch: Batch, method: Method | None = 
     The model is in evaluation mode: no dropout. ValueError where no rollout has credit, or where there is no optimizer state.
     """
     method = method or checkpoint.method
-    optimizer = optimizer or checkpoint.needs_optimizer()
     batch = credited(method, batch)
     coefficient, credit = loss_coefficients(method, batch)
+    if not coefficient.any():
+        raise ValueError(f"{method.name} gives no token of this batch any gradient: every group's rewards are equal. Draw more prompts")
+    return step_along(checkpoint, batch, coefficient, credit, optimizer=optimizer)
+
+
+def step_along(checkpoint: Checkpoint, batch: Batch, coefficient: Tensor, credit: Tensor, *,
+               optimizer: OptimizerState | None = None) -> Update:  # fmt: skip
+    """The step whose loss has these ∂L/∂log π [B, T]: any weighting of the tokens, with the gain and the clipping that belong to it."""
+    optimizer = optimizer or checkpoint.needs_optimizer()
     passes = batch.passes(checkpoint)
     gradient = passes.reverse(coefficient)
     length = norm(gradient)
-    if not coefficient.any():
-        raise ValueError(f"{method.name} gives no token of this batch any gradient: every group's rewards are equal. Draw more prompts")
     clip = 1.0 if checkpoint.max_grad_norm is None else min(1.0, checkpoint.max_grad_norm / (length + NORM_EPS))
     steps: dict[str, Step] = {
         name: step_parts(p, clip * gradient[name], optimizer.rules[name], optimizer.moments[name]) for name, p in passes.parameters.items()
