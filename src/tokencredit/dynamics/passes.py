@@ -71,6 +71,13 @@ class Passes:
                         found[name] += grad.double()
         return found
 
+    def by_row(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(log π [n] with its graph, the place of these tokens among the scored ones) of one row after another."""
+        for part, keep in self.batch.chunks(1):
+            with torch.enable_grad(), evaluating(self.model):
+                logprob = self._statistics(part)[0]
+            yield logprob, keep
+
     def forward(self, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(∇log π · u, ∇H · u) [B, T], float64 holding what the model's precision gives, along one direction."""
         u = {id(p): direction[name].to(p.device, p.dtype) for name, p in self.parameters.items()}

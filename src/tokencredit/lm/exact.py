@@ -70,15 +70,21 @@ def _squared(values: Tensor, parameters: list[Tensor], which: range) -> Tensor:
 
 
 def _squared_chunk(values: Tensor, parameters: list[Tensor], some: Tensor) -> Tensor:
+    grads = [g for g in element_gradients(values, parameters, some) if g is not None]
+    return sum(torch.linalg.vector_norm(g.flatten(1), dim=1).double().square() for g in grads)
+
+
+def element_gradients(values: Tensor, parameters: list[Tensor], some: Tensor) -> list[Tensor | None]:
+    """[len(some), ...] for every parameter: the gradients of some elements of a vector; None for a parameter that has no part in it."""
     options = {"retain_graph": True, "allow_unused": True}
     if len(some) > 1:
         basis = torch.nn.functional.one_hot(some, len(values)).to(values.dtype)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                grads = torch.autograd.grad(values, parameters, basis, is_grads_batched=True, **options)
-            return sum(torch.linalg.vector_norm(g.flatten(1), dim=1).double().square() for g in grads if g is not None)
+                return list(torch.autograd.grad(values, parameters, basis, is_grads_batched=True, **options))
         except (RuntimeError, NotImplementedError):
             pass
     rows = [torch.autograd.grad(values[i], parameters, **options) for i in some.tolist()]
-    return torch.stack([sum(torch.linalg.vector_norm(g).double().square() for g in row if g is not None) for row in rows])
+    return [None if all(g is None for g in each) else torch.stack([torch.zeros_like(p) if g is None else g for g in each])
+            for p, each in zip(parameters, zip(*rows))]  # fmt: skip
