@@ -109,3 +109,46 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     result = np.empty_like(p)
     result[order] = np.minimum(adjusted, 1.0)
     return result
+
+
+def jackknife(value: float, left_out: Sequence[float], level: float = 0.95) -> Estimate:
+    """A statistic with the interval that its values without one unit each give: Student's, at num − 1 degrees of freedom.
+
+        se² = (n − 1)/n Σᵢ (θ₍ᵢ₎ − mean θ₍·₎)²          Source: Efron and Stein (1981).
+    """
+    x = np.asarray(left_out, float)
+    half = _student(len(x), level) * float(np.sqrt(_jackknife_covariance(x[None])[0, 0]))
+    return Estimate(float(value), float(value) - half, float(value) + half, len(x), level)
+
+
+def jackknife_ratio(
+    numerator: float, denominator: float, left_out: tuple[Sequence[float], Sequence[float]], level: float = 0.95
+) -> Estimate:
+    """A ratio of two quantities that cannot be negative, with Fieller's interval: every ρ for which numerator − ρ denominator may be 0.
+
+    left_out   both statistics without one unit each
+
+    Where the denominator may be 0 the ratio has no upper bound, and the interval says so (inf). An estimate of it that is below 0 counts
+    as 0, and the value is inf as well. Source: Fieller (1954).
+    """
+    cov, n, d = _jackknife_covariance(np.asarray(left_out, float)), float(numerator), max(float(denominator), 0.0)
+    num = len(left_out[0])
+    cov = _student(num, level) ** 2 * cov
+    a, b, c = d * d - cov[1, 1], n * d - cov[0, 1], n * n - cov[0, 0]
+    root = np.sqrt(max(b * b - a * c, 0.0))
+    # The ends solve a ρ² − 2 b ρ + c = 0; the lower one is c / (b + root) whatever the sign of a.
+    low = c / (b + root) if c > 0 and b + root > 0 else 0.0
+    high = (b + root) / a if a > 0 else np.inf
+    return Estimate(n / d if d > 0 else np.inf, float(low), float(high), num, level)
+
+
+def _student(num: int, level: float) -> float:
+    if num < 2:
+        raise ValueError(f"an interval needs at least two units, there is {num}")
+    return float(stats.t.ppf((1 + level) / 2, num - 1))
+
+
+def _jackknife_covariance(left_out: np.ndarray) -> np.ndarray:
+    """[S, S] covariance of S statistics from their values [S, n] without one unit each."""
+    gap = left_out - left_out.mean(1, keepdims=True)
+    return (left_out.shape[1] - 1) / left_out.shape[1] * gap @ gap.T
