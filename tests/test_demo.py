@@ -14,6 +14,7 @@ from rich.console import Console
 from tokencredit.cli import main
 from tokencredit.runs import Run
 from tokencredit.studies import demo as study
+from tokencredit.studies import processes
 
 SMALL = ["prompts=4", "group=4", "eval_prompts=8", "eval_samples=2"]
 FULL = study.command_of
@@ -76,8 +77,8 @@ def test_interrupted_it_leaves_no_process(tmp_path, monkeypatch, stubborn):
     ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" if stubborn else ""
     script = f"import signal, time, sys; {ignore} print('up', flush=True); time.sleep(60)"
     monkeypatch.setattr(study, "command_of", lambda *_: [sys.executable, "-c", script])
-    monkeypatch.setattr(study, "GRACE", 0.5)
-    real_start, real_sleep = study.start, study.time.sleep
+    monkeypatch.setattr(processes, "GRACE", 0.5)
+    real_start, real_sleep = study.start, processes.time.sleep
 
     def start(*arguments):
         started.append(real_start(*arguments))
@@ -85,12 +86,12 @@ def test_interrupted_it_leaves_no_process(tmp_path, monkeypatch, stubborn):
 
     def nap(seconds):
         if len([log for log in tmp_path.glob("*.log") if "up" in log.read_text()]) == 2:
-            monkeypatch.setattr(study.time, "sleep", real_sleep)
+            monkeypatch.setattr(processes.time, "sleep", real_sleep)
             raise KeyboardInterrupt
         real_sleep(0.05)
 
     monkeypatch.setattr(study, "start", start)
-    monkeypatch.setattr(study.time, "sleep", nap)
+    monkeypatch.setattr(processes.time, "sleep", nap)
     jobs = [("a-0", "grpo", 0), ("b-0", "gtpo", 0), ("c-0", "dapo", 0)]
     with pytest.raises(KeyboardInterrupt):
         study.run_all(tmp_path, jobs, 2, 2, Console(file=io.StringIO()))

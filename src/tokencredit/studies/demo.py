@@ -11,9 +11,8 @@ import os
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -24,11 +23,11 @@ from tokencredit import report
 from tokencredit.durable import read_lines, write_json
 from tokencredit.methods import METHODS
 from tokencredit.progress import columns, watched
+from tokencredit.studies import processes
 from tokencredit.studies.learning import compare
 
 STEPS = 30
 UPDATES = 2
-GRACE = 10
 Job = tuple[str, str, int]
 
 
@@ -74,29 +73,19 @@ def correlate(out: Path, run: Path, console: Console) -> list[report.Section]:
 
 
 def run_all(out: Path, jobs: Sequence[Job], steps: int, workers: int, console: Console, settings: Sequence[str] = ()) -> list[str]:
-    """Run the jobs, `workers` at a time; the names of those that failed. Interrupted, it stops them and waits until they have stopped."""
+    """Run the jobs, `workers` at a time, each with a bar; the names of those that failed, whose last words are printed."""
     out.mkdir(parents=True, exist_ok=True)
-    waiting, running, failed = list(jobs), {}, []
     with Progress(*columns(), console=console) as progress:
         bars = {name: progress.add_task(name, total=steps * UPDATES, figures="waiting") for name, _, _ in jobs}
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    name, method, seed = waiting.pop(0)
-                    running[name] = start(out, name, method, seed, steps, settings)
-                time.sleep(0.2)
-                for name, process in list(running.items()):
-                    ended = process.poll() is not None
-                    _update(progress, bars[name], out / name, ended and process.returncode)
-                    if ended:
-                        del running[name]
-                        if process.returncode:
-                            failed.append(name)
-                            told = f"{name} failed (exit {process.returncode}): {last_words(out / f'{name}.log')}"
-                            progress.console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
-        finally:
-            stop(running.values())
-    return failed
+
+        def watch(name: str, code: int | None) -> None:
+            _update(progress, bars[name], out / name, code)
+            if code:
+                told = f"{name} failed (exit {code}): {processes.last_words(out / f'{name}.log')}"
+                progress.console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+
+        starts = {name: partial(start, out, name, method, seed, steps, settings) for name, method, seed in jobs}
+        return processes.run_all(starts, workers, watch)
 
 
 def command_of(out: Path, name: str, method: str, seed: int, steps: int, settings: Sequence[str] = ()) -> list[str]:
@@ -116,32 +105,7 @@ def start(out: Path, name: str, method: str, seed: int, steps: int, settings: Se
                                 env=environment)  # fmt: skip
 
 
-def stop(processes: Iterable[subprocess.Popen]) -> None:
-    """Ask them to end, wait, and kill those that do not, or all at a second interrupt: a run goes on from its last checkpoint anyway."""
-    processes = list(processes)
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + GRACE
-    try:
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, deadline - time.monotonic()))
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-
-
-def last_words(log: Path) -> str:
-    """The end of a log: the error it names, and where the rest is."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [i for i, line in enumerate(lines) if line.startswith("error:")]
-    told = " ".join(lines[errors[-1] :] if errors else lines[-1:])[:400] or "it wrote nothing"
-    return f"{told} (log: {log})"
-
-
-def _update(progress: Progress, bar, path: Path, code: int | bool) -> None:
+def _update(progress: Progress, bar, path: Path, code: int | None) -> None:
     records = read_lines(path / "metrics.jsonl")
     figures = watched(records[-1]) if records else "first evaluation" if (path / "run.json").exists() else "loading"
     progress.update(bar, completed=records[-1]["step"] if records else 0, figures="failed" if code else figures)
