@@ -86,6 +86,29 @@ def leave_one_out(batch, values):
     return out
 
 
+def optimal_token_baseline(batch, credit, alone="zero"):
+    """OTB: B_t = Σ G W / Σ W over the rollouts alive at t, W the running sum of 1 − 2π + Σπ²."""
+    out, energy = batch.zeros(), batch.zeros()
+    for i, row in enumerate(batch.tokens):
+        total = 0.0
+        for t in row:
+            total += max(1 - 2 * math.exp(batch.scores["logprob"][i][t]) + batch.scores["sum_p2"][i][t], 0.0)
+            energy[i][t] = total
+    for members in batch.groups():
+        for i in members:
+            for t in batch.tokens[i]:
+                alive = [k for k in members if t in batch.tokens[k]]
+                weights = [energy[k][t] for k in alive]
+                if alive == [i]:
+                    baseline = 0.0 if alone == "zero" else credit[i][t]
+                elif sum(weights) > 0:
+                    baseline = math.fsum(credit[k][t] * w for k, w in zip(alive, weights)) / math.fsum(weights)
+                else:
+                    baseline = mean([credit[k][t] for k in alive])
+                out[i][t] = credit[i][t] - baseline
+    return out
+
+
 def batch_whiten(batch, credit, eps=1e-8):
     """REINFORCE++ sec. 3: mean and std over all tokens of the batch."""
     places = batch.everything()
@@ -240,6 +263,42 @@ def keep_only(batch, credit, chosen):
     out = batch.zeros()
     for i, t in chosen:
         out[i][t] = credit[i][t]
+    return out
+
+
+def inclusion(batch, credit, score=None, fraction=0.2, power=1.0, floor=0.02, by_credit=True, scope="batch"):
+    """Probabilities of being kept: φ + (1 − φ) min(1, κ s), κ by bisection so that they add up to fraction · N, for tokens with credit."""
+    rows = range(len(batch.reward))
+    populations = {"batch": [list(rows)], "group": batch.groups(), "row": [[i] for i in rows]}[scope]
+    q = batch.zeros()
+    for members in populations:
+        places = [(i, t) for i in members for t in batch.tokens[i] if credit[i][t] != 0]
+        size = {}
+        for i, t in places:
+            x = 1.0 if score is None else batch.scores[score][i][t] ** power
+            size[i, t] = x * (abs(credit[i][t]) if by_credit else 1.0)
+        some, budget = sum(s > 0 for s in size.values()), len(size) * (fraction - floor) / (1 - floor)
+        if some <= budget:
+            size = {place: 1.0 if s > 0 else (budget - some) / (len(size) - some) for place, s in size.items()}
+        low, high = 0.0, 1 / min((s for s in size.values() if s > 0), default=1.0)
+        share = lambda kappa, s: floor + (1 - floor) * min(1.0, kappa * s)  # noqa: E731
+        for _ in range(2000):
+            kappa = (low + high) / 2 if low == 0 or high / low < 2 else math.sqrt(low * high)
+            if math.fsum(share(kappa, s) for s in size.values()) < fraction * len(places):
+                low = kappa
+            else:
+                high = kappa
+        for (i, t), s in size.items():
+            q[i][t] = share(high, s) if share(high, s) < 1 - 1e-4 else 1.0
+    return q
+
+
+def token_sampling(batch, credit, **settings):
+    """Poisson sampling: kept where u < q, and divided by q."""
+    q, out = inclusion(batch, credit, **settings), batch.zeros()
+    for i, t in batch.everything():
+        if credit[i][t] != 0 and (batch.scores["uniform"][i][t] < q[i][t] or q[i][t] == 1):
+            out[i][t] = credit[i][t] / q[i][t]
     return out
 
 
@@ -399,6 +458,7 @@ CREDIT = {
     "dr_grpo": lambda b: b.rows(group_center(b, b.reward, scale="none")),
     "rloo": lambda b: b.rows(leave_one_out(b, b.reward)),
     "reinforce_pp_baseline": lambda b: batch_whiten(b, b.rows(group_center(b, b.reward, scale="none"))),
+    "otb": lambda b: optimal_token_baseline(b, b.rows(b.reward)),
     "dapo": _grpo,
     "gspo": _grpo,
     "gspo_token": _grpo,
@@ -421,6 +481,7 @@ CREDIT = {
     "ptw_gradient_norm": lambda b: proxy_weight(b, _grpo(b), "gradient_norm"),
     "ptw_perturbation": lambda b: proxy_weight(b, _grpo(b), "perturbation_variance"),
     "ptw_attention": lambda b: proxy_weight(b, _grpo(b), "attention"),
+    "token_sampling": lambda b: token_sampling(b, _grpo(b), score="head_norm"),
     "exact_value": lambda b: keep_only(b, b.scores["exact_value"], b.everything()),
 }
 
@@ -430,6 +491,7 @@ LOSS = {  # (rule, constants, aggregation)
     "dr_grpo": (clip, {}, ("sum",)),
     "rloo": (log_prob, {}, ("sum", 1)),
     "reinforce_pp_baseline": (clip, {}, ("token",)),
+    "otb": (clip, {}, ("token",)),
     "dapo": (clip, {"high": 0.28}, ("token",)),
     "gspo": (sequence_losses, {"low": 3e-4, "high": 4e-4}, ("sequence",)),
     "gspo_token": (sequence_losses, {"low": 3e-4, "high": 4e-4, "token": True}, ("sequence",)),
@@ -452,6 +514,7 @@ LOSS = {  # (rule, constants, aggregation)
     "ptw_gradient_norm": (clip, {}, ("token",)),
     "ptw_perturbation": (clip, {}, ("token",)),
     "ptw_attention": (clip, {}, ("token",)),
+    "token_sampling": (clip, {}, ("token",)),
     "exact_value": (clip, {}, ("token",)),
 }
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +19,13 @@ from tokencredit.credit import (
     GroupCenter,
     GroupRelativeOverlong,
     LeaveOneOut,
+    OptimalTokenBaseline,
     Outcome,
     Overlong,
     PolarityCenter,
     ProxyWeight,
     Score,
+    TokenSampling,
     TopFraction,
     Weight,
 )
@@ -139,14 +142,41 @@ def test_top_fraction_entropy_bonus_and_whitening(rollouts, seed, fraction):
     close(run(Score("x"), rollouts, credit), reference.keep_only(batch, batch.scores["x"], batch.everything()))
 
 
+@pytest.mark.parametrize("alone", ("zero", "own"))
+@given(rollouts=batches("logprob", "sum_p2", signed=("logprob",)), seed=st.integers(0, 999))
+def test_optimal_token_baseline(alone, rollouts, seed):
+    batch, credit = reference.batch_of(rollouts), credit_like(rollouts, seed)
+    expected = reference.optimal_token_baseline(batch, credit.double().tolist(), alone)
+    close(run(OptimalTokenBaseline(alone), rollouts, credit), expected)
+
+
+SAMPLINGS = (
+    {"score": "x"},
+    {"score": "x", "fraction": 0.7, "power": 0.5, "floor": 0.1, "scope": "group"},
+    {"score": "x", "fraction": 0.3, "by_credit": False, "scope": "row"},
+    {"score": None, "fraction": 0.5},
+)
+
+
+@pytest.mark.parametrize("settings", SAMPLINGS, ids=str)
+@given(rollouts=batches("x", "uniform"), seed=st.integers(0, 999))
+def test_token_sampling(settings, rollouts, seed):
+    batch, credit = reference.batch_of(rollouts), credit_like(rollouts, seed)
+    credit = torch.where(rollouts.mask, credit, 0)
+    plain = credit.double().tolist()
+    close(TokenSampling(**settings).probability(credit, rollouts), reference.inclusion(batch, plain, **settings))
+    close(run(TokenSampling(**settings), rollouts, credit), reference.token_sampling(batch, plain, **settings))
+
+
 # Identities -------------------------------------------------------------------------------------------------------------------------
 
 
 @given(rollouts=batches("x", "entropy"), seed=st.integers(0, 999))
 def test_strength_zero_and_fraction_one_are_the_identity(rollouts, seed):
+    rollouts = replace(rollouts, scores={**rollouts.scores, "uniform": torch.full_like(rollouts.mask, 0.999999, dtype=torch.float64)})
     credit = credit_like(rollouts, seed)
     plain = torch.where(rollouts.mask, credit, 0)
-    whole = (TopFraction("x", 1.0, scope) for scope in ("batch", "group", "row"))
+    whole = (kind("x", 1.0, scope=scope) for kind in (TopFraction, TokenSampling) for scope in ("batch", "group", "row"))
     for same in (Weight("x", 0.0), *whole, Above("x", -1.0), Chain()):
         assert torch.equal(run(same, rollouts, credit), plain)
     assert torch.equal(run(EntropyBonus(alpha=0.0), rollouts, credit), plain)
@@ -412,6 +442,88 @@ def test_above_keeps_what_is_marked():
     assert not run(Above("x"), make([1], [[0, 0]], x=[[0, 0]]), torch.ones(1, 2)).any()
 
 
+def test_optimal_token_baseline_by_hand():
+    """π and Σπ² of two tokens: π = 1/2 of two equal tokens has ‖s‖² = 1 − 1 + 1/2 = 1/2; a certain token 1 − 2 + 1 = 0; π = 1/2, Σπ² = 3/8
+    (1/2, 1/4, 1/4) 3/8. Rewards 1, 0, 0: at the first token W = 1/2, 0, 3/8, so B = (1/2)/(7/8) = 4/7. At the second W = 1/2 + 0, and
+    0 + 1/2 for the second rollout, the third has ended: B = 1/2. At the third the first is alone: B = 0.
+    """
+    half, sure = math.log(0.5), 0.0
+    logprob = [[half, sure, half], [sure, half, 0], [half, 0, 0]]
+    sum_p2 = [[0.5, 1, 0.5], [1, 0.5, 0], [0.375, 0, 0]]
+    mask = [[1, 1, 1], [1, 1, 0], [1, 0, 0]]
+    rollouts = make([1, 0, 0], [[0] * 3] * 3, mask, logprob=logprob, sum_p2=sum_p2)
+    close(run(Chain(Outcome(), OptimalTokenBaseline()), rollouts), [[3 / 7, 0.5, 1], [-4 / 7, -0.5, 0], [-4 / 7, 0, 0]])
+    close(run(Chain(Outcome(), OptimalTokenBaseline("own")), rollouts), [[3 / 7, 0.5, 0], [-4 / 7, -0.5, 0], [-4 / 7, 0, 0]])
+
+
+def test_optimal_token_baseline_where_nothing_is_uncertain_or_rewards_are_equal():
+    """Certain tokens have no weight: the mean is plain. Equal rewards leave exactly 0 where a sibling is alive."""
+    certain = {"logprob": [[0, 0], [0, 0]], "sum_p2": [[1, 1], [1, 1]]}
+    close(run(Chain(Outcome(), OptimalTokenBaseline()), make([1, 0], [[0, 0]] * 2, **certain)), [[0.5, 0.5], [-0.5, -0.5]])
+    mixed = {"logprob": [[-0.1, -2], [-1, -0.3]], "sum_p2": [[0.8, 0.3], [0.4, 0.6]]}
+    assert not run(Chain(Outcome(), OptimalTokenBaseline()), make([0.3, 0.3], [[0, 0]] * 2, **mixed)).any()
+    single = make([1], [[0, 0]], logprob=[[-1, -1]], sum_p2=[[0.5, 0.5]])
+    assert run(Chain(Outcome(), OptimalTokenBaseline()), single).tolist() == [[1, 1]]
+    assert run(Chain(Outcome(), OptimalTokenBaseline("own")), single).tolist() == [[0, 0]]
+
+
+def test_token_sampling_by_hand():
+    """Four tokens, credit 1, x = 6, 2, 1, 1, a budget of half of them, 2. Equal shares would give the first 2 · 6/10 > 1, so it is certain
+    and the others share 1 by x: 1/2, 1/4, 1/4. With φ = 0.2: 4 · (0.5 − 0.2)/0.8 = 1.5 beside the floor, by x 0.9, 0.3, 0.15, 0.15.
+    """
+    rollouts = make([1], [[0] * 4], x=[[6, 2, 1, 1]], uniform=[[0.9, 0.4, 0.26, 0.2]])
+    credit = torch.ones(1, 4, dtype=torch.float64)
+    close(TokenSampling("x", 0.5, floor=1e-9).probability(credit, rollouts), [[1, 0.5, 0.25, 0.25]], at=1e-8)
+    close(run(TokenSampling("x", 0.5, floor=1e-9), rollouts, credit), [[1, 2, 0, 4]], at=1e-7)
+    close(TokenSampling("x", 0.5, floor=0.2).probability(credit, rollouts), [[0.92, 0.44, 0.32, 0.32]])
+
+
+def test_token_sampling_where_there_is_nothing_to_tell_tokens_apart_or_too_little():
+    """No credit; no score; fewer tokens with a score than the budget holds: those are certain, the others have 2.8 − 1 between them."""
+    rollouts = make([1], [[0] * 4], x=[[3, 0, 0, 0]], uniform=[[0.5] * 4], zero=[[0] * 4])
+    credit = torch.ones(1, 4, dtype=torch.float64)
+    assert not run(TokenSampling("x"), rollouts).any()
+    close(TokenSampling("zero", 0.3).probability(credit, rollouts), [[0.3] * 4])
+    close(TokenSampling("x", 0.7, floor=0.1).probability(credit, rollouts), [[1, 0.6, 0.6, 0.6]])
+    only = torch.tensor([[2.0, 0, -2.0, 0]], dtype=torch.float64)  # tokens without credit are not drawn and take nothing of the budget
+    close(TokenSampling(fraction=0.5, scope="row").probability(only, rollouts), [[0.5, 0, 0.5, 0]])
+
+
+@pytest.mark.parametrize("settings", SAMPLINGS, ids=str)
+@given(rollouts=rollouts_strategy(("x", "uniform")), seed=st.integers(0, 999))
+def test_token_sampling_is_unbiased_and_keeps_its_budget(settings, rollouts, seed):
+    """The mean over u, by a grid of n points, is the credit to within |c|/(n q); Σ q is the budget."""
+    credit, n = torch.where(rollouts.mask, credit_like(rollouts, seed), 0), 400
+    sampling = TokenSampling(**settings)
+    q = sampling.probability(credit, rollouts)
+    total = torch.zeros_like(credit)
+    for k in range(n):
+        u = torch.full_like(credit, (k + 0.5) / n)
+        total += run(sampling, replace(rollouts, scores={**rollouts.scores, "uniform": u}), credit)
+    assert ((total / n - credit).abs() <= credit.abs() / (n * q.clamp(min=sampling.floor)) + 1e-9).all()
+    assert (q[credit != 0] >= sampling.floor).all() and (q <= 1).all()
+    assert float(q.sum()) == pytest.approx(sampling.fraction * int((credit != 0).sum()), abs=0.02)
+
+
+def test_token_sampling_by_gradient_norm_has_the_least_variance():
+    """Var = Σ c²‖g‖² (1/q − 1). With x = ‖g‖ no shift of probability between two tokens lowers it; any other power has more."""
+    random = torch.Generator().manual_seed(0)
+    norm = torch.rand(1, 30, generator=random, dtype=torch.float64).square() + 0.01
+    credit = torch.randn(1, 30, generator=random, dtype=torch.float64)
+    rollouts = make([1], [[0] * 30], x=norm.tolist(), uniform=[[0.5] * 30])
+    square = (credit * norm).square()
+    variance = lambda q: float((square * (1 / q - 1)).sum())  # noqa: E731
+    q = {power: TokenSampling("x", 0.3, power, floor=1e-9).probability(credit, rollouts) for power in (0.0, 0.5, 1.0, 2.0)}
+    assert all(float(p.sum()) == pytest.approx(9) for p in q.values())
+    assert all(variance(q[1.0]) < 0.95 * variance(q[power]) for power in (0.0, 0.5, 2.0))
+    for i in range(30):
+        for j in range(30):
+            moved = q[1.0].clone()
+            step = min(1e-3, float(1 - moved[0, i]), float(moved[0, j]) / 2)
+            moved[0, i], moved[0, j] = moved[0, i] + step, moved[0, j] - step
+            assert i == j or variance(moved) >= variance(q[1.0]) - 1e-9
+
+
 @given(rollouts=rollouts_strategy(("x",)))
 def test_a_rows_scope_is_a_group_per_row(rollouts):
     apart = Rollouts(rollouts.reward, torch.arange(len(rollouts)), rollouts.mask, rollouts.scores)
@@ -426,6 +538,10 @@ def test_bad_settings_are_refused_by_name():
         (lambda: ProxyWeight("x", "softmax"), r"ProxyWeight.normalise must be one of"),
         (lambda: TopFraction("x", 0.0), r"TopFraction.fraction must be in \(0, 1\], got 0.0"),
         (lambda: TopFraction("x", scope="prompt"), r"TopFraction.scope must be one of"),
+        (lambda: OptimalTokenBaseline("tail"), r"OptimalTokenBaseline.alone must be one of 'zero', 'own', got 'tail'"),
+        (lambda: TokenSampling(scope="token"), r"TokenSampling.scope must be one of"),
+        (lambda: TokenSampling(fraction=0.1, floor=0.2), r"TokenSampling needs 0 < floor <= fraction <= 1, got floor=0.2, fraction=0.1"),
+        (lambda: TokenSampling(power=-1), r"TokenSampling.power must not be negative"),
         (lambda: EntropyBonus(kappa=1.0), r"EntropyBonus.kappa must exceed 1"),
         (lambda: EntropyBonus(alpha=-0.1), r"EntropyBonus.alpha must not be negative"),
         (lambda: Overlong(10, 11), r"Overlong needs 0 < cache <= max_length, got cache=11, max_length=10"),

@@ -86,6 +86,10 @@ def _pool_max(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
     return best.masked_fill(best == -torch.inf, 0)
 
 
-def column_mean(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
-    """[B, T]: mean over the rows of a population that are still alive at the same position."""
-    return over(pool(zero_off(x, mask), index), pool(mask.to(x.dtype), index))
+def column_mean(x: Tensor, mask: Tensor, index: Tensor, weight: Tensor | None = None) -> Tensor:
+    """[B, T]: mean over the rows of a population that are alive at the same position, by `weight` >= 0 [B, T] where any of it is not 0."""
+    alike = mask.to(x.dtype)
+    if weight is not None:
+        weight = zero_off(weight, mask)
+        alike = torch.where(pool(weight, index) > 0, weight, alike)
+    return over(pool(zero_off(x, mask) * alike, index), pool(alike, index))

@@ -12,11 +12,13 @@ from tokencredit.credit import (
     EntropyReward,
     GroupCenter,
     LeaveOneOut,
+    OptimalTokenBaseline,
     Outcome,
     Overlong,
     PolarityCenter,
     ProxyWeight,
     Score,
+    TokenSampling,
     TopFraction,
 )
 from tokencredit.method import Method, Plan, parse
@@ -79,6 +81,11 @@ METHODS = _table(
         "reinforce_pp_baseline", Chain(Outcome(), GroupCenter(scale="none"), BatchWhiten()), Clip(0.2, 0.2), TokenMean(),
         summary="group mean subtracted, then standardised over all tokens of the batch",
         source="REINFORCE++, arXiv:2501.03262 sec. 3; verl's masked whitening", fidelity="code",
+    ),
+    Method(
+        "otb", Chain(Outcome(), OptimalTokenBaseline()), Clip(0.2, 0.2), TokenMean(),
+        summary="a baseline per position: the group's reward weighted by how far each rollout has moved the logits",
+        source="Optimal token baseline, arXiv:2602.07078; verl's compute_optimal_token_baseline_advantage", fidelity="code",
     ),
     Method(
         "dapo", Chain(Outcome(), Overlong(), GroupCenter()), Clip(0.2, 0.28), TokenMean(), mixed_groups_only=True,
@@ -195,6 +202,11 @@ METHODS = _table(
         "ptw_attention", Chain(Outcome(), GroupCenter(), ProxyWeight("attention")), Clip(0.2, 0.2), TokenMean(),
         summary="group credit weighted per token by the attention it receives from later tokens",
         source="proxy token weighting, defined here: w from attention received per later query, min-max per rollout",
+    ),
+    Method(
+        "token_sampling", Chain(Outcome(), GroupCenter(), TokenSampling("head_norm")), Clip(0.2, 0.2), TokenMean(),
+        summary="a random 20 % of the tokens, the likelier the larger their gradient, weighted to leave the mean gradient as it is",
+        source="Horvitz and Thompson 1952, with the probabilities of least variance, q ∝ |c| ‖g‖",
     ),
     Method(
         "exact_value", Chain(Score("exact_value")), Clip(0.2, 0.2), TokenMean(),

@@ -1,6 +1,7 @@
 """Transforms that set a rollout's total: the outcome, and the outcome against a baseline.
 
-They read each rollout's value Rᵢ: the mean of its incoming credit over its tokens, or its reward where it has no token.
+They read each rollout's value Rᵢ, the mean of its incoming credit over its tokens, or its reward where it has no token; the baseline per
+token reads the credit of each token.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit.transform import Transform, one_of
-from tokencredit.masked import over, pool, pool_deviation, pool_standardise, pool_std, row_mean, zero_off
+from tokencredit.masked import column_mean, over, pool, pool_deviation, pool_standardise, pool_std, row_mean, zero_off
 from tokencredit.rollouts import Rollouts
 
 
@@ -80,6 +81,43 @@ class LeaveOneOut(Transform):
         everyone = torch.ones_like(value, dtype=torch.bool)
         size = pool(torch.ones_like(value), rollouts.group_index)
         return (pool_deviation(value, everyone, rollouts.group_index) * over(size, size - 1)).expand_as(credit)
+
+
+@dataclass(frozen=True)
+class OptimalTokenBaseline(Transform):
+    """Each token against the group's return at the same position, weighted by how much each rollout has moved the logits so far.
+
+        cᵢₜ ← cᵢₜ − B_gt       B_gt = Σᵢ cᵢₜ Wᵢₜ / Σᵢ Wᵢₜ        over the rollouts i of the group that are alive at t
+        Wᵢₜ = Σ_{j≤t} ‖sᵢⱼ‖²    ‖s‖² = ‖e_a − π‖² = 1 − 2 π(a) + Σᵥ π(v)²        the gradient of log π(a) in the logits
+
+    The incoming credit is the return from t on: with an outcome reward the reward, Chain(Outcome(), OptimalTokenBaseline()). Reads the
+    scores `logprob` and `sum_p2`. `alone` is about positions where no sibling is alive, the tail of the longest rollout and a group of
+    one: "zero" has B = 0 there, as verl's code by default, so that the whole return stays; "own" has B = c, so that nothing does.
+    Where all W are 0 the mean is plain. Source: optimal token baseline (arXiv:2602.07078) as in verl's code. Differs: no ε in the division,
+    no weights for a mismatch of sampler and policy.
+
+    >>> OptimalTokenBaseline()(credit, rollouts)     # returns 1, 0 and W 1, 3 at a position -> 0.75, -0.25
+    """
+
+    alone: str = "zero"
+    laws: ClassVar = frozenset({"group_local"})
+
+    def __post_init__(self):
+        one_of(self, alone=("zero", "own"))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"logprob", "sum_p2"})
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        mask, index = rollouts.mask, rollouts.group_index
+        logprob, sum_p2 = (rollouts.score(name).to(credit.dtype) for name in ("logprob", "sum_p2"))
+        energy = zero_off(1 - 2 * logprob.exp() + sum_p2, mask).clamp(min=0).cumsum(1)
+        # Baselines move with the returns: taken of deviations, equal returns give exactly 0.
+        deviation = pool_deviation(credit, mask, index)
+        against = deviation - column_mean(deviation, mask, index, energy)
+        siblings = pool(mask.long(), index) - 1
+        return torch.where(siblings > 0, against, credit if self.alone == "zero" else torch.zeros_like(credit))
 
 
 @dataclass(frozen=True)
