@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.passes import Passes
+from tokencredit.dynamics.scores import scores_beyond
 from tokencredit.lm.evaluate import judge
 from tokencredit.lm.prompts import encode_prompts
 from tokencredit.lm.sampling import Completion, sample
@@ -84,33 +85,14 @@ def roll_out(checkpoint: Checkpoint, rows: Sequence[dict], group: int, seed: int
     ids, own = [completion.ids for completion in flat], [prompts[i] for i in owner]
     passes = Passes(c.model, own, ids, temperature=c.temperature)
     mask = passes.grid(torch.ones(len(passes.batch), dtype=torch.float64)) > 0
-    scores = dict(zip(FREE, passes.values())) | _proxies(checkpoint, own, ids, mask, sorted(set(needs) - set(FREE)), seed)
+    there = [rows[i] for i in owner]
+    scores = dict(zip(FREE, passes.values()))
+    if beyond := sorted(set(needs) - set(FREE)):
+        scores |= scores_beyond(c, there, own, ids, mask, beyond, seed)
     reward = torch.tensor([float(verdict.correct) for verdict in verdicts], dtype=torch.float64)
     scores["entropy"] = scores["entropy"].clamp(min=0)
     rollouts = Rollouts(reward=reward, group=torch.tensor(owner), mask=mask, scores=scores)
-    return Batch([rows[i] for i in owner], own, ids, [x.truncated for x in flat], [verdict.reason for verdict in verdicts], rollouts)
-
-
-def _proxies(checkpoint: Checkpoint, prompts: list, completions: list, mask: Tensor, names: Sequence[str], seed: int) -> dict[str, Tensor]:
-    """{name: [B, T]} of the importance proxies that a method asks for."""
-    if not names:
-        return {}
-    from tokencredit.engines.scorers import PROXIES
-    from tokencredit.lm.proxies import importance
-
-    if unknown := sorted(set(names) - set(PROXIES)):
-        raise ValueError(f"{', '.join(unknown)} cannot be measured here; there are {', '.join([*FREE, *PROXIES])}")
-    width = max(len(p) + len(c) for p, c in zip(prompts, completions))
-    ids, there, wanted = (torch.zeros(len(prompts), width, dtype=torch.long) for _ in range(3))
-    for i, (prompt, completion) in enumerate(zip(prompts, completions)):
-        end = len(prompt) + len(completion)
-        ids[i, :end], there[i, :end], wanted[i, len(prompt) : end] = torch.tensor([*prompt, *completion]), 1, 1
-    device = next(checkpoint.model.parameters()).device
-    found = importance(checkpoint.model, *(x.to(device) for x in (ids, there, wanted)), tuple(names), seed=seed,
-                       temperature=checkpoint.temperature)  # fmt: skip
-    at = wanted.bool()
-    empty = torch.zeros(mask.shape, dtype=torch.float64)
-    return {name: empty.masked_scatter(mask, found[name].value.cpu()[at].double()) for name in names}
+    return Batch(there, own, ids, [x.truncated for x in flat], [verdict.reason for verdict in verdicts], rollouts)
 
 
 def tokens_of(tokenizer: Any, completion: Sequence[int]) -> list[str]:

@@ -21,6 +21,7 @@ from tokencredit.dynamics.optimizer import OptimizerState, Step, step_parts
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.vectors import Vector, dot, norm, scaled, total
 from tokencredit.method import Method
+from tokencredit.rollouts import Rollouts
 
 NORM_EPS = 1e-6
 """What torch.nn.utils.clip_grad_norm_ adds to the norm."""
@@ -98,7 +99,11 @@ def step_along(checkpoint: Checkpoint, batch: Batch, coefficient: Tensor, credit
 
 def loss_coefficients(method: Method, batch: Batch) -> tuple[Tensor, Tensor]:
     """(∂L/∂log π, credit) [B, T] float64, where the current policy is the one that sampled."""
-    rollouts = batch.rollouts
+    return coefficients_of(method, batch.rollouts)
+
+
+def coefficients_of(method: Method, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+    """`loss_coefficients` of rollouts without their token ids; they need the scores that the method reads, and `logprob`."""
     credit = method.credit(rollouts)
     logprob = rollouts.score("logprob").double().clone().requires_grad_(True)
     old = logprob.detach()

@@ -6,12 +6,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from datasets import Dataset
 
+from tokencredit.engines import scorers
 from tokencredit.engines.config import TrainConfig
 from tokencredit.engines.recorder import Recorder
-from tokencredit.lm.prompts import encode_prompt
+from tokencredit.engines.vine import step_gain
 from tokencredit.lm.sampling import end_tokens
 
 
@@ -89,9 +89,12 @@ def on_rows(scorer: Callable, rows: Sequence[dict]) -> Callable:
     return lambda trainer, inputs, batch: scorer(trainer, [rows[row["row"]] for row in inputs], batch)
 
 
-def make_scorers(task: Any, tokenizer: Any, max_new_tokens: int) -> dict[str, Callable]:
-    """Scores beyond a forward pass that the task can give: `exact_value` and `oracle_positions`."""
-    found = {}
+def make_scorers(task: Any, tokenizer: Any, max_new_tokens: int, batch: int = 512) -> dict[str, Callable]:
+    """Scores beyond a forward pass that the task can give: `step_gain`, of the embedded world `exact_value` and `oracle_positions`.
+
+    batch    completions sampled at once
+    """
+    found = {"step_gain": step_gain(task, tokenizer, max_new_tokens, batch=batch)}
     if getattr(task, "name", "") == "reckon":
         found["exact_value"] = _exact_value(task, tokenizer, max_new_tokens)
     if hasattr(task, "deciding"):
@@ -103,34 +106,17 @@ def _exact_value(task: Any, tokenizer: Any, max_new_tokens: int) -> Callable:
     """Q − V of every token from the model's own prefix tree, where the world is small enough for it."""
 
     def exact_value(trainer, inputs, batch):
-        from tokencredit.pivotality.tree import exact_value_scores, on_text
-
-        prompts = [encode_prompt(tokenizer, row["prompt"]) for row in inputs]
-        verify = [on_text(task.verify, tokenizer, row) for row in inputs]
-        names: dict[Any, int] = {}
-        group = torch.tensor([names.setdefault(str(row["prompt"]), len(names)) for row in inputs])
         model = trainer.accelerator.unwrap_model(trainer.model)
         training = model.training
         model.eval()
-        scores = exact_value_scores(
-            model, prompts, batch["completion_ids"].cpu(), batch["completion_mask"].bool().cpu(), group, verify,
-            eos_token_id=tokenizer.eos_token_id, max_new_tokens=max_new_tokens, eps=1e-4, temperature=trainer.temperature,
-        )  # fmt: skip
+        scores = scorers.exact_value(model, tokenizer, task, inputs, batch["completion_ids"], batch["completion_mask"].bool(),
+                                     max_new_tokens=max_new_tokens, temperature=trainer.temperature)  # fmt: skip
         model.train(training)
-        return scores.to(batch["completion_ids"].device)
+        return scores
 
     return exact_value
 
 
 def _oracle_positions(task: Any, tokenizer: Any) -> Callable:
-    """1 at the positions that the task's `deciding(row, tokens)` names, from the tokens before them alone; 0 elsewhere."""
-
-    def oracle_positions(trainer, inputs, batch):
-        ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
-        marks = torch.zeros(ids.shape)
-        for i, row in enumerate(inputs):
-            words = tokenizer.convert_ids_to_tokens(ids[i][mask[i]].tolist())
-            marks[i, : len(words)] = torch.tensor(task.deciding(row, words), dtype=marks.dtype)
-        return marks.to(ids.device)
-
-    return oracle_positions
+    return lambda trainer, inputs, batch: scorers.oracle_positions(tokenizer, task, inputs, batch["completion_ids"],
+                                                                   batch["completion_mask"].bool())  # fmt: skip

@@ -1,9 +1,10 @@
-"""Scores that the engine computes at rollout time with the policy that sampled: importance proxies, their seconds logged."""
+"""Scores beyond a forward pass: importance proxies with their seconds, random draws, and what the task itself knows of its tokens."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +28,42 @@ def importance_scorers(*, num_directions: int = 8, method: str = "finite_differe
 
 def uniform(trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
     """[B, T] uniform in [0, 1): what a method draws with. A function of the trainer's seed, its step and the row among all processes."""
+    size, width = batch["completion_ids"].shape
+    first = size * trainer.accelerator.process_index
+    return uniform_draws(trainer.args.seed, trainer.state.global_step, first + torch.arange(size), width).to(batch["completion_ids"].device)
+
+
+def uniform_draws(seed: int, step: int, row: Tensor, width: int) -> Tensor:
+    """[B, width] uniform in [0, 1), a function of seed, step, row [B] and position."""
     from tokencredit.lm.distribution import seed_of, uniforms
 
-    size, width = batch["completion_ids"].shape
-    row = torch.arange(size) + size * trainer.accelerator.process_index
-    seeds = seed_of("uniform", trainer.args.seed, trainer.state.global_step) + row
-    return uniforms(seeds[:, None], torch.arange(width)).float().to(batch["completion_ids"].device)
+    seeds = seed_of("uniform", seed, step) + row
+    return uniforms(seeds[:, None], torch.arange(width)).float()
+
+
+def exact_value(model: Any, tokenizer: Any, task: Any, rows: Sequence[dict], ids: Tensor, mask: Tensor, *, max_new_tokens: int,
+                temperature: float, eps: float = 1e-4) -> Tensor:  # fmt: skip
+    """Q − V of every token [B, T] from the model's own prefix trees, one per prompt; `rows` are the task's, one per completion."""
+    from tokencredit.lm.prompts import encode_prompt
+    from tokencredit.pivotality.tree import exact_value_scores, on_text
+
+    names: dict[str, int] = {}
+    group = torch.tensor([names.setdefault(str(row["prompt"]), len(names)) for row in rows])
+    scores = exact_value_scores(
+        model, [encode_prompt(tokenizer, row["prompt"]) for row in rows], ids.cpu(), mask.cpu(), group,
+        [on_text(task.verify, tokenizer, row) for row in rows], eos_token_id=tokenizer.eos_token_id, max_new_tokens=max_new_tokens,
+        eps=eps, temperature=temperature,
+    )  # fmt: skip
+    return scores.to(ids.device)
+
+
+def oracle_positions(tokenizer: Any, task: Any, rows: Sequence[dict], ids: Tensor, mask: Tensor) -> Tensor:
+    """[B, T]: 1 at the positions that the task's `deciding(row, tokens)` names, from the tokens before them alone; 0 elsewhere."""
+    marks = torch.zeros(ids.shape)
+    for i, row in enumerate(rows):
+        words = tokenizer.convert_ids_to_tokens(ids[i][mask[i]].tolist())
+        marks[i, : len(words)] = torch.tensor(task.deciding(row, words), dtype=marks.dtype)
+    return marks.to(ids.device)
 
 
 class _Scorer:
