@@ -39,7 +39,7 @@ def run(case: str, processes: int, folder):
     method, changes = CASES[case]
     keywords = {"reward_funcs": one_sided} if method.mixed_groups_only else {}
     size = {"per_device_train_batch_size": ROWS // processes, "num_generations": GROUP, "ddp_find_unused_parameters": False}
-    return train(FixedCredit, folder, size | changes, method=method, max_rounds=3, **keywords)
+    return train(FixedCredit, folder, size | changes, method=method, max_rounds=3, noise_scale_every=1, **keywords)
 
 
 def main(folder: Path) -> None:

@@ -21,7 +21,7 @@ from tokencredit.tasks.data import PARTS
 if TYPE_CHECKING:
     from tokencredit.methods import Method
 
-AT_LEAST_0 = ("seed", "eval_every", "record_every", "record_rows", "save_every")
+AT_LEAST_0 = ("seed", "eval_every", "record_every", "record_rows", "save_every", "noise_scale_every")
 RATES = {"reckon": 5e-4}
 OTHER_RATE = 1e-6
 
@@ -48,6 +48,7 @@ class TrainConfig:
     record_every, record_rows per-token records of sampled completions, in rollout batches (0: none); and how many of a batch are kept
     save_every                checkpoints, in rollout batches; 0: at the end alone
     max_rounds                generation rounds of dynamic sampling, for methods that ask for it
+    noise_scale_every         optimizer steps between measurements of the gradient noise scale; 0: none
     threads                   CPU threads; None leaves torch's choice
     trl                       further fields of TRL's GRPOConfig, e.g. {"bf16": true, "use_vllm": true}
     """
@@ -77,6 +78,7 @@ class TrainConfig:
     record_every: int = 10
     record_rows: int = 64
     save_every: int = 10
+    noise_scale_every: int = 0
     threads: int | None = None
     trl: dict[str, Any] = field(default_factory=dict)
 

@@ -21,7 +21,7 @@ METRICS = (
     "loss", "grad_norm", "learning_rate", "reward", "pass_rate", "entropy", "length", "truncated", "clip_low", "clip_high", "kl",
     "credit_against_outcome", "credited_tokens", "credited_share", "credit_mean", "credit_std", "zero_variance_groups", "tokens_per_second",
     "seconds_generation", "seconds_scoring", "seconds_update", "seconds_importance", "dynamic_sampling/rounds",
-    "dynamic_sampling/drawn_groups", "dynamic_sampling/filled_groups",
+    "dynamic_sampling/drawn_groups", "dynamic_sampling/filled_groups", "noise_scale", "noise_scale/signal", "noise_scale/noise",
 )  # fmt: skip
 
 

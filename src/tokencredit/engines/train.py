@@ -115,6 +115,7 @@ def make_trainer(config: TrainConfig, method: Any, task: Any, folder: Path, list
     trainer = CreditTrainer(
         model=model, method=method, args=args, reward_funcs=make_reward(task, tokenizer, model, rows), processing_class=tokenizer,
         train_dataset=prompts_of(rows, order), scorers={k: on_rows(f, rows) for k, f in scorers.items()}, max_rounds=config.max_rounds,
+        noise_scale_every=config.noise_scale_every,
         record=judged(recorder, task, rows) if config.record_every else None, record_every=max(config.record_every, 1) * every,
         callbacks=[recorder],
     )  # fmt: skip

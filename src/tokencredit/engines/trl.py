@@ -30,6 +30,7 @@ from accelerate.utils import gather_object
 from tokencredit.engines.scorers import importance_scorers, uniform
 from tokencredit.engines.trl_figures import Clock, rollout_figures, update_figures
 from tokencredit.engines.trl_groups import Batch, Stash, draw_again, loss_mask, rewrite_table, trimmed
+from tokencredit.engines.trl_noise import NoiseProbe
 from tokencredit.engines.trl_rewards import checked
 from tokencredit.masked import over, zero_off
 from tokencredit.methods import METHODS, Method, Plan
@@ -52,6 +53,7 @@ class CreditTrainer(GRPOTrainer):
     max_rounds     generation rounds in which dynamic sampling collects groups with both outcomes, for methods that ask for it
     record         function(dict) called on the main process after a rollout batch with the batch's texts, tokens, scores and credit
     record_every   ... for the first rollout batch of every so many optimizer steps
+    noise_scale_every  optimizer steps between measurements of the gradient noise scale, in prompts (0: none); see engines.trl_noise
 
     Raises ValueError where an option of TRL contradicts the method, or where a score is needed that nobody gives.
     """
@@ -68,6 +70,7 @@ class CreditTrainer(GRPOTrainer):
         max_rounds: int = 4,
         record: Callable[[dict], None] | None = None,
         record_every: int = 10,
+        noise_scale_every: int = 0,
         **keywords,
     ):
         method = METHODS[method] if isinstance(method, str) else method
@@ -88,6 +91,7 @@ class CreditTrainer(GRPOTrainer):
             raise ValueError("dynamic sampling draws further prompts and needs a dataset with a length: load it whole, or max_rounds=1")
         self.reward_funcs = [checked(function, name) for function, name in zip(self.reward_funcs, self.reward_func_names)]
         self.method = method.within(self.max_completion_length)
+        self._noise = NoiseProbe(noise_scale_every, self)
         self.success_above, self.max_rounds = success_above, max_rounds
         self.record, self.record_every, self._recorded = record, record_every, None
         # Every process takes part in gathering what is recorded, also where only the main process was given `record`.
@@ -116,6 +120,8 @@ class CreditTrainer(GRPOTrainer):
                 out["selected"] = plan.selected[mine, :width]
             if "entropy" in batch.scores:
                 out["entropy_known"] = torch.ones(())
+            if self._noise.every and self.model.training:
+                out["group"] = batch.group[mine]
             self._log_rollouts(batch, credit)
         return out
 
@@ -195,11 +201,20 @@ class CreditTrainer(GRPOTrainer):
             yield
 
     def _compute_loss(self, model, inputs):
-        training = self.model.training
+        self._noise.before_loss(self)
         whole, rows = inputs, self._credited_rows(inputs)
         inputs = inputs if rows is None else trimmed(inputs, rows)
+        loss, stats, entropy = self._loss(model, inputs, self._regularises_routers())
+        mask = loss_mask(inputs)
+        if "entropy_known" not in whole:
+            stats["entropy"] = self._mean_entropy(model, whole, rows, zero_off(entropy, mask))
+        self._log_update(stats, mask.sum(), loss_mask(whole).sum())
+        return loss
+
+    def _loss(self, model, inputs, routers: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """(loss of these rows as their part of the step's, its stats, entropies [b, T]); `routers`: with the MoE auxiliary loss."""
         mask, credit = loss_mask(inputs), inputs["advantages"]
-        logprob, entropy, aux_loss = self._logprobs(model, inputs, aux_loss=self._regularises_routers())
+        logprob, entropy, aux_loss = self._logprobs(model, inputs, aux_loss=routers)
         old = inputs.get("old_per_token_logps")
         old = logprob.detach() if old is None else old
         loss, stats = self.method.surrogate(logprob, old, credit, mask, inputs.get("selected"))
@@ -212,16 +227,13 @@ class CreditTrainer(GRPOTrainer):
         # The weights are those of the whole rollout batch; an optimizer step sees accumulation/steps_per_generation of it, and
         # distributed training averages over processes where the weights call for a sum.
         loss = (inputs["token_weight"] * zero_off(loss, mask)).sum() * self.accelerator.num_processes
-        accumulated = self.current_gradient_accumulation_steps if training else 1
-        if training:
+        accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
+        if self.model.training:
             loss = loss * self.args.steps_per_generation / accumulated
         if aux_loss is not None:
             stats["aux_loss"] = aux_loss.detach()
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulated
-        if "entropy_known" not in whole:
-            stats["entropy"] = self._mean_entropy(model, whole, rows, zero_off(entropy.detach(), mask))
-        self._log_update(stats, mask.sum(), loss_mask(whole).sum())
-        return loss
+        return loss, stats, entropy.detach()
 
     def _mean_entropy(self, model, inputs, rows: Tensor | None, entropy: Tensor) -> Tensor:
         """Mean token entropy of all rows, from the entropies of the credited ones and a forward pass over the others."""
