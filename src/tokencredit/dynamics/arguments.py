@@ -9,12 +9,15 @@ from typing import Any
 OPTIMIZERS = ("adamw", "sgd")
 
 
-def add_common(parser: argparse.ArgumentParser, *, out: str, prompts: int = 64, group: int = 8) -> None:
-    """The shared flags; `out`, `prompts` and `group` are the command's own defaults."""
+def add_common(parser: argparse.ArgumentParser, *, out: str, prompts: int = 64, group: int = 8, optimizer: bool = True) -> None:
+    """The shared flags; `out`, `prompts` and `group` are the command's own defaults, `optimizer` whether its step is asked about."""
     parser.add_argument("--run", type=Path, dest="source", metavar="DIR", help="a run of `tokencredit train` or `demo`, or a model")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="its checkpoint of optimizer step N (default: the last one)")
     parser.add_argument("--method", help="a name that `tokencredit methods` lists (default: the run's own)")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="a fresh optimizer in place of the checkpoint's")
+    if optimizer:
+        parser.add_argument("--optimizer", choices=OPTIMIZERS, help="a fresh optimizer in place of the checkpoint's")
+    else:
+        parser.set_defaults(optimizer=None)
     parser.add_argument("--prompts", type=int, default=prompts, help="prompts of the batch (default: %(default)s)")
     parser.add_argument("--group", type=int, default=group, help="rollouts of every prompt (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, sampling and resampling (default: %(default)s)")
