@@ -482,6 +482,7 @@ CREDIT = {
     "ptw_perturbation": lambda b: proxy_weight(b, _grpo(b), "perturbation_variance"),
     "ptw_attention": lambda b: proxy_weight(b, _grpo(b), "attention"),
     "token_sampling": lambda b: token_sampling(b, _grpo(b), score="head_norm"),
+    "vineppo": lambda b: batch_whiten(b, b.scores["step_gain"]),
     "exact_value": lambda b: keep_only(b, b.scores["exact_value"], b.everything()),
 }
 
@@ -515,6 +516,7 @@ LOSS = {  # (rule, constants, aggregation)
     "ptw_perturbation": (clip, {}, ("token",)),
     "ptw_attention": (clip, {}, ("token",)),
     "token_sampling": (clip, {}, ("token",)),
+    "vineppo": (clip, {}, ("token",)),
     "exact_value": (clip, {}, ("token",)),
 }
 

@@ -180,7 +180,7 @@ def check_entropies(trainer, batch):
     return expected
 
 
-TRUTHS = ("exact_value", "oracle_positions")
+TRUTHS = ("exact_value", "oracle_positions", "step_gain")
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_iterations": 2, "temperature": 0.7}], ids=["on_policy", "reused"])

@@ -209,6 +209,11 @@ METHODS = _table(
         source="Horvitz and Thompson 1952, with the probabilities of least variance, q ∝ |c| ‖g‖",
     ),
     Method(
+        "vineppo", Chain(Score("step_gain"), BatchWhiten()), Clip(0.2, 0.2), TokenMean(),
+        summary="what each reasoning step gained, by Monte-Carlo values at the steps' boundaries",
+        source="VinePPO, arXiv:2410.01679, released whitening and PPO loss; its KL term is the engine's beta", fidelity="code",
+    ),
+    Method(
         "exact_value", Chain(Score("exact_value")), Clip(0.2, 0.2), TokenMean(),
         summary="Q − V of the policy itself, from the prefix tree: the ceiling of every proxy",
         source="policy gradient theorem (Sutton et al. 2000)",

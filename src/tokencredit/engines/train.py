@@ -95,7 +95,7 @@ def make_trainer(config: TrainConfig, method: Any, task: Any, folder: Path, list
     limit = completion_limit(config, task)
     model_path = resolve_model(config.model)
     tokenizer = load_tokenizer(model_path)
-    scorers = make_scorers(task, tokenizer, limit)
+    scorers = make_scorers(task, tokenizer, limit, config.eval_batch)
     if missing := sorted(method.needs - FREE - scorers.keys() - GIVEN):
         raise ValueError(f"the method {config.method} needs {', '.join(missing)}, which the task {config.task} cannot give: the "
                          "embedded world (reckon) can")  # fmt: skip

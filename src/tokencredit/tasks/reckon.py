@@ -257,6 +257,10 @@ class Reckon:
         digit, and of a joint, where `wait` is the alternative."""
         return [slot in DECIDING for slot in self.slots(row, tokens)]
 
+    def steps(self, row: dict, tokens: Sequence[str]) -> list[int]:
+        """Where the steps begin: at the first `@k`, and wherever a joint, `wait` or the end could stand."""
+        return [i for i, slot in enumerate(self.slots(row, tokens)) if i == 0 or slot in ("join", "eos")]
+
     def validate(self, num: int = 200) -> Validation:
         """Expert solutions pass; the same with another last digit, cut short or empty do not."""
         rng, failures = random.Random(0), []

@@ -1,0 +1,119 @@
+"""VinePPO's credit: what each reasoning step gained, by Monte-Carlo values at the steps' boundaries. A scorer of the engine.
+
+    V̂(s) = 1/K Σⱼ R(completion j of s)        Aₖ = V̂(sₖ₊₁) − V̂(sₖ)        A_last = R − V̂(s_last)
+
+sₖ is the prompt and all steps before the k-th; every token of a step gets its Aₖ, so a rollout's step gains add up to R − V̂(prompt). The
+completions of a prefix have the length that is left, and equal prefixes share theirs. Source: VinePPO (arXiv:2410.01679) with K = 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokencredit.lm.distribution import Settings, seed_of
+from tokencredit.lm.prefix_sampler import PrefixSampler
+from tokencredit.lm.sampling import Request, Sampler, Trace, end_tokens
+from tokencredit.lm.text import pieces
+
+ROLLOUTS = 9
+Judge = Callable[[int, tuple[int, ...], bool], float]
+"""(index of the trace, completion token ids, truncated) -> reward."""
+
+
+def step_values(sampler: Sampler, traces: Sequence[Trace], starts: Sequence[Sequence[int]], judge: Judge, *, max_new_tokens: int,
+                num: int = ROLLOUTS, seed: int = 0, labels: Sequence[str] | None = None) -> list[list[float]]:  # fmt: skip
+    """V̂ of every trace at each of its `starts` (numbers of completion tokens), from `num` rollouts of each distinct prefix.
+
+    labels   for each trace, what its rewards depend on besides its tokens (the task's row): prefixes with another label are other prefixes
+    """
+    labels = [""] * len(traces) if labels is None else labels
+    first: dict[tuple, int] = {}
+    requests, total = [], []
+    for k, (trace, label) in enumerate(zip(traces, labels)):
+        for start in starts[k]:
+            name = (label, trace.prompt, trace.completion[:start])
+            if name not in first:
+                first[name] = len(total)
+                total.append(0.0)
+                source = str(name).encode()
+                requests += [Request(k, start, max_new_tokens - start, seed_of(seed, source, j)) for j in range(num)]
+    rewards: dict[tuple, float] = {}
+    for index, rollout in sampler.continue_(traces, requests):
+        k, start = requests[index].trace, requests[index].prefix
+        ids = traces[k].completion[:start] + rollout.ids
+        said = (labels[k], traces[k].prompt, ids, rollout.truncated)
+        if said not in rewards:
+            rewards[said] = judge(k, ids, rollout.truncated)
+        total[index // num] += rewards[said]
+    return [[total[first[label, t.prompt, t.completion[:start]]] / num for start in some] for t, label, some in zip(traces, labels, starts)]
+
+
+def spread(values: Sequence[float], starts: Sequence[int], reward: float, length: int) -> list[float]:
+    """The gain of the step that each of `length` tokens belongs to."""
+    ends, found = [*values[1:], reward], [0.0] * length
+    for value, after, start, end in zip(values, ends, starts, [*starts[1:], length]):
+        found[start:end] = [after - value] * (end - start)
+    return found
+
+
+def line_starts(texts: Sequence[str]) -> list[int]:
+    """Where the steps of a text begin: at its first token, and at the first token with something to read after a newline."""
+    starts, broken, written = [0], False, False
+    for i, text in enumerate(texts):
+        if broken and text.strip():
+            starts.append(i)
+            broken = written = False
+        written = written or bool(text.strip())
+        broken = broken or (written and "\n" in text)
+    return starts
+
+
+def step_gain(task: Any, tokenizer: Any, max_new_tokens: int, *, num: int = ROLLOUTS, batch: int = 512) -> Callable:
+    """The scorer `step_gain` of a task, for `CreditTrainer(scorers=...)`; `batch` rollouts are sampled at once, with transformers.
+
+    A task says where steps begin by `steps(row, tokens)`, as positions; without it every line is one. The end token is of the last step.
+    """
+
+    def scorer(trainer, inputs: list[dict], out: dict[str, Tensor]) -> Tensor:
+        from tokencredit.pivotality.tree import on_text
+
+        if trainer.min_p or trainer.repetition_penalty != 1.0:
+            raise ValueError("step_gain samples with temperature, top_k and top_p alone: leave min_p and repetition_penalty unset")
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        settings = Settings(trainer.temperature, trainer.top_k or 0, trainer.top_p or 1.0)
+        sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=settings, batch=batch)
+        traces = [Trace(*map(tuple, ids)) for ids in zip(_own(out, "prompt"), _own(out, "completion"))]
+        verify = [on_text(task.verify, tokenizer, row) for row in inputs]
+        starts = [_starts(task, tokenizer, row, trace.completion, sampler.ends) for row, trace in zip(inputs, traces)]
+        values = step_values(
+            sampler, traces, starts, lambda k, ids, cut: verify[k](list(ids), cut), max_new_tokens=max_new_tokens, num=num,
+            seed=seed_of(trainer.args.seed, trainer.state.global_step), labels=[repr(row) for row in inputs],
+        )  # fmt: skip
+        gain = torch.zeros(out["completion_ids"].shape)
+        for i, trace in enumerate(traces):
+            ids = trace.completion
+            if ids:
+                reward = verify[i](list(ids), ids[-1] not in sampler.ends)
+                gain[i, : len(ids)] = torch.tensor(spread(values[i], starts[i], reward, len(ids)))
+        return gain.to(out["completion_ids"].device)
+
+    return scorer
+
+
+def _own(out: dict[str, Tensor], part: str) -> list[list[int]]:
+    """Token ids without padding."""
+    return [ids[mask].tolist() for ids, mask in zip(out[f"{part}_ids"], out[f"{part}_mask"].bool())]
+
+
+def _starts(task: Any, tokenizer: Any, row: dict, ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """0 and the further starts of steps; none where the rollout is empty, and none at its end token."""
+    if not ids:
+        return []
+    told = getattr(task, "steps", None)
+    found = told(row, tokenizer.convert_ids_to_tokens(list(ids))) if told else line_starts(pieces(tokenizer, ids))
+    last = len(ids) - (ids[-1] in ends)
+    return sorted({0} | {i for i in found if 0 < i < last})
