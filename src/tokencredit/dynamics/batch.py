@@ -79,20 +79,26 @@ def roll_out(checkpoint: Checkpoint, rows: Sequence[dict], group: int, seed: int
     c = checkpoint
     prompts = encode_prompts(c.tokenizer, rows, c.model.config, c.max_new_tokens)
     sampled = sample(c.model, c.tokenizer, prompts, group, max_new_tokens=c.max_new_tokens, temperature=c.temperature, seed=seed)
-    flat: list[Completion] = [completion for some in sampled for completion in some]
+    flat = [completion for some in sampled for completion in some]
     owner = [i for i, some in enumerate(sampled) for _ in some]
-    verdicts = [judge(c.tokenizer, c.task, rows[i], completion) for i, completion in zip(owner, flat)]
-    ids, own = [completion.ids for completion in flat], [prompts[i] for i in owner]
+    return scored(c, [rows[i] for i in owner], [prompts[i] for i in owner], flat, owner, seed, needs=needs)
+
+
+def scored(checkpoint: Checkpoint, rows: Sequence[dict], prompts: Sequence[Sequence[int]], completions: Sequence[Completion],
+           group: Sequence[int], seed: int, *, needs: Sequence[str] = ()) -> Batch:  # fmt: skip
+    """Completions that the checkpoint's policy has sampled, verified and scored; everything is given per rollout."""
+    c = checkpoint
+    verdicts = [judge(c.tokenizer, c.task, row, completion) for row, completion in zip(rows, completions)]
+    ids, own = [completion.ids for completion in completions], [list(prompt) for prompt in prompts]
     passes = Passes(c.model, own, ids, temperature=c.temperature)
     mask = passes.grid(torch.ones(len(passes.batch), dtype=torch.float64)) > 0
-    there = [rows[i] for i in owner]
     scores = dict(zip(FREE, passes.values()))
     if beyond := sorted(set(needs) - set(FREE)):
-        scores |= scores_beyond(c, there, own, ids, mask, beyond, seed)
+        scores |= scores_beyond(c, rows, own, ids, mask, beyond, seed)
     reward = torch.tensor([float(verdict.correct) for verdict in verdicts], dtype=torch.float64)
     scores["entropy"] = scores["entropy"].clamp(min=0)
-    rollouts = Rollouts(reward=reward, group=torch.tensor(owner), mask=mask, scores=scores)
-    return Batch(there, own, ids, [x.truncated for x in flat], [verdict.reason for verdict in verdicts], rollouts)
+    rollouts = Rollouts(reward=reward, group=torch.tensor(group), mask=mask, scores=scores)
+    return Batch(list(rows), own, ids, [x.truncated for x in completions], [verdict.reason for verdict in verdicts], rollouts)
 
 
 def tokens_of(tokenizer: Any, completion: Sequence[int]) -> list[str]:
