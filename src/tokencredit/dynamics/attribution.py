@@ -96,8 +96,8 @@ class RewardGoal:
         """ValueError where no prompt's rewards differ."""
         keep = batch.rollouts.informative
         if not keep.any():
-            raise ValueError(f"in each of the {batch.num_prompts} prompts the gradient of the reward is estimated on, all rollouts earn the "
-                             "same: draw more prompts, or more rollouts of each")  # fmt: skip
+            raise ValueError(f"the gradient of the reward needs rollouts of a prompt that earn differently; none of {batch.num_prompts} prompts "
+                             "has them: draw more prompts, or more rollouts of each")  # fmt: skip
         weights, some = reward_weights(batch), batch.take(keep)
         return cls(Weights(*(w[keep] for w in weights)), batch.rollouts.group_index[keep], batch.num_prompts, some.passes(checkpoint))
 

@@ -3,9 +3,9 @@
     covariance   (log π − mean)(c − mean)                    entropy mechanism (arXiv:2505.22617) eq. 10
     tabular      κ (p (log p + H) − Σᵥ pᵥ² (log pᵥ + H))      what the token's gradient does to the entropy of its own distribution
 
-In the tabular picture every prefix has logits of its own: a step along −κ ∇_z log p moves them by −κ (e − p), and ∇_z H = −p (log p + H). It
-is Theorem 1 of the entropy mechanism for one sample; its Theorem 2, for the natural gradient, gives −covariance. In a network every token
-moves the distributions of all others too, and whether the picture still says who lowers entropy is what is measured here.
+In the tabular picture every prefix has logits of its own: a step along −κ ∇_z log p moves them by −κ (e − p), and ∇_z H = −p (log p + H).
+That is Theorem 1 of the entropy mechanism for one sample; its Theorem 2, for the natural gradient, gives −covariance. In a network every
+token moves the distributions of all others too, and whether the picture still says who lowers entropy is what is measured here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from tokencredit.masked import pool_mean
 from tokencredit.objective.covariance import covariance
 from tokencredit.stats import Estimate, holm
 
-GOALS_SIGNED = ("surprisal", "entropy", "credit", "covariance", "tabular", "success rate", "position")
-SIGNED = frozenset({"credit", "covariance", "tabular"})
 COVARIANCE_GROUPS = {"top 0.2 %": (0.998, 1.0), "top 2 %": (0.98, 1.0), "top 20 %": (0.8, 1.0), "middle 60 %": (0.2, 0.8),
                      "lowest 20 %": (0.0, 0.2)}  # fmt: skip
 
@@ -37,8 +35,8 @@ def diagnostics(update: Update) -> dict[str, Tensor]:
     rate = pool_mean(rollouts.success.double()[:, None], torch.ones_like(mask[:, :1]), rollouts.group_index)
     place = torch.arange(mask.shape[1], dtype=torch.float64).expand(mask.shape)
     found = {"surprisal": -logprob, "entropy": rollouts.score("entropy").double(), "credit": update.credit,
-             "covariance": covariance(logprob, update.credit, mask), "tabular": own_context(update), "success rate": rate.expand(mask.shape),
-             "position": place}  # fmt: skip
+             "covariance": covariance(logprob, update.credit, mask), "tabular": own_context(update),
+             "success rate": rate.expand(mask.shape), "position": place}  # fmt: skip
     return {name: values.masked_fill(~mask, 0) for name, values in found.items()}
 
 
@@ -70,9 +68,10 @@ def rank_correlations(columns: Mapping[str, np.ndarray], targets: Mapping[str, n
         sizes = target.startswith("size of")
         stack = np.stack([*(np.abs(x) if sizes else x for x in columns.values()), values])
         draws = spearman_matrix(stack, boot.weights)[:, :-1, -1]
-        p_values = [boot.p_value(draws[:, k]) for k in range(len(columns))]
-        found[target] = {name: {"estimate": boot.estimate(draws[:, k]), "p": p_values[k], "holm": float(adjusted)}
-                         for k, (name, adjusted) in enumerate(zip(columns, _holm(p_values)))}  # fmt: skip
+        estimates = [boot.estimate(draws[:, k]) for k in range(len(columns))]
+        p_values = [boot.p_value(draws[:, k]) if np.isfinite(each.low) else np.nan for k, each in enumerate(estimates)]
+        found[target] = {name: {"estimate": each, "p": p, "holm": float(adjusted)}
+                         for name, each, p, adjusted in zip(columns, estimates, p_values, _holm(p_values))}  # fmt: skip
     return found
 
 
@@ -106,4 +105,5 @@ def agreement_in_sign(prediction: np.ndarray, share: np.ndarray, boot: Bootstrap
     same = (np.sign(prediction) == np.sign(share)).astype(float)
     moving = ((share != 0) & (prediction != 0)).astype(float)
     ones, size = boot.sums(moving), boot.sums(moving * np.abs(share))
-    return {"tokens": boot.estimate(boot.sums(moving * same) / ones), "weighted": boot.estimate(boot.sums(moving * same * np.abs(share)) / size)}
+    heavy = boot.sums(moving * same * np.abs(share))
+    return {"tokens": boot.estimate(boot.sums(moving * same) / ones), "weighted": boot.estimate(heavy / size)}

@@ -1,4 +1,4 @@
-"""What entropy costs in reward: changes of both with their joint uncertainty, differences between methods, and ratios that may be undefined.
+"""What entropy costs in reward: changes of both with their joint uncertainty, differences of methods, and ratios that may be undefined.
 
     ρ = (dH − dH₀) / (dJ₀ − dJ)        entropy kept per reward given up, against a baseline on the same rollouts
     σ = dH / dJ                        entropy per reward gained, of one step; its length drops out
@@ -82,7 +82,7 @@ class Change:
 
 
 def fieller(top: float, bottom: float, covariance: np.ndarray) -> tuple[float, float] | None:
-    """Ends of {ρ: (top − ρ bottom)² ≤ (1, −ρ) C (1, −ρ)ᵀ}; covariance C is multiplied by the squared quantile. None where bottom may be 0."""
+    """Ends of {ρ: (top − ρ bottom)² ≤ (1, −ρ) C (1, −ρ)ᵀ}, C the covariance times the squared quantile. None where bottom may be 0."""
     a = bottom**2 - covariance[1, 1]
     if a <= 0:
         return None
