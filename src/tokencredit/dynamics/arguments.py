@@ -32,7 +32,7 @@ def open_from(args: argparse.Namespace, **options: Any) -> Any:
     from tokencredit.dynamics.checkpoint import open_checkpoint
 
     if args.source is None:
-        raise ValueError("no run is given: name one with --run. `tokencredit train --out runs/grpo --set save_every=10` makes one whose "
-                         "checkpoints hold the optimizer's state, in half a minute; `tokencredit demo` makes several")  # fmt: skip
+        raise ValueError("no run is given: name one with --run. `tokencredit train --out runs/grpo` makes one on the embedded world, in "
+                         "half a minute, and its checkpoints hold the optimizer's state; `tokencredit demo` makes several")  # fmt: skip
     checkpoint = open_checkpoint(args.source, args.checkpoint, method=args.method, **options)
     return checkpoint.fresh(args.optimizer) if args.optimizer else checkpoint

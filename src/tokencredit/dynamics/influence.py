@@ -1,0 +1,59 @@
+"""Predicted changes of log-probabilities against the changes that real steps make, over a range of learning rates.
+
+    R² = 1 − Σ (real − predicted)² / Σ (real − mean real)²
+
+of the prediction as it stands: no slope and no offset is fitted, so that a prediction of the right shape and the wrong size fails. Every
+part of a step is proportional to the learning rate, so the prediction at one rate is that at another, scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokencredit.dynamics.passes import Passes
+from tokencredit.dynamics.update import Update
+from tokencredit.dynamics.vectors import moved
+from tokencredit.stats import Estimate, jackknife
+
+FACTORS = (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+"""Learning rates, in units of the run's own."""
+
+
+def real_changes(passes: Passes, update: Update, factors: Sequence[float] = FACTORS) -> Tensor:
+    """[R, B, T]: how the log-probs of some completions change when the step is made at each learning rate; the model is as it was after."""
+    before = passes.values()[0]
+    found = []
+    for factor in factors:
+        with moved(passes.parameters, update.vector, factor):
+            found.append(passes.values()[0] - before)
+    return torch.stack(found)
+
+
+def r2(real: np.ndarray, predicted: np.ndarray) -> float:
+    """R² of the prediction as it is; NaN where nothing changed."""
+    spread = np.square(real - real.mean()).sum()
+    return float(1 - np.square(real - predicted).sum() / spread) if spread > 0 else float("nan")
+
+
+def slope(real: np.ndarray, predicted: np.ndarray) -> float:
+    """Σ real · predicted / Σ predicted²: 1 where the prediction has the right size."""
+    size = np.square(predicted).sum()
+    return float((real * predicted).sum() / size) if size > 0 else float("nan")
+
+
+def over_prompts(statistic, real: np.ndarray, predicted: np.ndarray, prompt: np.ndarray, level: float = 0.95) -> Estimate:
+    """A statistic of (real [N], predicted [N]) with the jackknife's interval over prompts [N]; fewer than 3 prompts have none (NaN)."""
+    names = np.unique(prompt)
+    left_out = [statistic(real[prompt != name], predicted[prompt != name]) for name in names]
+    return interval(statistic(real, predicted), left_out, level)
+
+
+def interval(value: float, left_out: Sequence[float], level: float = 0.95) -> Estimate:
+    """The jackknife's interval from the statistic without each prompt; NaN ends where one of these is undefined or prompts are too few."""
+    if len(left_out) < 3 or not np.isfinite([value, *left_out]).all():
+        return Estimate(float(value), float("nan"), float("nan"), len(left_out), level)
+    return jackknife(value, left_out, level)
