@@ -163,7 +163,7 @@ def _world_parser(commands) -> None:
 
 
 def _report_parser(commands) -> None:
-    p = _command(commands, "report", _report, "One self-contained HTML page of training runs and correlation studies.",
+    p = _command(commands, "report", _report, "One self-contained HTML page of training runs and studies.",
                  "  tokencredit report runs/demo/* --out report.html\n"
                  "  tokencredit report runs/gtpo runs/correlation --out both.html")  # fmt: skip
     p.add_argument("runs", type=Path, nargs="+", help="directories of runs and studies, or directories of these")
@@ -302,7 +302,7 @@ def _show(args) -> int:
 
 def _report(args) -> int:
     from tokencredit import report
-    from tokencredit.report.correlation import sections_of
+    from tokencredit.report.kinds import sections_of
     from tokencredit.studies.learning import apart, compare, find_runs
 
     runs, studies = apart(find_runs(args.runs))

@@ -5,8 +5,7 @@ Everything shown is a figure of the study's `result.json`; names of figures are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,6 @@ MEASURES = {
 }
 SPLIT_PROXIES = ("entropy", "surprisal", "gradient_norm", "perturbation_variance")
 TABLE = ("captured", "corrected_ranks", "spearman", "spearman_within", "partial", "auroc", "average_precision", "precision_few")
-
-
-def sections_of(directories: Sequence[Path]) -> list[Section]:
-    """The sections of several studies; where there is more than one, titles begin with the study's directory."""
-    if len(directories) == 1:
-        return sections(directories[0])
-    return [replace(section, title=f"{directory}: {section.title}") for directory in directories for section in sections(directory)]
 
 
 def sections(directory: str | Path) -> list[Section]:

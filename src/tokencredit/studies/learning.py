@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tokencredit.methods import METHODS
-from tokencredit.runs import Run, RunError, read_json
+from tokencredit.report.kinds import KINDS, kind_of
+from tokencredit.runs import Run, RunError
 from tokencredit.stats import Estimate, mean_of_units
 from tokencredit.studies.claims import findings
 
 # What an evaluation's figures depend on besides the policy; the rest of a config is how the policy was made.
 SAME_FOR_ALL = ("task", "task_options", "model", "temperature", "max_new_tokens", "eval_prompts", "eval_samples")
-STUDY = "correlation"  # what a correlation study calls itself in its files
 # What makes no other run: seeds and how a run is watched.
 FREE_WITHIN_METHOD = ("seed", "threads", "save_every", "record_every", "record_rows", "eval_every", "eval_batch", "accumulate")
 
@@ -44,23 +44,17 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def apart(directories: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """(training runs, correlation studies) among the directories found. ValueError names a study that has not finished."""
-    studies = [path for path in directories if is_study(path)]
+    """(training runs, studies) among the directories found. ValueError names a study that has not finished."""
+    studies = [path for path in directories if kind_of(path)]
     runs = [path for path in directories if path not in studies]
     for path in runs:
-        if Run.open(path).info["method_name"] == STUDY:
+        if Run.open(path).info["method_name"] in KINDS:
             raise ValueError(f"{path}: this study has no result yet; give its command again and it goes on where it was")
     return runs, studies
 
 
-def is_study(path: Path) -> bool:
-    """Whether a directory holds the result of a correlation study."""
-    file = Path(path) / "result.json"
-    return file.exists() and read_json(file).get("study") == STUDY
-
-
 def _holds(path: Path) -> bool:
-    return (path / "run.json").exists() or is_study(path)
+    return (path / "run.json").exists() or kind_of(path) is not None
 
 
 def compare(run_dirs: Sequence[str | Path], *, treatment: str = "gtpo", baselines: Sequence[str] = ("dapo", "grpo")) -> dict[str, Any]:
