@@ -39,7 +39,8 @@ class Batch:
 
     def passes(self, checkpoint: Checkpoint) -> Passes:
         """Values and derivatives of the checkpoint's policy on these completions; [B, T] as the rollouts."""
-        return Passes(checkpoint.model, self.prompts, self.completions, temperature=checkpoint.temperature)
+        width = self.rollouts.mask.shape[1]
+        return Passes(checkpoint.model, self.prompts, self.completions, temperature=checkpoint.temperature, width=width)
 
     def take(self, keep: Tensor) -> Batch:
         """The rollouts that `keep` ([B] bool or [K] int) selects, in order; the width stays."""

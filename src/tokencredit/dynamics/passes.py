@@ -32,14 +32,15 @@ class Passes:
     """A model and the completions that are looked at: prompts and completions are token ids, one pair per row; results are [B, T].
 
     parameters  the trainable ones by name: what a vector has an entry for
+    width       T, where it is more than the longest completion has
     """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, temperature: float = 1.0,
-                 tokens: int = TOKENS) -> None:  # fmt: skip
+                 tokens: int = TOKENS, width: int = 0) -> None:  # fmt: skip
         if not any(len(completion) for completion in completions):
             raise ValueError("no completion has a token: there is nothing to differentiate")
         self.model, self.tokens, self.num_rows = model, tokens, len(completions)
-        self.width = max(len(completion) for completion in completions)
+        self.width = max(width, max(len(completion) for completion in completions))
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         device = next(model.parameters()).device
         self.batch: Sequences = pad(prompts, completions, device)
