@@ -3,7 +3,8 @@
     none       0 from token t on, its own entropy and its own place included: G − b = Σ_{k≥t} Hₖ
     entropy    the token's own entropy: G − b = Σ_{k>t} Hₖ
     position   the mean over the rollouts of other prompts, of tokens at the same place
-    ridge      a linear regression on the prefix's features, fitted on other prompts
+    ridge      a linear regression on what the prefix shows, fitted on other prompts: place, entropy here and before, log-prob before
+    hidden     the same, and the hidden state that the token is drawn from
 
 "none" and "entropy" are those of P. Saad, "Entropy Dynamics in Reinforcement Learning" (2025), `none` and `Hk`.
 """
@@ -14,15 +15,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
+from tokencredit.dynamics.passes import Passes
+from tokencredit.lm.readout import evaluating
 from tokencredit.masked import over, pool, zero_off
 from tokencredit.rollouts import Rollouts
 
-BASELINES = ("none", "entropy", "position", "ridge")
+BASELINES = ("none", "entropy", "position", "ridge", "hidden")
 BINS = 64
 FOLDS = 5
-STRENGTH = 1e-3
-"""Ridge penalty per token, for features of unit variance."""
+PENALTY = 1e-3
+"""Of the ridge, per token, for features of mean square 1."""
+WIDTH = 64
+"""Columns that hidden states are projected to where they have more."""
 
 
 class Baseline(NamedTuple):
@@ -32,6 +38,12 @@ class Baseline(NamedTuple):
     length: Tensor
 
 
+def before(x: Tensor, mask: Tensor) -> Tensor:
+    """[B, T]: Σ_{k<t} x over the row's tokens; 0 off the mask."""
+    x = zero_off(x, mask)
+    return zero_off(x.cumsum(1) - x, mask)
+
+
 def after(x: Tensor, mask: Tensor) -> Tensor:
     """[B, T]: Σ_{k>t} x over the row's tokens; 0 off the mask."""
     x = zero_off(x, mask)
@@ -39,7 +51,7 @@ def after(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def baseline_of(rollouts: Rollouts, name: str, features: Tensor | None = None) -> Baseline:
-    """A baseline by name. ValueError for another name, or features of another shape."""
+    """A baseline by name; "hidden" needs `features` [B, T, F], see `hidden_states`. ValueError for another name or other shapes."""
     if name not in BASELINES:
         raise ValueError(f"{name!r} is not a baseline of what is to come; there are {', '.join(BASELINES)}")
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
@@ -48,11 +60,14 @@ def baseline_of(rollouts: Rollouts, name: str, features: Tensor | None = None) -
         return Baseline(-entropy, -tokens)
     if name == "entropy":
         return Baseline(torch.zeros_like(entropy), torch.zeros_like(entropy))
+    if name == "hidden" and (features is None or features.shape[:2] != mask.shape):
+        there = None if features is None else list(features.shape)
+        raise ValueError(f'the baseline "hidden" needs features [B, T, F] with [B, T] = {list(mask.shape)}, got {there}: hidden_states(passes)')
     targets = torch.stack([after(entropy, mask), after(tokens, mask)], -1)
-    group, place = rollouts.group_index, places(mask)
     if name == "position":
-        return Baseline(*others_mean(targets, mask, group, place).unbind(-1))
-    return Baseline(*ridge(targets, mask, group, prefix_features(rollouts, features)).unbind(-1))
+        return Baseline(*others_mean(targets, mask, rollouts.group_index, places(mask)).unbind(-1))
+    columns = prefix_features(rollouts, features if name == "hidden" else None)
+    return Baseline(*ridge(targets, mask, rollouts.group_index, columns).unbind(-1))
 
 
 def places(mask: Tensor) -> Tensor:
@@ -66,26 +81,21 @@ def others_mean(targets: Tensor, mask: Tensor, group: Tensor, place: Tensor) -> 
     bins = int(place.max()) + 1
     row = group[:, None].expand_as(mask)[mask]
     flat, here = torch.cat([targets[mask], targets.new_ones(len(row), 1)], 1), place[mask]
-    whole, own = pool(flat, here), pool(flat, row * bins + here)
-    rest = whole - own
+    rest = pool(flat, here) - pool(flat, row * bins + here)
     found = torch.zeros_like(targets)
     found[mask] = over(rest[:, :-1], rest[:, -1:].expand(-1, targets.shape[-1]))
     return found
 
 
-def prefix_features(rollouts: Rollouts, given: Tensor | None = None) -> Tensor:
-    """[B, T, F] known before the token is drawn: place, entropy, the mean entropy and log-prob of the tokens before, and what is given."""
+def prefix_features(rollouts: Rollouts, more: Tensor | None = None) -> Tensor:
+    """[B, T, F] known before the token is drawn: place, entropy (by place too), entropy and log-prob of the tokens before; and `more`."""
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
-    if given is not None and given.shape[:2] != mask.shape:
-        raise ValueError(f"features are [B, T, F] with [B, T] = {list(mask.shape)}, got {list(given.shape)}")
-    count = torch.arange(mask.shape[1], dtype=torch.float64, device=mask.device).expand_as(entropy)
-    before = [over(x.cumsum(1) - x, count) for x in (entropy, rollouts.score("logprob").double())]
+    count = before(torch.ones_like(entropy), mask)
+    means = [over(before(x, mask), count) for x in (entropy, rollouts.score("logprob").double())]
     last = torch.cat([torch.zeros_like(entropy[:, :1]), entropy[:, :-1]], 1)
-    place = torch.nn.functional.one_hot(places(mask), int(places(mask).max()) + 1).double()
-    columns = torch.stack([entropy, entropy.square(), last, *before], -1)
-    interactions = columns[..., :1] * place
-    parts = [place, columns, interactions] if given is None else [place, columns, interactions, given.double()]
-    return torch.cat(parts, -1)
+    place = one_hot(places(mask), int(places(mask).max()) + 1).double()
+    columns = [place, torch.stack([entropy.square(), last, *means], -1), entropy[..., None] * place]
+    return torch.cat(columns if more is None else [*columns, more.double()], -1)
 
 
 def ridge(targets: Tensor, mask: Tensor, group: Tensor, features: Tensor) -> Tensor:
@@ -93,12 +103,29 @@ def ridge(targets: Tensor, mask: Tensor, group: Tensor, features: Tensor) -> Ten
     found, fold = torch.zeros_like(targets), (group % FOLDS)[:, None].expand_as(mask)[mask]
     x, y = features[mask], targets[mask]
     x = x / x.square().mean(0).sqrt().clamp_min(1e-12)
-    out = torch.zeros_like(y)
-    grams = [(x[fold == k].T @ x[fold == k], x[fold == k].T @ y[fold == k], int((fold == k).sum())) for k in range(FOLDS)]
-    for k in range(FOLDS):
-        gram, cross, count = (sum(part[i] for j, part in enumerate(grams) if j != k) for i in range(3))
-        if count:
-            penalty = STRENGTH * count * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-            out[fold == k] = x[fold == k] @ torch.linalg.solve(gram + penalty, cross)
+    out, parts = torch.zeros_like(y), [fold == k for k in range(FOLDS)]
+    grams, crosses = ([x[some].T @ z[some] for some in parts] for z in (x, y))
+    for k, some in enumerate(parts):
+        others = int((~some).sum())
+        if others and some.any():
+            penalty = PENALTY * others * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+            gram, cross = (sum(part for j, part in enumerate(each) if j != k) for each in (grams, crosses))
+            out[some] = x[some] @ torch.linalg.solve(gram + penalty, cross)
     found[mask] = out
     return found
+
+
+def hidden_states(passes: Passes) -> Tensor:
+    """[B, T, F]: the hidden state that every token is drawn from, F at most `WIDTH`: wider ones are projected at random, always the same."""
+    found = None
+    with torch.no_grad(), evaluating(passes.model):
+        for part, keep in passes.batch.chunks(passes.tokens):
+            hidden = passes.readout.hidden(part.ids, part.attention)[part.row, part.position].double().cpu()
+            if hidden.shape[1] > WIDTH:
+                generator = torch.Generator().manual_seed(0)
+                hidden = hidden @ torch.randn(hidden.shape[1], WIDTH, generator=generator, dtype=torch.float64)
+            found = hidden.new_zeros(len(passes.batch), hidden.shape[1]) if found is None else found
+            found[keep] = hidden
+    grid = found.new_zeros(passes.num_rows, passes.width, found.shape[1])
+    grid[tuple(x.cpu() for x in passes.place)] = found
+    return grid
