@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-ACTIONS = ()
+from tokencredit.dynamics import noise_scale_command
+
+ACTIONS = (noise_scale_command,)
 """Modules with `add_action(actions)`."""
 
 

@@ -1,0 +1,108 @@
+"""Sections of a gradient noise scale: the figures, and predicted variance over prompts and rollouts with what a budget pays for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokencredit.report.section import Section, scrolling, text
+from tokencredit.runs import read_json
+
+WIDTH, HEIGHT, LEFT, TOP = 76, 34, 64, 26
+
+
+def sections(directory: str | Path) -> list[Section]:
+    """All sections of the result in `directory`."""
+    result = read_json(Path(directory) / "result.json")
+    return [_figures(result), *([_map(result)] if result["grid"] else [])]
+
+
+def write(directory: Path, out: Path, title: str = "Gradient noise scale") -> Path:
+    """The page of one result."""
+    from tokencredit import report
+
+    return report.write([], out, {}, title=title, extra=sections(directory))
+
+
+def _figures(result: Mapping[str, Any]) -> Section:
+    facts = [("Checkpoint", f"{result['checkpoint']} (step {result['step']})"), ("Method", result["method"]),
+             ("Task", f"{result['task']}, temperature {result['temperature']:g}; {result['success']:.0%} of the rollouts succeed"),
+             ("Rollouts", f"{result['prompts']} prompts × {result['group']}, {result['prompts_counted']} prompts counted"),
+             ("Gradients", f"sketched to {result['sketched']:,} numbers each" if result["sketched"] else "whole"),
+             ("Seed", result["seed"])]  # fmt: skip
+    listed = "".join(f'<div class="fact"><dt>{text(name)}</dt><dd>{text(value)}</dd></div>' for name, value in facts)
+    said = "".join(f"<li>{text(finding)}</li>" for finding in result["findings"])
+    rows = "".join(map(_row, result["figures"].values()))
+    table = scrolling("Figures", f"<table><thead><tr><th></th><th>value</th><th>unit</th></tr></thead><tbody>{rows}</tbody></table>")
+    note = ('<p class="note">Intervals: 95 %, jackknife over prompts; Fieller’s for ratios, without an upper end (–) where the denominator '
+            "may be 0. Estimates are not clamped.</p>")  # fmt: skip
+    return Section("How noisy the gradient is", f'<dl class="facts">{listed}</dl><ul>{said}</ul>{table}{note}'
+                                                f"<p><code>{text(result['command'])}</code></p>")  # fmt: skip
+
+
+def _row(figure: Mapping[str, Any]) -> str:
+    value, low, high = (_short(figure[name]) for name in ("value", "low", "high"))
+    return (f'<tr><th scope="row">{text(figure["label"])}</th><td>{value} <span class="ends">[{low}, {high}]</span></td>'
+            f'<td>{text(figure["unit"])}</td></tr>')  # fmt: skip
+
+
+def _map(result: Mapping[str, Any]) -> Section:
+    """Shaded cells over prompts and rollouts, the line of equal cost through them and the best point on it."""
+    cell = {(row["prompts"], row["group"]): row for row in result["grid"]}
+    prompts, groups = (sorted({key[place] for key in cell}) for place in (0, 1))
+    at = lambda p, k: (LEFT + WIDTH * (_place(prompts, p) + 0.5), TOP + HEIGHT * (_place(groups, k) + 0.5))  # noqa: E731
+    width, height = LEFT + WIDTH * len(prompts), TOP + HEIGHT * len(groups) + 34
+    shapes = [_cell(cell[p, k], *at(p, k)) for p in prompts for k in groups]
+    shapes += [f'<text class="tick" x="{at(p, groups[0])[0]:.1f}" y="{TOP - 8}" text-anchor="middle">{p}</text>' for p in prompts]
+    shapes += [f'<text class="tick" x="{LEFT - 8}" y="{at(prompts[0], k)[1] + 4:.1f}" text-anchor="end">{k}</text>' for k in groups]
+    shapes += [f'<text class="tick" x="{LEFT}" y="{height - 12}">prompts across, rollouts of each down</text>']
+    costs, choice, own = result["costs"], result["choice"], result["own_batch"]
+    line = [at(p, k) for k, p in _affordable(costs, groups) if prompts[0] <= p <= prompts[-1]]
+    shapes.append(f'<polyline class="cost" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in line)}"/>')
+    shapes += [_mark(at, each, prompts, groups, name) for each, name in ((own, "own"), (choice, "best"))]
+    label = "Predicted variance over prompts and rollouts"
+    drawing = f'<svg class="heat" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}">{"".join(shapes)}</svg>'
+    note = (f'<p class="note">Leave-one-out credit; the run’s own batch (open circle, {own["prompts"]} × {own["group"]}) is 1. Line: what '
+            f'a budget of {costs["budget"]:g} pays for at {costs["prompt"]:g} per prompt and {costs["rollout"]:g} per rollout. Full '
+            f'circle: its least noisy batch, {choice["prompts"]} × {choice["group"]}. Point at a cell for its interval.</p>')  # fmt: skip
+    return Section("Predicted variance of the batch gradient", note + scrolling(label, drawing))
+
+
+def _cell(row: Mapping[str, Any], x: float, y: float) -> str:
+    """One cell, darker where there is less noise."""
+    relative = row["relative"]
+    shade = 0.0 if relative is None or relative <= 0 else min(max(0.4 - 0.12 * math.log2(relative), 0.0), 0.85)
+    said = (f"{row['prompts']} prompts × {row['group']} rollouts: variance {_short(row['variance'])} [{_short(row['low'])}, "
+            f"{_short(row['high'])}], cost {row['cost']:g}")  # fmt: skip
+    box = f'x="{x - WIDTH / 2:.1f}" y="{y - HEIGHT / 2:.1f}" width="{WIDTH}" height="{HEIGHT}"'
+    return (f'<g><title>{text(said)}</title><rect {box} fill-opacity="{shade:.2f}"/>'
+            f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle">{_short(relative)}</text></g>')  # fmt: skip
+
+
+def _mark(at: Any, shape: Mapping[str, Any], prompts: Sequence[int], groups: Sequence[int], name: str) -> str:
+    if not (prompts[0] <= shape["prompts"] <= prompts[-1] and groups[0] <= shape["group"] <= groups[-1]):
+        return ""
+    x, y = at(shape["prompts"], shape["group"])
+    return f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="{11 if name == "own" else 7}"/>'
+
+
+def _affordable(costs: Mapping[str, float], groups: Sequence[int]) -> list[tuple[float, float]]:
+    """(K, P) along the budget, a hundred points."""
+    ends = math.log(groups[0]), math.log(groups[-1])
+    ks = [math.exp(ends[0] + (ends[1] - ends[0]) * i / 99) for i in range(100)]
+    return [(k, costs["budget"] / (costs["prompt"] + k * costs["rollout"])) for k in ks]
+
+
+def _place(marks: Sequence[int], value: float) -> float:
+    """Where a value is among the marks, logarithmic between two of them."""
+    after = next((i for i, mark in enumerate(marks) if mark >= value), len(marks) - 1)
+    if not after:
+        return 0.0
+    low, high = math.log(marks[after - 1]), math.log(marks[after])
+    return after - 1 + (math.log(value) - low) / (high - low)
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}".replace("-", "−")
