@@ -41,20 +41,22 @@ def run_command(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        console.print(table(found))
-        console.print("Figures: --json. Proofs and counter-examples: docs/theory.md")
+        console.print(table(found, in_full=bool(args.only)))
+        console.print("What is true instead: --only NAME. Figures: --json. Proofs and counter-examples: docs/theory.md")
     if args.out:
         write_json(args.out, result)
         console.print(f"Figures: {args.out}", soft_wrap=True)
     return 0 if found["passed"] else 1
 
 
-def table(found: dict[str, Any]) -> Table:
-    """Statement, verdict and true form, and whether the check passed."""
-    shown = Table("", "statement, and what is true", "verdict", "check", show_lines=True)
+def table(found: dict[str, Any], in_full: bool = False) -> Table:
+    """Statement, verdict and whether the check passed; in full, with the true form and the figures."""
+    shown = Table("", "statement", "verdict", "check", box=None, pad_edge=False)
     shown.columns[0].no_wrap = True
     for key, each in found["statements"].items():
         failed = [name for name, holds in each["conditions"].items() if not holds]
         told = Text(f"fails: {'; '.join(failed)}", style="bold red") if failed else Text("passes", style="green")
-        shown.add_row(Text(key, style="bold"), Text.assemble(each["text"], "\n", (each["sharp"], "dim")), Text(each["verdict"]), told)
+        lines = [each["sharp"], *(f"{name}: {value:.4g}" for name, value in each["figures"].items())] if in_full else []
+        text = Text.assemble(each["text"], *((f"\n{line}", "dim") for line in lines))
+        shown.add_row(Text(key, style="bold"), text, Text(each["verdict"]), told)
     return shown

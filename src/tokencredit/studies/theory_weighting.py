@@ -156,7 +156,7 @@ def check_weighting(unbiased: tuple[str, ...] = ("entropy", "root_fisher")) -> C
     conditions["a weight of the prefix rescales its row"] = float(rescaled) <= EXACT
     figures |= {f"uphill component, two tokens, w = {name}": _two_tokens(w) for name, w in _TWO.items()}
     conditions["a weight of the chosen token can go downhill"] = all(_two_tokens(w) < 0 for name, w in _TWO.items() if name != "1")
-    conditions["no weight goes uphill there"] = _two_tokens(_TWO["1"]) > 0
+    conditions["without a weight it goes uphill there"] = _two_tokens(_TWO["1"]) > 0
     return Check(figures, conditions)
 
 
