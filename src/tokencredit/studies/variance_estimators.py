@@ -1,0 +1,172 @@
+"""Bias and variance of a gradient estimator, from products of the prompts' gradients that meet no noise of their own.
+
+x is the gradient that one prompt with its group of rollouts gives, μ = E x, τ the true policy gradient, 0 the unweighted estimator:
+
+    |μ|²      mean of x_p · x_q over different prompts p ≠ q           tr Cov = E|x|² − |μ|²
+    ⟨μ, μ₀⟩   mean of x_p · x⁰_q over p ≠ q                            ⟨μ, τ⟩, |τ|² likewise; τ is estimated on other prompts
+    between prompts   mean of x_p · x′_p − |μ|², x and x′ two groups of the same prompt; the rest of tr Cov is within prompts
+
+Each is unbiased (U-statistics); ratios are taken last. Squared norms of means, or dot products within a batch, would carry tr Cov / n.
+Every statistic is an array [1 + N + M]: its value, then without one of the N study prompts each, then without one of the M prompts that
+τ is estimated on; arithmetic on whole arrays is then its own jackknife. Source of the interval: Efron and Stein (1981), two samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from tokencredit.stats import Estimate, jackknife_ratio
+
+LEVEL = 0.95
+UNRESOLVED = Estimate(np.nan, np.nan, np.nan, 0)
+POSITIVE = frozenset({"length", "ess_variance", "efficiency", "efficiency_ratio"})
+DIRECTED = frozenset({"cosine", "angle", "truth_cosine", "truth_angle", "length", "ess_variance"})
+ACCURATE = frozenset({"mse", "ess", "efficiency", "efficiency_ratio"})
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the figures of one method are made of, [1 + N + M] each.
+
+    second       E|x|²            signal       |μ|²             pair         E x · x′
+    with_base    ⟨μ, μ₀⟩          with_truth   ⟨μ, τ⟩           truth        |τ|²
+    credited     tokens of a group with any weight               tokens_apart E Σₜ |xₜ|², xₜ the term of one token
+    """
+
+    second: np.ndarray
+    signal: np.ndarray
+    pair: np.ndarray
+    with_base: np.ndarray
+    with_truth: np.ndarray
+    truth: np.ndarray
+    credited: np.ndarray
+    tokens_apart: np.ndarray
+    num: int
+
+    @property
+    def noise(self) -> np.ndarray:
+        """tr Cov of one prompt's gradient."""
+        return self.second - self.signal
+
+    @classmethod
+    def of(cls, table: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> Moments:
+        """From the tables of products that `variance_gradients` makes: per study prompt [N], per prompt of the truth [M]."""
+        n, m = len(table["square"]), len(table["truth_side"])
+        mean = {name: _mean(table[name], m) for name in ("square", "pair", "credited", "tokens_apart")}
+        own = (table["square"] + table["pair"]) / 2  # |x̄|² of the mean of two groups
+        signal = _pairs(own, table["sum"], table["sum"], m)
+        with_base = _pairs(table["base_own"], table["base_sum"], table["sum_base"], m)
+        flat = _pairs(truth["square"], truth["sum"], truth["sum"], 0)
+        return cls(mean["square"], signal, mean["pair"], with_base, _cross(table["truth_sum"], table["truth_side"]),
+                   np.concatenate([flat[:1], np.full(n, flat[0]), flat[1:]]), mean["credited"], mean["tokens_apart"], n)  # fmt: skip
+
+
+def _mean(values: np.ndarray, others: int) -> np.ndarray:
+    total, n = values.sum(), len(values)
+    return np.concatenate([[total / n], (total - values) / (n - 1), np.full(others, total / n)])
+
+
+def _pairs(own: np.ndarray, left: np.ndarray, right: np.ndarray, others: int) -> np.ndarray:
+    """Mean of a_p · b_q over p ≠ q, from a_p · b_p, a_p · Σb and b_p · Σa, [N] each."""
+    n, total = len(own), left.sum()
+    value = (total - own.sum()) / (n * (n - 1))
+    without = (total - left - right + 2 * own - own.sum()) / ((n - 1) * (n - 2))
+    return np.concatenate([[value], without, np.full(others, value)])
+
+
+def _cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Mean of a_p · b_q over two samples, from a_p · Σb [N] and b_q · Σa [M]."""
+    n, m, total = len(left), len(right), left.sum()
+    return np.concatenate([[total / (n * m)], (total - left) / ((n - 1) * m), (total - right) / (n * (m - 1))])
+
+
+def interval(statistic: np.ndarray, num: int, log: bool = False) -> Estimate:
+    """Jackknife interval of a statistic [1 + N + M] whose first sample has `num` = N members; on the logarithm where asked.
+
+    Where it is not defined for the whole sample, or without one of its members, it is not resolved: NaN.
+    """
+    with np.errstate(all="ignore"):
+        x = np.log(statistic) if log else statistic
+    if not np.isfinite(x).all():
+        return UNRESOLVED
+    samples = [each for each in (x[1 : 1 + num], x[1 + num :]) if len(each)]
+    variance = sum((len(each) - 1) / len(each) * ((each - each.mean()) ** 2).sum() for each in samples)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, min(map(len, samples)) - 1) * np.sqrt(variance))
+    low, high = x[0] - half, x[0] + half
+    return Estimate(float(statistic[0]), *map(float, (np.exp([low, high]) if log else (low, high))), num, LEVEL)
+
+
+def inverse(estimate: Estimate) -> Estimate:
+    """1 / x; without bound where x may be 0 or below."""
+    turn = [1 / x if x > 0 else np.inf for x in (estimate.value, estimate.high, estimate.low)]
+    return UNRESOLVED if np.isnan(estimate.value) else Estimate(*turn, estimate.num, estimate.level)
+
+
+def degrees(cosine: Estimate) -> Estimate:
+    """The angle; cosines beyond 1, which noise can make, are 0 degrees."""
+    value, low, high = (float(np.degrees(np.arccos(np.clip(x, -1, 1)))) for x in (cosine.value, cosine.high, cosine.low))
+    return Estimate(value, low, high, cosine.num, cosine.level)
+
+
+def statistics_of(own: Moments, base: Moments, batch: int) -> dict[str, np.ndarray]:
+    """Every statistic of one method, beside the unweighted one's moments; mean squared errors are those of a batch of `batch` prompts.
+
+    relative_variance   ρ = tr Cov / |μ|²: prompts at which half of |batch gradient|² is noise
+    between_prompts     share of tr Cov that is between prompts: no number of rollouts per prompt takes it away
+    tokens_apart        E Σₜ|xₜ|² / E|x|²: 1 where the tokens' terms are orthogonal, below where they add up, above where they cancel
+    cosine, length      of μ against μ₀: of the angle, and the ratio of norms        truth_cosine   of μ against τ
+    mse_raw             (|μ − τ|² + tr Cov / n) / |τ|², in the method's own units
+    mse                 the least of it over lengths, as a learning rate absorbs them: 1 − cos² / (1 + ρ / n)
+    ess_variance        ρ₀ / ρ: unweighted rollouts that one weighted rollout is worth, bias apart
+    per_unweighted      n / n₀ where n₀ unweighted prompts have the `mse` of n weighted ones; not above 0: no number of them has
+    efficiency          ⟨μ, τ⟩² / |τ|² / E|x|² / credited tokens: squared projection on τ over the second moment, per credited token
+    efficiency_ratio    against the unweighted one's
+    """
+    with np.errstate(all="ignore"):
+        length, base_length, truth = np.sqrt(own.signal), np.sqrt(base.signal), np.sqrt(own.truth)
+        truth_cosine, base_cosine = own.with_truth / (length * truth), base.with_truth / (base_length * truth)
+        rho, rho_base = own.noise / own.signal, base.noise / base.signal
+        efficiency, base_efficiency = (x.with_truth**2 / own.truth / x.second / x.credited for x in (own, base))
+        return {
+            "relative_variance": rho, "between_prompts": (own.pair - own.signal) / own.noise, "tokens_apart": own.tokens_apart / own.second,
+            "cosine": own.with_base / (length * base_length), "truth_cosine": truth_cosine, "length": length / base_length,
+            "mse_raw": (own.signal - 2 * own.with_truth + own.truth + own.noise / batch) / own.truth,
+            "mse": 1 - truth_cosine**2 / (1 + rho / batch), "ess_variance": rho_base / rho,
+            "per_unweighted": batch / rho_base * (base_cosine**2 / truth_cosine**2 * (1 + rho / batch) - 1),
+            "efficiency": efficiency, "efficiency_ratio": efficiency / base_efficiency,
+        }  # fmt: skip
+
+
+def figures_of(own: Moments, base: Moments, batch: int) -> dict[str, Estimate]:
+    """The statistics with intervals: jackknife, on the logarithm for ratios above 0, Fieller's for the relative variance. Also `angle` and
+    `truth_angle` in degrees, and `ess`, n₀ / n: the effective sample size with bias, inf where no number of unweighted rollouts will do.
+
+    What squares or divides by a length or a cosine that may be 0 is not resolved: NaN.
+    """
+    found = {name: interval(x, own.num, log=name in POSITIVE) for name, x in statistics_of(own, base, batch).items()}
+    found |= {"relative_variance": _fieller(own), "ess": inverse(found.pop("per_unweighted"))}
+    found |= {"angle": degrees(found["cosine"]), "truth_angle": degrees(found["truth_cosine"])}
+    lost = DIRECTED | ACCURATE if not resolved(own) else frozenset() if found["truth_cosine"].low > 0 else ACCURATE
+    return {name: UNRESOLVED if name in lost else estimate for name, estimate in found.items()}
+
+
+def exact_figures_of(own: Moments, base: Moments, batch: int) -> dict[str, float]:
+    """The same numbers from moments that are known."""
+    found = {name: float(x[0]) for name, x in statistics_of(own, base, batch).items()}
+    least = found.pop("per_unweighted")
+    angle, truth_angle = np.degrees(np.arccos(np.clip([found["cosine"], found["truth_cosine"]], -1, 1))).tolist()
+    return found | {"angle": angle, "truth_angle": truth_angle, "ess": 1 / least if least > 0 else np.inf}
+
+
+def _fieller(own: Moments) -> Estimate:
+    noise, signal = (x[: 1 + own.num] for x in (own.noise, own.signal))
+    return jackknife_ratio(noise[0], signal[0], (noise[1:], signal[1:]), LEVEL)
+
+
+def resolved(own: Moments) -> bool:
+    """Whether |μ|² is above 0 by its interval: without that there is no direction to speak of."""
+    return interval(own.signal, own.num).low > 0

@@ -1,0 +1,69 @@
+"""Moments of the variance study -> named figures, and the blocks of names that the report draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokencredit.method import Method
+from tokencredit.stats import Estimate
+from tokencredit.studies.correlation_figures import Book
+from tokencredit.studies.variance_estimators import Moments, exact_figures_of, figures_of, interval, resolved
+from tokencredit.studies.variance_exact import World, measurable
+
+UNITS = {"relative_variance": "prompts", "between_prompts": "share of variance", "tokens_apart": "ratio", "cosine": "cosine",
+         "truth_cosine": "cosine", "angle": "degrees", "truth_angle": "degrees", "length": "ratio", "mse_raw": "share of |true gradient|²",
+         "mse": "share of |true gradient|²", "ess_variance": "unweighted rollouts per rollout", "ess": "unweighted rollouts per rollout",
+         "efficiency": "share of second moment per credited token", "efficiency_ratio": "ratio"}  # fmt: skip
+
+
+@dataclass
+class Figures:
+    """Enters figures into one book; mean squared errors are those of `batch` prompts."""
+
+    command: str
+    seed: int
+    batch: int
+    book: Book = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.book = Book(self.command, self.seed)
+
+    def methods(self, label: str, moments: Mapping[str, Moments], baseline: str) -> dict[str, dict[str, Any]]:
+        """{method: {"figures": {figure: name}, "resolved", "tokens": credited per group}}; a method without any gradient has no figures."""
+        found = {}
+        for name, own in moments.items():
+            if not own.second[0] > 0:
+                found[name] = {"figures": {}, "resolved": False, "tokens": 0.0}
+                continue
+            figures = figures_of(own, moments[baseline], self.batch) | {"signal": interval(own.signal, own.num)}
+            found[name] = {"figures": {figure: self.book.enter(f"{label}/{name}/{figure}", estimate, UNITS.get(figure, "squared gradient"))
+                                       for figure, estimate in figures.items()},
+                           "resolved": bool(resolved(own)), "tokens": float(own.credited[0])}  # fmt: skip
+        return found
+
+    def sampling(self, label: str, curves: Mapping[str, Sequence[Mapping[str, Estimate]]], fractions: Sequence[float],
+                 drawn: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:  # fmt: skip
+        """{"fractions", "curves": {scheme: {measure: [name]}}, "drawn": {scheme: name}}."""
+        names: dict[str, dict[str, list[str]]] = {}
+        units = {"added": "share of variance", "cost": "tokens for equal variance, against all"}
+        for scheme, points in curves.items():
+            names[scheme] = {measure: [self.book.enter(f"{label}/sampling/{scheme}/{measure} at {fraction:g}", point[measure], unit)
+                                       for fraction, point in zip(fractions, points)] for measure, unit in units.items()}  # fmt: skip
+        checks = {scheme: self.book.enter(f"{label}/sampling/{scheme}/drawn over formula", Estimate(**each), "ratio")
+                  for scheme, each in drawn.items()}  # fmt: skip
+        return {"fractions": list(fractions), "curves": names, "drawn": checks}
+
+    def exact_world(self, methods: Sequence[Method], baseline: Method) -> dict[str, Any]:
+        """The methods in the enumerated world; their figures have no interval."""
+        world = World()
+        base = world.estimator(baseline.within(3))
+        reference = base.moments(base, world)
+        found = {}
+        for method in measurable(methods):
+            moments = world.estimator(method.within(3)).moments(base, world)
+            names = {figure: self.book.enter(f"exact world/{method.name}/{figure}", Estimate(x, x, x, 0), UNITS[figure])
+                     for figure, x in exact_figures_of(moments, reference, self.batch).items()}  # fmt: skip
+            found[method.name] = {"figures": names, "resolved": True, "tokens": float(moments.credited[0])}
+        return {"methods": found, "group": world.group, "groups": base.rows.shape[0]}

@@ -1,0 +1,96 @@
+"""What a variance study looks at: methods, checkpoints, and how the true policy gradient is estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokencredit.credit import Chain, Score
+from tokencredit.durable import read_json
+from tokencredit.dynamics.checkpoint import Checkpoint, open_checkpoint
+from tokencredit.dynamics.scores import known_scores
+from tokencredit.lm.load import COMPLETE
+from tokencredit.method import Method
+from tokencredit.methods import METHODS
+from tokencredit.objective import LogProb, SequenceSum
+
+DEFAULT = ("grpo", "reinforce", "rloo", "dr_grpo", "dapo", "cispo", "gtpo", "grpo_s", "otb", "vineppo", "forking_tokens", "random_tokens",
+           "oracle_positions", "token_sampling", "entropy_advantage", "ptw_entropy", "ptw_fisher", "ptw_gradient_norm", "ptw_perturbation",
+           "ptw_attention", "exact_value")  # fmt: skip
+LEAST = 8
+EXACT = Method("exact policy gradient", Chain(Score("exact_value")), LogProb(), SequenceSum(1), summary="Q − V of every token, summed")
+TRUTHS = {"exact": EXACT, "rloo": METHODS["rloo"]}
+
+
+@dataclass(frozen=True)
+class VarianceConfig:
+    """What is measured.
+
+    runs, steps   training runs whose checkpoints of these steps (without: all) are looked at, beside `model`
+    baseline      the unweighted method        methods   empty: all of DEFAULT that can be measured on the task
+    truth         "exact" (Q − V from prefix trees), "rloo" (leave-one-out REINFORCE), or "auto": exact where there are trees
+    prompts       each answered by two groups of `group` rollouts; `truth_prompts` others by one, for the true gradient
+    batch         prompts at which mean squared errors are given
+    directions    0 for exact gradients, None: exact where they fit into memory
+    draws         subsets of tokens that are really drawn
+    """
+
+    task: str = "reckon"
+    model: str = "reckon"
+    runs: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
+    baseline: str = "grpo"
+    truth: str = "auto"
+    prompts: int = 128
+    truth_prompts: int = 256
+    group: int = 8
+    batch: int = 64
+    directions: int | None = None
+    draws: int = 16
+    max_new_tokens: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (self.baseline, *self.methods):
+            METHODS[name]
+        if min(self.prompts, self.truth_prompts) < LEAST or self.group < 2:
+            raise ValueError(f"an interval needs at least {LEAST} prompts, {LEAST} others for the true gradient, and groups of 2; got "
+                             f"{self.prompts}, {self.truth_prompts} and {self.group}")  # fmt: skip
+        if self.truth not in (*TRUTHS, "auto"):
+            raise ValueError(f"truth is {', '.join(TRUTHS)} or auto, not {self.truth!r}")
+        if self.batch < 1 or self.draws < 2 or (self.directions or 2) < 2:
+            raise ValueError(f"the study needs a batch of 1, 2 draws and 0 or 2 directions at least; got {self.batch}, {self.draws} and "
+                             f"{self.directions}")  # fmt: skip
+
+
+def checkpoints(config: VarianceConfig) -> dict[str, Callable[[], Checkpoint]]:
+    """Label -> how to open it. ValueError for a run of another task, or without such a checkpoint."""
+    own = {"max_new_tokens": config.max_new_tokens}
+    found: dict[str, Callable[[], Checkpoint]] = {config.model: lambda: open_checkpoint(config.model, task=config.task, **own)}
+    for name in config.runs:
+        if not (Path(name) / "run.json").exists():
+            raise ValueError(f"{name} is no run directory: it has no run.json. `tokencredit train --out {name}` would make one")
+        task = read_json(Path(name) / "run.json")["task"]
+        if task != config.task:
+            raise ValueError(f"{name} was trained on {task}, the study is about {config.task}: give --task {task}, or another run")
+        there = sorted(int(path.parent.name.rpartition("-")[2]) for path in Path(name).glob(f"checkpoints/checkpoint-*/{COMPLETE}"))
+        if absent := sorted(set(config.steps) - set(there)):
+            raise ValueError(f"{name} has no checkpoint of step {absent[0]}; it has those of {', '.join(map(str, there)) or 'none'}")
+        if not there:
+            raise ValueError(f"{name} has no finished checkpoint; train it with save_every set")
+        for step in config.steps or there:
+            found[f"{Path(name).name}, step {step}"] = lambda name=name, step=step: open_checkpoint(name, step, **own)
+    return found
+
+
+def names_of(config: VarianceConfig, task: Any) -> list[str]:
+    """The methods, the unweighted one first: those asked for, or all of the default ones that can be measured on the task."""
+    asked = config.methods or tuple(name for name in DEFAULT if name in METHODS)
+    names = list(dict.fromkeys([config.baseline, *asked]))
+    if config.methods or task is None:
+        return names
+    known = {"logprob", "entropy", *known_scores(task)}
+    return [name for name in names if METHODS[name].needs <= known]
