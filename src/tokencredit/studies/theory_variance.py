@@ -97,13 +97,6 @@ def added_variance(rows: Rows, keep: Tensor, baseline: float) -> float:
     return float((rows.reach[:, None] * rows.p * rows.squares(baseline) * (1 / keep - 1)).sum())
 
 
-def masked_bias(rows: Rows, score: Tensor, budget: float) -> float:
-    """|bias| / |∇J| of keeping the prefixes with the highest score, `budget` tokens of them, at weight 1 and dropping the rest."""
-    order = score.argsort(descending=True)
-    dropped = order[rows.reach[order].cumsum(0) > budget]
-    return float(rows.gradient[dropped].norm() / rows.gradient.norm())
-
-
 def _before_drawing(rule: str) -> Check:
     """Keep probabilities that depend on the prefix alone, at a budget of SHARE of the tokens, on random policies."""
     found, never_beaten = [], []
@@ -117,14 +110,11 @@ def _before_drawing(rule: str) -> Check:
         never_beaten.append(added[rule] <= min([*added.values(), *near]) * (1 + 1e-9))
         flat, mass = rows.squares(j).sqrt().flatten(), (rows.reach[:, None] * rows.p).flatten()
         added["drawn"] = added_variance(rows, keep_probability(flat, mass, budget).view_as(rows.p), j) / noise
-        added["mask"] = masked_bias(rows, rows.scores["entropy"], budget)
         found.append(added)
     names = {"one": "equal", "entropy": "~ H", "root_fisher": "~ sqrt(tr F)", "rms": "~ rms |x|", "drawn": "~ |x| of the drawn token"}
     mean = {f"added / own variance, pi {told}, mean": sum(each[name] for each in found) / len(found) for name, told in names.items()}
     worst = {f"added / own variance, pi {told}, worst": max(each[name] for each in found) for name, told in names.items()}
-    mask = [each["mask"] for each in found]
-    bias = {"|bias| / |gradient| of the highest-entropy tokens without 1/q, mean": sum(mask) / len(mask)}
-    return Check(mean | worst | bias, {"no other score of the prefix is better": all(never_beaten)})
+    return Check(mean | worst, {"no other score of the prefix is better": all(never_beaten)})
 
 
 STATEMENTS = (
