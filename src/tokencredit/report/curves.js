@@ -2,7 +2,7 @@
 
 function figure(panel, shareStep) {
   const frame = svg("svg", { role: "img", tabindex: 0, "aria-label":
-    `${panel.title}${panel.unit ? `, ${panel.unit}` : ""}, over optimizer steps. Arrow keys read the values; a table follows.` });
+    `${panel.title}${panel.unit ? `, ${panel.unit}` : ""}, over ${panel.x || "optimizer steps"}. Arrow keys read the values; a table follows.` });
   const card = el("div", { class: "readout", role: "status", hidden: true });
   const plot = el("div", { class: "plot" }, frame, card);
   const heading = el("figcaption", null, el("strong", null, panel.title), panel.meaning ? `${panel.meaning}, ` : null,
@@ -55,7 +55,7 @@ function numbers(panel) {
       return el("tr", null, el("th", { scope: "row" }, format(step)), columns.map((label) => el("td", null, values.get(label) || "–")));
     });
     details.append(el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${panel.title}, numbers` }, el("table", null,
-      el("thead", null, el("tr", null, el("th", null, "step"), columns.map((label) => el("th", null, label)))), el("tbody", null, rows))));
+      el("thead", null, el("tr", null, el("th", null, panel.x || "step"), columns.map((label) => el("th", null, label)))), el("tbody", null, rows))));
   });
   return details;
 }

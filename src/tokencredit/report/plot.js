@@ -76,7 +76,7 @@ function drawAxes(frame, panel, box, x, y, range, steps) {
       svg("text", { class: "tick", x: x(tick), y: box.bottom + 16, "text-anchor": "middle" }, format(tick)));
   }
   frame.append(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
-    svg("text", { class: "tick unit", x: (box.left + box.right) / 2, y: box.bottom + 31, "text-anchor": "middle" }, "optimizer step"));
+    svg("text", { class: "tick unit", x: (box.left + box.right) / 2, y: box.bottom + 31, "text-anchor": "middle" }, panel.x || "optimizer step"));
 }
 
 function curveClass(panel, curve) {
@@ -119,7 +119,7 @@ function valuesAt(panel, step) {
 }
 
 function readout(panel, step) {
-  return [el("strong", null, `step ${format(step)}`), el("table", null, el("tbody", null, valuesAt(panel, step).map(([label, colour, value]) =>
+  return [el("strong", null, panel.x ? `${format(step)} ${panel.x}` : `step ${format(step)}`), el("table", null, el("tbody", null, valuesAt(panel, step).map(([label, colour, value]) =>
     el("tr", { class: `c${colour}` }, el("th", { scope: "row" }, el("span", { class: "swatch" }), label), el("td", null, value)))))];
 }
 

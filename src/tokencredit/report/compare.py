@@ -1,0 +1,197 @@
+"""Sections of a comparison of methods: verdicts, differences from the baseline, curves over the budget, learning rates, time.
+
+Everything shown is a figure of the study's `result.json`; names of figures are resolved here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokencredit.report.section import Section, compact, duration, number, scrolling, text
+from tokencredit.runs import read_json
+
+SIGNS = {"better": ("yes", "✓"), "worse": ("no", "✕")}
+UNRESOLVED = ("open", "?")
+MEASURES = ("pass@1", "area", "budget_to")
+CURVES = {"pass@1": ("a sample is correct", "share of samples"), "entropy": ("mean entropy of the policy per token", "nats"),
+          "length": ("mean length of a completion", "tokens")}  # fmt: skip
+PHASES = (("generation", "c0"), ("scoring", "c1"), ("update", "c6"))
+
+
+def sections(directory: str | Path) -> list[Section]:
+    """All sections of the study in `directory`."""
+    result = read_json(Path(directory) / "result.json")
+    built = [_about(result), _verdicts(result), _differences(result), _curves(result), _rates(result), _time(result)]
+    return [section for section in built if section]
+
+
+def write(directory: Path, out: Path, title: str = "Methods at an equal budget") -> Path:
+    """The study's own page."""
+    from tokencredit import report
+
+    return report.write([], out, {}, title=title, extra=sections(directory))
+
+
+def _named(result: Mapping[str, Any]) -> dict[str, str]:
+    """What the measures of the verdicts are called."""
+    share = f"{result['settings']['reach']:.0%}".replace("%", " %")
+    return {"pass@1": "final pass@1", "area": "mean pass@1 over the budget", "budget_to": f"{_unit(result)} to {share} of the final pass@1"}
+
+
+def _unit(result: Mapping[str, Any]) -> str:
+    return {"seconds": "training seconds"}.get(unit := result["config"]["budget"]["unit"], f"sampled {unit}")
+
+
+def _figure(result: Mapping[str, Any], name: str | None, sign: bool = False) -> str:
+    """A value and its interval, thousands without decimals."""
+    if name is None or (figure := result["figures"].get(name)) is None or figure["value"] is None:
+        return "–"
+    plus = "+" if sign and figure["value"] > 0 else ""
+    value, low, high = (_number(figure[key]) for key in ("value", "low", "high"))
+    return f'{plus}{value}' + ("" if figure["low"] is None else f' <span class="ends">[{low}, {high}]</span>')
+
+
+def _number(value: float | None) -> str:
+    if value is None or abs(value) < 10:
+        return number(value)
+    return f"{value:,.{1 if abs(value) < 100 else 0}f}".replace("-", "−")
+
+
+def _about(result: Mapping[str, Any]) -> Section:
+    budget, base = result["config"]["budget"], result["config"]["base"]
+    facts = [("Model and task", f"{base['model']} on {base['task']}"),
+             ("Budget of a run", f"{budget['amount']:,g} {_unit(result)}, evaluated at every {1 / budget['marks']:.0%}"),
+             ("Methods", f"{len(result['methods'])}, against {result['baseline']}"),
+             ("Seeds", ", ".join(map(str, result["seeds"])) + ": the same prompts in the same order for every method"),
+             ("Held-out prompts", f"{result['prompts']['final']} at the end, {result['prompts']['marks']} along the way"),
+             ("Learning rates", _rates_told(result)),
+             ("Time", f"{duration(result['wall'])}, {result['workers']} runs side by side")]  # fmt: skip
+    listed = "".join(f'<div class="fact"><dt>{text(name)}</dt><dd>{text(value)}</dd></div>' for name, value in facts)
+    failed = "".join(f"<li>{text(name)}: {text(why)}</li>" for name, why in result["failed"].items())
+    notice = f'<div class="notice">Runs that failed and are in no figure:<ul>{failed}</ul></div>' if failed else ""
+    said = "".join(f"<li>{text(finding)}</li>" for finding in result["findings"])
+    command = f"<p><code>{text(result['command'])}</code></p>"
+    return Section("What was compared", f'{notice}<dl class="facts">{listed}</dl><ul>{said}</ul>{command}')
+
+
+def _rates_told(result: Mapping[str, Any]) -> str:
+    rates, rate = result["config"]["rates"], result["config"]["base"]["learning_rate"]
+    if len(rates) == 1:
+        return f"{rates[0] * rate:g} for all, not checked"
+    return f"chosen for every method from {', '.join(f'{each * rate:g}' for each in rates)}, on validation prompts"
+
+
+def _verdicts(result: Mapping[str, Any]) -> Section:
+    rows = {(row["method"], row["measure"]): row for row in result["verdicts"]}
+    there = [measure for measure in MEASURES if any(measure == row["measure"] for row in result["verdicts"])]
+    named = _named(result)
+    head = "<th></th><th>final pass@1</th>" + "".join(f"<th>{text(named[measure])}: difference</th><th>verdict</th>" for measure in there)
+    body = []
+    for method in result["methods"]:
+        cells = [f'<td class="figure">{_figure(result, method["figures"]["pass@1"])}</td>']
+        for measure in there:
+            row = rows.get((method["name"], measure))
+            cells += [f'<td class="figure">{_figure(result, row["difference"], sign=True)}</td><td>{_verdict(row)}</td>' if row
+                      else "<td>–</td><td>–</td>"]  # fmt: skip
+        name = f'<th scope="row" title="{text(method["changes"])}">{text(method["name"])}</th>'
+        body.append(f"<tr>{name}{''.join(cells)}</tr>")
+    table = f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+    note = (f'<p class="note">Differences from {text(result["baseline"])}, by seed; intervals: 95 %, over seeds and prompts. A verdict is '
+            "better or worse when the difference is not 0 at 5 % after Holm’s correction for all methods; else the budget does not tell: "
+            "that is not a finding of no difference, and the order of rows is none either.</p>")  # fmt: skip
+    return Section("Verdicts", scrolling("Verdicts", table) + note)
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    kind, sign = SIGNS.get(row["verdict"], UNRESOLVED)
+    word = row["verdict"].replace(" at this budget", "")
+    return (f'<span class="verdict {kind}" title="p {number(row["p"])}, after Holm {number(row["holm"])}"><span aria-hidden="true">{sign}'
+            f"</span> {text(word)}</span>")  # fmt: skip
+
+
+def _points(result: Mapping[str, Any], name: str, **more: Any) -> dict[str, Any]:
+    return {key: result["figures"][name][key] for key in ("value", "low", "high")} | more
+
+
+def _differences(result: Mapping[str, Any]) -> Section | None:
+    views = []
+    for measure, label in _named(result).items():
+        chosen = [row for row in result["verdicts"] if row["measure"] == measure]
+        rows = [{"label": row["method"], "marks": [_points(result, row["difference"], colour=_shade(row), title=row["verdict"])]}
+                for row in chosen]  # fmt: skip
+        if rows:
+            better = "to the left: fewer" if measure == "budget_to" else "to the right: more"
+            views.append({"label": label, "x": f"{label}, difference from {result['baseline']}", "rows": rows, "zero": True,
+                          "note": f"Better is {better}. Blue: better, orange: worse, grey: not resolved at this budget."})  # fmt: skip
+    data = compact({"select": "Measure", "views": views})
+    return Section("Differences from the baseline", "", data, "dots.js", ("plot.js", "axes.js")) if views else None
+
+
+def _shade(row: Mapping[str, Any]) -> int:
+    return {"better": 0, "worse": 1}.get(row["verdict"], 6)
+
+
+def _curves(result: Mapping[str, Any]) -> Section:
+    baseline, step, panels = result["baseline"], result["grid"], {}
+    for measure, by_method in result["curves"].items():
+        meaning, unit = CURVES.get(measure, ("at least one of the samples is correct", "share of prompts"))
+        series = {method: _series(method, curve, step, 6 if method == baseline else 0) for method, curve in by_method.items()}
+        shown = [[series[method], series[baseline]] for method in series if method != baseline] or [[series[baseline]]]
+        panels[measure] = [{"title": pair[0]["label"], "meaning": "", "unit": unit, "x": _unit(result), "series": pair} for pair in shown]
+        panels[measure][0]["about"] = f"{meaning}, {unit}"
+    body = (f'<p class="note">Each panel: one method (blue) beside {text(baseline)} (grey). Bands: 95 %, over seeds and prompts; thin '
+            "lines: single seeds. Point at a panel, or focus it and use the arrow keys, to read the values.</p>")  # fmt: skip
+    return Section("Learning curves", body, compact(panels, 5), "multiples.js", ("plot.js", "curves.js"))
+
+
+def _series(method: str, curve: Mapping[str, Any], step: Sequence[float], colour: int) -> dict[str, Any]:
+    lines = [{"seed": seed, "step": step, "value": value} for seed, value in curve["seeds"].items()]
+    return {"label": method, "colour": colour, "step": step, "lines": lines, **{key: curve[key] for key in ("value", "low", "high")}}
+
+
+def _rates(result: Mapping[str, Any]) -> Section | None:
+    if not result["rates"]:
+        return None
+    rates = sorted({each["factor"] for found in result["rates"].values() for each in found})
+    colours = {factor: (5, 0, 3, 1, 4, 7)[at % 6] for at, factor in enumerate(rates)}
+    rows = [{"label": method, "marks": [_points(result, each["figure"], colour=colours[each["factor"]], ring=each["chosen"],
+                                                title=f"learning rate {each['learning_rate']:g}") for each in found]}
+            for method, found in result["rates"].items()]  # fmt: skip
+    base = result["config"]["base"]["learning_rate"]
+    legend = [{"label": f"{factor * base:g}", "colour": colours[factor]} for factor in rates]
+    note = ("A ring marks the rate that was taken. Validation prompts are a fixed quarter of the test prompts, by a hash of the prompt; "
+            "the final figures use none of them, and other seeds.")  # fmt: skip
+    view = {"label": "validation", "x": "validation pass@1, mean over the second half of the budget", "rows": rows, "zero": False,
+            "note": note, "legend": legend}  # fmt: skip
+    return Section("Learning rates", "", compact({"views": [view]}), "dots.js", ("plot.js", "axes.js"))
+
+
+def _time(result: Mapping[str, Any]) -> Section:
+    longest = max(result["figures"][method["figures"]["seconds"]]["value"] for method in result["methods"])
+    heads = ("", "seconds of training", "over the baseline", "generation, scoring, update", f"{_unit(result)} spent", "sampled tokens")
+    head = "".join(f"<th>{text(name)}</th>" for name in heads)
+    rows = []
+    for method in result["methods"]:
+        names = method["figures"]
+        spent = names["rollouts"] if result["config"]["budget"]["unit"] != "tokens" else names["tokens"]
+        over = f"× {_figure(result, names['overhead'])}" if "overhead" in names else "–"
+        cells = [_figure(result, names["seconds"]), over, _bar(result, names, longest), _figure(result, spent),
+                 _figure(result, names["tokens"])]  # fmt: skip
+        rows.append(f'<tr><th scope="row">{text(method["name"])}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    legend = "".join(f'<span class="key {colour}"><span class="swatch"></span>{phase}</span>' for phase, colour in PHASES)
+    note = ('<p class="note">Seconds of generation, scoring and updates, without evaluations, on a machine that the runs shared; over '
+            "the baseline: per sampled rollout, by seed. Scoring holds what a method measures on its rollouts.</p>")  # fmt: skip
+    return Section("Time and overhead", f'<div class="legend">{legend}</div>' + scrolling("Time and overhead", table) + note)
+
+
+def _bar(result: Mapping[str, Any], names: Mapping[str, str], longest: float, width: int = 220) -> str:
+    """The phases of a run's seconds, end to end."""
+    parts, at = [], 0.0
+    for phase, colour in PHASES:
+        long = width * result["figures"][names[f"seconds_{phase}"]]["value"] / longest
+        parts.append(f'<g class="{colour}"><rect class="part" x="{at:.1f}" y="2" width="{long:.1f}" height="11"/></g>')
+        at += long
+    return f'<svg width="{width}" height="15" viewBox="0 0 {width} 15" aria-hidden="true">{"".join(parts)}</svg>'
