@@ -57,8 +57,9 @@ def reweighted(log_ratio: Tensor, entropy: Tensor, mask: Tensor, baseline: Basel
 def slopes(first: Tangents, entropy: Tensor, mask: Tensor, baseline: Baseline) -> dict[str, Sums]:
     """S′(0), L′(0) in three parts: "direct" the tokens' own entropies, "path" the prefixes they are met at, "length" how many there are."""
     logprob, none = zero_off(first.logprob, mask), torch.zeros(len(mask), dtype=torch.float64)
-    path, length = (logprob * (after(x.double(), mask) - b) for x, b in ((entropy, baseline.entropy), (mask, baseline.length)))
-    return {"direct": Sums(zero_off(first.entropy, mask).sum(1), none), "path": Sums(path.sum(1), none), "length": Sums(none, length.sum(1))}
+    to_go = ((entropy, baseline.entropy), (mask, baseline.length))
+    path, length = ((logprob * (after(x.double(), mask) - expected)).sum(1) for x, expected in to_go)
+    return {"direct": Sums(zero_off(first.entropy, mask).sum(1), none), "path": Sums(path, none), "length": Sums(none, length)}
 
 
 def curvatures(first: Tangents, second: Tangents, entropy: Tensor, mask: Tensor, baseline: Baseline) -> Sums:
@@ -68,6 +69,16 @@ def curvatures(first: Tangents, second: Tangents, entropy: Tensor, mask: Tensor,
     q, step = before(bend, mask) + so_far.square(), bend + slope.square() + 2 * slope * so_far
     moving = zero_off(second.entropy + 2 * so_far * first.entropy, mask)
     return Sums((moving + q * entropy - step * baseline.entropy).sum(1), (zero_off(q, mask) - step * baseline.length).sum(1))
+
+
+def linear_change(entropy, length, slope, longer):
+    """H′ = (S′ − H L′) / L, from sums over rollouts: numbers or arrays."""
+    return (slope - entropy / length * longer) / length
+
+
+def quadratic_change(entropy, length, slope, longer, bend, bend_length):
+    """H″/2 = (S″ − H L″ − 2 H′ L′) / 2L."""
+    return (bend - entropy / length * bend_length - 2 * linear_change(entropy, length, slope, longer) * longer) / (2 * length)
 
 
 def second_derivatives(passes: Passes, direction: Mapping[str, Tensor], step: float = STEP) -> Tangents:

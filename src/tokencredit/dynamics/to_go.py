@@ -3,8 +3,8 @@
     none       0 from token t on, its own entropy and its own place included: G − b = Σ_{k≥t} Hₖ
     entropy    the token's own entropy: G − b = Σ_{k>t} Hₖ
     position   the mean over the rollouts of other prompts, of tokens at the same place
-    ridge      a linear regression on what the prefix shows, fitted on other prompts: place, entropy here and before, log-prob before
-    hidden     the same, and the hidden state that the token is drawn from
+    ridge      that, and a linear regression of what is left on what the prefix shows, fitted on other prompts: entropy here and before,
+               and the hidden state that the token is drawn from where it is given
 
 "none" and "entropy" are those of P. Saad, "Entropy Dynamics in Reinforcement Learning" (2025), `none` and `Hk`.
 """
@@ -22,11 +22,9 @@ from tokencredit.lm.readout import evaluating
 from tokencredit.masked import over, pool, zero_off
 from tokencredit.rollouts import Rollouts
 
-BASELINES = ("none", "entropy", "position", "ridge", "hidden")
+BASELINES = ("none", "entropy", "position", "ridge")
 BINS = 64
 FOLDS = 5
-PENALTY = 1e-3
-"""Of the ridge, per token, for features of mean square 1."""
 WIDTH = 64
 """Columns that hidden states are projected to where they have more."""
 
@@ -51,7 +49,7 @@ def after(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def baseline_of(rollouts: Rollouts, name: str, features: Tensor | None = None) -> Baseline:
-    """A baseline by name; "hidden" needs `features` [B, T, F], see `hidden_states`. ValueError for another name or other shapes."""
+    """A baseline by name. features [B, T, F]: more for "ridge" to look at, such as `hidden_states`. ValueError for what does not fit."""
     if name not in BASELINES:
         raise ValueError(f"{name!r} is not a baseline of what is to come; there are {', '.join(BASELINES)}")
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
@@ -60,14 +58,13 @@ def baseline_of(rollouts: Rollouts, name: str, features: Tensor | None = None) -
         return Baseline(-entropy, -tokens)
     if name == "entropy":
         return Baseline(torch.zeros_like(entropy), torch.zeros_like(entropy))
-    if name == "hidden" and (features is None or features.shape[:2] != mask.shape):
-        there = None if features is None else list(features.shape)
-        raise ValueError(f'the baseline "hidden" needs features [B, T, F] with [B, T] = {list(mask.shape)}, got {there}: hidden_states(passes)')
-    targets = torch.stack([after(entropy, mask), after(tokens, mask)], -1)
-    if name == "position":
-        return Baseline(*others_mean(targets, mask, rollouts.group_index, places(mask)).unbind(-1))
-    columns = prefix_features(rollouts, features if name == "hidden" else None)
-    return Baseline(*ridge(targets, mask, rollouts.group_index, columns).unbind(-1))
+    if features is not None and features.shape[:2] != mask.shape:
+        raise ValueError(f"features are [B, T, F] with [B, T] = {list(mask.shape)}, got {list(features.shape)}")
+    targets, group = torch.stack([after(entropy, mask), after(tokens, mask)], -1), rollouts.group_index
+    expected = others_mean(targets, mask, group, places(mask))
+    if name == "ridge":
+        expected = expected + ridge(targets - expected, mask, group, prefix_features(rollouts, features))
+    return Baseline(*expected.unbind(-1))
 
 
 def places(mask: Tensor) -> Tensor:
@@ -99,24 +96,25 @@ def prefix_features(rollouts: Rollouts, more: Tensor | None = None) -> Tensor:
 
 
 def ridge(targets: Tensor, mask: Tensor, group: Tensor, features: Tensor) -> Tensor:
-    """[B, T, K]: predictions of the targets, every group's from a ridge regression on the groups of the other folds."""
+    """[B, T, K]: predictions of the targets, every group's from a ridge regression on the groups of the other folds.
+
+    Features of mean square 1, and for every one of the F coefficients a penalty of 10 F tokens: with few tokens little is left of them.
+    """
     found, fold = torch.zeros_like(targets), (group % FOLDS)[:, None].expand_as(mask)[mask]
     x, y = features[mask], targets[mask]
     x = x / x.square().mean(0).sqrt().clamp_min(1e-12)
     out, parts = torch.zeros_like(y), [fold == k for k in range(FOLDS)]
     grams, crosses = ([x[some].T @ z[some] for some in parts] for z in (x, y))
+    penalty = 10 * x.shape[1] * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     for k, some in enumerate(parts):
-        others = int((~some).sum())
-        if others and some.any():
-            penalty = PENALTY * others * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-            gram, cross = (sum(part for j, part in enumerate(each) if j != k) for each in (grams, crosses))
-            out[some] = x[some] @ torch.linalg.solve(gram + penalty, cross)
+        gram, cross = (sum(part for j, part in enumerate(each) if j != k) for each in (grams, crosses))
+        out[some] = x[some] @ torch.linalg.solve(gram + penalty, cross)
     found[mask] = out
     return found
 
 
 def hidden_states(passes: Passes) -> Tensor:
-    """[B, T, F]: the hidden state that every token is drawn from, F at most `WIDTH`: wider ones are projected at random, always the same."""
+    """[B, T, F]: the hidden state that every token is drawn from; wider ones than `WIDTH` are projected to it at random, always alike."""
     found = None
     with torch.no_grad(), evaluating(passes.model):
         for part, keep in passes.batch.chunks(passes.tokens):
