@@ -376,6 +376,16 @@ def test_kl_to_itself_is_zero_and_to_another_model_is_not():
     torch.testing.assert_close(found[:, 1:].double(), expected * masks[2][:, 1:], rtol=1e-5, atol=1e-7)
 
 
+def test_kinds_of_one_forward_pass_are_scores():
+    model, (ids, there, wanted) = llama(), batch()
+    kinds = ("entropy", "varentropy", "margin", "sum_p2")
+    found = importance(model, ids, there, wanted, kinds=kinds)
+    own = [[row[(attended & ~counts).bool()].tolist(), row[counts.bool()].tolist()] for row, attended, counts in zip(ids, there, wanted)]
+    expected = score(model, *zip(*own), names=kinds)
+    for kind in kinds:
+        torch.testing.assert_close(found[kind].value[wanted.bool()], torch.cat(expected[kind]), rtol=1e-5, atol=1e-6)
+
+
 # Scores ----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -383,13 +393,14 @@ def test_kl_to_itself_is_zero_and_to_another_model_is_not():
 def test_scores_are_those_of_the_models_logits(name):
     model = MODELS[name]()
     prompts, completions = [[1, 2, 3], [4, 5], [6]], [[7, 8], [], [9, 10, 1, 2]]
-    found = score(model, prompts, completions, temperature=0.8, names=("logprob", "entropy", "margin"))
+    found = score(model, prompts, completions, temperature=0.8, names=("logprob", "entropy", "margin", "sum_p2"))
     for i, (prompt, completion) in enumerate(zip(prompts, completions)):
         logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1] / 0.8
         log_p = logits.log_softmax(-1)[: len(completion)].detach()
         top = log_p.exp().topk(2).values
         expected = {"logprob": log_p.gather(1, torch.tensor(completion, dtype=torch.long)[:, None])[:, 0],
-                    "entropy": -(log_p.exp() * log_p).sum(1), "margin": top[:, 0] - top[:, 1]}  # fmt: skip
+                    "entropy": -(log_p.exp() * log_p).sum(1), "margin": top[:, 0] - top[:, 1],
+                    "sum_p2": (2 * log_p).exp().sum(1)}  # fmt: skip
         for key, value in expected.items():
             torch.testing.assert_close(found[key][i], value.float(), rtol=1e-5, atol=1e-5)
 

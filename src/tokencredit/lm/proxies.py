@@ -90,7 +90,7 @@ def importance(
 ) -> Importance:
     """Proxies of the importance of every completion token t of a causal LM; input_ids and masks are [B, L], padded on any side.
 
-    entropy, varentropy, margin   of p: nats, nats², largest less second probability       surprisal    −log p(t)
+    entropy, varentropy, margin, sum_p2   of p: nats, nats², largest less second probability, Σ p²       surprisal    −log p(t)
     head_norm         ‖e_t − p‖ ‖h‖, the gradient norm over the LM head, exact             kl_to_ref    KL(p ‖ p_ref), needs `ref_model`
     last_block_norm   gradient norm over the position-local part of the last block and the head, exact, one backward pass
     gradient_norm     ‖∇ log p(t)‖                        fisher_trace    tr F = E_{v~p} ‖∇ log p(v)‖²
