@@ -21,14 +21,16 @@ def scores_beyond(checkpoint: Checkpoint, rows: Sequence[dict], prompts: Ids, co
     given = {"uniform": _uniform, "exact_value": _exact_value, "oracle_positions": _oracle_positions}
     if unknown := sorted(set(names) - {*scorers.PROXIES, *given}):
         raise ValueError(f"{', '.join(unknown)} cannot be measured here; there are {', '.join([*scorers.PROXIES, *given])}")
-    proxies = [name for name in names if name in scorers.PROXIES]
-    found = _proxies(checkpoint, prompts, completions, mask, proxies, seed) if proxies else {}
+    wanted = [name for name in names if name in scorers.PROXIES]
+    options = {"seed": seed, "temperature": checkpoint.temperature}
+    found = proxies(checkpoint.model, prompts, completions, mask, wanted, **options) if wanted else {}
     ids = torch.zeros(mask.shape, dtype=torch.long)
     ids[mask] = torch.tensor([token for completion in completions for token in completion])
     return found | {name: given[name](checkpoint, rows, ids, mask, seed).double() * mask for name in names if name in given}
 
 
-def _proxies(checkpoint: Checkpoint, prompts: Ids, completions: Ids, mask: Tensor, names: Sequence[str], seed: int) -> dict[str, Tensor]:
+def proxies(model: Any, prompts: Ids, completions: Ids, mask: Tensor, names: Sequence[str], **options: Any) -> dict[str, Tensor]:
+    """{name: [B, T]} of kinds of `lm.proxies.importance`, which takes the options."""
     from tokencredit.lm.proxies import importance
 
     width = max(len(p) + len(c) for p, c in zip(prompts, completions))
@@ -36,9 +38,8 @@ def _proxies(checkpoint: Checkpoint, prompts: Ids, completions: Ids, mask: Tenso
     for i, (prompt, completion) in enumerate(zip(prompts, completions)):
         end = len(prompt) + len(completion)
         ids[i, :end], there[i, :end], wanted[i, len(prompt) : end] = torch.tensor([*prompt, *completion]), 1, 1
-    device = next(checkpoint.model.parameters()).device
-    found = importance(checkpoint.model, *(x.to(device) for x in (ids, there, wanted)), tuple(names), seed=seed,
-                       temperature=checkpoint.temperature)  # fmt: skip
+    device = next(model.parameters()).device
+    found = importance(model, *(x.to(device) for x in (ids, there, wanted)), tuple(names), **options)
     at = wanted.bool()
     empty = torch.zeros(mask.shape, dtype=torch.float64)
     return {name: empty.masked_scatter(mask, found[name].value.cpu()[at].double()) for name in names}

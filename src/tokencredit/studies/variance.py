@@ -1,8 +1,8 @@
 """Does a way of weighting tokens make the gradient less noisy, and at what bias?
 
 Prompts are answered by a checkpoint, twice a group of each; every method weighs the tokens of the same rollouts; the gradient of every
-group is taken, and its products with the others give variance and bias (`variance_estimators`). The true policy gradient is estimated on
-other prompts. Beside it: what keeping only some tokens at random would cost, and a world where everything is known exactly.
+group is taken, and its products with those of other prompts give variance and bias (`variance_estimators`). Beside it: what keeping only
+some tokens at random would cost, and a world where everything is known exactly.
 
 A killed study goes on where it was and ends with the same numbers.
 """
@@ -25,9 +25,12 @@ from tokencredit.studies.variance_estimators import Moments
 from tokencredit.studies.variance_figures import Figures
 from tokencredit.studies.variance_findings import findings
 from tokencredit.studies.variance_gradients import num_parameters, weights_of
-from tokencredit.studies.variance_plan import VarianceConfig, checkpoints, names_of
+from tokencredit.studies.variance_plan import TRUTHS, VarianceConfig, checkpoints, names_of
 from tokencredit.studies.variance_sampling import FRACTIONS, curves, drawn_check
 from tokencredit.studies.variance_setting import Setting, prepare
+
+TRUE = "(true)"
+"""What the estimator of the true policy gradient is called among the methods."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def run(config: VarianceConfig, out: Path, *, command: str = "", say: Callable[[
 def _tables(setting: Setting, stages: Stages, say: Callable[[str], None]) -> dict[str, dict[str, np.ndarray]]:
     """{method: its table of products}."""
     tables = {}
-    for name, method in setting.methods.items():
+    for name, method in {TRUE: TRUTHS[setting.truth], **setting.methods}.items():
         say(f"{setting.label}: gradients of {name}")
 
         def make(method=method) -> dict[str, np.ndarray]:
@@ -80,15 +83,14 @@ def _tables(setting: Setting, stages: Stages, say: Callable[[str], None]) -> dic
 def _block(config: VarianceConfig, setting: Setting, tables: dict, stages: Stages, figures: Figures) -> dict[str, Any]:
     """Everything that the report shows of one checkpoint."""
     rollouts, label = setting.batch.rollouts, setting.label
-    truth = stages.arrays("reference", lambda: setting.reference.truth_table)
-    moments = {name: Moments.of(table, truth) for name, table in tables.items()}
+    moments = {name: Moments.of(table, tables[TRUE]) for name, table in tables.items() if name != TRUE}
     weight = weights_of(setting.methods[config.baseline], rollouts)
 
     def draw() -> dict[str, dict]:
         seed = seed_of(config.seed, "drawn")
         return {name: asdict(each) for name, each in drawn_check(setting.checkpoint, setting.batch, weight, config.draws, seed).items()}
 
-    num = {"prompts": config.prompts, "truth_prompts": config.truth_prompts, "rollouts": len(rollouts), "tokens": int(rollouts.mask.sum()),
+    num = {"prompts": config.prompts, "rollouts": len(rollouts), "tokens": int(rollouts.mask.sum()),
            "parameters": num_parameters(setting.checkpoint), "success": float(rollouts.reward.mean()),
            "mixed": float(rollouts.mixed.double().mean())}  # fmt: skip
     costs = curves(weight, rollouts, moments[config.baseline])
@@ -101,7 +103,7 @@ def _rows(setting: Setting, tables: dict[str, dict]) -> list[dict[str, Any]]:
     """One row per checkpoint, method and prompt."""
     prompts = [str(row["prompt"]) for row in setting.batch.rows[:: len(setting.batch) // setting.batch.num_prompts]]
     return [{"checkpoint": setting.label, "method": name, "prompt": i, "text": prompts[i],
-             **{key: float(values[i]) for key, values in table.items() if key != "truth_side"}}
+             **{key: float(values[i]) for key, values in table.items()}}
             for name, table in tables.items() for i in range(len(table["square"]))]  # fmt: skip
 
 

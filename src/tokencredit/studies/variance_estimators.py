@@ -1,14 +1,16 @@
 """Bias and variance of a gradient estimator, from products of the prompts' gradients that meet no noise of their own.
 
-x is the gradient that one prompt with its group of rollouts gives, μ = E x, τ the true policy gradient, 0 the unweighted estimator:
+x is the gradient that one prompt with its group of rollouts gives, μ = E x; μ₀ that of the unweighted estimator, τ of one that is known to
+be unbiased for the policy gradient; all three are taken of the same rollouts:
 
     |μ|²      mean of x_p · x_q over different prompts p ≠ q           tr Cov = E|x|² − |μ|²
-    ⟨μ, μ₀⟩   mean of x_p · x⁰_q over p ≠ q                            ⟨μ, τ⟩, |τ|² likewise; τ is estimated on other prompts
+    ⟨μ, τ⟩    mean of x_p · y_q over p ≠ q, y the estimator of τ       ⟨μ, μ₀⟩ likewise
     between prompts   mean of x_p · x′_p − |μ|², x and x′ two groups of the same prompt; the rest of tr Cov is within prompts
 
-Each is unbiased (U-statistics); ratios are taken last. Squared norms of means, or dot products within a batch, would carry tr Cov / n.
-Every statistic is an array [1 + N + M]: its value, then without one of the N study prompts each, then without one of the M prompts that
-τ is estimated on; arithmetic on whole arrays is then its own jackknife. Source of the interval: Efron and Stein (1981), two samples.
+Each is unbiased (U-statistics): what a prompt's gradient is compared with was estimated on the other prompts. A plain squared norm of a
+mean, or a dot product of two means of one batch, would carry a tr Cov / n. Ratios are taken last; noise that two estimators share
+cancels in them. Every statistic is an array [1 + N]: its value, then without one of the N prompts each; arithmetic on whole arrays is
+then its own jackknife (Efron and Stein 1981).
 """
 
 from __future__ import annotations
@@ -17,20 +19,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from tokencredit.stats import Estimate, jackknife_ratio
+from tokencredit.stats import Estimate, jackknife, jackknife_ratio
 
 LEVEL = 0.95
 UNRESOLVED = Estimate(np.nan, np.nan, np.nan, 0)
 POSITIVE = frozenset({"length", "ess_variance", "efficiency", "efficiency_ratio"})
-DIRECTED = frozenset({"cosine", "angle", "truth_cosine", "truth_angle", "length", "ess_variance"})
+COMPARED = frozenset({"cosine", "angle", "length", "ess_variance", "ess", "efficiency_ratio"})
 ACCURATE = frozenset({"mse", "ess", "efficiency", "efficiency_ratio"})
+DIRECTED = COMPARED | ACCURATE | {"truth_cosine", "truth_angle"}
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What the figures of one method are made of, [1 + N + M] each.
+    """What the figures of one method are made of, [1 + N] each.
 
     second       E|x|²            signal       |μ|²             pair         E x · x′
     with_base    ⟨μ, μ₀⟩          with_truth   ⟨μ, τ⟩           truth        |τ|²
@@ -45,7 +47,6 @@ class Moments:
     truth: np.ndarray
     credited: np.ndarray
     tokens_apart: np.ndarray
-    num: int
 
     @property
     def noise(self) -> np.ndarray:
@@ -54,38 +55,34 @@ class Moments:
 
     @classmethod
     def of(cls, table: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> Moments:
-        """From the tables of products that `variance_gradients` makes: per study prompt [N], per prompt of the truth [M]."""
-        n, m = len(table["square"]), len(table["truth_side"])
-        mean = {name: _mean(table[name], m) for name in ("square", "pair", "credited", "tokens_apart")}
-        own = (table["square"] + table["pair"]) / 2  # |x̄|² of the mean of two groups
-        signal = _pairs(own, table["sum"], table["sum"], m)
-        with_base = _pairs(table["base_own"], table["base_sum"], table["sum_base"], m)
-        flat = _pairs(truth["square"], truth["sum"], truth["sum"], 0)
-        return cls(mean["square"], signal, mean["pair"], with_base, _cross(table["truth_sum"], table["truth_side"]),
-                   np.concatenate([flat[:1], np.full(n, flat[0]), flat[1:]]), mean["credited"], mean["tokens_apart"], n)  # fmt: skip
+        """From the products per prompt [N] that `variance_gradients` makes, of the method and of τ's estimator."""
+        return cls(
+            second=mean(table["square"]), signal=_signal(table), pair=mean(table["pair"]),
+            with_base=_pairs(table["base_own"], table["base_sum"], table["sum_base"]),
+            with_truth=_pairs(table["truth_own"], table["truth_sum"], table["sum_truth"]),
+            truth=_signal(truth), credited=mean(table["credited"]), tokens_apart=mean(table["tokens_apart"]),
+        )  # fmt: skip
 
 
-def _mean(values: np.ndarray, others: int) -> np.ndarray:
-    total, n = values.sum(), len(values)
-    return np.concatenate([[total / n], (total - values) / (n - 1), np.full(others, total / n)])
+def mean(values: np.ndarray) -> np.ndarray:
+    """[1 + N]: the mean, and without one each."""
+    return np.concatenate([[values.mean()], (values.sum() - values) / (len(values) - 1)])
 
 
-def _pairs(own: np.ndarray, left: np.ndarray, right: np.ndarray, others: int) -> np.ndarray:
+def _signal(table: Mapping[str, np.ndarray]) -> np.ndarray:
+    own = (table["square"] + table["pair"]) / 2  # |x̄|² of the mean of two groups
+    return _pairs(own, table["sum"], table["sum"])
+
+
+def _pairs(own: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Mean of a_p · b_q over p ≠ q, from a_p · b_p, a_p · Σb and b_p · Σa, [N] each."""
     n, total = len(own), left.sum()
-    value = (total - own.sum()) / (n * (n - 1))
     without = (total - left - right + 2 * own - own.sum()) / ((n - 1) * (n - 2))
-    return np.concatenate([[value], without, np.full(others, value)])
+    return np.concatenate([[(total - own.sum()) / (n * (n - 1))], without])
 
 
-def _cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Mean of a_p · b_q over two samples, from a_p · Σb [N] and b_q · Σa [M]."""
-    n, m, total = len(left), len(right), left.sum()
-    return np.concatenate([[total / (n * m)], (total - left) / ((n - 1) * m), (total - right) / (n * (m - 1))])
-
-
-def interval(statistic: np.ndarray, num: int, log: bool = False) -> Estimate:
-    """Jackknife interval of a statistic [1 + N + M] whose first sample has `num` = N members; on the logarithm where asked.
+def interval(statistic: np.ndarray, log: bool = False) -> Estimate:
+    """Jackknife interval of a statistic [1 + N]; on the logarithm where asked.
 
     Where it is not defined for the whole sample, or without one of its members, it is not resolved: NaN.
     """
@@ -93,11 +90,9 @@ def interval(statistic: np.ndarray, num: int, log: bool = False) -> Estimate:
         x = np.log(statistic) if log else statistic
     if not np.isfinite(x).all():
         return UNRESOLVED
-    samples = [each for each in (x[1 : 1 + num], x[1 + num :]) if len(each)]
-    variance = sum((len(each) - 1) / len(each) * ((each - each.mean()) ** 2).sum() for each in samples)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, min(map(len, samples)) - 1) * np.sqrt(variance))
-    low, high = x[0] - half, x[0] + half
-    return Estimate(float(statistic[0]), *map(float, (np.exp([low, high]) if log else (low, high))), num, LEVEL)
+    found = jackknife(x[0], x[1:], LEVEL)
+    ends = np.exp([found.low, found.high]) if log else (found.low, found.high)
+    return Estimate(float(statistic[0]), *map(float, ends), found.num, LEVEL)
 
 
 def inverse(estimate: Estimate) -> Estimate:
@@ -145,12 +140,13 @@ def figures_of(own: Moments, base: Moments, batch: int) -> dict[str, Estimate]:
     """The statistics with intervals: jackknife, on the logarithm for ratios above 0, Fieller's for the relative variance. Also `angle` and
     `truth_angle` in degrees, and `ess`, n₀ / n: the effective sample size with bias, inf where no number of unweighted rollouts will do.
 
-    What squares or divides by a length or a cosine that may be 0 is not resolved: NaN.
+    What divides by a length or a cosine that may be 0 is not resolved: NaN.
     """
-    found = {name: interval(x, own.num, log=name in POSITIVE) for name, x in statistics_of(own, base, batch).items()}
+    found = {name: interval(x, log=name in POSITIVE) for name, x in statistics_of(own, base, batch).items()}
     found |= {"relative_variance": _fieller(own), "ess": inverse(found.pop("per_unweighted"))}
     found |= {"angle": degrees(found["cosine"]), "truth_angle": degrees(found["truth_cosine"])}
-    lost = DIRECTED | ACCURATE if not resolved(own) else frozenset() if found["truth_cosine"].low > 0 else ACCURATE
+    lost = frozenset() if resolved(base) else COMPARED
+    lost |= DIRECTED if not resolved(own) else frozenset() if found["truth_cosine"].low > 0 else ACCURATE
     return {name: UNRESOLVED if name in lost else estimate for name, estimate in found.items()}
 
 
@@ -163,10 +159,9 @@ def exact_figures_of(own: Moments, base: Moments, batch: int) -> dict[str, float
 
 
 def _fieller(own: Moments) -> Estimate:
-    noise, signal = (x[: 1 + own.num] for x in (own.noise, own.signal))
-    return jackknife_ratio(noise[0], signal[0], (noise[1:], signal[1:]), LEVEL)
+    return jackknife_ratio(own.noise[0], own.signal[0], (own.noise[1:], own.signal[1:]), LEVEL)
 
 
 def resolved(own: Moments) -> bool:
     """Whether |μ|² is above 0 by its interval: without that there is no direction to speak of."""
-    return interval(own.signal, own.num).low > 0
+    return interval(own.signal).low > 0

@@ -167,7 +167,7 @@ class Estimator:
             "with_truth": mean @ products @ world.truth, "truth": world.truth @ products @ world.truth,
             "credited": self.chance @ self.credited, "tokens_apart": self.chance @ self.apart,
         }  # fmt: skip
-        return Moments(**{name: np.array([float(value)]) for name, value in values.items()}, num=0)
+        return Moments(**{name: np.array([float(value)]) for name, value in values.items()})
 
 
 def measurable(methods: Sequence[Method]) -> list[Method]:

@@ -17,6 +17,9 @@ UNITS = {"relative_variance": "prompts", "between_prompts": "share of variance",
          "mse": "share of |true gradient|²", "ess_variance": "unweighted rollouts per rollout", "ess": "unweighted rollouts per rollout",
          "efficiency": "share of second moment per credited token", "efficiency_ratio": "ratio"}  # fmt: skip
 
+LONG = 64
+"""Length limit that nothing of the enumerated world comes near: no completion is punished for its length."""
+
 
 @dataclass
 class Figures:
@@ -37,7 +40,7 @@ class Figures:
             if not own.second[0] > 0:
                 found[name] = {"figures": {}, "resolved": False, "tokens": 0.0}
                 continue
-            figures = figures_of(own, moments[baseline], self.batch) | {"signal": interval(own.signal, own.num)}
+            figures = figures_of(own, moments[baseline], self.batch) | {"signal": interval(own.signal)}
             found[name] = {"figures": {figure: self.book.enter(f"{label}/{name}/{figure}", estimate, UNITS.get(figure, "squared gradient"))
                                        for figure, estimate in figures.items()},
                            "resolved": bool(resolved(own)), "tokens": float(own.credited[0])}  # fmt: skip
@@ -58,11 +61,11 @@ class Figures:
     def exact_world(self, methods: Sequence[Method], baseline: Method) -> dict[str, Any]:
         """The methods in the enumerated world; their figures have no interval."""
         world = World()
-        base = world.estimator(baseline.within(3))
+        base = world.estimator(baseline.within(LONG))
         reference = base.moments(base, world)
         found = {}
         for method in measurable(methods):
-            moments = world.estimator(method.within(3)).moments(base, world)
+            moments = world.estimator(method.within(LONG)).moments(base, world)
             names = {figure: self.book.enter(f"exact world/{method.name}/{figure}", Estimate(x, x, x, 0), UNITS[figure])
                      for figure, x in exact_figures_of(moments, reference, self.batch).items()}  # fmt: skip
             found[method.name] = {"figures": names, "resolved": True, "tokens": float(moments.credited[0])}

@@ -71,7 +71,7 @@ def sketched_gradients(batch: Batch, derivatives: Tensor) -> Gradients:
 
 
 def token_derivatives(checkpoint: Checkpoint, batch: Batch, directions: int, seed: int) -> Tensor:
-    """[B, T, K] float32: ∇log π · u of every token, u with independent signs, the same for every batch of the seed."""
+    """[B, T, K] float32: ∇log π · u of every token, u with independent signs, from the seed."""
     passes = batch.passes(checkpoint)
     columns = []
     for k in range(directions):
@@ -87,36 +87,30 @@ def num_parameters(checkpoint: Checkpoint) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What every method is compared with: x⁰ [N, D], the unweighted gradient of every prompt, and τ [M, D] on other prompts."""
+    """What every method is compared with on the same rollouts, [N, D]: the unweighted gradient of every prompt, and τ's estimator."""
 
     base: Tensor
     truth: Tensor
 
-    @property
-    def truth_table(self) -> dict[str, np.ndarray]:
-        return {"square": _dots(self.truth, self.truth), "sum": _dots(self.truth, _total(self.truth))}
-
     def table(self, x: Tensor, weight: Tensor, rollouts: Rollouts) -> dict[str, np.ndarray]:
-        """Products per prompt [N], and [M] for `truth_side`; `weight` is the κ that x [2N, D] was made with.
+        """Products per prompt [N]; `weight` is the κ that x [2N, D] was made with.
 
         `credited` is tokens with weight per group, `tokens_apart` Σₜ|xₜ|² per group, from the score `gradient_norm`.
         """
         pair = x.unflatten(0, (2, -1))
-        mean = pair.mean(0)
-        total, base_total = _total(mean), _total(self.base)
-        group, num = rollouts.group_index, len(x)
+        mean, group, num = pair.mean(0), rollouts.group_index, len(x)
+        total = _total(mean)
         apart = (num * weight * rollouts.score("gradient_norm")).square().sum(1)
         by_group = torch.zeros(2, num, dtype=torch.float64).index_add_(1, group, torch.stack([apart, (weight != 0).sum(1).double()]))
         apart, credited = by_group.unflatten(1, (2, -1)).mean(1).numpy()
-        return {
-            "square": (_dots(pair[0], pair[0]) + _dots(pair[1], pair[1])) / 2, "pair": _dots(pair[0], pair[1]),
-            "sum": _dots(mean, total), "base_own": _dots(mean, self.base), "base_sum": _dots(mean, base_total),
-            "sum_base": _dots(self.base, total), "truth_sum": _dots(mean, _total(self.truth)), "truth_side": _dots(self.truth, total),
-            "credited": credited, "tokens_apart": apart,
-        }  # fmt: skip
+        found = {"square": (_dots(pair[0], pair[0]) + _dots(pair[1], pair[1])) / 2, "pair": _dots(pair[0], pair[1]),
+                 "sum": _dots(mean, total), "credited": credited, "tokens_apart": apart}  # fmt: skip
+        for name, other in (("base", self.base), ("truth", self.truth)):
+            found |= {f"{name}_own": _dots(mean, other), f"{name}_sum": _dots(mean, _total(other)), f"sum_{name}": _dots(other, total)}
+        return found
 
 
-def base_of(x: Tensor) -> Tensor:
+def by_prompt(x: Tensor) -> Tensor:
     """[N, D]: the mean of the two groups of every prompt."""
     return x.unflatten(0, (2, -1)).mean(0)
 

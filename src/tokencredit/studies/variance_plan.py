@@ -16,7 +16,7 @@ from tokencredit.method import Method
 from tokencredit.methods import METHODS
 from tokencredit.objective import LogProb, SequenceSum
 
-DEFAULT = ("grpo", "reinforce", "rloo", "dr_grpo", "dapo", "cispo", "gtpo", "grpo_s", "otb", "vineppo", "forking_tokens", "random_tokens",
+DEFAULT = ("dapo", "grpo", "reinforce", "rloo", "gtpo", "grpo_s", "otb", "vineppo", "forking_tokens", "random_tokens",
            "oracle_positions", "token_sampling", "entropy_advantage", "ptw_entropy", "ptw_fisher", "ptw_gradient_norm", "ptw_perturbation",
            "ptw_attention", "exact_value")  # fmt: skip
 LEAST = 8
@@ -29,9 +29,10 @@ class VarianceConfig:
     """What is measured.
 
     runs, steps   training runs whose checkpoints of these steps (without: all) are looked at, beside `model`
-    baseline      the unweighted method        methods   empty: all of DEFAULT that can be measured on the task
+    baseline      the unweighted method: every token of the batch counts the same. GRPO's do not, they weigh 1 / |o|
+    methods       empty: all of DEFAULT that can be measured on the task
     truth         "exact" (Q − V from prefix trees), "rloo" (leave-one-out REINFORCE), or "auto": exact where there are trees
-    prompts       each answered by two groups of `group` rollouts; `truth_prompts` others by one, for the true gradient
+    prompts       each answered by two groups of `group` rollouts
     batch         prompts at which mean squared errors are given
     directions    0 for exact gradients, None: exact where they fit into memory
     draws         subsets of tokens that are really drawn
@@ -42,10 +43,9 @@ class VarianceConfig:
     runs: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
     methods: tuple[str, ...] = ()
-    baseline: str = "grpo"
+    baseline: str = "dapo"
     truth: str = "auto"
-    prompts: int = 128
-    truth_prompts: int = 256
+    prompts: int = 384
     group: int = 8
     batch: int = 64
     directions: int | None = None
@@ -56,9 +56,8 @@ class VarianceConfig:
     def __post_init__(self) -> None:
         for name in (self.baseline, *self.methods):
             METHODS[name]
-        if min(self.prompts, self.truth_prompts) < LEAST or self.group < 2:
-            raise ValueError(f"an interval needs at least {LEAST} prompts, {LEAST} others for the true gradient, and groups of 2; got "
-                             f"{self.prompts}, {self.truth_prompts} and {self.group}")  # fmt: skip
+        if self.prompts < LEAST or self.group < 2:
+            raise ValueError(f"an interval needs at least {LEAST} prompts, and groups of 2; got {self.prompts} and {self.group}")
         if self.truth not in (*TRUTHS, "auto"):
             raise ValueError(f"truth is {', '.join(TRUTHS)} or auto, not {self.truth!r}")
         if self.batch < 1 or self.draws < 2 or (self.directions or 2) < 2:

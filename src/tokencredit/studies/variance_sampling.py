@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from tokencredit.dynamics.vectors import dot
 from tokencredit.masked import over
 from tokencredit.rollouts import Rollouts
 from tokencredit.stats import Estimate, mean_of_units
-from tokencredit.studies.variance_estimators import Moments, interval
+from tokencredit.studies.variance_estimators import Moments, interval, mean
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 CHECKED, GROUPS = 0.2, 32
@@ -75,17 +74,10 @@ def curves(weight: Tensor, rollouts: Rollouts, own: Moments, fractions: Sequence
         for fraction in fractions:
             q = scheme.probability(weight, rollouts, fraction)
             per_prompt = added_variance(weight, rollouts, q).unflatten(0, (2, -1)).mean(0).numpy()
-            ratio = _share(per_prompt, own)
+            ratio = mean(per_prompt) / own.noise
             kept = float(q.sum() / (q > 0).sum())
-            found[name].append({"added": interval(ratio, own.num), "cost": interval(kept * (1 + ratio), own.num)})
+            found[name].append({"added": interval(ratio), "cost": interval(kept * (1 + ratio))})
     return found
-
-
-def _share(per_prompt: np.ndarray, own: Moments) -> np.ndarray:
-    """[1 + N]: mean over prompts / tr Cov, then without one prompt each."""
-    n = len(per_prompt)
-    mean = np.concatenate([[per_prompt.mean()], (per_prompt.sum() - per_prompt) / (n - 1)])
-    return mean / own.noise[: 1 + n]
 
 
 def drawn_check(checkpoint: Checkpoint, batch: Batch, weight: Tensor, draws: int, seed: int) -> dict[str, Estimate]:

@@ -18,7 +18,7 @@ from tokencredit.studies.stages import Stages
 from tokencredit.studies.variance_gradients import (
     Gradients,
     Reference,
-    base_of,
+    by_prompt,
     exact_gradients,
     num_parameters,
     sketched_gradients,
@@ -27,10 +27,10 @@ from tokencredit.studies.variance_gradients import (
 )
 from tokencredit.studies.variance_plan import TRUTHS, VarianceConfig, names_of
 
-ROOM = 150_000_000
+ROOM = 400_000_000
 """Numbers that the gradients of all groups may hold, one method at a time; larger models are sketched."""
 SKETCH = 64
-SAMPLING_SCORES = frozenset({"gradient_norm", "fisher_trace", "head_norm"})
+SCORES = frozenset({"gradient_norm", "fisher_trace", "head_norm"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,30 +52,24 @@ def prepare(config: VarianceConfig, label: str, checkpoint: Checkpoint, stages: 
     methods = {name: METHODS[name].within(checkpoint.max_new_tokens) for name in names_of(config, checkpoint.task)}
     truth = ("exact" if "exact_value" in known_scores(checkpoint.task) else "rloo") if config.truth == "auto" else config.truth
     say(f"{label}: rollouts and scores")
-    rows = prompts_of(checkpoint, config.prompts + config.truth_prompts, config.seed)
-    study, others = rows[: config.prompts], rows[config.prompts :]
-    needs = SAMPLING_SCORES.union(*(method.needs for method in methods.values()))
-    batch = _scored(config, checkpoint, [*study, *study], needs, "study", stages)
-    apart = _scored(config, checkpoint, others, TRUTHS[truth].needs, "truth", stages)
-    size = num_parameters(checkpoint) * (3 * config.prompts + config.truth_prompts)
+    rows = prompts_of(checkpoint, config.prompts, config.seed)
+    needs = SCORES.union(TRUTHS[truth].needs, *(method.needs for method in methods.values()))
+    batch = _scored(config, checkpoint, [*rows, *rows], needs, stages)
+    size = num_parameters(checkpoint) * config.prompts * 4  # unweighted, true, and a method's two groups
     directions = config.directions if config.directions is not None else SKETCH if size > ROOM else 0
-
-    def gradients(which: Batch, name: str) -> Gradients:
-        if not directions:
-            return exact_gradients(checkpoint, which)
+    if directions:
         say(f"{label}: derivatives along {directions} directions")
-        make = lambda: {"tokens": token_derivatives(checkpoint, which, directions, config.seed).numpy()}  # noqa: E731
-        return sketched_gradients(which, torch.from_numpy(stages.arrays(f"derivatives_{name}", make)["tokens"]))
+        made = stages.arrays("derivatives", lambda: {"tokens": token_derivatives(checkpoint, batch, directions, config.seed).numpy()})
+        gradients = sketched_gradients(batch, torch.from_numpy(made["tokens"]))
+    else:
+        gradients = exact_gradients(checkpoint, batch)
+    base, true = (by_prompt(gradients(weights_of(method, batch.rollouts))) for method in (methods[config.baseline], TRUTHS[truth]))
+    return Setting(label, checkpoint, methods, truth, batch, gradients, Reference(base, true), directions)
 
-    own = gradients(batch, "study")
-    base = base_of(own(weights_of(methods[config.baseline], batch.rollouts)))
-    reference = Reference(base, gradients(apart, "truth")(weights_of(TRUTHS[truth], apart.rollouts)))
-    return Setting(label, checkpoint, methods, truth, batch, own, reference, directions)
 
-
-def _scored(config: VarianceConfig, checkpoint: Checkpoint, rows: Sequence[dict], needs: Set[str], name: str, stages: Stages) -> Batch:
+def _scored(config: VarianceConfig, checkpoint: Checkpoint, rows: Sequence[dict], needs: Set[str], stages: Stages) -> Batch:
     """A group of rollouts of every row, with the scores that are needed."""
-    b = roll_out(checkpoint, rows, config.group, seed_of(config.seed, name))
+    b = roll_out(checkpoint, rows, config.group, seed_of(config.seed, "rollouts"))
     beyond = sorted(needs - set(b.rollouts.scores))
 
     def make() -> dict[str, np.ndarray]:
@@ -83,6 +77,6 @@ def _scored(config: VarianceConfig, checkpoint: Checkpoint, rows: Sequence[dict]
         found = scores_beyond(checkpoint, b.rows, b.prompts, b.completions, mask, beyond, config.seed)
         return {score: x.numpy() for score, x in found.items()}
 
-    more = stages.arrays(f"scores_{name}", make) if beyond else {}
+    more = stages.arrays("scores", make) if beyond else {}
     scores = {**b.rollouts.scores, **{score: torch.from_numpy(x) for score, x in more.items()}}
     return replace(b, rollouts=replace(b.rollouts, scores=scores))
