@@ -55,10 +55,13 @@ class Coefficients:
 
     @classmethod
     def of(cls, method: Method, drawn: Batch) -> Coefficients:
-        """ValueError where the method's filter leaves nothing."""
+        """ValueError where nothing has credit, or where the method's filter leaves nothing."""
         batch = credited(method, drawn)
         keep = drawn.rollouts.mixed if method.mixed_groups_only else torch.ones(len(drawn), dtype=torch.bool)
-        return cls(method, keep, batch, *loss_coefficients(method, batch))
+        value, credit = loss_coefficients(method, batch)
+        if not value.any():
+            raise ValueError(f"{method.name} gives no token of this batch any gradient: every group's rewards are equal. Draw more prompts")
+        return cls(method, keep, batch, value, credit)
 
     @cached_property
     def wide(self) -> Tensor:
@@ -79,20 +82,21 @@ class Coefficients:
         return found is not None and abs(found - 1) < SAME
 
 
-def idle_parts(own: Coefficients, baseline: Method, drawn: Batch) -> list[str]:
-    """The parts in which a method differs from the baseline without any effect on these rollouts: with the baseline's in their place every
-    coefficient is the same."""
-    idle = []
+def acting_parts(own: Coefficients, baseline: Method, drawn: Batch) -> dict[str, bool]:
+    """{part in which the method differs from the baseline: whether that changes anything on these rollouts}.
+
+    A part without effect is one with whose counterpart of the baseline in its place every coefficient is the same.
+    """
+    found = {}
     for part in (*PARTS, "mixed_groups_only"):
         if getattr(own.method, part) == getattr(baseline, part):
             continue
         try:
-            swapped = Coefficients.of(replace(own.method, **{part: getattr(baseline, part)}), drawn)
+            same = own.same(Coefficients.of(replace(own.method, **{part: getattr(baseline, part)}), drawn))
         except ValueError:
-            continue  # The baseline's part does not go with the others: this one is needed, so not idle.
-        if own.same(swapped):
-            idle.append("group filter" if part == "mixed_groups_only" else part)
-    return idle
+            same = False  # The baseline's part does not go with the method's others, so this one is needed.
+        found["group filter" if part == "mixed_groups_only" else part] = not same
+    return found
 
 
 def consequences(checkpoint: Checkpoint, own: Coefficients, drawn: Batch, goals: Goals) -> dict[str, np.ndarray]:

@@ -19,6 +19,8 @@ from tokencredit.stats import Estimate
 
 THIS, ANY = "this batch", "any batch"
 STEPS = ("whole", "fresh", "equal")
+NEAR = 0.02
+"""Differences that are within this share of the baseline's changes, interval and all, are no difference to anybody."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,9 @@ class Change:
     def value(self) -> np.ndarray:
         """[2]: dH, dJ."""
         return np.array([self.goals[goal].mean() for goal in GOALS])
+
+    def same(self, other: Change) -> bool:
+        return np.array_equal(self.update, other.update) and all(np.array_equal(self.goals[goal], other.goals[goal]) for goal in GOALS)
 
     def covariance(self, over: str) -> np.ndarray:
         """[2, 2]."""
@@ -107,4 +112,7 @@ VERDICTS = {
 def verdict(method: Change, baseline: Change, over: str = THIS) -> str:
     """In which of the two a method differs from the baseline, as far as the intervals tell."""
     difference = method - baseline
+    ends = {goal: difference.estimate(goal, over) for goal in GOALS}
+    if all(max(abs(ends[goal].low), abs(ends[goal].high)) <= NEAR * abs(value) for goal, value in zip(GOALS, baseline.value)):
+        return f"within {100 * NEAR:.0f} % of the baseline"
     return VERDICTS[difference.sign("entropy", over), difference.sign("reward", over)]

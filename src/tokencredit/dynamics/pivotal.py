@@ -7,7 +7,7 @@ Elsewhere from a stored run of `tokencredit pivotality run`, whose completions t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,8 @@ def from_trees(checkpoint: Checkpoint, batch: Batch, num_prompts: int) -> dict[s
     return grid
 
 
-def batch_of_run(checkpoint: Checkpoint, directory: str | Path, group: int, seed: int) -> tuple[Batch, dict[str, Tensor]]:
+def batch_of_run(checkpoint: Checkpoint, directory: str | Path, group: int, seed: int, *,
+                 needs: Sequence[str] = ()) -> tuple[Batch, dict[str, Tensor]]:  # fmt: skip
     """Rollouts of a pivotality run's prompts, its own completions first and fresh ones up to `group`; and the effects {name: [B, T]}.
 
     NaN where a token was not measured; a token without an alternative has no effect. ValueError where the run was measured on another
@@ -68,7 +69,7 @@ def batch_of_run(checkpoint: Checkpoint, directory: str | Path, group: int, seed
     others = [Completion(ids, cut) for ids, cut in zip(fresh.completions, fresh.truncated)]
     prompts = [trace["prompt_ids"] for trace in traces] + fresh.prompts
     owners = owner + fresh.rollouts.group.tolist()
-    batch = scored(checkpoint, [rows[i] for i in owners], prompts, stored + others, owners, seed)
+    batch = scored(checkpoint, [rows[i] for i in owners], prompts, stored + others, owners, seed, needs=needs)
     grid = {name: torch.full(batch.rollouts.mask.shape, torch.nan, dtype=torch.float64) for name in ESTIMANDS}
     for token in tokens:
         for name, values in grid.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokencredit.report.section import Section
 from tokencredit.runs import read_json
 
-KINDS = {"attribution": "attribution", "compare": "compare", "correlation": "correlation", "noise-scale": "noise_scale"}
+KINDS = {"attribution": "attribution", "compare": "compare", "correlation": "correlation", "kernel": "kernel", "noise-scale": "noise_scale"}
 
 
 def kind_of(directory: str | Path) -> str | None:

@@ -52,7 +52,7 @@ class View {
     this.all = data.runs.flatMap((run) => run.steps.flatMap((step) => step.rows));
     this.left = { run: 0, step: data.runs[0].steps.length - 1, index: 0, prompt: null };
     this.right = { run: null, step: 0, index: 0, prompt: null };
-    this.score = quantities(this.all)[0];
+    this.score = data.score || quantities(this.all)[0];
     this.filter = "all";
     this.shared = false;
     this.card = makeCard();
@@ -73,6 +73,7 @@ class View {
     const colour = select("Colour by", quantities(this.all).map((name) => option(name, LABELS[name] || name)), (value) => { this.score = value; this.draw(); });
     const range = select("Scale", [option("own", "fitted to this view"), option("shared", "same for all runs")],
       (value) => { this.shared = value === "shared"; this.draw(); });
+    colour.input.value = this.score;
     this.other = select("Compare with", [option("", "nothing"), ...runOptions(data)], (value) => this.compare(value));
     this.otherStep = select("Step of comparison", [], (value) => this.move(this.right, this.right.run, number(value)));
     return el("div", { class: "controls" }, [this.run, this.step, shown, colour, range, this.other, this.otherStep].map((each) => each.field));
