@@ -23,7 +23,7 @@ PHASES = (("generation", "c0"), ("scoring", "c1"), ("update", "c6"))
 def sections(directory: str | Path) -> list[Section]:
     """All sections of the study in `directory`."""
     result = read_json(Path(directory) / "result.json")
-    built = [_about(result), _verdicts(result), _differences(result), _curves(result), _rates(result), _time(result)]
+    built = [_about(result), _verdicts(result), _differences(result), _curves(result), _ends(result), _rates(result), _time(result)]
     return [section for section in built if section]
 
 
@@ -36,8 +36,16 @@ def write(directory: Path, out: Path, title: str = "Methods at an equal budget")
 
 def _named(result: Mapping[str, Any]) -> dict[str, str]:
     """What the measures of the verdicts are called."""
-    share = f"{result['settings']['reach']:.0%}".replace("%", " %")
-    return {"pass@1": "final pass@1", "area": "mean pass@1 over the budget", "budget_to": f"{_unit(result)} to {share} of the final pass@1"}
+    to = f"{_unit(result)} to {_reach(result)} of {result['baseline']}’s final pass@1"
+    return {"pass@1": "final pass@1", "area": "mean pass@1 over the budget", "budget_to": to}
+
+
+def _reach(result: Mapping[str, Any]) -> str:
+    return _percent(result["settings"]["reach"])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _unit(result: Mapping[str, Any]) -> str:
@@ -62,7 +70,7 @@ def _number(value: float | None) -> str:
 def _about(result: Mapping[str, Any]) -> Section:
     budget, base = result["config"]["budget"], result["config"]["base"]
     facts = [("Model and task", f"{base['model']} on {base['task']}"),
-             ("Budget of a run", f"{budget['amount']:,g} {_unit(result)}, evaluated at every {1 / budget['marks']:.0%}"),
+             ("Budget of a run", f"{budget['amount']:,g} {_unit(result)}, evaluated at every {_percent(1 / budget['marks'])} of it"),
              ("Methods", f"{len(result['methods'])}, against {result['baseline']}"),
              ("Seeds", ", ".join(map(str, result["seeds"])) + ": the same prompts in the same order for every method"),
              ("Held-out prompts", f"{result['prompts']['final']} at the end, {result['prompts']['marks']} along the way"),
@@ -87,21 +95,25 @@ def _verdicts(result: Mapping[str, Any]) -> Section:
     rows = {(row["method"], row["measure"]): row for row in result["verdicts"]}
     there = [measure for measure in MEASURES if any(measure == row["measure"] for row in result["verdicts"])]
     named = _named(result)
-    head = "<th></th><th>final pass@1</th>" + "".join(f"<th>{text(named[measure])}: difference</th><th>verdict</th>" for measure in there)
-    body = []
+    table = []
     for method in result["methods"]:
-        cells = [f'<td class="figure">{_figure(result, method["figures"]["pass@1"])}</td>']
-        for measure in there:
-            row = rows.get((method["name"], measure))
-            cells += [f'<td class="figure">{_figure(result, row["difference"], sign=True)}</td><td>{_verdict(row)}</td>' if row
-                      else "<td>–</td><td>–</td>"]  # fmt: skip
-        name = f'<th scope="row" title="{text(method["changes"])}">{text(method["name"])}</th>'
-        body.append(f"<tr>{name}{''.join(cells)}</tr>")
-    table = f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+        cells = [f"{method['learning_rate']:g}", _figure(result, method["figures"]["pass@1"])]
+        for row in (rows.get((method["name"], measure)) for measure in there):
+            cells.append(f"{_verdict(row)}<br>{_figure(result, row['difference'], sign=True)}" if row else "–")
+        table.append((method["name"], method["changes"], cells))
+    heads = ["learning rate", "final pass@1", *(f"{named[measure]}, difference" for measure in there)]
     note = (f'<p class="note">Differences from {text(result["baseline"])}, by seed; intervals: 95 %, over seeds and prompts. A verdict is '
             "better or worse when the difference is not 0 at 5 % after Holm’s correction for all methods; else the budget does not tell: "
             "that is not a finding of no difference, and the order of rows is none either.</p>")  # fmt: skip
-    return Section("Verdicts", scrolling("Verdicts", table) + note)
+    return Section("Verdicts", _table("Verdicts", heads, table) + note)
+
+
+def _table(label: str, heads: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]]) -> str:
+    """A row per method, whose name says when pointed at what the method changes; cells are HTML."""
+    head = "".join(f"<th>{text(name)}</th>" for name in ("method", *heads))
+    body = "".join(f'<tr><th scope="row" title="{text(about)}">{text(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+                   for name, about, cells in rows)  # fmt: skip
+    return scrolling(label, f'<table class="compared"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -151,6 +163,24 @@ def _series(method: str, curve: Mapping[str, Any], step: Sequence[float], colour
     return {"label": method, "colour": colour, "step": step, "lines": lines, **{key: curve[key] for key in ("value", "low", "high")}}
 
 
+def _ends(result: Mapping[str, Any]) -> Section:
+    """Where the runs are when the budget is spent."""
+    names = [name for name in result["methods"][0]["figures"] if name.startswith("pass@") or name in ("entropy", "length")]
+    own = f"{_unit(result)} to {_reach(result)} of its own final pass@1"
+    rows = []
+    for method in result["methods"]:
+        figures, num = method["figures"], len(method["seeds"])
+        cells = [*(_figure(result, figures[name]) for name in names), _figure(result, figures["budget_to_own"]),
+                 *(f"{method[count]} of {num}" if method[count] else "none" for count in ("collapsed", "never"))]  # fmt: skip
+        rows.append((method["name"], method["changes"], cells))
+    heads = [*names, own, "seeds that collapsed", "seeds never at the target"]
+    target, start = number(result["target"]["value"]), number(result["target"]["start"])
+    note = (f'<p class="note">Entropy in nats per token, length in tokens. A run collapses when its entropy falls under '
+            f"{_percent(result['settings']['collapse'])} of the initial policy’s. The target is {target}, {_reach(result)} of "
+            f"{text(result['baseline'])}’s final pass@1; the initial policy has {start}.</p>")  # fmt: skip
+    return Section("At the end of the budget", _table("At the end of the budget", heads, rows) + note)
+
+
 def _rates(result: Mapping[str, Any]) -> Section | None:
     if not result["rates"]:
         return None
@@ -169,22 +199,20 @@ def _rates(result: Mapping[str, Any]) -> Section | None:
 
 
 def _time(result: Mapping[str, Any]) -> Section:
-    longest = max(result["figures"][method["figures"]["seconds"]]["value"] for method in result["methods"])
-    heads = ("", "seconds of training", "over the baseline", "generation, scoring, update", f"{_unit(result)} spent", "sampled tokens")
-    head = "".join(f"<th>{text(name)}</th>" for name in heads)
+    figures = result["figures"]
+    longest = max(figures[method["figures"]["seconds"]]["value"] for method in result["methods"])
     rows = []
     for method in result["methods"]:
         names = method["figures"]
-        spent = names["rollouts"] if result["config"]["budget"]["unit"] != "tokens" else names["tokens"]
         over = f"× {_figure(result, names['overhead'])}" if "overhead" in names else "–"
-        cells = [_figure(result, names["seconds"]), over, _bar(result, names, longest), _figure(result, spent),
-                 _figure(result, names["tokens"])]  # fmt: skip
-        rows.append(f'<tr><th scope="row">{text(method["name"])}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        cells = [_figure(result, names["seconds"]), over, _bar(result, names, longest),
+                 *(_number(figures[names[unit]]["value"]) for unit in ("rollouts", "tokens"))]  # fmt: skip
+        rows.append((method["name"], method["changes"], cells))
+    heads = ("seconds of training", "over the baseline", "generation, scoring, update", "sampled rollouts", "sampled tokens")
     legend = "".join(f'<span class="key {colour}"><span class="swatch"></span>{phase}</span>' for phase, colour in PHASES)
     note = ('<p class="note">Seconds of generation, scoring and updates, without evaluations, on a machine that the runs shared; over '
             "the baseline: per sampled rollout, by seed. Scoring holds what a method measures on its rollouts.</p>")  # fmt: skip
-    return Section("Time and overhead", f'<div class="legend">{legend}</div>' + scrolling("Time and overhead", table) + note)
+    return Section("Time and overhead", f'<div class="legend">{legend}</div>' + _table("Time and overhead", heads, rows) + note)
 
 
 def _bar(result: Mapping[str, Any], names: Mapping[str, str], longest: float, width: int = 220) -> str:

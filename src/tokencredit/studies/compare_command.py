@@ -197,8 +197,9 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table for a page of documentation, with the command that made it."""
-    unit = result["config"]["budget"]["unit"]
-    reach = f"{result['settings']['reach']:.0%}".replace("%", " %")
+    from tokencredit.studies.compare_verdicts import percent
+
+    unit, reach = result["config"]["budget"]["unit"], percent(result["settings"]["reach"])
     heads = {"method": "method", "rate": "learning rate", "pass@1": "final pass@1", "d pass@1": "difference", "v pass@1": "verdict",
              "d area": "mean pass@1 over the budget, difference", "v area": "verdict", "budget_to": f"{unit} to {reach}",
              "d budget_to": "difference", "v budget_to": "verdict", "seconds": "training seconds"}  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -115,6 +116,7 @@ def perform(job: Job, path: Path) -> None:
                            "with --steps")  # fmt: skip
     if job.final and not any(record["split"] == FINAL for record in run.evaluations()):
         run.log_evaluation(_evaluated(run, job))
+    print(f"{time.process_time():.1f} s of processor time")
 
 
 def _evaluated(run: Run, job: Job) -> dict[str, Any]:

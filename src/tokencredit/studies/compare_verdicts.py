@@ -17,7 +17,7 @@ UNRESOLVED = "not resolved at this budget"
 # measure -> (question, what it is, sign of better)
 MEASURES = {
     "area": ("learning speed", "mean pass@1 over the budget", 1),
-    "budget_to": ("learning speed", "budget to {reach:.0%} of the baseline's final pass@1", -1),
+    "budget_to": ("learning speed", "budget to {reach} of the baseline's final pass@1", -1),
     "pass@1": ("final pass@1", "pass@1 when the budget is spent", 1),
 }
 
@@ -56,7 +56,7 @@ def findings(result: Mapping[str, Any], config: Any, baseline: str) -> list[str]
     for measure, (_, what, _) in MEASURES.items():
         rows = [row for row in result["verdicts"] if row["measure"] == measure]
         if rows:
-            said.append(_verdict_line(what.format(reach=result["settings"]["reach"]), rows, baseline, result, config))
+            said.append(_verdict_line(what.format(reach=percent(result["settings"]["reach"])), rows, baseline, result, config))
     return said + _cautions(result, config, baseline)
 
 
@@ -67,8 +67,12 @@ def _verdict_line(what: str, rows: Sequence[Mapping], baseline: str, result: Map
         parts.append(f"{UNRESOLVED}: {', '.join(named[UNRESOLVED])}")
     figures = [result["figures"][row["difference"]] for row in rows]
     widths = [(f["high"] - f["low"]) / 2 for f in figures if np.isfinite(f["high"] - f["low"])]
-    seen = f" An interval reaches {number(float(np.median(widths)))} to either side (median)." if widths else ""
+    seen = f" Differences under about {number(float(np.median(widths)))} cannot be seen (half of the median interval)." if widths else ""
     return f"{what[0].upper()}{what[1:]}: {'; '.join(parts)}.{seen}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def number(value: float) -> str:
@@ -90,10 +94,11 @@ def _cautions(result: Mapping[str, Any], config: Any, baseline: str) -> list[str
         if at := [name for name, each in methods.items() if each["edge"] == end]:
             said.append(f"The {end} learning rate that was checked served {', '.join(at)} best: a {advice} one may serve better (--rates).")
     if collapsed := [f"{name} ({each['collapsed']} of {len(each['seeds'])})" for name, each in methods.items() if each["collapsed"]]:
-        said.append(f"Entropy fell under {result['settings']['collapse']:.0%} of the initial policy's in: {', '.join(collapsed)}.")
+        said.append(f"Entropy fell under {percent(result['settings']['collapse'])} of the initial policy's in: {', '.join(collapsed)}.")
     if result["target"]["reached_at_start"]:
-        said.append(f"{baseline} ends so near its start that the initial policy already has {result['settings']['reach']:.0%} of its final "
-                    "pass@1: the budget to it says nothing and is left out.")  # fmt: skip
+        reach = percent(result["settings"]["reach"])
+        said.append(f"{baseline} ends so near its start that the initial policy already has {reach} of its final pass@1: the budget to it "
+                    "says nothing and is left out.")  # fmt: skip
     if never := [f"{name} ({each['never']} of {len(each['seeds'])})" for name, each in methods.items() if each["never"]]:
         said.append(f"Never at the target within the budget, counted as the whole budget: {', '.join(never)}.")
     return said
