@@ -12,21 +12,25 @@ from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.engines import scorers
 
 Ids = Sequence[Sequence[int]]
+STEPS = "step_gain"
 
 
 def scores_beyond(checkpoint: Checkpoint, rows: Sequence[dict], prompts: Ids, completions: Ids, mask: Tensor, names: Sequence[str],
                   seed: int) -> dict[str, Tensor]:  # fmt: skip
-    """{name: [B, T]}, float64, zero off the mask: importance proxies, `uniform`, and `exact_value` and `oracle_positions` where the task
-    gives them. ValueError for any other name."""
+    """{name: [B, T]}, float64, zero off the mask: importance proxies, `uniform`, `step_gain`, and `exact_value` and `oracle_positions`
+    where the task gives them. ValueError for any other name."""
     given = {"uniform": _uniform, "exact_value": _exact_value, "oracle_positions": _oracle_positions}
-    if unknown := sorted(set(names) - {*scorers.PROXIES, *given}):
-        raise ValueError(f"{', '.join(unknown)} cannot be measured here; there are {', '.join([*scorers.PROXIES, *given])}")
+    if unknown := sorted(set(names) - {*scorers.PROXIES, *given, STEPS}):
+        raise ValueError(f"{', '.join(unknown)} cannot be measured here; there are {', '.join([*scorers.PROXIES, *given, STEPS])}")
     wanted = [name for name in names if name in scorers.PROXIES]
     options = {"seed": seed, "temperature": checkpoint.temperature}
     found = proxies(checkpoint.model, prompts, completions, mask, wanted, **options) if wanted else {}
     ids = torch.zeros(mask.shape, dtype=torch.long)
     ids[mask] = torch.tensor([token for completion in completions for token in completion])
-    return found | {name: given[name](checkpoint, rows, ids, mask, seed).double() * mask for name in names if name in given}
+    found |= {name: given[name](checkpoint, rows, ids, mask, seed).double() * mask for name in names if name in given}
+    if STEPS in names:
+        found[STEPS] = _step_gain(checkpoint, rows, prompts, completions, mask, seed)
+    return found
 
 
 def proxies(model: Any, prompts: Ids, completions: Ids, mask: Tensor, names: Sequence[str], **options: Any) -> dict[str, Tensor]:
@@ -62,7 +66,20 @@ def _oracle_positions(checkpoint: Checkpoint, rows: Sequence[dict], ids: Tensor,
     return scorers.oracle_positions(checkpoint.tokenizer, checkpoint.task, rows, ids, mask)
 
 
+def _step_gain(checkpoint: Checkpoint, rows: Sequence[dict], prompts: Ids, completions: Ids, mask: Tensor, seed: int) -> Tensor:
+    from tokencredit.engines.vine import step_gains
+    from tokencredit.lm.distribution import Settings
+    from tokencredit.lm.sampling import Trace
+
+    c, traces = checkpoint, [Trace(tuple(prompt), tuple(ids)) for prompt, ids in zip(prompts, completions)]
+    options = {"settings": Settings(c.temperature), "max_new_tokens": c.max_new_tokens, "seed": seed}
+    gains = step_gains(c.model, c.tokenizer, c.task, rows, traces, **options)
+    found = torch.zeros(mask.shape, dtype=torch.float64)
+    found[mask] = torch.tensor([gain for some in gains for gain in some], dtype=torch.float64)
+    return found
+
+
 def known_scores(task: Any) -> frozenset[str]:
     """Names of the scores that `scores_beyond` can give for a task."""
     own = {"exact_value": getattr(task, "name", "") == "reckon", "oracle_positions": hasattr(task, "deciding")}
-    return scorers.GIVEN | {name for name, there in own.items() if there}
+    return scorers.GIVEN | {STEPS} | {name for name, there in own.items() if there}

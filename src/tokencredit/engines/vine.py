@@ -79,29 +79,38 @@ def step_gain(task: Any, tokenizer: Any, max_new_tokens: int, *, num: int = ROLL
     """
 
     def scorer(trainer, inputs: list[dict], out: dict[str, Tensor]) -> Tensor:
-        from tokencredit.pivotality.tree import on_text
-
         if trainer.min_p or trainer.repetition_penalty != 1.0:
             raise ValueError("step_gain samples with temperature, top_k and top_p alone: leave min_p and repetition_penalty unset")
-        model = trainer.accelerator.unwrap_model(trainer.model)
         settings = Settings(trainer.temperature, trainer.top_k or 0, trainer.top_p or 1.0)
-        sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=settings, batch=batch)
         traces = [Trace(*map(tuple, ids)) for ids in zip(_own(out, "prompt"), _own(out, "completion"))]
-        verify = [on_text(task.verify, tokenizer, row) for row in inputs]
-        starts = [_starts(task, tokenizer, row, trace.completion, sampler.ends) for row, trace in zip(inputs, traces)]
-        values = step_values(
-            sampler, traces, starts, lambda k, ids, cut: verify[k](list(ids), cut), max_new_tokens=max_new_tokens, num=num,
-            seed=seed_of(trainer.args.seed, trainer.state.global_step), labels=[repr(row) for row in inputs],
-        )  # fmt: skip
+        seed = seed_of(trainer.args.seed, trainer.state.global_step)
+        gains = step_gains(trainer.accelerator.unwrap_model(trainer.model), tokenizer, task, inputs, traces, settings=settings,
+                           max_new_tokens=max_new_tokens, num=num, batch=batch, seed=seed)  # fmt: skip
         gain = torch.zeros(out["completion_ids"].shape)
-        for i, trace in enumerate(traces):
-            ids = trace.completion
-            if ids:
-                reward = verify[i](list(ids), ids[-1] not in sampler.ends)
-                gain[i, : len(ids)] = torch.tensor(spread(values[i], starts[i], reward, len(ids)))
+        for i, some in enumerate(gains):
+            gain[i, : len(some)] = torch.tensor(some)
         return gain.to(out["completion_ids"].device)
 
     return scorer
+
+
+def step_gains(model: Any, tokenizer: Any, task: Any, rows: Sequence[dict], traces: Sequence[Trace], *, settings: Settings,
+               max_new_tokens: int, num: int = ROLLOUTS, batch: int = 512, seed: int = 0) -> list[list[float]]:  # fmt: skip
+    """The gain of the step that every token of every completion belongs to; `rows` are the task's, one per completion."""
+    from tokencredit.pivotality.tree import on_text
+
+    sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=settings, batch=batch)
+    verify = [on_text(task.verify, tokenizer, row) for row in rows]
+    starts = [_starts(task, tokenizer, row, trace.completion, sampler.ends) for row, trace in zip(rows, traces)]
+    values = step_values(
+        sampler, traces, starts, lambda k, ids, cut: verify[k](list(ids), cut), max_new_tokens=max_new_tokens, num=num, seed=seed,
+        labels=[repr(row) for row in rows],
+    )  # fmt: skip
+    gains = []
+    for check, trace, value, start in zip(verify, traces, values, starts):
+        ids = list(trace.completion)
+        gains.append(spread(value, start, check(ids, ids[-1] not in sampler.ends), len(ids)) if ids else [])
+    return gains
 
 
 def _own(out: dict[str, Tensor], part: str) -> list[list[int]]:
