@@ -8,7 +8,9 @@ part of a step is proportional to the learning rate, so the prediction at one ra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from tokencredit.dynamics.update import Update
 from tokencredit.dynamics.vectors import moved
 from tokencredit.stats import Estimate, jackknife
 
-FACTORS = (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+FACTORS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Learning rates, in units of the run's own."""
 
 
@@ -45,15 +47,24 @@ def slope(real: np.ndarray, predicted: np.ndarray) -> float:
     return float((real * predicted).sum() / size) if size > 0 else float("nan")
 
 
-def over_prompts(statistic, real: np.ndarray, predicted: np.ndarray, prompt: np.ndarray, level: float = 0.95) -> Estimate:
-    """A statistic of (real [N], predicted [N]) with the jackknife's interval over prompts [N]; fewer than 3 prompts have none (NaN)."""
-    names = np.unique(prompt)
-    left_out = [statistic(real[prompt != name], predicted[prompt != name]) for name in names]
-    return interval(statistic(real, predicted), left_out, level)
+def over_prompts(statistic: Callable[..., float], real: np.ndarray, predicted: np.ndarray, prompt: np.ndarray) -> Estimate:
+    """A statistic of (real [N], predicted [N]) with the jackknife's interval over prompts [N]."""
+    return interval(statistic(real, predicted), [statistic(real[prompt != name], predicted[prompt != name]) for name in np.unique(prompt)])
 
 
-def interval(value: float, left_out: Sequence[float], level: float = 0.95) -> Estimate:
-    """The jackknife's interval from the statistic without each prompt; NaN ends where one of these is undefined or prompts are too few."""
+def r2_over_prompts(real: np.ndarray, predicted: np.ndarray, prompt: np.ndarray) -> Estimate:
+    """R² with an interval that stays below 1: that of log(1 − R²)."""
+    found = over_prompts(lambda *both: float(np.log(max(1 - r2(*both), 1e-300))), real, predicted, prompt)
+    value, high, low = (float(-np.expm1(x)) for x in (found.value, found.low, found.high))
+    return Estimate(value, low, high, found.num, found.level)
+
+
+def interval(value: float, left_out: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf), level: float = 0.95) -> Estimate:
+    """The jackknife's interval from the statistic without each prompt, cut to the range that the statistic has.
+
+    NaN ends where the statistic is undefined without one of them, or where prompts are fewer than 3.
+    """
     if len(left_out) < 3 or not np.isfinite([value, *left_out]).all():
-        return Estimate(float(value), float("nan"), float("nan"), len(left_out), level)
-    return jackknife(value, left_out, level)
+        return Estimate(float(value), math.nan, math.nan, len(left_out), level)
+    found = jackknife(value, left_out, level)
+    return replace(found, low=max(found.low, within[0]), high=min(found.high, within[1]))

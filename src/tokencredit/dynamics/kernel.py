@@ -61,8 +61,8 @@ def of_update(update: Update, optimizer: OptimizerState) -> Preconditioner:
 
     Where groups of parameters differ in η, β₁ or the number of steps, f is the largest of their factors and P⁻¹ holds the rest.
     """
-    factors = [_fresh(optimizer.rules[name], optimizer.moments[name], gain) for name, gain in update.gain.items()]
-    f = max(factors, key=abs) * update.lr / optimizer.lr
+    rate = update.lr / optimizer.lr
+    f = max((_fresh(optimizer.rules[name], optimizer.moments[name], gain, rate) for name, gain in update.gain.items()), key=abs)
     return Preconditioner(scaled(update.gain, 1 / f), f)
 
 
@@ -83,11 +83,11 @@ def of_state(optimizer: OptimizerState) -> Preconditioner:
     return Preconditioner(inverse, max(factors, key=abs))
 
 
-def _fresh(rule: Rule, moments: Moments, gain: Tensor) -> float:
-    """f of one parameter; SGD's gain is the same everywhere and is all of it."""
+def _fresh(rule: Rule, moments: Moments, gain: Tensor, rate: float = 1.0) -> float:
+    """f of one parameter at `rate` times the rule's η; SGD's gain is the same everywhere and is all of it."""
     if rule.kind == "sgd":
         return float(gain.flatten()[0])
-    return rule.lr * (1 - rule.betas[0]) / (1 - rule.betas[0] ** (moments.step + 1)) * (-1 if rule.maximize else 1)
+    return rate * rule.lr * (1 - rule.betas[0]) / (1 - rule.betas[0] ** (moments.step + 1)) * (-1 if rule.maximize else 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +109,7 @@ class Features:
     def by_row(self, weight: Tensor) -> Features:
         """Those of completions from those of tokens: Σₜ w Φ(t) over each row's tokens, weight [N]."""
         rows, index = torch.unique(self.row, return_inverse=True)
-        found = self.matrix.new_zeros(len(rows), self.matrix.shape[1])
-        for start in range(0, found.shape[1], BLOCK):
-            some = slice(start, start + BLOCK)
-            found[:, some].index_add_(0, index, self.matrix[:, some] * weight.to(found)[:, None])
+        found = self.matrix.new_zeros(len(rows), self.matrix.shape[1]).index_add_(0, index, self.matrix * weight.to(self.matrix)[:, None])
         return Features(found, rows, torch.full_like(rows, -1), self.noise)
 
 

@@ -66,20 +66,20 @@ class Pairs:
 
 
 def pair_table(k: Tensor, units: Units) -> list[Pairs]:
-    """The kinds of pairs that occur, with intervals over prompts."""
+    """The kinds of pairs that occur, with intervals over prompts; a likeness that every pair of a scope has is left out."""
     cosine = cosines(k).numpy()
     alike, found = units.likeness(), []
     for scope, inside in units.scopes().items():
         for name, like in alike.items():
             kind = inside & like
-            if not kind.any():
+            if not kind.any() or (name != "all" and kind.sum() == inside.sum()):
                 continue
             sums = without_each(np.stack([_blocks(kind * x, units) for x in (1.0, cosine, np.abs(cosine), cosine**2)], -1))
             num, first, size, second = (sums[:, i] for i in range(4))
             with np.errstate(invalid="ignore", divide="ignore"):
                 mean = first / num
                 columns = (mean, size / num, np.sqrt(np.maximum(second / num - mean**2, 0)))
-            estimates = (interval(column[0], column[1:]) for column in columns)
+            estimates = (interval(x[0], x[1:], within) for x, within in zip(columns, ((-1, 1), (0, 1), (0, 1))))
             found.append(Pairs(scope, name, round(num[0] / 2), *estimates))
     return found
 
@@ -103,14 +103,14 @@ def effective_rank(k: Tensor, units: Units, noise: float = 0.0) -> Estimate:
     square = (square - noise**2 * trace**2) / (1 + noise**2)
     with np.errstate(invalid="ignore", divide="ignore"):
         rank = np.where(square > 0, trace**2 / square, np.nan)
-    return interval(rank[0], rank[1:])
+    return interval(rank[0], rank[1:], (1, len(k)))
 
 
 def top_share(k: Tensor, units: Units) -> Estimate:
     """λ₁ / Σ λ: the share of the kernel that a single direction in parameter space has. A sketch's is too large."""
     left_out = [k[keep][:, keep] for keep in (torch.from_numpy(each == 0) for each in units.member.T)]
     values = [float(spectrum(x, 1)[0] / x.diagonal().sum()) if len(x) else float("nan") for x in (k, *left_out)]
-    return interval(values[0], values[1:])
+    return interval(values[0], values[1:], (0, 1))
 
 
 def spectrum(k: Tensor, num: int = LARGEST) -> np.ndarray:

@@ -15,6 +15,7 @@ A prompt left out by the jackknife leaves as a receiver and as a sender; P and s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,6 +29,8 @@ from tokencredit.stats import Estimate
 
 EDGES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 """Probabilities that part the tokens."""
+RANGES = {"share": (-math.inf, math.inf), "correlation": (-1, 1), "rank_correlation": (-1, 1)} | dict.fromkeys(
+    ("mass", "token", "sign", "tokens", "of_squared_change"), (0, 1))  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ def share_figures(change: Change, credit: np.ndarray, probability: np.ndarray | 
     for prompt in range(change.by_prompt.shape[1]):
         parts, mass, left = change.without(prompt)
         left_out.append(_figures(parts, mass, credit, probability, left))
-    return {name: interval(value, [each[name] for each in left_out]) for name, value in whole.items()}
+    return {name: interval(value, [each[name] for each in left_out], RANGES[name.split("/")[0]]) for name, value in whole.items()}
 
 
 def _figures(parts: dict[str, np.ndarray], mass: np.ndarray, credit: np.ndarray, probability: np.ndarray | None, left: np.ndarray) -> dict:

@@ -1,0 +1,132 @@
+"""The kernel study from the command line, its files, and its page in a real browser."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+
+from tokencredit.cli import main
+from tokencredit.dynamics.batch import draw
+from tokencredit.dynamics.checkpoint import open_checkpoint
+from tokencredit.dynamics.kernel_study import step_of
+from tokencredit.dynamics.vectors import norm
+from tokencredit.report import kernel as pages
+
+SMALL = ["dynamics", "kernel", "--run", "reckon", "--prompts", "8", "--group", "4", "--held-out", "4", "--samples", "1", "--seed", "1"]
+
+
+def study(out, *more):
+    assert main([*SMALL, "--out", str(out), *more]) == 0
+    return json.loads((out / "result.json").read_text())
+
+
+def value(result, name):
+    return result["figures"][name]["value"]
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tokens") / "kernel"
+    return out, study(out, "--optimizer", "adamw")
+
+
+def test_tokens_exactly(tokens):
+    """A fresh AdamW's first step is a sign step: at small rates its influence is as predicted, and at ten times the rate it is not."""
+    out, result = tokens
+    assert value(result, "influence/r2/0.03") > 0.99 > value(result, "influence/r2/10") and value(result, "influence/kernel_gap") < 1e-3
+    parts = [name for name in result["shares"] if name.startswith("share/") and name.count("/") == 1]
+    assert len(parts) == 4 and sum(value(result, result["shares"][name]) for name in parts) == pytest.approx(1)
+    senders, held = (parquet.read_table(out / f"{name}.parquet").to_pylist() for name in ("senders", "held_out"))
+    assert len(senders) == result["num"]["senders"] and len(held) == result["num"]["held_out"]
+    each = senders[0]
+    assert each["total"] == pytest.approx(sum(each[name] for name in ("own", "same completion", "same prompt", "other prompts")))
+    own = np.array([row["own"] for row in senders])
+    assert ((own > 0) == (np.array([row["coefficient"] for row in senders]) < 0)).all(), "its own term moves a token as its credit says"
+    assert all(len(row["real"]) == len(result["config"]["factors"]) for row in held)
+    pairs = parquet.read_table(out / "pairs.parquet").to_pylist()
+    assert {row["scope"] for row in pairs} == {"same completion", "same prompt", "other prompts"}
+    figure = result["figures"]["influence/r2/1"]
+    assert {"value", "low", "high", "unit", "seed", "command"} <= figure.keys() and figure["seed"] == 1 and "kernel" in figure["command"]
+
+
+def test_it_goes_on_where_it_was_with_the_same_numbers(tokens, tmp_path):
+    out, result = tokens
+    again = tmp_path / "kernel"
+    shutil.copytree(out, again)
+    (again / "result.json").unlink()
+    stamp = (again / "stages" / "kernel.npz").stat().st_mtime_ns
+    found = study(again, "--optimizer", "adamw")
+    same = lambda figures: {name: {k: v for k, v in figure.items() if k != "command"} for name, figure in figures.items()}  # noqa: E731
+    assert same(found["figures"]) == same(result["figures"]) and (again / "stages" / "kernel.npz").stat().st_mtime_ns == stamp
+
+
+def test_completions_under_the_identity(tmp_path):
+    result = study(tmp_path / "kernel", "--sequences", "--preconditioner", "identity")
+    assert value(result, "influence/r2/0.03") > 0.99 and value(result, "influence/kernel_gap") < 1e-3
+    assert result["num"]["senders"] == result["num"]["rollouts"] and set(result["heat"]) == {"completions"}
+    assert "share/same completion" not in result["shares"]
+    checkpoint = open_checkpoint("reckon")
+    update, preconditioner = step_of(checkpoint, draw(checkpoint, 8, 4, 1), "identity")
+    rate = checkpoint.config.learning_rate
+    assert norm(update.vector) == pytest.approx(rate * result["num"]["parameters"] ** 0.5), "as long as a sign step"
+    assert preconditioner.fresh == pytest.approx(result["lr"]) and update.lr == pytest.approx(result["lr"])
+
+
+def test_a_sketch_says_its_noise_and_makes_no_claim_on_shares(tmp_path, capsys):
+    result = study(tmp_path / "kernel", "--directions", "4", "--optimizer", "adamw")
+    assert value(result, "noise") == 0.5 and result["shares"] == {} and "within ± 0.500" in " ".join(result["findings"])
+    assert value(result, "influence/r2/0.03") > 0.99, "influence is predicted by forward passes, whatever the sketch"
+    assert len(pages.sections(tmp_path / "kernel")) == 5
+
+
+def test_what_is_missing_is_said(tmp_path, capsys):
+    assert main([*SMALL, "--out", str(tmp_path / "a")]) == 1
+    assert main(["dynamics", "kernel", "--out", str(tmp_path / "b")]) == 1
+    assert main([*SMALL, "--out", str(tmp_path / "c"), "--optimizer", "sgd"]) == 1
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert "--optimizer adamw" in told and "--run" in told and "--preconditioner identity" in told
+
+
+def test_the_report_of_runs_shows_it(tokens, tmp_path):
+    out, _ = tokens
+    assert main(["report", str(out), "--out", str(tmp_path / "report.html")]) == 0
+    assert "What a token’s own term makes" in (tmp_path / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def page_path(tokens, tmp_path_factory):
+    """The page of the study with hostile tokens in it."""
+    folder = tmp_path_factory.mktemp("page")
+    result = json.loads(json.dumps(tokens[1]))
+    result["heat"]["tokens"]["names"][0] = "<img src=x onerror=alert(1)>"
+    result["findings"].append("<u>found</u>")
+    (folder / "result.json").write_text(json.dumps(result))
+    return pages.write(folder, folder / "report.html")
+
+
+def test_the_page_draws_every_section(opened, tokens):
+    _, result = tokens
+    assert opened.locator("main h2").all_text_contents() == [
+        "Who moves whom", "Predicted and real changes", "What a token’s own term makes", "Which gradients are alike",
+        "Cosines one by one", "Spectrum"]  # fmt: skip
+    assert opened.locator("main u, main img").count() == 0
+    influence = opened.locator("#predicted-and-real-changes")
+    assert influence.locator("circle.point").count() == min(result["num"]["held_out"], 400)
+    influence.get_by_label("Learning rate", exact=True).select_option("0")
+    influence.locator("circle.point").first.hover(force=True)
+    assert influence.locator("[role=status]").text_content().startswith("predicted ")
+    matrix = opened.locator("#cosines-one-by-one")
+    count = len(result["heat"]["tokens"]["names"])
+    assert matrix.locator("rect").count() == count**2
+    matrix.locator("rect").first.hover(force=True)
+    assert matrix.locator("[role=status]").text_content() == "<img src=x onerror=alert(1)> · <img src=x onerror=alert(1)>: 1"
+    matrix.get_by_label("Between", exact=True).select_option("completions")
+    assert matrix.locator("rect").count() == len(result["heat"]["completions"]["names"]) ** 2
+    assert opened.locator("#spectrum circle.dot").count() == 64
+
+
+def test_it_fits_a_narrow_screen(opened):
+    opened.set_viewport_size({"width": 400, "height": 800})
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 400
