@@ -85,7 +85,7 @@ METHODS = _table(
     Method(
         "otb", Chain(Outcome(), OptimalTokenBaseline()), Clip(0.2, 0.2), TokenMean(),
         summary="a baseline per position: the group's reward weighted by how far each rollout has moved the logits",
-        source="Optimal token baseline, arXiv:2602.07078; verl's compute_optimal_token_baseline_advantage", fidelity="code",
+        source="Optimal token baseline, arXiv:2602.07078; verl's optimal_token_baseline", fidelity="code",
     ),
     Method(
         "dapo", Chain(Outcome(), Overlong(), GroupCenter()), Clip(0.2, 0.28), TokenMean(), mixed_groups_only=True,
