@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokencredit.dynamics import attribute_command, kernel_command, noise_scale_command
+from tokencredit.dynamics import attribute_command, entropy_command, kernel_command, noise_scale_command
 
-ACTIONS = (attribute_command, noise_scale_command, kernel_command)
+ACTIONS = (entropy_command, attribute_command, noise_scale_command, kernel_command)
 """Modules with `add_action(actions)`."""
 
 

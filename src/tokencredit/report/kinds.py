@@ -10,7 +10,10 @@ from pathlib import Path
 from tokencredit.report.section import Section
 from tokencredit.runs import read_json
 
-KINDS = {"attribution": "attribution", "compare": "compare", "correlation": "correlation", "kernel": "kernel", "noise-scale": "noise_scale"}
+KINDS = {
+    "attribution": "attribution", "compare": "compare", "correlation": "correlation", "entropy dynamics": "entropy", "kernel": "kernel",
+    "noise-scale": "noise_scale"
+}  # fmt: skip
 
 
 def kind_of(directory: str | Path) -> str | None:
