@@ -8,11 +8,11 @@ function plane(frame, width, height, xRange, yRange, names, margin) {
   for (const [name, value] of [["viewBox", `0 0 ${width} ${height}`], ["width", width], ["height", height]]) frame.setAttribute(name, value);
   for (const tick of ticks(xRange[0], xRange[1], width < 340 ? 3 : 5)) {
     frame.append(svg("line", { class: "grid", x1: x(tick), x2: x(tick), y1: box.top, y2: box.bottom }),
-      svg("text", { class: "tick", x: x(tick), y: box.bottom + 16, "text-anchor": "middle" }, format(tick)));
+      svg("text", { class: "tick", x: x(tick), y: box.bottom + 16, "text-anchor": "middle" }, (names.ofX || format)(tick)));
   }
   for (const tick of names.y === null ? [] : ticks(yRange[0], yRange[1], 4)) {
     frame.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }),
-      svg("text", { class: "tick", x: box.left - 6, y: y(tick) + 4, "text-anchor": "end" }, format(tick)));
+      svg("text", { class: "tick", x: box.left - 6, y: y(tick) + 4, "text-anchor": "end" }, (names.ofY || format)(tick)));
   }
   frame.append(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
     svg("text", { class: "tick unit", x: (box.left + box.right) / 2, y: box.bottom + 31, "text-anchor": "middle" }, names.x));

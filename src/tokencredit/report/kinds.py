@@ -12,7 +12,7 @@ from tokencredit.runs import read_json
 
 KINDS = {
     "attribution": "attribution", "compare": "compare", "correlation": "correlation", "entropy dynamics": "entropy", "kernel": "kernel",
-    "noise-scale": "noise_scale"
+    "noise-scale": "noise_scale", "variance": "variance"
 }  # fmt: skip
 
 

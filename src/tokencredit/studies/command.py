@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokencredit.studies import compare_command, correlation_command, theory_command
+from tokencredit.studies import compare_command, correlation_command, theory_command, variance_command
 
-ACTIONS = (correlation_command, compare_command, theory_command)
+ACTIONS = (correlation_command, compare_command, theory_command, variance_command)
 """Modules with `add_action(actions)`."""
 
 

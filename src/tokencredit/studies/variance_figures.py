@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,10 +42,13 @@ class Figures:
                 found[name] = {"figures": {}, "resolved": False, "tokens": 0.0}
                 continue
             figures = figures_of(own, moments[baseline], self.batch) | {"signal": interval(own.signal)}
-            found[name] = {"figures": {figure: self.book.enter(f"{label}/{name}/{figure}", estimate, UNITS.get(figure, "squared gradient"))
-                                       for figure, estimate in figures.items()},
-                           "resolved": bool(resolved(own)), "tokens": float(own.credited[0])}  # fmt: skip
+            names = {figure: self._enter(f"{label}/{name}/{figure}", estimate, UNITS.get(figure, "squared gradient"))
+                     for figure, estimate in figures.items()}  # fmt: skip
+            found[name] = {"figures": names, "resolved": bool(resolved(own)), "tokens": float(own.credited[0])}
         return found
+
+    def _enter(self, name: str, estimate: Estimate, unit: str) -> str:
+        return self.book.enter(name, estimate, unit, **({"note": "not resolved"} if math.isnan(estimate.value) else {}))
 
     def sampling(self, label: str, curves: Mapping[str, Sequence[Mapping[str, Estimate]]], fractions: Sequence[float],
                  drawn: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:  # fmt: skip
@@ -52,7 +56,7 @@ class Figures:
         names: dict[str, dict[str, list[str]]] = {}
         units = {"added": "share of variance", "cost": "tokens for equal variance, against all"}
         for scheme, points in curves.items():
-            names[scheme] = {measure: [self.book.enter(f"{label}/sampling/{scheme}/{measure} at {fraction:g}", point[measure], unit)
+            names[scheme] = {measure: [self._enter(f"{label}/sampling/{scheme}/{measure} at {fraction:g}", point[measure], unit)
                                        for fraction, point in zip(fractions, points)] for measure, unit in units.items()}  # fmt: skip
         checks = {scheme: self.book.enter(f"{label}/sampling/{scheme}/drawn over formula", Estimate(**each), "ratio")
                   for scheme, each in drawn.items()}  # fmt: skip
