@@ -19,6 +19,7 @@ GOALS = {"entropy": "entropy (10⁻³ nats)", "reward": "reward (10⁻³)"}
 STEPS = {"equal": "rollouts, equal length", "fresh": "rollouts", "whole": "whole step"}
 MEANINGS = {"equal": "What these rollouts add, at the baseline’s length of step", "fresh": "What these rollouts add to the step",
             "whole": "The whole step, momentum included"}  # fmt: skip
+ENDS = ("value", "low", "high")
 OVER = {"this batch": "this batch", "any batch": "any batch"}
 
 
@@ -62,7 +63,7 @@ def _table(label: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 def _point(result: Mapping[str, Any], name: str, scale: float = MILLI) -> dict[str, float | None]:
     figure = result["figures"][name]
-    return {key: None if figure[key] is None else scale * figure[key] for key in ("value", "low", "high")}
+    return {key: None if figure[key] is None else scale * figure[key] for key in ENDS}
 
 
 def _about(result: Mapping[str, Any]) -> Section:
@@ -135,14 +136,20 @@ def _diagnostics(result: Mapping[str, Any]) -> Section:
 
 
 def _plane(result: Mapping[str, Any]) -> Section:
-    methods = [{"name": each["name"], "steps": {step: {over: {goal: _point(result, found[goal]) for goal in GOALS}
-                                                       for over, found in each["steps"][step].items()} for step in STEPS}}
-               for each in result["methods"]]  # fmt: skip
+    def points(found: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes, and changes less the baseline's, whose interval is that of the paired difference."""
+        gap = found["difference"] or {}
+        return {goal: {"changes": _point(result, found[goal]), "gaps": _point(result, gap[goal]) if gap else dict.fromkeys(ENDS, 0.0)}
+                for goal in GOALS}  # fmt: skip
+
+    methods = [{"name": each["name"], "steps": {step: {over: points(found) for over, found in each["steps"][step].items()}
+                                                for step in STEPS}} for each in result["methods"]]  # fmt: skip
     note = ('<p class="note">What the step of each method would do from the same rollouts and optimizer state: what the rollouts add, at '
             "equal length or as it is, or the whole step with its momentum. Bars: 95 %, for this batch (the gradients of entropy and "
-            "reward are uncertain) or any batch (the step’s rollouts are too). Arrows from "
+            "reward are uncertain) or any batch (the step’s rollouts are too); of differences, paired. Arrows from "
             f"{text(result['about']['baseline'])}.</p>")  # fmt: skip
-    data = {"methods": methods, "steps": STEPS, "over": OVER}
+    shown = {"gaps": f"less {result['about']['baseline']}", "changes": "changes"}
+    data = {"methods": methods, "shown": shown, "steps": STEPS, "over": OVER}
     return Section("Other methods on the same rollouts", note, compact(data), "methods_plane.js", ("plot.js", "axes.js"))
 
 

@@ -1,9 +1,13 @@
 // Every method a point: what its step does to entropy and to reward, with intervals; arrows from the first method.
 
 draw("methods_plane.js", (section, data) => {
-  const state = { step: Object.keys(data.steps)[0], over: Object.keys(data.over)[0] };
+  const first = (names) => Object.keys(names)[0];
+  const state = { shown: first(data.shown), step: first(data.steps), over: first(data.over) };
   const paint = (frame, width) => {
-    const found = data.methods.map((method) => ({ name: method.name, ...method.steps[state.step][state.over] }));
+    const found = data.methods.map((method) => {
+      const all = method.steps[state.step][state.over];
+      return { name: method.name, entropy: all.entropy[state.shown], reward: all.reward[state.shown] };
+    });
     const ends = (goal) => spanOf(found.flatMap((each) => [each[goal].low, each[goal].high, each[goal].value]), [0]);
     const { x, y, box } = plane(frame, width, 420, ends("entropy"), ends("reward"), { x: "change of entropy, 10⁻³ nats" });
     frame.append(svg("text", { class: "tick unit", x: box.left + 4, y: box.top + 8 }, "change of reward, 10⁻³"),
@@ -29,6 +33,6 @@ draw("methods_plane.js", (section, data) => {
   };
   const plot = drawing("Methods: change of entropy and of reward; a table follows", paint);
   const pick = (label, names, key) => select(label, Object.entries(names).map(([name, meaning]) => option(name, meaning)), (value) => { state[key] = value; plot.again(); });
-  section.append(el("div", { class: "controls" }, pick("Step", data.steps, "step").field, pick("Intervals", data.over, "over").field), plot.holder);
+  section.append(el("div", { class: "controls" }, pick("Show", data.shown, "shown").field, pick("Step", data.steps, "step").field, pick("Intervals", data.over, "over").field), plot.holder);
   plot.start();
 });
