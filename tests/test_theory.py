@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from tokencredit.cli import main
-from tokencredit.studies import (
-    theory_entropy,
-    theory_grpo,
-    theory_gtpo,
-    theory_means,
-    theory_network,
-    theory_rows,
-    theory_variance,
-    theory_weighting,
+from tokencredit.studies.theory import (
+    entropy,
+    grpo,
+    gtpo,
+    means,
+    network,
+    rows,
+    variance,
+    weighting,
 )
-from tokencredit.studies.theory import FAMILIES, STATEMENTS, run, select
-from tokencredit.studies.theory_solver import Solver
-from tokencredit.studies.theory_statement import Check, Statement
+from tokencredit.studies.theory.solver import Solver
+from tokencredit.studies.theory.statement import Check, Statement
+from tokencredit.studies.theory.study import FAMILIES, STATEMENTS, run, select
 from tokencredit.tasks.exact import TabularPolicy
 
 torch.set_num_threads(1)
@@ -33,50 +33,50 @@ def test_statement_passes_its_check(key):
 
 
 PLANTED = {
-    "a hundredth less than G's bound": (theory_entropy.check_collision, {"slack": lambda g, h: 0.99 * (1 - math.exp(-h)) - g}, "holds"),
-    "G >= 1 - e^-H": (theory_entropy.check_collision, {"slack": lambda g, h: g - (1 - math.exp(-h))}, "holds"),
-    "G <= H, as if attained": (theory_entropy.check_collision, {"slack": lambda g, h: h - g}, "attained"),
-    "L1 with a smaller constant": (theory_entropy.check_log_linear, {"constant": 0.49}, "mean square holds"),
-    "L1 with a larger constant": (theory_entropy.check_log_linear, {"constant": 0.51}, "mean square attained"),
-    "L1 pointwise": (theory_entropy.check_log_linear, {"pointwise": lambda p, h: h.sqrt()}, "pointwise holds"),
-    "L1 pointwise, ten times": (theory_entropy.check_log_linear, {"pointwise": lambda p, h: 10 * h.sqrt()}, "pointwise holds"),
-    "L2 broken earlier": (theory_entropy.check_trace_bound, {"threshold": 2.0}, "broken 1 % above it"),
-    "L2 broken later": (theory_entropy.check_trace_bound, {"threshold": 3.0}, "holds up to the threshold"),
-    "a network with a smaller constant": (theory_network.check_network, {"constant": 0.2, "prompts": 2}, "tr F <= constant D^2 G"),
-    "T as weights": (theory_variance.check_weights, {"power": 1.0}, "claimed weights reach the least variance"),
-    "weights ~ 1/sd": (theory_variance.check_weights, {"power": -1.0}, "no other weights are better"),
-    "q ~ |x|^2": (theory_variance.check_sampling, {"power": 2.0}, "claimed q reach the least variance"),
-    "q equal": (theory_variance.check_sampling, {"power": 0.0}, "no other q are better"),
-    "pi ~ sqrt(tr F)": (theory_variance.check_sampling, {"rule": "root_fisher"}, "no other score of the prefix is better"),
+    "a hundredth less than G's bound": (entropy.check_collision, {"slack": lambda g, h: 0.99 * (1 - math.exp(-h)) - g}, "holds"),
+    "G >= 1 - e^-H": (entropy.check_collision, {"slack": lambda g, h: g - (1 - math.exp(-h))}, "holds"),
+    "G <= H, as if attained": (entropy.check_collision, {"slack": lambda g, h: h - g}, "attained"),
+    "L1 with a smaller constant": (entropy.check_log_linear, {"constant": 0.49}, "mean square holds"),
+    "L1 with a larger constant": (entropy.check_log_linear, {"constant": 0.51}, "mean square attained"),
+    "L1 pointwise": (entropy.check_log_linear, {"pointwise": lambda p, h: h.sqrt()}, "pointwise holds"),
+    "L1 pointwise, ten times": (entropy.check_log_linear, {"pointwise": lambda p, h: 10 * h.sqrt()}, "pointwise holds"),
+    "L2 broken earlier": (entropy.check_trace_bound, {"threshold": 2.0}, "broken 1 % above it"),
+    "L2 broken later": (entropy.check_trace_bound, {"threshold": 3.0}, "holds up to the threshold"),
+    "a network with a smaller constant": (network.check_network, {"constant": 0.2, "prompts": 2}, "tr F <= constant D^2 G"),
+    "T as weights": (variance.check_weights, {"power": 1.0}, "claimed weights reach the least variance"),
+    "weights ~ 1/sd": (variance.check_weights, {"power": -1.0}, "no other weights are better"),
+    "q ~ |x|^2": (variance.check_sampling, {"power": 2.0}, "claimed q reach the least variance"),
+    "q equal": (variance.check_sampling, {"power": 0.0}, "no other q are better"),
+    "pi ~ sqrt(tr F)": (variance.check_sampling, {"rule": "root_fisher"}, "no other score of the prefix is better"),
     "shrinkage that grows with variance": (
-        theory_weighting.check_shrinkage, {"factor": lambda s, v: v / (s + v)}, "claimed weights reach the least MSE",
+        weighting.check_shrinkage, {"factor": lambda s, v: v / (s + v)}, "claimed weights reach the least MSE",
     ),
-    "no shrinkage": (theory_weighting.check_shrinkage, {"factor": lambda s, v: torch.ones_like(s)}, "no other weights are better"),
-    "V as the best baseline": (theory_weighting.check_baseline, {"formula": "V"}, "tabular: formula reaches the least variance"),
+    "no shrinkage": (weighting.check_shrinkage, {"factor": lambda s, v: torch.ones_like(s)}, "no other weights are better"),
+    "V as the best baseline": (weighting.check_baseline, {"formula": "V"}, "tabular: formula reaches the least variance"),
     "own energy with shared parameters": (
-        theory_weighting.check_baseline, {"formula": "E[R|g|^2]/E|g|^2"}, "shared: formula reaches the least variance",
+        weighting.check_baseline, {"formula": "E[R|g|^2]/E|g|^2"}, "shared: formula reaches the least variance",
     ),
     "surprisal as a harmless weight": (
-        theory_weighting.check_weighting, {"unbiased": ("entropy", "root_fisher", "surprisal")}, "surprisal: a baseline cannot bias it",
+        weighting.check_weighting, {"unbiased": ("entropy", "root_fisher", "surprisal")}, "surprisal: a baseline cannot bias it",
     ),
-    "mass of the base reward alone": (theory_gtpo.check_mass, {"mass": 1.0}, "mass is conserved"),
-    "mass with geometric means": (theory_gtpo.check_mass, {"mean": "geometric"}, "mass is conserved"),
-    "mass within a rollout": (theory_gtpo.check_mass, {"compare": "row"}, "mass is conserved"),
-    "GRPO-S's mass with geometric means": (theory_gtpo.check_mass, {"level": "sequence", "mean": "geometric"}, "mass is conserved"),
-    "alike entropies that keep a bias": (theory_gtpo.check_consistency, {"ratio": 1.0}, "entropies that only go to 0: it stays"),
-    "GTPO compared within the rollout": (theory_gtpo.check_optimum, {"compare": "row"}, "rows are parallel to the gradient's"),
-    "GTPO's factors": (theory_gtpo.check_optimum, {"least_factor": 4.0}, "factors are large enough"),
-    "GRPO's credit against its sign": (theory_gtpo.check_sign, {"method": "grpo"}, "credit does not with 15 of 16 right"),
-    "token means up to a larger correlation": (theory_means.check_means, {"rho_star": 0.4}, "token mean better below rho*"),
-    "token means up to a smaller correlation": (theory_means.check_means, {"rho_star": 0.2}, "token mean worse above rho*, and at rho = 1"),
+    "mass of the base reward alone": (gtpo.check_mass, {"mass": 1.0}, "mass is conserved"),
+    "mass with geometric means": (gtpo.check_mass, {"mean": "geometric"}, "mass is conserved"),
+    "mass within a rollout": (gtpo.check_mass, {"compare": "row"}, "mass is conserved"),
+    "GRPO-S's mass with geometric means": (gtpo.check_mass, {"level": "sequence", "mean": "geometric"}, "mass is conserved"),
+    "alike entropies that keep a bias": (gtpo.check_consistency, {"ratio": 1.0}, "entropies that only go to 0: it stays"),
+    "GTPO compared within the rollout": (gtpo.check_optimum, {"compare": "row"}, "rows are parallel to the gradient's"),
+    "GTPO's factors": (gtpo.check_optimum, {"least_factor": 4.0}, "factors are large enough"),
+    "GRPO's credit against its sign": (gtpo.check_sign, {"method": "grpo"}, "credit does not with 15 of 16 right"),
+    "token means up to a larger correlation": (means.check_means, {"rho_star": 0.4}, "token mean better below rho*"),
+    "token means up to a smaller correlation": (means.check_means, {"rho_star": 0.2}, "token mean worse above rho*, and at rho = 1"),
     "recursion without failures": (
-        theory_grpo.check_recursion, {"claimed": lambda p: 1 / math.sqrt(p)}, "mean and std: solved = recursion",
+        grpo.check_recursion, {"claimed": lambda p: 1 / math.sqrt(p)}, "mean and std: solved = recursion",
     ),
-    "always convergent": (theory_grpo.check_fixed_point, {"stable": lambda slope: True}, "slope decides convergence"),
-    "a wider clip": (theory_grpo.check_clip, {"clip": 0.3}, "no ascent beats the claimed optimum"),
-    "no clip": (theory_grpo.check_clip, {"clip": 100.0}, "the ascent comes to the same place"),
+    "always convergent": (grpo.check_fixed_point, {"stable": lambda slope: True}, "slope decides convergence"),
+    "a wider clip": (grpo.check_clip, {"clip": 0.3}, "no ascent beats the claimed optimum"),
+    "no clip": (grpo.check_clip, {"clip": 100.0}, "the ascent comes to the same place"),
     "groups as if infinite": (
-        theory_grpo.check_groups, {"claimed": lambda p, size: theory_grpo.whitened(p)}, "closed form = enumeration",
+        grpo.check_groups, {"claimed": lambda p, size: grpo.whitened(p)}, "closed form = enumeration",
     ),
 }  # fmt: skip
 
@@ -98,28 +98,28 @@ def test_a_check_must_be_able_to_fail():
 
 def test_collision_bound_by_hand():
     """A fair coin: G = 1/2 at H = ln 2. Two bits, four even sides: G = 3/4 at H = 2 ln 2, where 1 − e^−H is the smaller bound."""
-    assert theory_entropy.collision_bound(math.log(2)) == pytest.approx(0.5)
-    assert theory_entropy.collision_bound(2 * math.log(2)) == pytest.approx(0.75)
-    assert theory_entropy.collision_bound(0.1) == pytest.approx(0.1 / (2 * math.log(2)))
-    p = theory_entropy.rare_token(1e-12)
-    assert float(theory_entropy.collision(p)) == pytest.approx(2e-12, rel=1e-9)
+    assert entropy.collision_bound(math.log(2)) == pytest.approx(0.5)
+    assert entropy.collision_bound(2 * math.log(2)) == pytest.approx(0.75)
+    assert entropy.collision_bound(0.1) == pytest.approx(0.1 / (2 * math.log(2)))
+    p = entropy.rare_token(1e-12)
+    assert float(entropy.collision(p)) == pytest.approx(2e-12, rel=1e-9)
 
 
 def test_rows_are_the_gradient_and_its_second_moment():
-    policy = TabularPolicy(theory_rows.SMALL, seed=3)
-    exact = theory_rows.SMALL.enumerate(policy)
-    rows = theory_rows.rows_of(theory_rows.enumeration_of(theory_rows.SMALL, seed=3, scale=1.0))
-    torch.testing.assert_close(rows.gradient, torch.cat(exact.policy_gradient(policy.parameters())))
+    policy = TabularPolicy(rows.SMALL, seed=3)
+    exact = rows.SMALL.enumerate(policy)
+    found = rows.rows_of(rows.enumeration_of(rows.SMALL, seed=3, scale=1.0))
+    torch.testing.assert_close(found.gradient, torch.cat(exact.policy_gradient(policy.parameters())))
     _, _, chance, reward = exact.completions
-    vectors = theory_rows.score_vectors(theory_rows.enumeration_of(theory_rows.SMALL, seed=3, scale=1.0))
+    vectors = rows.score_vectors(rows.enumeration_of(rows.SMALL, seed=3, scale=1.0))
     each = ((reward - 0.3)[:, None, None] * vectors.sum(1)).square().sum(2)
-    torch.testing.assert_close(rows.energy(0.3), chance.detach() @ each)
+    torch.testing.assert_close(found.energy(0.3), chance.detach() @ each)
 
 
 def test_score_vectors_are_derivatives_of_log_probabilities():
-    policy = TabularPolicy(theory_rows.SMALL, seed=3)
-    _, _, chance, _ = theory_rows.SMALL.enumerate(policy).completions
-    vectors = theory_rows.score_vectors(theory_rows.enumeration_of(theory_rows.SMALL, seed=3, scale=1.0)).sum(1)
+    policy = TabularPolicy(rows.SMALL, seed=3)
+    _, _, chance, _ = rows.SMALL.enumerate(policy).completions
+    vectors = rows.score_vectors(rows.enumeration_of(rows.SMALL, seed=3, scale=1.0)).sum(1)
     for i in (0, 5, 39):
         options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
         found = torch.autograd.grad(chance[i].log(), list(policy.parameters()), **options)
@@ -128,21 +128,21 @@ def test_score_vectors_are_derivatives_of_log_probabilities():
 
 def test_keep_probabilities_meet_the_budget_by_hand():
     """Scores 1, 2, 10 at budget 1.75: the last is capped at 1, the others share 0.75 as 0.25 and 0.5."""
-    keep = theory_variance.keep_probability(torch.tensor([1.0, 2.0, 10.0]).double(), torch.ones(3).double(), 1.75)
+    keep = variance.keep_probability(torch.tensor([1.0, 2.0, 10.0]).double(), torch.ones(3).double(), 1.75)
     torch.testing.assert_close(keep, torch.tensor([0.25, 0.5, 1.0]).double())
 
 
 def test_correlation_threshold_by_hand():
     """Lengths 1 and 2: δ₁ = (1 + 1/2)/4 − 1/3 = 1/24, δ₂ = 5/9 − 1/2 = 1/18, ρ* = (1/24) / (1/24 + 1/18) = 3/7."""
-    assert theory_means.threshold(torch.tensor([1, 2])) == pytest.approx(3 / 7)
-    assert theory_means.variances(torch.tensor([1, 2]), 0.0) == pytest.approx((1 / 4 * 3 / 8, 1 / 4 / 3))
-    assert theory_means.variances(torch.tensor([1, 2]), 1.0) == pytest.approx((1 / 4 / 2, 1 / 4 * 5 / 9))
+    assert means.threshold(torch.tensor([1, 2])) == pytest.approx(3 / 7)
+    assert means.variances(torch.tensor([1, 2]), 0.0) == pytest.approx((1 / 4 * 3 / 8, 1 / 4 / 3))
+    assert means.variances(torch.tensor([1, 2]), 1.0) == pytest.approx((1 / 4 / 2, 1 / 4 * 5 / 9))
 
 
 def test_groups_of_two_by_hand():
     """Mixed pairs have credit ±(1/2) / √(1/2): E[A | 1] = (1 − p)/√2, E[A | 0] = −p/√2, so Δ = 1/√2 at every p."""
     for p in (0.01, 0.3, 0.9):
-        assert theory_grpo.group_gain(p, 2) == pytest.approx(1 / math.sqrt(2))
+        assert grpo.group_gain(p, 2) == pytest.approx(1 / math.sqrt(2))
 
 
 @pytest.mark.parametrize("p,ref", [(0.2, 0.2), (0.4, 0.1), (0.9, 0.3), (0.6, 0.05), (0.3, 0.6)])
@@ -150,19 +150,19 @@ def test_groups_of_two_by_hand():
 def test_clipped_step_is_the_maximum_on_a_grid(p, ref, beta):
     """Of Δ min(x, p(1 + c)) (1 − p) − Δ p max(1 − x, (1 − c)(1 − p)) − β KL(x ‖ ref), where x is the success probability."""
     x = torch.linspace(1e-6, 1 - 1e-6, 400_001, dtype=torch.float64)
-    gain = theory_grpo.whitened(p)
+    gain = grpo.whitened(p)
     earned = (1 - p) * x.clamp(max=p * 1.2) - p * (1 - x).clamp(min=0.8 * (1 - p))
     kl = x * (x / ref).log() + (1 - x) * ((1 - x) / (1 - ref)).log()
-    assert theory_grpo.clipped_step(p, ref, beta) == pytest.approx(float(x[(gain * earned - beta * kl).argmax()]), abs=1e-5)
+    assert grpo.clipped_step(p, ref, beta) == pytest.approx(float(x[(gain * earned - beta * kl).argmax()]), abs=1e-5)
 
 
 def test_recursion_by_hand():
     """p_ref = 1/2, β = 2: Δ(1/2) = 2, so p₁ = σ(1). A fixed point has slope h', also by differences."""
-    assert theory_grpo.step(0.5, 0.5, 2.0) == pytest.approx(1 / (1 + math.exp(-1)))
-    p = theory_grpo.fixed_points(0.3, 2.0)[0]
-    assert theory_grpo.step(p, 0.3, 2.0) == pytest.approx(p, abs=1e-12)
-    rise = (theory_grpo.step(p + 1e-6, 0.3, 2.0) - theory_grpo.step(p - 1e-6, 0.3, 2.0)) / 2e-6
-    assert theory_grpo.slope(p, 2.0) == pytest.approx(rise, rel=1e-6)
+    assert grpo.step(0.5, 0.5, 2.0) == pytest.approx(1 / (1 + math.exp(-1)))
+    p = grpo.fixed_points(0.3, 2.0)[0]
+    assert grpo.step(p, 0.3, 2.0) == pytest.approx(p, abs=1e-12)
+    rise = (grpo.step(p + 1e-6, 0.3, 2.0) - grpo.step(p - 1e-6, 0.3, 2.0)) / 2e-6
+    assert grpo.slope(p, 2.0) == pytest.approx(rise, rel=1e-6)
 
 
 def test_solver_finds_the_gibbs_policy():
@@ -170,7 +170,7 @@ def test_solver_finds_the_gibbs_policy():
     solver = Solver(seed=2)
     p = solver.success
     target = solver.reference * ((solver.reward - p) / math.sqrt(p * (1 - p)) / 1.5).exp()
-    solver.solve(theory_grpo.whitened, 1.5)
+    solver.solve(grpo.whitened, 1.5)
     torch.testing.assert_close(solver.chances().detach(), target / target.sum(), atol=1e-6, rtol=0)
 
 
@@ -193,7 +193,7 @@ def test_command_prints_json_and_writes_it(capsys, tmp_path):
 
 
 def test_command_fails_where_a_check_fails(capsys, monkeypatch):
-    wrong = Statement("T", "weights", "true", "nowhere", "none", lambda: theory_variance.check_weights(power=1.0))
+    wrong = Statement("T", "weights", "true", "nowhere", "none", lambda: variance.check_weights(power=1.0))
     monkeypatch.setitem(STATEMENTS, "T", wrong)
     assert main(["study", "theory", "--only", "T"]) == 1
     assert "fails" in capsys.readouterr().out

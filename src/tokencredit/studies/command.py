@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokencredit.studies import compare_command, correlation_command, theory_command, variance_command
+from tokencredit.studies import compare_command, correlation_command, variance_command
+from tokencredit.studies.theory import command as theory_command
 
 ACTIONS = (correlation_command, compare_command, theory_command, variance_command)
 """Modules with `add_action(actions)`."""
