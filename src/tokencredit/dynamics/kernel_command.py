@@ -61,12 +61,13 @@ def tables(result: Any) -> list[Any]:
 
     figures, study = result.figures, result.study
     first = Table(title="Real steps against the prediction, held-out log-probabilities", title_justify="left", box=None, pad_edge=False)
-    columns = [name for name in ("r2", "slope", "r2_completions") if name in study["influence"]["rates"][0]]
-    words = {"r2": "R²", "slope": "real / predicted", "r2_completions": "R² of completions"}
-    for name in ("of the rate", "learning rate", *(words[name] for name in columns)):
-        first.add_column(name, justify="right")
+    words = {"r2_fresh": "the batch's part", "slope": "real / predicted", "r2_completions": "completions"}
+    columns = [name for name in words if name in study["influence"]["rates"][0]]
+    for name in ("of the rate", "R², 95 % by prompt", *(words[name] for name in columns)):
+        first.add_column(name, justify="right", no_wrap=True)
     for row in study["influence"]["rates"]:
-        first.add_row(f"{row['factor']:g}", f"{row['lr']:.2g}", *(cell(figures[row[name]], 4) for name in columns))
+        rest = (f"{figures[row[name]]['value']:.4f}" for name in columns)
+        first.add_row(f"{row['factor']:g}", cell(figures[row["r2"]], 4), *rest)
     if not study["shares"]:
         return [first]
     second = Table(title="Who makes the predicted change of the tokens that send", title_justify="left", box=None, pad_edge=False)

@@ -61,6 +61,8 @@ def _influence(config: KernelConfig, m: Measured, book: Book) -> dict[str, Any]:
     for factor, real in zip(config.factors, m.held["real"]):
         guess = factor * m.held["all"]
         names = {"r2": book.enter(f"influence/r2/{factor:g}", r2_over_prompts(real, guess, prompt), "R²")}
+        rest = factor * (m.held["all"] - m.held["fresh"])
+        names["r2_fresh"] = book.enter(f"influence/r2_fresh/{factor:g}", r2_over_prompts(real - rest, guess - rest, prompt), "R²")
         names["slope"] = book.enter(f"influence/slope/{factor:g}", over_prompts(slope, real, guess, prompt), "real / predicted")
         if config.level == "tokens":
             estimate = r2_over_prompts(whole(real), whole(guess), first)
@@ -143,8 +145,10 @@ def findings(config: KernelConfig, study: Mapping[str, Any], figures: Mapping[st
     value = lambda name: figures[name]["value"]  # noqa: E731
     rates, what = study["influence"]["rates"], "tokens" if config.level == "tokens" else "completions"
     good = [row["factor"] for row in rates if value(row["r2"]) >= GOOD]
-    reach = f"at least {GOOD} up to {good[-1]:g} times the rate" if good else f"nowhere {GOOD}"
-    said = [f"Influence: R² {value(rates[0]['r2']):.5f} at {rates[0]['factor']:g} of the run's rate, {_at_own(rates, value)}; {reach}"]
+    reach = f"at least {GOOD} from {good[0]:g} to {good[-1]:g} times the rate" if good else f"nowhere {GOOD}"
+    best, own = max(rates, key=lambda row: value(row["r2"])), min(rates, key=lambda row: abs(np.log(row["factor"])))
+    said = [f"Influence: R² {value(best['r2']):.5f} at {best['factor']:g} of the run's rate, {value(own['r2']):.4f} at {own['factor']:g}; "
+            + reach]  # fmt: skip
     said.append(f"Summed over senders, the kernel is the forward pass to {value('influence/kernel_gap'):.1e} of the largest change")
     if study["noise"]:
         said.append(f"The kernel is a sketch: its cosines are within ± {study['noise']:.3f} (one standard error), its sums over senders "
@@ -159,11 +163,6 @@ def findings(config: KernelConfig, study: Mapping[str, Any], figures: Mapping[st
     rank = figures[study["spectra"]["cosines"]["effective_rank"]]
     said.append(f"Effective rank of the cosines: {_shown(rank)} of {study['num']['senders']}")
     return said
-
-
-def _at_own(rates: list[dict], value: Any) -> str:
-    own = min(rates, key=lambda row: abs(np.log(row["factor"])))
-    return f"{value(own['r2']):.4f} at {own['factor']:g}"
 
 
 def _shown(figure: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ def _table(label: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence[
 
 def _influence(result: Mapping[str, Any]) -> Section:
     rates = result["influence"]["rates"]
-    words = {"r2": "R²", "slope": "real / predicted", "r2_completions": "R² of completions"}
+    words = {"r2": "R²", "r2_fresh": "R² of the batch’s part", "slope": "real / predicted", "r2_completions": "R² of completions"}
     columns = {name: word for name, word in words.items() if name in rates[0]}
     rows = [(f"{row['factor']:g}", [f"{row['lr']:.2g}", *(figure(result, row[name], 5) for name in columns)]) for row in rates]
     table = _table("Influence by learning rate", ("of the rate", "learning rate", *columns.values()), rows)
