@@ -60,7 +60,7 @@ def _about(result: Mapping[str, Any]) -> Section:
              ("Time", duration(sum(b["seconds"] for b in blocks)))]  # fmt: skip
     listed = "".join(f'<div class="fact"><dt>{text(name)}</dt><dd>{text(value)}</dd></div>' for name, value in facts)
     said = "".join(f"<li>{text(finding)}</li>" for finding in result["findings"])
-    note = '<p class="note">Intervals: 95 %, jackknife over prompts. Not corrected for the number of methods.</p>'
+    note = '<p class="note">Intervals: 95 %, jackknife over prompts. Differences named above hold after Holm’s adjustment over methods.</p>'
     command = f"<p><code>{text(result['command'])}</code></p>"
     return Section("Weighted gradients", f'<dl class="facts">{listed}</dl><ul>{said}</ul>{note}{command}')
 

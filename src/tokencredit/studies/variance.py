@@ -24,7 +24,7 @@ from tokencredit.studies.stages import Stages
 from tokencredit.studies.variance_estimators import Moments
 from tokencredit.studies.variance_figures import Figures
 from tokencredit.studies.variance_findings import findings
-from tokencredit.studies.variance_gradients import num_parameters, weights_of
+from tokencredit.studies.variance_gradients import num_parameters, token_counts, weights_of
 from tokencredit.studies.variance_plan import TRUTHS, VarianceConfig, checkpoints, names_of
 from tokencredit.studies.variance_sampling import FRACTIONS, curves, drawn_check
 from tokencredit.studies.variance_setting import Setting, prepare
@@ -74,7 +74,7 @@ def _tables(setting: Setting, stages: Stages, say: Callable[[str], None]) -> dic
 
         def make(method=method) -> dict[str, np.ndarray]:
             weight = weights_of(method, setting.batch.rollouts)
-            return setting.reference.table(setting.gradients(weight), weight, setting.batch.rollouts)
+            return setting.reference.products(setting.gradients(weight)) | token_counts(weight, setting.batch.rollouts)
 
         tables[name] = stages.arrays(f"method_{name}", make)
     return tables

@@ -18,8 +18,7 @@ EXAMPLES = """examples:
   tokencredit study variance --runs runs/demo/grpo-0 --out runs/variance-grpo
   tokencredit study variance --methods gtpo ptw_entropy --prompts 128
   tokencredit study variance --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --prompts 64 --directions 64 --out runs/qwen-variance"""
-COLUMNS = {"relative_variance": "tr Cov / |mean|²", "truth_angle": "angle to truth", "angle": "angle to unweighted",
-           "mse": "least MSE", "ess": "ESS", "efficiency_ratio": "per token"}  # fmt: skip
+COLUMNS = {"relative_variance": "noise", "truth_angle": "angle, degrees", "ess": "ESS", "efficiency_ratio": "per token"}
 
 
 def add_action(actions: Any) -> None:
@@ -74,11 +73,14 @@ def run_command(args: argparse.Namespace) -> int:
 
 def table(figures: Mapping[str, dict], block: Mapping[str, Any], config: Any) -> Table:
     """One row per method of one checkpoint."""
-    shown = Table(title=f"{block['label']}: {block['num']['prompts']} prompts, against {config.baseline}; 95 % intervals over prompts",
-                  title_justify="left", title_style="bold")  # fmt: skip
+    shown = Table(box=None, pad_edge=False, title_justify="left", title_style="bold", caption_justify="left",
+                  title=f"{block['label']}, {block['num']['prompts']} prompts, 95 % intervals over prompts",
+                  caption="noise: tr Cov / |mean|², prompts; angle: to the true policy gradient; ESS: rollouts of "
+                          f"{config.baseline} that one is worth, with bias; per token: signal per credited token, against "
+                          f"{config.baseline}; -: not resolved")  # fmt: skip
     shown.add_column("method", no_wrap=True)
     for name in COLUMNS.values():
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="right", no_wrap=True)
     for name, each in block["methods"].items():
         shown.add_row(name, *(_cell(figures[each["figures"][column]]) if each["figures"] else "-" for column in COLUMNS))
     return shown
@@ -86,6 +88,10 @@ def table(figures: Mapping[str, dict], block: Mapping[str, Any], config: Any) ->
 
 def _cell(figure: Mapping[str, float]) -> str:
     if math.isnan(figure["value"]):
-        return "not resolved"
-    value, low, high = ("∞" if math.isinf(x) else f"{x:.3g}" for x in (figure["value"], figure["low"], figure["high"]))
+        return "-"
+    value, low, high = (_short(figure[key]) for key in ("value", "low", "high"))
     return f"{value} ({low}-{high})"
+
+
+def _short(x: float) -> str:
+    return "∞" if math.isinf(x) else f"{x:.2g}" if abs(x) < 99.5 else f"{x:,.0f}"

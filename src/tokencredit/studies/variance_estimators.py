@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from tokencredit.stats import Estimate, jackknife, jackknife_ratio
 
@@ -95,6 +96,16 @@ def interval(statistic: np.ndarray, log: bool = False) -> Estimate:
     return Estimate(float(statistic[0]), *map(float, ends), found.num, LEVEL)
 
 
+def p_value(statistic: np.ndarray, null: float, log: bool = False) -> float:
+    """Two-sided, of the statistic being `null`, by its jackknife error; 1 where it is not resolved or cannot vary."""
+    found = interval(statistic / null if log else statistic - null, log)
+    if np.isnan(found.value):
+        return 1.0
+    value, low, high = np.log([found.value, found.low, found.high]) if log else (found.value, found.low, found.high)
+    error = (high - low) / 2 / stats.t.ppf((1 + LEVEL) / 2, found.num - 1)
+    return float(2 * stats.t.sf(abs(value) / error, found.num - 1)) if error > 1e-9 else 1.0
+
+
 def inverse(estimate: Estimate) -> Estimate:
     """1 / x; without bound where x may be 0 or below."""
     turn = [1 / x if x > 0 else np.inf for x in (estimate.value, estimate.high, estimate.low)]
@@ -137,17 +148,29 @@ def statistics_of(own: Moments, base: Moments, batch: int) -> dict[str, np.ndarr
 
 
 def figures_of(own: Moments, base: Moments, batch: int) -> dict[str, Estimate]:
-    """The statistics with intervals: jackknife, on the logarithm for ratios above 0, Fieller's for the relative variance. Also `angle` and
-    `truth_angle` in degrees, and `ess`, n₀ / n: the effective sample size with bias, inf where no number of unweighted rollouts will do.
+    """The statistics with intervals: jackknife, on the logarithm for ratios above 0; Fieller's for the relative variance and the cosines.
 
+    Also `angle` and `truth_angle` in degrees, and `ess`, n₀ / n: the effective sample size with bias, inf where no number of unweighted
+    rollouts will do.
     What divides by a length or a cosine that may be 0 is not resolved: NaN.
     """
     found = {name: interval(x, log=name in POSITIVE) for name, x in statistics_of(own, base, batch).items()}
-    found |= {"relative_variance": _fieller(own), "ess": inverse(found.pop("per_unweighted"))}
+    found |= {name: cosine(*pair) for name, pair in _cosines(own, base).items()}
+    found |= {"relative_variance": _ratio(own.noise, own.signal), "ess": inverse(found.pop("per_unweighted"))}
     found |= {"angle": degrees(found["cosine"]), "truth_angle": degrees(found["truth_cosine"])}
     lost = frozenset() if resolved(base) else COMPARED
     lost |= DIRECTED if not resolved(own) else frozenset() if found["truth_cosine"].low > 0 else ACCURATE
     return {name: UNRESOLVED if name in lost else estimate for name, estimate in found.items()}
+
+
+def p_values_of(own: Moments, base: Moments, batch: int) -> dict[str, float]:
+    """How likely such a difference from the unweighted gradient, or such an angle to the truth, would be without one."""
+    found, known = statistics_of(own, base, batch), figures_of(own, base, batch)
+    dot, lengths = _cosines(own, base)["truth_cosine"]
+    turned = (dot - lengths) / lengths[0]
+    tests = {"ess_variance": (found["ess_variance"], 1.0, True), "ess": (found["per_unweighted"], 1.0, False),
+             "efficiency_ratio": (found["efficiency_ratio"], 1.0, True), "truth_angle": (turned, 0.0, False)}  # fmt: skip
+    return {name: 1.0 if np.isnan(known[name].value) else p_value(*test) for name, test in tests.items()}
 
 
 def exact_figures_of(own: Moments, base: Moments, batch: int) -> dict[str, float]:
@@ -158,8 +181,23 @@ def exact_figures_of(own: Moments, base: Moments, batch: int) -> dict[str, float
     return found | {"angle": angle, "truth_angle": truth_angle, "ess": 1 / least if least > 0 else np.inf}
 
 
-def _fieller(own: Moments) -> Estimate:
-    return jackknife_ratio(own.noise[0], own.signal[0], (own.noise[1:], own.signal[1:]), LEVEL)
+def _cosines(own: Moments, base: Moments) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{name: (dot product, product of lengths)}."""
+    with np.errstate(all="ignore"):
+        return {"cosine": (own.with_base, np.sqrt(own.signal * base.signal)),
+                "truth_cosine": (own.with_truth, np.sqrt(own.signal * own.truth))}  # fmt: skip
+
+
+def cosine(dot: np.ndarray, lengths: np.ndarray) -> Estimate:
+    """Fieller's interval of dot / lengths: a plain jackknife's is too short where the cosine is near 1. NaN where a length may be 0."""
+    if not np.isfinite(lengths).all():
+        return UNRESOLVED
+    found = _ratio(dot + lengths, lengths)  # not negative
+    return Estimate(found.value - 1, found.low - 1, found.high - 1, found.num, found.level)
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> Estimate:
+    return jackknife_ratio(top[0], bottom[0], (top[1:], bottom[1:]), LEVEL)
 
 
 def resolved(own: Moments) -> bool:

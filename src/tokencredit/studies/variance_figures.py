@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokencredit.method import Method
-from tokencredit.stats import Estimate
+from tokencredit.stats import Estimate, holm
 from tokencredit.studies.correlation_figures import Book
-from tokencredit.studies.variance_estimators import Moments, exact_figures_of, figures_of, interval, resolved
+from tokencredit.studies.variance_estimators import Moments, exact_figures_of, figures_of, interval, p_values_of, resolved
 from tokencredit.studies.variance_exact import World, measurable
 
 UNITS = {"relative_variance": "prompts", "between_prompts": "share of variance", "tokens_apart": "ratio", "cosine": "cosine",
          "truth_cosine": "cosine", "angle": "degrees", "truth_angle": "degrees", "length": "ratio", "mse_raw": "share of |true gradient|²",
          "mse": "share of |true gradient|²", "ess_variance": "unweighted rollouts per rollout", "ess": "unweighted rollouts per rollout",
-         "efficiency": "share of second moment per credited token", "efficiency_ratio": "ratio"}  # fmt: skip
+         "efficiency": "share of second moment per credited token", "efficiency_ratio": "ratio", "signal": "squared gradient"}  # fmt: skip
 
+TESTED = ("ess_variance", "ess", "efficiency_ratio", "truth_angle")
 LONG = 64
 """Length limit that nothing of the enumerated world comes near: no completion is punished for its length."""
 
@@ -35,20 +36,25 @@ class Figures:
         self.book = Book(self.command, self.seed)
 
     def methods(self, label: str, moments: Mapping[str, Moments], baseline: str) -> dict[str, dict[str, Any]]:
-        """{method: {"figures": {figure: name}, "resolved", "tokens": credited per group}}; a method without any gradient has no figures."""
-        found = {}
-        for name, own in moments.items():
-            if not own.second[0] > 0:
-                found[name] = {"figures": {}, "resolved": False, "tokens": 0.0}
-                continue
-            figures = figures_of(own, moments[baseline], self.batch) | {"signal": interval(own.signal)}
-            names = {figure: self._enter(f"{label}/{name}/{figure}", estimate, UNITS.get(figure, "squared gradient"))
+        """{method: {"figures": {figure: name}, "resolved", "tokens": credited per group}}; a method without any gradient has no figures.
+
+        What is tested has `p`, and `holm` over the methods.
+        """
+        there = {name: own for name, own in moments.items() if own.second[0] > 0}
+        base = moments[baseline]
+        tests = {name: p_values_of(own, base, self.batch) for name, own in there.items() if name != baseline}
+        adjusted = {figure: dict(zip(tests, holm([each[figure] for each in tests.values()]))) for figure in TESTED} if tests else {}
+        found: dict[str, dict[str, Any]] = {name: {"figures": {}, "resolved": False, "tokens": 0.0} for name in moments}
+        for name, own in there.items():
+            figures = figures_of(own, base, self.batch) | {"signal": interval(own.signal)}
+            more = {figure: {"p": tests[name][figure], "holm": float(adjusted[figure][name])} for figure in TESTED if name in tests}
+            names = {figure: self._enter(f"{label}/{name}/{figure}", estimate, UNITS[figure], **more.get(figure, {}))
                      for figure, estimate in figures.items()}  # fmt: skip
             found[name] = {"figures": names, "resolved": bool(resolved(own)), "tokens": float(own.credited[0])}
         return found
 
-    def _enter(self, name: str, estimate: Estimate, unit: str) -> str:
-        return self.book.enter(name, estimate, unit, **({"note": "not resolved"} if math.isnan(estimate.value) else {}))
+    def _enter(self, name: str, estimate: Estimate, unit: str, **more: float) -> str:
+        return self.book.enter(name, estimate, unit, **more, **({"note": "not resolved"} if math.isnan(estimate.value) else {}))
 
     def sampling(self, label: str, curves: Mapping[str, Sequence[Mapping[str, Estimate]]], fractions: Sequence[float],
                  drawn: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the variance study found, in sentences made from its figures."""
+"""What the variance study found, in sentences made from its figures: differences that hold after Holm's adjustment over the methods."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokencredit.studies.variance_sampling import CHECKED, SCHEMES
+
+ALPHA = 0.05
+"""Of a family of all methods at one checkpoint, after Holm's adjustment."""
 
 
 def findings(study: Mapping[str, Any], figures: Mapping[str, dict]) -> list[str]:
@@ -19,26 +22,27 @@ def _of_checkpoint(block: Mapping[str, Any], figures: Mapping[str, dict], baseli
     known = {name: {figure: figures[entry] for figure, entry in each["figures"].items()} for name, each in block["methods"].items()}
     lost = [name for name, each in block["methods"].items() if not each["resolved"]]
     said = []
-    others = {name: each for name, each in known.items() if name not in lost and name != baseline}
-    for what, measure in (("less noisy (bias apart)", "ess_variance"), ("worth more with its bias", "ess"),
-                          ("more efficient per credited token", "efficiency_ratio")):  # fmt: skip
-        better = [name for name, each in others.items() if each[measure]["low"] is not None and each[measure]["low"] > 1]
-        worse = [name for name, each in others.items() if each[measure]["high"] is not None and each[measure]["high"] < 1]
+    for what, measure in (("Less noise, bias apart", "ess_variance"), ("Less error at the best length", "ess"),
+                          ("More signal per credited token", "efficiency_ratio")):  # fmt: skip
+        clear = [name for name, each in known.items() if each and each[measure].get("holm", 1) <= ALPHA]
+        better = [name for name in clear if known[name][measure]["value"] > 1]
+        worse = [name for name in clear if name not in better]
         said.append(f"{label}: {what} than {baseline}: {_named(better, known, measure)}; less so: {_named(worse, known, measure)}.")
-    angled = [name for name, each in known.items() if name not in lost and each["truth_cosine"]["high"] < 1]
-    said.append(f"{label}: turned away from the true policy gradient: {_named(angled, known, 'truth_angle', '°')}.")
+    turned = [name for name, each in known.items() if each and each["truth_angle"].get("holm", 1) <= ALPHA]
+    said.append(f"{label}: Turned away from the true policy gradient: {_named(turned, known, 'truth_angle', '°')}.")
     if lost:
-        said.append(f"{label}: not resolved at this size, the mean gradient may be 0: {', '.join(lost)}.")
+        said.append(f"{label}: Not resolved with {block['num']['prompts']} prompts, the mean gradient may be 0: {', '.join(lost)}.")
     return [*said, _sampling(block, figures)]
 
 
 def _sampling(block: Mapping[str, Any], figures: Mapping[str, dict]) -> str:
-    """The cheapest fraction of the optimum and of uniform sampling, and whether what was drawn agrees with the formula."""
+    """What every scheme adds at one fraction, and whether what was drawn agrees with the formula, to twice its 95 % interval."""
     place = block["sampling"]["fractions"].index(CHECKED)
     parts = [f"{scheme} {_shown(figures[block['sampling']['curves'][scheme]['added'][place]])}" for scheme in SCHEMES]
-    off = [scheme for scheme, name in block["sampling"]["drawn"].items() if not figures[name]["low"] <= 1 <= figures[name]["high"]]
-    check = f"drawn, {', '.join(off)} differ from the formula" if off else "what was drawn agrees with the formula for all of them"
-    return f"{block['label']}: keeping {CHECKED:.0%} of the tokens adds this share of the gradient's variance: {'; '.join(parts)}; {check}."
+    drawn = {scheme: figures[name] for scheme, name in block["sampling"]["drawn"].items()}
+    off = [scheme for scheme, each in drawn.items() if abs(each["value"] - 1) > each["high"] - each["low"]]
+    check = f"drawn, {', '.join(off)} differ from the formula" if off else "what was drawn agrees with the formula"
+    return f"{block['label']}: Keeping {CHECKED:.0%} of the tokens adds this share of the gradient's variance: {'; '.join(parts)}; {check}."
 
 
 def _named(names: list[str], known: Mapping[str, Mapping[str, dict]], measure: str, unit: str = "") -> str:

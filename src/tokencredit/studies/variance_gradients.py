@@ -92,26 +92,29 @@ class Reference:
     base: Tensor
     truth: Tensor
 
-    def table(self, x: Tensor, weight: Tensor, rollouts: Rollouts) -> dict[str, np.ndarray]:
-        """Products per prompt [N]; `weight` is the κ that x [2N, D] was made with.
-
-        `credited` is tokens with weight per group, `tokens_apart` Σₜ|xₜ|² per group, from the score `gradient_norm`.
-        """
+    def products(self, x: Tensor) -> dict[str, np.ndarray]:
+        """Per prompt [N], of the gradients x [2N, D] of its two groups: with each other, with themselves, with sums over all prompts."""
         pair = x.unflatten(0, (2, -1))
-        mean, group, num = pair.mean(0), rollouts.group_index, len(x)
+        mean = pair.mean(0)
         total = _total(mean)
-        apart = (num * weight * rollouts.score("gradient_norm")).square().sum(1)
-        by_group = torch.zeros(2, num, dtype=torch.float64).index_add_(1, group, torch.stack([apart, (weight != 0).sum(1).double()]))
-        apart, credited = by_group.unflatten(1, (2, -1)).mean(1).numpy()
         found = {"square": (_dots(pair[0], pair[0]) + _dots(pair[1], pair[1])) / 2, "pair": _dots(pair[0], pair[1]),
-                 "sum": _dots(mean, total), "credited": credited, "tokens_apart": apart}  # fmt: skip
+                 "sum": _dots(mean, total)}  # fmt: skip
         for name, other in (("base", self.base), ("truth", self.truth)):
             found |= {f"{name}_own": _dots(mean, other), f"{name}_sum": _dots(mean, _total(other)), f"sum_{name}": _dots(other, total)}
         return found
 
 
+def token_counts(weight: Tensor, rollouts: Rollouts) -> dict[str, np.ndarray]:
+    """Per prompt [N], mean of its two groups: `credited`, tokens with weight κ, and `tokens_apart`, Σₜ|xₜ|² from `gradient_norm`."""
+    group = rollouts.group_index
+    num = int(group.max()) + 1
+    rows = {"credited": (weight != 0).sum(1).double(), "tokens_apart": (num * weight * rollouts.score("gradient_norm")).square().sum(1)}
+    sums = {name: torch.zeros(num, dtype=torch.float64).index_add_(0, group, each) for name, each in rows.items()}
+    return {name: by_prompt(each).numpy() for name, each in sums.items()}
+
+
 def by_prompt(x: Tensor) -> Tensor:
-    """[N, D]: the mean of the two groups of every prompt."""
+    """[2N, ...] -> [N, ...]: the mean of the two groups of every prompt."""
     return x.unflatten(0, (2, -1)).mean(0)
 
 
