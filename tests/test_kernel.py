@@ -25,7 +25,7 @@ from tokencredit.dynamics.kernel import (
 )
 from tokencredit.dynamics.kernel_pairs import Units, effective_rank, pair_table, spectrum, top_share
 from tokencredit.dynamics.kernel_shares import RANGES, Change, share_figures
-from tokencredit.dynamics.kernel_sketch import frobenius2, sketched_features
+from tokencredit.dynamics.kernel_sketch import sketched_features, without_noise
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, match_state
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.update import at_rate, step_along
@@ -180,7 +180,7 @@ def test_the_norm_of_a_sketch_is_corrected(truth, phi):
     """Over 96 sketches of 8 directions the corrected norm is right on average; the plain one is not."""
     parts = phi.matrix.reshape(len(truth), DIRECTIONS // 8, 8) * (DIRECTIONS / 8) ** 0.5
     sketches = [x @ x.T for x in parts.unbind(1)]
-    corrected = torch.tensor([frobenius2(k, 8**-0.5) for k in sketches])
+    corrected = torch.tensor([float(without_noise(k.square().sum(), k.trace(), 8**-0.5)) for k in sketches])
     error = float(corrected.std()) / len(sketches) ** 0.5
     assert abs(float(corrected.mean()) - float((truth**2).sum())) < 4 * error
     plain = torch.tensor([float((k**2).sum()) for k in sketches])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokencredit.dynamics.influence import interval
 from tokencredit.dynamics.kernel import cosines
+from tokencredit.dynamics.kernel_sketch import without_noise
 from tokencredit.stats import Estimate
 
 SCOPES = ("same completion", "same prompt", "other prompts")
@@ -99,8 +100,7 @@ def without_each(blocks: np.ndarray) -> np.ndarray:
 def effective_rank(k: Tensor, units: Units, noise: float = 0.0) -> Estimate:
     """(Σ λ)² / Σ λ²: 1 where all gradients are parallel, N where they are orthogonal and alike in length. A sketch's noise is taken out."""
     trace = without_each(np.diag(units.member.T @ k.diagonal().numpy()))
-    square = without_each(_blocks(k.square().numpy(), units))
-    square = (square - noise**2 * trace**2) / (1 + noise**2)
+    square = without_noise(without_each(_blocks(k.square().numpy(), units)), trace, noise)
     with np.errstate(invalid="ignore", divide="ignore"):
         rank = np.where(square > 0, trace**2 / square, np.nan)
     return interval(rank[0], rank[1:], (1, len(k)))

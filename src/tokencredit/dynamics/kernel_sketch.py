@@ -14,6 +14,8 @@ K̂ is Wishart: symmetric, positive, of rank at most K.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,6 @@ def sketched_features(passes: Passes, preconditioner: Preconditioner, num: int, 
     return Features(found / num**0.5, row, position, num**-0.5)
 
 
-def frobenius2(k: Tensor, noise: float) -> float:
-    """‖K‖² = Σ K(t, t')², without the part that the noise of a sketch adds to it: E‖K̂‖² = (1 + 1/K) ‖K‖² + (tr K)² / K."""
-    share = noise**2
-    return float((k.square().sum() - share * k.diagonal().sum().square()) / (1 + share))
+def without_noise(square: Any, trace: Any, noise: float) -> Any:
+    """‖K‖² = Σ K(t, t')² from that of K̂ and tr K̂, less what the noise of a sketch adds: E‖K̂‖² = (1 + 1/K) ‖K‖² + (tr K)² / K."""
+    return (square - noise**2 * trace**2) / (1 + noise**2)
