@@ -11,15 +11,17 @@ interrupted goes on when the command is given again. Methods and seeds may be ad
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokencredit.durable import write_json
+from tokencredit.durable import append_line, read_lines, write_json
 from tokencredit.engines.adaptor import make_scorers
 from tokencredit.engines.budget import Budget
 from tokencredit.engines.config import TrainConfig
+from tokencredit.engines.exclusive import exclusive
 from tokencredit.engines.scorers import GIVEN
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run
@@ -32,6 +34,7 @@ STUDY = "compare"
 COMPARED = ("grpo", "dapo", "gtpo", "grpo_s", "forking_tokens", "random_tokens", "oracle_positions", "entropy_advantage", "ptw_entropy",
             "ptw_fisher", "ptw_gradient_norm", "ptw_perturbation", "ptw_attention", "clip_cov", "kl_cov", "exact_value")  # fmt: skip
 FREE = frozenset({"entropy", "logprob"})
+SITTINGS = "sittings.jsonl"
 CHECK_SEED = 1000  # seeds of the rate check begin here: no run that counts has one of these
 
 
@@ -89,27 +92,40 @@ def compare(config: CompareConfig, out: Path, *, methods: Sequence[str], seeds: 
             settings: Settings | None = None, tell: Tell | None = None) -> dict[str, Any]:  # fmt: skip
     """The whole study, in the directory `out`: what its result.json holds. RunError where `out` holds a study with other settings.
 
-    RuntimeError where the baseline has no finished run: then there is nothing to compare with.
+    RuntimeError where the baseline has no finished run, so that there is nothing to compare with, or where another process is at it.
     """
-    methods, tell, start = check(config, methods, seeds, baseline), tell or Tell(), time.perf_counter()
+    methods, tell = check(config, methods, seeds, baseline), tell or Tell()
     record = Run.create(out, name=out.resolve().name, method="comparison of methods", method_name=STUDY, task=config.base.task,
                         model=config.base.model, config=config.as_dict(), seed=config.base.seed, command=command)  # fmt: skip
     checks = [config.job(method, factor, seed, final=False) for method in methods for factor in config.rates
               for seed in range(config.check_seeds)] if len(config.rates) > 1 else []  # fmt: skip
-    failed = run_jobs(out, checks, workers, "learning rates", tell)
-    chosen = choose(config, out, methods, checks)
-    runs = [config.job(method, chosen[method]["factor"], seed, final=True) for seed in range(seeds) for method in methods]
-    failed |= run_jobs(out, runs, workers, "runs", tell)
+    with _sitting(out):
+        failed = run_jobs(out, checks, workers, "learning rates", tell)
+        chosen = choose(config, out, methods, checks)
+        runs = [config.job(method, chosen[method]["factor"], seed, final=True) for seed in range(seeds) for method in methods]
+        failed |= run_jobs(out, runs, workers, "runs", tell)
     done = [job for job in runs if finished(out, job)]
     if not any(job.config.method == baseline for job in done):
-        told = next((f": {why}" for name, why in failed.items() if baseline in name), "")
+        told = next((f": {why}" for name, why in failed.items() if name.startswith(f"runs/{baseline}-")), "")
         raise RuntimeError(f"the baseline {baseline} has no finished run, so nothing can be compared with it{told}")
     result = figures(config, out, done, baseline, chosen, settings or Settings(), command)
     result = {"study": STUDY, "command": command, "seeds": list(range(seeds)), "seed": config.base.seed, "config": config.as_dict(),
-              "baseline": baseline, "failed": failed, "wall": time.perf_counter() - start, "workers": workers, **result}  # fmt: skip
+              "baseline": baseline, "failed": failed, "workers": workers, **result,
+              "wall": sum(each["seconds"] for each in read_lines(out / SITTINGS))}  # fmt: skip
     write_json(out / "result.json", result)
     record.finish()
     return result
+
+
+@contextmanager
+def _sitting(out: Path) -> Iterator[None]:
+    """Holds the directory, and adds the seconds of this sitting to those of earlier ones, however it ends."""
+    start = time.perf_counter()
+    with exclusive(out):
+        try:
+            yield
+        finally:
+            append_line(out / SITTINGS, {"seconds": time.perf_counter() - start})
 
 
 def check(config: CompareConfig, methods: Sequence[str], seeds: int, baseline: str) -> list[str]:

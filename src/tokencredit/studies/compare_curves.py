@@ -57,8 +57,9 @@ class Curves:
     def at(self, seeds: list[int]) -> Curves:
         """These seeds alone."""
         keep = [self.seeds.index(seed) for seed in seeds]
-        pick = lambda arrays: {name: x[keep] for name, x in arrays.items()}  # noqa: E731
-        return Curves(list(seeds), pick(self.marks), pick(self.final), self.seconds[keep], pick(self.phases), pick(self.spent))
+        marks, final, phases, spent = ({name: x[keep] for name, x in arrays.items()}
+                                       for arrays in (self.marks, self.final, self.phases, self.spent))  # fmt: skip
+        return Curves(list(seeds), marks, final, self.seconds[keep], phases, spent)
 
 
 def by_prompt(record: Mapping) -> dict[str, np.ndarray]:

@@ -14,11 +14,11 @@ from tokencredit.stats import OverSeedsAndPrompts, holm
 
 LEVEL = 0.05
 UNRESOLVED = "not resolved at this budget"
-# measure -> (question, what it is, sign of better)
+# measure -> (what it is, sign of better); the first two are learning speed
 MEASURES = {
-    "area": ("learning speed", "mean pass@1 over the budget", 1),
-    "budget_to": ("learning speed", "budget to {reach} of the baseline's final pass@1", -1),
-    "pass@1": ("final pass@1", "pass@1 when the budget is spent", 1),
+    "area": ("mean pass@1 over the budget", 1),
+    "budget_to": ("budget to {reach} of the baseline's final pass@1", -1),
+    "pass@1": ("pass@1 when the budget is spent", 1),
 }
 
 
@@ -30,7 +30,7 @@ def verdicts(
     measured   {method: {measure: Draws}}; a measure that is not defined here is left out
     """
     found = []
-    for measure, (_, _, sign) in MEASURES.items():
+    for measure, (_, sign) in MEASURES.items():
         rows = []
         for method in measured:
             shared = [seed for seed in seeds[method] if seed in seeds[baseline]]
@@ -53,7 +53,7 @@ def verdicts(
 def findings(result: Mapping[str, Any], config: Any, baseline: str) -> list[str]:
     """In plain words: who is better and worse, what could not have been seen, and what to keep in mind."""
     said = []
-    for measure, (_, what, _) in MEASURES.items():
+    for measure, (what, _) in MEASURES.items():
         rows = [row for row in result["verdicts"] if row["measure"] == measure]
         if rows:
             said.append(_verdict_line(what.format(reach=percent(result["settings"]["reach"])), rows, baseline, result, config))
