@@ -103,7 +103,9 @@ def _pivotal(result: Mapping[str, Any], figures: Figures) -> list[str]:
     for goal, found in block["goals"].items():
         captured, gap = found["captured"], found["compared"].get("|Q − V|")
         against = f", difference {shown(figures[gap['figure']])}" if gap else ""
+        sums = ", the others ".join(shown(figures[each["sum"]], MILLI) for each in found["sums"].values())
         said.append(f"The 20 % of tokens with the largest |Q − V| ({block['source']}) make {shown(figures[captured['|Q − V|']])} of all "
                     f"that tokens do to {goal}, the 20 % with the highest entropy {shown(figures[captured['entropy']])}{against}; "
-                    f"rank correlation of |Q − V| with it {shown(figures[found['spearman']['|Q − V|']])}.")  # fmt: skip
+                    f"rank correlation of |Q − V| with it {shown(figures[found['spearman']['|Q − V|']])}. With their signs they add up to "
+                    f"{sums} thousandths.")  # fmt: skip
     return said
