@@ -62,21 +62,23 @@ def run(checkpoint: Checkpoint, config: AttributeConfig, out: Path, *, command: 
     """The whole question, in the directory `out`; what `result.json` holds."""
     c = checkpoint
     methods = [named_method(name).within(c.max_new_tokens) for name in dict.fromkeys((config.baseline, *config.methods))]
-    identity = asdict(config) | {"checkpoint": str(c.path), "lr": c.needs_optimizer().lr, "temperature": c.temperature}
+    identity = asdict(config) | {"checkpoint": str(c.path), "temperature": c.temperature, "optimizer": _optimizer(c)}
     record = Run.create(out, name=out.name, method=repr(c.method), method_name=STUDY, task=c.config.task, model=str(c.path),
                         config=identity, seed=config.seed, command=command)  # fmt: skip
     stages, book = Stages(out / "stages"), Book(command, config.seed)
-    say(f"sampling {config.prompts} x {config.group} rollouts for the step")
+    say("sampling the rollouts of the step")
     batch, stored = _rollouts(c, config, {name for method in (c.method, *methods) for name in method.needs})
     goals = cache(lambda: _goals(c, config, say))
     update = update_vector(c, batch)
-    attribution = _attribution(update, goals, stages, say)
+    say("every token's part")
+    attribution = _attribution(update, goals, stages)
     columns = _tensors(stages.arrays("diagnostics", lambda: _arrays(diagnostics(update))))
     found = _methods(c, batch, methods, goals, stages, say)
+    say("the step without some tokens")
     sets = token_sets(attribution)
-    ablated = {name: stages.arrays(f"without_{k}", lambda t=tokens: without(c, attribution, t, _told(say, goals, "without some tokens")))
+    ablated = {name: stages.arrays(f"without_{k}", lambda t=tokens: without(c, attribution, t, goals()))
                for k, (name, tokens) in enumerate(sets.items())}  # fmt: skip
-    known = stored or _trees(c, update.batch, config, stages, say)
+    known = _trees(c, update.batch, config, stages, say) if stored is None else stored
 
     say("figures")
     view = blocks.View.of(attribution, columns, roles(c, update.batch), config.bootstraps, config.seed)
@@ -92,20 +94,22 @@ def run(checkpoint: Checkpoint, config: AttributeConfig, out: Path, *, command: 
 
 
 def _rollouts(c: Checkpoint, config: AttributeConfig, needs: set[str]) -> tuple[Batch, dict[str, Tensor] | None]:
+    """The rollouts of the step and, from a pivotality run, the effects of the tokens of those that the run's own method keeps."""
     if config.pivotality is None:
         return draw(c, config.prompts, config.group, config.seed, needs=sorted(needs)), None
-    return batch_of_run(c, config.pivotality, config.group, config.seed, needs=sorted(needs))
+    batch, known = batch_of_run(c, config.pivotality, config.group, config.seed, needs=sorted(needs))
+    keep = Coefficients.of(c.method, batch).keep
+    return batch, {name: values[keep] for name, values in known.items()}
+
+
+def _optimizer(c: Checkpoint) -> dict[str, Any]:
+    state = c.needs_optimizer()
+    return {"kind": next(iter(state.rules.values())).kind, "lr": state.lr, "steps": max(each.step for each in state.moments.values())}
 
 
 def _goals(c: Checkpoint, config: AttributeConfig, say: Callable[[str], None]) -> Goals:
     say("estimating the gradients of entropy and reward on other rollouts")
     return draw_goals(c, config.seed, entropy=config.entropy, reward=config.reward)
-
-
-def _told(say: Callable[[str], None], goals: Callable[[], Goals], what: str) -> Goals:
-    found = goals()
-    say(what)
-    return found
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -116,9 +120,9 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(x) for name, x in arrays.items()}
 
 
-def _attribution(update: Update, goals: Callable[[], Goals], stages: Stages, say: Callable[[str], None]) -> Attribution:
+def _attribution(update: Update, goals: Callable[[], Goals], stages: Stages) -> Attribution:
     def make() -> dict[str, np.ndarray]:
-        found = attribute(update, _told(say, goals, "every token's part"))
+        found = attribute(update, goals())
         parts = {f"{part}/{goal}": found.parts[part][goal] for part in PARTS for goal in GOALS}
         return {f"shares/{goal}": share.numpy() for goal, share in found.shares.items()} | parts
 
@@ -138,8 +142,8 @@ def _methods(c: Checkpoint, batch: Batch, methods: Sequence[Method], goals: Call
         if twin and mine.same(earlier[twin[0]]):
             arrays = found[twin[0]].arrays
         else:
-            told = f"the step of {method.name}"
-            arrays = stages.arrays(f"method_{k}", lambda m=mine, t=told: consequences(c, m, batch, _told(say, goals, t)))
+            say(f"the step of {method.name}")
+            arrays = stages.arrays(f"method_{k}", lambda m=mine: consequences(c, m, batch, goals()))
         named = None if twin is None else (methods[twin[0]].name, twin[1])
         found.append(blocks.Counterfactual(method, arrays, len(mine.batch), acting_parts(mine, methods[0], batch), named))
         earlier.append(mine)
@@ -169,7 +173,8 @@ def _about(c: Checkpoint, config: AttributeConfig, update: Update, batch: Batch)
 
 def _write_tables(record: Run, c: Checkpoint, view: blocks.View, known: Mapping[str, Tensor] | None) -> None:
     """tokens/step_N.parquet, a row per rollout with lists over its tokens; sequences.parquet, a row per rollout."""
-    batch, rollouts, role = view.attribution.update.batch, view.attribution.update.batch.rollouts, roles(c, view.attribution.update.batch)
+    batch = view.attribution.update.batch
+    rollouts, role = batch.rollouts, roles(c, batch)
     columns = {"logprob": rollouts.score("logprob"), "entropy": rollouts.score("entropy"), **view.columns,
                **{f"change of {goal}": share for goal, share in view.attribution.shares.items()}}  # fmt: skip
     columns |= {} if known is None else {f"pivotality {name}": x for name, x in known.items()}

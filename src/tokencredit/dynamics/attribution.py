@@ -96,8 +96,8 @@ class RewardGoal:
         """ValueError where no prompt's rewards differ."""
         keep = batch.rollouts.informative
         if not keep.any():
-            raise ValueError(f"the gradient of the reward needs rollouts of a prompt that earn differently; none of {batch.num_prompts} prompts "
-                             "has them: draw more prompts, or more rollouts of each")  # fmt: skip
+            raise ValueError("the gradient of the reward needs rollouts of a prompt that earn differently; none of the "
+                             f"{batch.num_prompts} prompts has them: draw more prompts, or more rollouts of each")  # fmt: skip
         weights, some = reward_weights(batch), batch.take(keep)
         return cls(Weights(*(w[keep] for w in weights)), batch.rollouts.group_index[keep], batch.num_prompts, some.passes(checkpoint))
 
@@ -146,10 +146,6 @@ class Attribution:
     def estimate(self, goal: str, part: str = "total") -> Estimate:
         """Change of the goal that a part makes, or all of them, with its interval over evaluation prompts."""
         return mean_of_units(sum(self.parts[name][goal] for name in PARTS) if part == "total" else self.parts[part][goal])
-
-    def by_row(self, goal: str) -> Tensor:
-        """[B]: each rollout's part."""
-        return self.shares[goal].sum(1)
 
 
 def attribute(update: Update, goals: Goals) -> Attribution:
