@@ -193,7 +193,7 @@ def _rates(result: Mapping[str, Any]) -> Section | None:
     legend = [{"label": f"{factor * base:g}", "colour": colours[factor]} for factor in rates]
     note = ("A ring marks the rate that was taken. Validation prompts are a fixed quarter of the test prompts, by a hash of the prompt; "
             "the final figures use none of them, and other seeds.")  # fmt: skip
-    view = {"label": "validation", "x": "validation pass@1, mean over the second half of the budget", "rows": rows, "zero": False,
+    view = {"label": "validation", "x": "validation pass@1, second half of the budget", "rows": rows, "zero": False,
             "note": note, "legend": legend}  # fmt: skip
     return Section("Learning rates", "", compact({"views": [view]}), "dots.js", ("plot.js", "axes.js"))
 
