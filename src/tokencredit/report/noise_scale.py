@@ -64,8 +64,8 @@ def _map(result: Mapping[str, Any]) -> Section:
     shapes += [_mark(at, each, prompts, groups, name) for each, name in ((own, "own"), (choice, "best"))]
     label = "Predicted variance over prompts and rollouts"
     drawing = f'<svg class="heat" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}">{"".join(shapes)}</svg>'
-    note = (f'<p class="note">Leave-one-out credit; the run’s own batch (open circle, {own["prompts"]} × {own["group"]}) is 1. Line: what '
-            f'a budget of {costs["budget"]:g} pays for at {costs["prompt"]:g} per prompt and {costs["rollout"]:g} per rollout. Full '
+    note = (f'<p class="note">Leave-one-out credit; the run’s own batch (thin circle, {own["prompts"]} × {own["group"]}) is 1. Line: what '
+            f'a budget of {costs["budget"]:g} pays for at {costs["prompt"]:g} per prompt and {costs["rollout"]:g} per rollout. Thick '
             f'circle: its least noisy batch, {choice["prompts"]} × {choice["group"]}. Point at a cell for its interval.</p>')  # fmt: skip
     return Section("Predicted variance of the batch gradient", note + scrolling(label, drawing))
 
@@ -85,7 +85,7 @@ def _mark(at: Any, shape: Mapping[str, Any], prompts: Sequence[int], groups: Seq
     if not (prompts[0] <= shape["prompts"] <= prompts[-1] and groups[0] <= shape["group"] <= groups[-1]):
         return ""
     x, y = at(shape["prompts"], shape["group"])
-    return f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="{11 if name == "own" else 7}"/>'
+    return f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="15"/>'
 
 
 def _affordable(costs: Mapping[str, float], groups: Sequence[int]) -> list[tuple[float, float]]:
