@@ -6,17 +6,25 @@ function plane(frame, width, height, xRange, yRange, names, margin) {
   const y = (value) => box.bottom - (box.bottom - box.top) * (value - yRange[0]) / (yRange[1] - yRange[0]);
   frame.replaceChildren();
   for (const [name, value] of [["viewBox", `0 0 ${width} ${height}`], ["width", width], ["height", height]]) frame.setAttribute(name, value);
-  for (const tick of ticks(xRange[0], xRange[1], width < 340 ? 3 : 5)) {
+  for (const tick of names.xs || ticks(xRange[0], xRange[1], width < 340 ? 3 : 5)) {
     frame.append(svg("line", { class: "grid", x1: x(tick), x2: x(tick), y1: box.top, y2: box.bottom }),
       svg("text", { class: "tick", x: x(tick), y: box.bottom + 16, "text-anchor": "middle" }, (names.ofX || format)(tick)));
   }
-  for (const tick of names.y === null ? [] : ticks(yRange[0], yRange[1], 4)) {
+  for (const tick of names.y === null ? [] : names.ys || ticks(yRange[0], yRange[1], 4)) {
     frame.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }),
       svg("text", { class: "tick", x: box.left - 6, y: y(tick) + 4, "text-anchor": "end" }, (names.ofY || format)(tick)));
   }
   frame.append(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
     svg("text", { class: "tick unit", x: (box.left + box.right) / 2, y: box.bottom + 31, "text-anchor": "middle" }, names.x));
   return { box, x, y };
+}
+
+// Round values on a logarithmic axis, as the logarithms where they lie.
+function logTicks(low, high) {
+  const all = [];
+  for (let power = Math.floor(low); power <= high; power++) for (let digit = 1; digit < 10; digit++) all.push([digit, power + Math.log10(digit)]);
+  const within = (digits) => all.filter(([digit, at]) => digits.includes(digit) && at >= low && at <= high).map(([, at]) => at);
+  return [[1], [1, 3], [1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9]].map(within).find((found) => found.length > 3) || within([1, 2, 3, 4, 5, 6, 7, 8, 9]);
 }
 
 function spanOf(values, around) {

@@ -78,7 +78,7 @@ def _figure(result: Mapping[str, Any], name: str | None) -> str:
     if figure.get("note"):
         return f'<span class="ends">{text(figure["note"])}</span>'
     value, low, high = ("∞" if figure[key] is None else f"{figure[key]:.3g}".replace("-", "−") for key in ("value", "low", "high"))
-    return value if not figure["num"] else f'{value} <span class="ends">[{low}, {high}]</span>'
+    return value if not figure["num"] else f'{value} <span class="ends">[{low},&nbsp;{high}]</span>'
 
 
 def _tables(result: Mapping[str, Any]) -> Section:
@@ -86,7 +86,7 @@ def _tables(result: Mapping[str, Any]) -> Section:
     body = []
     for label, methods in _worlds(result).items():
         rows = "".join(f'<tr><th scope="row">{text(name)}</th><td>{each["tokens"]:.3g}</td>'
-                       + "".join(f"<td>{_figure(result, each['figures'].get(column))}</td>" for column in COLUMNS) + "</tr>"
+                       + "".join(f'<td>{_figure(result, each["figures"].get(column))}</td>' for column in COLUMNS) + "</tr>"
                        for name, each in methods.items())  # fmt: skip
         heads = f"<tr><th>method</th><th>tokens with weight, per group</th>{head}</tr>"
         table = scrolling(label, f"<table><thead>{heads}</thead><tbody>{rows}</tbody></table>")
@@ -111,6 +111,7 @@ def _plane(result: Mapping[str, Any]) -> Section:
     for label, methods in _worlds(result).items():
         worlds[label] = [{"name": name, "colour": _family(name)[1]} | {column: _ends(result, each["figures"][column])
                           for column in ("relative_variance", *axes)} for name, each in methods.items() if each["resolved"]]  # fmt: skip
+    worlds = {label: points for label, points in worlds.items() if points}
     legend = {family: colour for family, (colour, _) in FAMILIES.items()} | dict([OTHER])
     note = ('<p class="note">To the left: less noise. Down: less bias. The axis of variance is logarithmic; methods whose mean gradient is '
             "not resolved are left out.</p>")  # fmt: skip
@@ -126,7 +127,8 @@ def _efficiency(result: Mapping[str, Any]) -> Section:
     bars = {}
     for label, methods in _worlds(result).items():
         named = [{"name": name} | _ends(result, each["figures"]["efficiency_ratio"]) for name, each in methods.items() if each["resolved"]]
-        bars[label] = sorted((bar for bar in named if bar["value"] is not None), key=lambda bar: -bar["value"])
+        if shown := [bar for bar in named if bar["value"] is not None]:
+            bars[label] = sorted(shown, key=lambda bar: -bar["value"])
     note = (f'<p class="note">Squared projection of the mean gradient on the true one, over E|gradient|², per token with weight; '
             f"{text(result['config']['baseline'])} is 1. Tokens without weight cost nothing here.</p>")  # fmt: skip
     return Section("Signal per credited token", note, compact({"bars": bars}), "bars.js", ("plot.js", "axes.js"))

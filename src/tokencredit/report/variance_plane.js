@@ -9,7 +9,7 @@ draw("variance_plane.js", (section, data) => {
     const across = spanOf(found.flatMap(({ relative_variance: v }) => [log(v.low), log(v.value), Math.min(log(v.high) ?? most, most)]));
     const up = spanOf(found.flatMap((each) => Object.values(each[state.axis])), [0]);
     const labels = width < 560 ? 0 : 150;
-    const { x, y, box } = plane(frame, width, 440, across, up, { x: "tr Cov / |mean gradient|², prompts", ofX: (tick) => format(10 ** tick) }, { right: width - 12 - labels });
+    const { x, y, box } = plane(frame, width, 440, across, up, { x: "tr Cov / |mean gradient|², prompts", xs: logTicks(...across), ofX: (tick) => format(10 ** tick) }, { right: width - 12 - labels });
     frame.append(svg("text", { class: "tick unit", x: box.left + 4, y: box.top + 8 }, data.axes[state.axis]));
     const named = found.map((each) => {
       const v = each.relative_variance, a = each[state.axis], centre = [x(log(v.value)), y(a.value)];

@@ -9,8 +9,8 @@ draw("variance_sampling.js", (section, data) => {
   const paint = (frame, width) => {
     const series = data.worlds[state.world][state.measure];
     const range = spanOf(series.flatMap((each) => each.points.flatMap((point) => [shown(point.value), shown(point.low), shown(point.high)])), state.measure === "cost" ? [0, 1] : []);
-    const ofY = state.measure === "added" ? (tick) => format(10 ** tick) : format;
-    const { x, y, box } = plane(frame, width, 340, [0, 1], range, { x: "fraction of the tokens kept", ofY });
+    const up = state.measure === "added" ? { ys: logTicks(...range), ofY: (tick) => format(10 ** tick) } : {};
+    const { x, y, box } = plane(frame, width, 340, [0, 1], range, { x: "fraction of the tokens kept", ...up });
     if (state.measure === "cost") frame.append(svg("line", { class: "cross", x1: box.left, x2: box.right, y1: y(1), y2: y(1) }));
     for (const each of series) {
       const curve = { step: data.fractions, low: each.points.map((p) => shown(p.low)), high: each.points.map((p) => shown(p.high)) };

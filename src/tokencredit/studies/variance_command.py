@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   tokencredit study variance --runs runs/demo/grpo-0 --out runs/variance-grpo
   tokencredit study variance --methods gtpo ptw_entropy --prompts 128
   tokencredit study variance --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --prompts 64 --directions 64 --out runs/qwen-variance"""
-COLUMNS = {"relative_variance": "noise", "truth_angle": "angle, degrees", "ess": "ESS", "efficiency_ratio": "per token"}
+COLUMNS = {"relative_variance": "noise", "truth_angle": "angle °", "ess": "ESS", "efficiency_ratio": "per token"}
 
 
 def add_action(actions: Any) -> None:
@@ -80,7 +80,7 @@ def table(figures: Mapping[str, dict], block: Mapping[str, Any], config: Any) ->
                           f"{config.baseline}; -: not resolved")  # fmt: skip
     shown.add_column("method", no_wrap=True)
     for name in COLUMNS.values():
-        shown.add_column(name, justify="right", no_wrap=True)
+        shown.add_column(name, justify="right")
     for name, each in block["methods"].items():
         shown.add_row(name, *(_cell(figures[each["figures"][column]]) if each["figures"] else "-" for column in COLUMNS))
     return shown
