@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   tokencredit dynamics entropy --run runs/grpo --checkpoint 40 --updates 16 --workers 4
   tokencredit dynamics entropy --run runs/grpo --small
   tokencredit dynamics entropy --run runs/sft --optimizer sgd"""
-SMALL = {"updates": 4, "eval_prompts": 1024, "sweep_prompts": 256, "fresh": 2, "sweep_fresh": 1}
+SMALL = {"updates": 4, "eval_prompts": 2048, "sweep_prompts": 256}
 
 
 def add_action(actions: Any) -> None:
@@ -28,10 +28,10 @@ def add_action(actions: Any) -> None:
     p.add_argument("--updates", type=int, help="steps that are looked at, each on a batch of its own (default: 8)")
     p.add_argument("--rates", type=int, help="learning rates of the sweep (default: 12)")
     p.add_argument("--decades", type=float, help="that they span, half of one above the optimizer's own (default: 2)")
-    p.add_argument("--eval-prompts", type=int, help="prompts, with one rollout each, that a prediction is made on (default: 4096)")
-    p.add_argument("--fresh", type=int, help="fresh rollouts of each of them, on either side of the policy (default: 4)")
+    p.add_argument("--eval-prompts", type=int, help="prompts, with one rollout each, that a prediction is made on (default: 8192)")
+    p.add_argument("--fresh", type=int, help="fresh rollouts of each of them, on either side of the policy (default: 2)")
     p.add_argument("--sweep-prompts", type=int, help="prompts at the other learning rates (default: 1024)")
-    p.add_argument("--sweep-fresh", type=int, help="fresh rollouts of each of these (default: 2)")
+    p.add_argument("--sweep-fresh", type=int, help="fresh rollouts of each of these (default: 1)")
     p.add_argument("--sub-batch", type=int, help="rollouts of the small predictions whose spread is shown (default: 256)")
     p.add_argument("--workers", type=int, help="updates side by side (default: one per core, at most 4; 1 on a GPU)")
 

@@ -35,6 +35,13 @@ class Measured:
         names, index = np.unique(self.prompt, return_inverse=True)
         return float(np.sqrt(np.square(np.bincount(index, self.influence, len(names))).sum()))
 
+    @cached_property
+    def carriers(self) -> float:
+        """How many prompts carry the error: (Σ u²)² / Σ u⁴. With few the tails are heavy, and an interval may be too narrow."""
+        names, index = np.unique(self.prompt, return_inverse=True)
+        square = np.square(np.bincount(index, self.influence, len(names)))
+        return float(square.sum() ** 2 / np.square(square).sum()) if square.any() else float(len(names))
+
     @property
     def resolved(self) -> bool:
         """Is it at least two standard errors from 0?"""

@@ -32,7 +32,7 @@ from tokencredit.studies.stages import Stages
 
 STUDY = "entropy dynamics"
 ABOVE = 0.5
-"""Decades of the sweep that lie above the optimizer's own rate."""
+"""Decades of the sweep that lie above the optimizer's own rate, to the next step of it."""
 SHOWN = 256
 ROUNDED = 512
 """Rollouts whose tokens are written, and rollouts that rounding is measured on."""
@@ -65,7 +65,7 @@ class SweepConfig(Sizes):
     def factors(self) -> tuple[float, ...]:
         """Rates of the sweep as multiples of the optimizer's own, which is one of them."""
         step = self.decades / (self.rates - 1)
-        above = int(ABOVE / step + 1e-9)
+        above = round(ABOVE / step)
         return tuple(10 ** (step * k) for k in range(above - self.rates + 1, above + 1))
 
 

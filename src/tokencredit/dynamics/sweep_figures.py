@@ -33,6 +33,8 @@ from tokencredit.stats import Estimate, cluster_bootstrap
 from tokencredit.studies.correlation_figures import Book
 
 NATS = "nats per token"
+CARRIERS = 10
+"""Prompts that carry an error, below which its interval is called doubtful."""
 
 
 def figures(updates: Sequence[UpdateStatistics], rounding: Mapping[str, np.ndarray], size: int, book: Book) -> dict[str, Any]:
@@ -129,6 +131,8 @@ def _flags(u: UpdateStatistics, reach: Estimate, sizes: Mapping[str, float]) -> 
                          f"{share:.1%} of the rollouts")  # fmt: skip
     if not u.own.odd.resolved:
         found.append("its true change is not resolved from 0")
+    if (carriers := u.linear().carriers) < CARRIERS:
+        found.append(f"the error of its prediction rests on the equivalent of {carriers:.0f} prompts: the interval may be too narrow")
     return found
 
 

@@ -38,10 +38,10 @@ class Sizes:
 
     prompts: int = 64
     group: int = 8
-    eval_prompts: int = 4096
-    fresh: int = 4
+    eval_prompts: int = 8192
+    fresh: int = 2
     sweep_prompts: int = 1024
-    sweep_fresh: int = 2
+    sweep_fresh: int = 1
     sub_batch: int = 256
 
 

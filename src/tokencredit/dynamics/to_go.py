@@ -3,8 +3,8 @@
     none       0 from token t on, its own entropy and its own place included: G − b = Σ_{k≥t} Hₖ
     entropy    the token's own entropy: G − b = Σ_{k>t} Hₖ
     position   the mean over the rollouts of other prompts, of tokens at the same place
-    ridge      that, and a linear regression of what is left on what the prefix shows, fitted on other prompts: entropy here and before,
-               and the hidden state that the token is drawn from where it is given
+    ridge      a linear regression on what the prefix shows, fitted on other prompts: place, entropy here and before, log-prob before, and
+               the hidden state that the token is drawn from where it is given
 
 "none" and "entropy" are those of P. Saad, "Entropy Dynamics in Reinforcement Learning" (2025), `none` and `Hk`.
 """
@@ -61,10 +61,12 @@ def baseline_of(rollouts: Rollouts, name: str, features: Tensor | None = None) -
     if features is not None and features.shape[:2] != mask.shape:
         raise ValueError(f"features are [B, T, F] with [B, T] = {list(mask.shape)}, got {list(features.shape)}")
     targets, group = torch.stack([after(entropy, mask), after(tokens, mask)], -1), rollouts.group_index
-    expected = others_mean(targets, mask, group, places(mask))
-    if name == "ridge":
-        expected = expected + ridge(targets - expected, mask, group, prefix_features(rollouts, features))
-    return Baseline(*expected.unbind(-1))
+    if name == "position":
+        return Baseline(*others_mean(targets, mask, group, places(mask)).unbind(-1))
+    place = one_hot(places(mask)[mask], int(places(mask).max()) + 1).double()
+    found = torch.zeros_like(targets)
+    found[mask] = ridge(targets[mask], group[:, None].expand_as(mask)[mask], place, prefix_features(rollouts, place, features))
+    return Baseline(*found.unbind(-1))
 
 
 def places(mask: Tensor) -> Tensor:
@@ -84,32 +86,30 @@ def others_mean(targets: Tensor, mask: Tensor, group: Tensor, place: Tensor) -> 
     return found
 
 
-def prefix_features(rollouts: Rollouts, more: Tensor | None = None) -> Tensor:
-    """[B, T, F] known before the token is drawn: place, entropy (by place too), entropy and log-prob of the tokens before; and `more`."""
+def prefix_features(rollouts: Rollouts, place: Tensor, more: Tensor | None = None) -> Tensor:
+    """[N, F] known before each of the N tokens is drawn: its entropy by place, entropy and log-prob of the tokens before; and `more`."""
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
     count = before(torch.ones_like(entropy), mask)
     means = [over(before(x, mask), count) for x in (entropy, rollouts.score("logprob").double())]
     last = torch.cat([torch.zeros_like(entropy[:, :1]), entropy[:, :-1]], 1)
-    place = one_hot(places(mask), int(places(mask).max()) + 1).double()
-    columns = [place, torch.stack([entropy.square(), last, *means], -1), entropy[..., None] * place]
-    return torch.cat(columns if more is None else [*columns, more.double()], -1)
+    columns = [torch.stack([entropy, entropy.square(), last, *means], -1)[mask], entropy[mask][:, None] * place]
+    return torch.cat(columns if more is None else [*columns, more[mask].double()], -1)
 
 
-def ridge(targets: Tensor, mask: Tensor, group: Tensor, features: Tensor) -> Tensor:
-    """[B, T, K]: predictions of the targets, every group's from a ridge regression on the groups of the other folds.
+def ridge(targets: Tensor, group: Tensor, place: Tensor, features: Tensor) -> Tensor:
+    """[N, K]: predictions of the targets [N, K], every group's from a ridge regression on the groups of the other folds.
 
-    Features of mean square 1, and for every one of the F coefficients a penalty of 10 F tokens: with few tokens little is left of them.
+    The penalty is 10 F tokens for each of the F features, at its mean square, and none for the place: with few tokens the mean at every
+    place is what is left.
     """
-    found, fold = torch.zeros_like(targets), (group % FOLDS)[:, None].expand_as(mask)[mask]
-    x, y = features[mask], targets[mask]
-    x = x / x.square().mean(0).sqrt().clamp_min(1e-12)
-    out, parts = torch.zeros_like(y), [fold == k for k in range(FOLDS)]
-    grams, crosses = ([x[some].T @ z[some] for some in parts] for z in (x, y))
-    penalty = 10 * x.shape[1] * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    x, fold, found = torch.cat([place, features], -1), group % FOLDS, torch.zeros_like(targets)
+    parts = [fold == k for k in range(FOLDS)]
+    free = torch.arange(x.shape[1], device=x.device) < place.shape[-1]
+    grams, crosses = ([x[some].T @ z[some] for some in parts] for z in (x, targets))
     for k, some in enumerate(parts):
         gram, cross = (sum(part for j, part in enumerate(each) if j != k) for each in (grams, crosses))
-        out[some] = x[some] @ torch.linalg.solve(gram + penalty, cross)
-    found[mask] = out
+        penalty = (10 * features.shape[-1] / max(int((~some).sum()), 1)) * gram.diagonal().masked_fill(free, 0) + 1e-9
+        found[some] = x[some] @ torch.linalg.solve(gram + penalty.diag(), cross)
     return found
 
 
@@ -118,10 +118,10 @@ def hidden_states(passes: Passes) -> Tensor:
     found = None
     with torch.no_grad(), evaluating(passes.model):
         for part, keep in passes.batch.chunks(passes.tokens):
-            hidden = passes.readout.hidden(part.ids, part.attention)[part.row, part.position].double().cpu()
+            hidden = passes.readout.hidden(part.ids, part.attention)[part.row, part.position].float().cpu()
             if hidden.shape[1] > WIDTH:
                 generator = torch.Generator().manual_seed(0)
-                hidden = hidden @ torch.randn(hidden.shape[1], WIDTH, generator=generator, dtype=torch.float64)
+                hidden = hidden @ torch.randn(hidden.shape[1], WIDTH, generator=generator)
             found = hidden.new_zeros(len(passes.batch), hidden.shape[1]) if found is None else found
             found[keep] = hidden
     grid = found.new_zeros(passes.num_rows, passes.width, found.shape[1])
