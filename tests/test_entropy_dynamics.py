@@ -487,5 +487,5 @@ def test_the_page_draws_every_truth_of_every_rate(opened):
     marks = opened.locator("#over-learning-rates .mark")
     assert {marks.nth(k).get_attribute("data-kind") for k in range(marks.count())} == {"same", "independent", "fresh"}
     opened.get_by_label("Change", exact=True).select_option("whole")
-    assert opened.locator("#over-learning-rates .curve").count() == 2
+    assert opened.locator("#over-learning-rates .curve[data-order]").count() == 2
     assert opened.locator("#predicted-and-true-change .mark").count() == 4

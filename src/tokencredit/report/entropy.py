@@ -56,7 +56,7 @@ def _sweep(result: Mapping[str, Any]) -> Section:
         share = update["vector"]["batch_norm"] / update["vector"]["norm"]
         rows.append((k, _figure(result, update["slope"], 1, 4), number(update["r2"], 6), _power(result, update["reach"]), f"{share:.2f}",
                      text("; ".join(update["flags"]) or "none")))  # fmt: skip
-    note = ('<p class="note">Grey: rounding in float32 makes more than 5 % of the change. Dashed: |quadratic| is half of |linear|. Bars: '
+    note = ('<p class="note">Shaded: rounding in float32 makes more than 5 % of the change. Dashed: |quadratic| is half of |linear|. Bars: '
             "95 %; one that reaches 0 has no lower end. Points of one kind share their rollouts and err together.</p>")  # fmt: skip
     table = _table("Updates", ("update", "slope", "R²", "linear range", "batch’s part of |Δθ|", "flags"), rows)
     return Section("Over learning rates", note + table, compact(updates), "sweep.js", ("plot.js", "axes.js"))

@@ -20,8 +20,8 @@ draw("predicted.js", (section, data) => {
     const most = Math.max(...data.errors.map(Math.abs), 0.5), bins = 24, counts = Array(bins).fill(0);
     for (const error of data.errors) counts[Math.min(bins - 1, Math.floor((error + most) / (2 * most) * bins))] += 1;
     const { x, y, box } = plane(frame, width, 220, [-most, most], [0, Math.max(...counts) * 1.05], { x: `relative error from ${data.size} rollouts` });
-    counts.forEach((count, at) => frame.append(svg("rect", { class: "bar", x: x(-most + 2 * most * at / bins) + 1, width: (box.right - box.left) / bins - 2,
-      y: y(count), height: box.bottom - y(count) }, svg("title", null, `${count} of ${data.errors.length}`))));
+    frame.append(svg("g", { class: "heat" }, counts.map((count, at) => svg("rect", { x: x(-most + 2 * most * at / bins) + 1, y: y(count),
+      width: (box.right - box.left) / bins - 2, height: box.bottom - y(count) }, svg("title", null, `${count} of ${data.errors.length}`)))));
     frame.append(svg("line", { class: "cross", x1: x(0), x2: x(0), y1: box.top, y2: box.bottom }));
   };
   const plots = [drawing("Predicted against true change of entropy; a table follows", paint), drawing("Distribution of relative errors", spread)];

@@ -19,8 +19,8 @@ draw("sweep.js", (section, data) => {
     const { x, y, box } = plane(frame, width, 380, xRange, yRange, { x: "log₁₀ of the learning rate; up: log₁₀ of |ΔH| in nats" });
     const inside = (value) => Math.max(box.top, Math.min(box.bottom, y(log(value))));
     const floor = Math.min(x(log(each.floor)), box.right);
-    frame.append(svg("rect", { class: "shaded", x: box.left, width: Math.max(0, floor - box.left), y: box.top, height: box.bottom - box.top },
-      svg("title", null, `rounding in float32 hides changes below a learning rate of ${format(each.floor)}`)));
+    frame.append(svg("g", { class: "curve c7" }, svg("rect", { class: "band", x: box.left, width: Math.max(0, floor - box.left), y: box.top,
+      height: box.bottom - box.top }, svg("title", null, `rounding in float32 hides changes below a learning rate of ${format(each.floor)}`))));
     if (defined(each.reach.value) && log(each.reach.value) < xRange[1]) frame.append(svg("line", { class: "cross", x1: x(log(each.reach.value)),
       x2: x(log(each.reach.value)), y1: box.top, y2: box.bottom }, svg("title", null, `linear range: ${interval(each.reach)}`)));
     const steps = Array.from({ length: 90 }, (_, at) => 10 ** (xRange[0] + (xRange[1] - xRange[0]) * at / 89));
