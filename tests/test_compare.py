@@ -1,5 +1,6 @@
 """Comparing methods at an equal budget: what a run may spend, what is read off its curves, verdicts against known truths, whole studies."""
 
+import io
 import json
 import os
 import shlex
@@ -13,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from tokencredit.agreement.resampling import Bootstrap
@@ -24,7 +26,7 @@ from tokencredit.runs import Run, RunError
 from tokencredit.stats import OverSeedsAndPrompts
 from tokencredit.studies import compare_jobs
 from tokencredit.studies.compare import CHECK_SEED, COMPARED, CompareConfig, compare, unavailable
-from tokencredit.studies.compare_command import markdown, read_config
+from tokencredit.studies.compare_command import markdown, read_config, table
 from tokencredit.studies.compare_curves import Curves, Prompts, area, budget_to, on_grid
 from tokencredit.studies.compare_figures import Settings, figures
 from tokencredit.studies.compare_jobs import FINAL, Tell, choose, command_of, finished, run_jobs
@@ -245,6 +247,13 @@ def test_verdicts_find_what_was_put_there_and_nothing_else(tmp_path):
     assert result["target"]["value"] == pytest.approx(0.56, abs=0.02)
     assert result["figures"]["grpo/budget_to"]["value"] == pytest.approx(64 * 0.36 / 0.5, rel=0.1)
     assert result["figures"]["gtpo/budget_to"]["value"] > 0.9 * 64
+
+
+def test_the_table_fits_80_columns(tmp_path):
+    result, page = made_study(tmp_path, {"grpo": 0.7, "ptw_gradient_norm": 0.5, "entropy_advantage": 0.9}, seeds=2), io.StringIO()
+    Console(file=page, width=80).print(table(result))
+    lines = page.getvalue().splitlines()
+    assert len(lines) == 4 and max(map(len, lines)) <= 80 and "…" not in page.getvalue(), page.getvalue()
 
 
 def test_equal_methods_are_seldom_told_apart(tmp_path):

@@ -100,9 +100,10 @@ def run_command(args: argparse.Namespace) -> int:
         return 0
     config, methods, seeds = read_config(args)
     from tokencredit.report import compare as pages
-    from tokencredit.studies.compare import Settings, compare
+    from tokencredit.studies.compare import check, compare
+    from tokencredit.studies.compare_figures import Settings
 
-    workers = _workers() if args.workers is None else args.workers
+    methods, workers = check(config, methods, seeds, args.baseline), _workers() if args.workers is None else args.workers
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     unit, amount = config.budget.unit, config.budget.amount
@@ -185,10 +186,10 @@ def rows_of(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """The verdicts, for a terminal of 80 columns."""
+    """Final pass@1 with its verdict, and that on learning speed (mean pass@1 over the budget), for a terminal of 80 columns."""
     shown = Table("method", box=None, pad_edge=False)
-    for name in ("final pass@1", "difference", "verdict", "speed"):
-        shown.add_column(name, justify="left" if name in ("verdict", "speed") else "right")
+    for name in ("pass@1", "difference", "verdict", "speed"):
+        shown.add_column(name, justify="left" if name in ("verdict", "speed") else "right", no_wrap=True)
     for row in rows_of(result):
         value = row["pass@1"].split(" ")[0]
         shown.add_row(row["method"], value, row["d pass@1"], row["v pass@1"], row["v area"])
