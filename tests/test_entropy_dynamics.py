@@ -26,13 +26,14 @@ from tokencredit.dynamics.reweighting import (
     slopes,
 )
 from tokencredit.dynamics.sweep import STUDY, SweepConfig, run
-from tokencredit.dynamics.sweep_figures import _flags
+from tokencredit.dynamics.sweep_figures import _flags, figures
 from tokencredit.dynamics.sweep_measure import Evaluation, Sizes, draw_update
 from tokencredit.dynamics.sweep_statistics import UpdateStatistics, odd_change, pooled_ratio, relative_errors
 from tokencredit.dynamics.to_go import BASELINES, Baseline, after, baseline_of, before, hidden_states
 from tokencredit.dynamics.true_change import by_reweighting, by_sampling
 from tokencredit.dynamics.vectors import moved, norm, scaled
 from tokencredit.rollouts import Rollouts
+from tokencredit.studies.correlation_figures import Book
 from tokencredit.tasks.exact import PromptedPolicy, encode, modular_world, tiny_model
 
 torch.set_num_threads(1)
@@ -364,8 +365,7 @@ def test_statistics_of_a_known_curve():
     assert slope.value == pytest.approx(1, abs=1e-9) and r2 == pytest.approx(1, abs=1e-12)
     bent, r2 = u.slope("fresh", 0.1, odd=False)
     assert bent.value < 0.95 and r2 < 0.9999
-    with pytest.raises(ValueError, match="3 are needed"):
-        u.slope("fresh", 2.0)
+    assert u.slope("fresh", 2.0) is None
 
 
 def test_relative_errors_of_predictions_with_known_error():
@@ -388,6 +388,18 @@ def test_updates_are_flagged_not_hidden():
     assert "effective sample size falls to 5.0%" in _flags(u, u.reach(), {"independent": 0.05})[0]
     unresolved = curve(noise=0.2)
     assert "its true change is not resolved from 0" in _flags(unresolved, unresolved.reach(), {})
+
+
+def test_a_study_of_updates_outside_their_linear_range_has_no_slope_and_says_so():
+    updates, book = [curve(noise=1e-5, line=1e-5, seed=k + 1) for k in range(4)], Book("", 0)
+    for u in updates:
+        same = {f"batch_{name}": u.arrays[name] for name in ("direct", "path_position", "length_position", "fresh_own")}
+        u.arrays.update(same, sub=np.zeros((2, 4)), batch_sub=np.zeros((2, 1)), vector=np.zeros(5))
+    result = figures(updates, {"float32_noise": 1e-12, "float64_noise": 1e-12}, 16, book)
+    assert np.isnan(book.figures["slope"]["value"]) and result["updates"][0]["r2"] is None
+    for k in range(4):
+        assert any(f"Update {k + 1}: its own learning rate is outside" in finding for finding in result["findings"])
+        assert any(f"Update {k + 1}: fewer than 3 rates" in finding for finding in result["findings"])
 
 
 TINY = {"prompts": 8, "group": 4, "updates": 2, "eval_prompts": 32, "sweep_prompts": 16, "sub_batch": 8, "fresh": 1, "sweep_fresh": 1,

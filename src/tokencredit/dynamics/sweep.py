@@ -105,7 +105,7 @@ def _updates(config: SweepConfig, checkpoint: Checkpoint, stages: Stages, worker
         log = stages.folder / "workers.log"
         jobs = {names[k]: partial(Forked, _measure_alone, (config, k, stages.folder), log, (__name__,)) for k in waiting}
         say(f"{len(waiting)} updates, {workers} side by side")
-        if failed := run_all(jobs, workers, lambda *_: None):
+        if failed := run_all(jobs, workers, lambda name, code: None if code is None else say(f"{name.replace('_', ' ')} has ended")):
             raise RuntimeError(f"{', '.join(failed)}: {last_words(log)}")
     found = []
     for k, name in enumerate(names):

@@ -33,6 +33,7 @@ from tokencredit.stats import Estimate, cluster_bootstrap
 from tokencredit.studies.correlation_figures import Book
 
 NATS = "nats per token"
+UNKNOWN = Estimate(np.nan, np.nan, np.nan, 0)
 CARRIERS = 10
 """Prompts that carry an error, below which its interval is called doubtful."""
 
@@ -64,12 +65,13 @@ def _rms(x: np.ndarray) -> float:
 
 
 def _slopes(updates: Sequence[UpdateStatistics], floors: Sequence[float], book: Book) -> None:
-    """Mean over updates of the slope, and the smallest R²: of the odd half-differences, and of the changes themselves."""
+    """Mean over the updates that have one of the slope, and the smallest R²: of the odd half-differences, and of the changes themselves."""
     for kind in KINDS:
         for odd, name in ((True, ""), (False, "/whole")):
-            found = [u.slope(kind, floor, odd) for u, floor in zip(updates, floors)]
-            book.enter(f"slope/{kind}{name}", mean([slope for slope, _ in found]).estimate(), "log |ΔH| per log rate")
-            least = min(r2 for _, r2 in found)
+            found = [slope for u, floor in zip(updates, floors) if (slope := u.slope(kind, floor, odd))]
+            whole = mean([slope for slope, _ in found]).estimate() if found else UNKNOWN
+            book.enter(f"slope/{kind}{name}", whole, "log |ΔH| per log rate")
+            least = min((r2 for _, r2 in found), default=np.nan)
             book.enter(f"r2/{kind}{name}", Estimate(least, np.nan, np.nan, len(found)), "share of variance, least of all updates")
     book.figures |= {name: book.figures[f"{name}/independent"] for name in ("slope", "r2")}
 
@@ -103,8 +105,9 @@ def _update(k: int, u: UpdateStatistics, floor: float, book: Book) -> dict[str, 
     named = {"linear": u.linear(), "quadratic": u.quadratic, "true": u.own.odd, "true_whole": u.own.whole,
              "batch_linear": u.linear(part="batch_"), "batch_true": u.own_batch}  # fmt: skip
     block = {name: book.enter(f"update/{k}/{name}", each.estimate(), NATS) for name, each in named.items()}
-    slope, r2 = u.slope("independent", floor)
-    block |= {"slope": book.enter(f"update/{k}/slope", slope.estimate(), "log |ΔH| per log rate"), "r2": r2}
+    slope = u.slope("independent", floor)
+    block["slope"] = book.enter(f"update/{k}/slope", slope[0].estimate() if slope else UNKNOWN, "log |ΔH| per log rate")
+    block["r2"] = slope[1] if slope else None
     reach = u.reach()
     block["reach"] = book.enter(f"update/{k}/linear_range", Estimate(reach.value * lr, reach.low * lr, reach.high * lr, reach.num),
                                 "learning rate")  # fmt: skip
@@ -113,7 +116,7 @@ def _update(k: int, u: UpdateStatistics, floor: float, book: Book) -> dict[str, 
     vector = dict(zip(("norm", "batch_norm", "momentum_norm", "cosine", "clip"), a["vector"].tolist()))
     block |= {"rates": [lr * factor for factor in u.factors], "sweep": sweep, "floor": lr * floor, "inside": u.inside(floor),
               "effective_share": sizes, "vector": vector}  # fmt: skip
-    return block | {"flags": _flags(u, reach, sizes)}
+    return block | {"flags": [*_flags(u, reach, sizes), *([] if slope else ["fewer than 3 rates are inside its linear range: no slope"])]}
 
 
 def _point(measured: Measured) -> dict[str, float]:

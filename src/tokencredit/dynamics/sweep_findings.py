@@ -14,6 +14,8 @@ def findings(result: Mapping[str, Any], figures: Figures) -> list[str]:
 
 
 def shown(figure: Mapping[str, Any], form: str = ".3g") -> str:
+    if figure["value"] is None or figure["value"] != figure["value"]:
+        return "unknown"
     low, high = figure["low"], figure["high"]
     ends = "" if low is None or low != low else f" [{low:{form}}, {high:{form}}]"
     return f"{figure['value']:{form}}{ends}"

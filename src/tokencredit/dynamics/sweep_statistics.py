@@ -108,12 +108,11 @@ class UpdateStatistics:
         top = OUTSIDE * abs(self.linear().value / self.quadratic.value)
         return [k for k, factor in enumerate(self.factors) if floor <= factor < top]
 
-    def slope(self, kind: str, floor: float, odd: bool = True) -> tuple[Measured, float]:
-        """(slope of log |ΔH| over log rate inside the range, R²). ValueError with fewer than 3 rates there."""
+    def slope(self, kind: str, floor: float, odd: bool = True) -> tuple[Measured, float] | None:
+        """(slope of log |ΔH| over log rate inside the range, R²); None with fewer than 3 rates there."""
         chosen = self.inside(floor)
         if len(chosen) < 3:
-            raise ValueError(f"{len(chosen)} of {len(self.factors)} learning rates are resolved and inside the linear range, 3 are needed "
-                             "for a slope: take more rates or decades (--rates, --decades)")  # fmt: skip
+            return None
         x = np.log([self.factors[k] for k in chosen])
         parts = [self.sweep[kind][k].odd if odd else self.sweep[kind][k].whole for k in chosen]
         y = np.log(np.abs([part.value for part in parts]))
