@@ -444,6 +444,9 @@ def test_stored_pivotality_is_joined_token_by_token(reckon, pivots):
         value = float(known["before_after"][token["trace"], token["position"]])
         assert value == (token["before_after"] if token["defined"] else 0.0)
     assert int(known["before_after"].isfinite().sum()) == len(tokens)
+    dapo = replace(reckon, config=replace(reckon.config, method="dapo"))
+    drawn, kept = question._rollouts(dapo, question.AttributeConfig(pivotality=str(pivots), group=4), set())
+    assert len(drawn) == 8 and len(kept["spread"]) == len(update_vector(dapo, drawn).batch) == int(drawn.rollouts.mixed.sum())
     with pytest.raises(ValueError, match="larger groups"):
         batch_of_run(reckon, pivots, 1, seed=0)
     with pytest.raises(ValueError, match="temperature"):

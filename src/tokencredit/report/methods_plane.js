@@ -9,7 +9,7 @@ draw("methods_plane.js", (section, data) => {
       return { name: method.name, entropy: all.entropy[state.shown], reward: all.reward[state.shown] };
     });
     const ends = (goal) => spanOf(found.flatMap((each) => [each[goal].low, each[goal].high, each[goal].value]), [0]);
-    const { x, y, box } = plane(frame, width, 420, ends("entropy"), ends("reward"), { x: "change of entropy, 10⁻³ nats" });
+    const { x, y, box } = plane(frame, width, 420, ends("entropy"), ends("reward"), { x: "change of entropy, 10⁻³ nats" }, { right: width - 150 });
     frame.append(svg("text", { class: "tick unit", x: box.left + 4, y: box.top + 8 }, "change of reward, 10⁻³"),
       svg("line", { class: "axis", x1: x(0), x2: x(0), y1: box.top, y2: box.bottom }),
       svg("line", { class: "axis", x1: box.left, x2: box.right, y1: y(0), y2: y(0) }));
@@ -26,9 +26,8 @@ draw("methods_plane.js", (section, data) => {
       return { at, colour, name: each.name, centre, y: centre[1] };
     });
     for (const label of placeLabels(labels, 14, box.top + 18, box.bottom - 6)) {
-      const right = box.right - 4;
-      frame.append(svg("g", { class: `curve ${label.colour}` }, svg("path", { class: "leader", d: `M${label.centre[0] + 6},${label.centre[1]}L${right - 132},${label.at}` }),
-        svg("text", { class: "label", x: right - 128, y: label.at + 4 }, label.name)));
+      frame.append(svg("g", { class: `curve ${label.colour}` }, svg("path", { class: "leader", d: `M${label.centre[0] + 6},${label.centre[1]}L${box.right + 9},${label.at}` }),
+        svg("text", { class: "label", x: box.right + 12, y: label.at + 4 }, label.name)));
     }
   };
   const plot = drawing("Methods: change of entropy and of reward; a table follows", paint);
