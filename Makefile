@@ -1,6 +1,7 @@
 # make demo   sets up and runs the main job: trains three methods on the embedded world, writes runs/demo/report.html
 # make test   sets up and passes the tests
 # make setup  creates .venv (both call it; the second time it does nothing)
+# make studies  every study behind docs/guidelines.md, one page of them: runs/studies.html (about an hour and a half; resumes)
 # make bench  the figures of the documentation, one script each; results in benchmarks/results/
 # make lint   style
 
@@ -11,7 +12,7 @@ BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test browser bench lint clean
+.PHONY: setup demo test browser studies bench lint clean
 
 setup: .venv/ready
 
@@ -36,6 +37,18 @@ browser: setup
 	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq >/dev/null && apt-get install -qq -y chromium >/dev/null; } \
 	|| timeout 300 $(BIN)/playwright install chromium >/dev/null \
 	|| echo "no Chromium found or installed: the browser test will be skipped"
+
+studies: setup
+	$(BIN)/tokencredit study theory --out runs/theory.json
+	$(BIN)/tokencredit train --method grpo --steps 30 --out runs/grpo
+	$(BIN)/tokencredit study correlation
+	$(BIN)/tokencredit study compare
+	$(BIN)/tokencredit study variance --runs runs/grpo --steps 40
+	$(BIN)/tokencredit dynamics entropy --run runs/grpo --checkpoint 40 --out runs/entropy
+	$(BIN)/tokencredit dynamics attribute --run runs/grpo --checkpoint 40 --out runs/attribution
+	$(BIN)/tokencredit dynamics kernel --run runs/grpo --checkpoint 40 --out runs/kernel
+	$(BIN)/tokencredit dynamics noise-scale --run runs/grpo --checkpoint 40 --out runs/noise-scale
+	$(BIN)/tokencredit report runs/correlation runs/compare runs/variance runs/entropy runs/attribution runs/kernel runs/noise-scale --out runs/studies.html
 
 bench: setup
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
