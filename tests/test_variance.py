@@ -17,7 +17,7 @@ from tokencredit.dynamics.update import loss_coefficients
 from tokencredit.methods import METHODS
 from tokencredit.studies.variance import run
 from tokencredit.studies.variance_estimators import Moments, exact_figures_of, figures_of, inverse, p_value, statistics_of
-from tokencredit.studies.variance_exact import ANSWERS, World, measurable
+from tokencredit.studies.variance_exact import ANSWERS, Law, World, measurable
 from tokencredit.studies.variance_gradients import Reference, by_prompt, exact_gradients, sketched_gradients, token_derivatives, weights_of
 from tokencredit.studies.variance_plan import EXACT, VarianceConfig, checkpoints
 from tokencredit.studies.variance_sampling import SCHEMES, added_variance, drawn_check
@@ -100,27 +100,12 @@ def test_moments_of_groups_against_a_sum_over_ordered_groups(world):
 
 @pytest.fixture(scope="module")
 def law(world):
-    """({method: gradients of every group, as coordinates that keep their products}, probability of every group by prompt)."""
-    values, vectors = torch.linalg.eigh(world.products)
-    root = vectors * values.clamp(min=0).sqrt()
-    return {name: world.estimator(METHODS[name].within(64)).rows @ root for name in WEIGHTINGS}, world.groups[1]
-
-
-WEIGHTINGS = ("grpo", "ptw_entropy", "rloo")
-"""The unweighted one, the one that is looked at, and the one that is true."""
+    """The unweighted method, the one that is looked at, and the true one."""
+    return Law.of(world, [METHODS[name].within(64) for name in ("grpo", "ptw_entropy", "rloo")])
 
 
 def sampled(law, prompts, seed):
-    """(moments of the weighted, of the unweighted) from prompts drawn with two groups each."""
-    gradients, chance = law
-    generator = torch.Generator().manual_seed(seed)
-    prompt = torch.randint(0, len(chance), (prompts,), generator=generator)
-    groups = torch.multinomial(chance[prompt], 2, replacement=True, generator=generator) + prompt[:, None] * chance.shape[1]
-    base, own, truth = (gradients[name][groups.T.flatten()] for name in WEIGHTINGS)
-    reference = Reference(by_prompt(base), by_prompt(truth))
-    counts = {"credited": np.ones(prompts), "tokens_apart": np.ones(prompts)}
-    tables = [reference.products(each) | counts for each in (own, base, truth)]
-    return tuple(Moments.of(table, tables[-1]) for table in tables[:2])
+    return law.sample("ptw_entropy", "grpo", "rloo", prompts, seed)
 
 
 def test_estimates_are_unbiased_and_intervals_cover(world, law):

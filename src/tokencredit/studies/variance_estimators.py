@@ -177,7 +177,8 @@ def exact_figures_of(own: Moments, base: Moments, batch: int) -> dict[str, float
     """The same numbers from moments that are known."""
     found = {name: float(x[0]) for name, x in statistics_of(own, base, batch).items()}
     least = found.pop("per_unweighted")
-    angle, truth_angle = np.degrees(np.arccos(np.clip([found["cosine"], found["truth_cosine"]], -1, 1))).tolist()
+    # The arc cosine of 1 − 10⁻¹⁶ is 10⁻⁶ degrees.
+    angle, truth_angle = np.degrees(np.arccos(np.clip([found["cosine"], found["truth_cosine"]], -1, 1))).round(4).tolist()
     return found | {"angle": angle, "truth_angle": truth_angle, "ess": 1 / least if least > 0 else np.inf}
 
 

@@ -25,7 +25,7 @@ from tokencredit.lm.exact import element_gradients
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
 from tokencredit.studies.variance_estimators import Moments
-from tokencredit.studies.variance_gradients import weights_of
+from tokencredit.studies.variance_gradients import Reference, by_prompt, weights_of
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy, tiny_model
 
 END = 2
@@ -168,6 +168,32 @@ class Estimator:
             "credited": self.chance @ self.credited, "tokens_apart": self.chance @ self.apart,
         }  # fmt: skip
         return Moments(**{name: np.array([float(value)]) for name, value in values.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Law:
+    """What samples of the world are drawn from: gradients [groups, D] of every group, and its probability [prompts, K]. For checks."""
+
+    gradients: dict[str, Tensor]
+    chance: Tensor
+
+    @classmethod
+    def of(cls, world: World, methods: Sequence[Method]) -> Law:
+        """Gradients as coordinates that keep all their products."""
+        values, vectors = torch.linalg.eigh(world.products)
+        root = vectors * values.clamp(min=0).sqrt()
+        return cls({method.name: world.estimator(method).rows @ root for method in methods}, world.groups[1])
+
+    def sample(self, name: str, base: str, truth: str, prompts: int, seed: int) -> tuple[Moments, Moments]:
+        """Estimated moments of a method and of the unweighted one, from prompts drawn with two groups each."""
+        generator = torch.Generator().manual_seed(seed)
+        prompt = torch.randint(0, len(self.chance), (prompts,), generator=generator)
+        drawn = torch.multinomial(self.chance[prompt], 2, replacement=True, generator=generator) + prompt[:, None] * self.chance.shape[1]
+        x = {key: self.gradients[key][drawn.T.flatten()] for key in (name, base, truth)}
+        reference = Reference(by_prompt(x[base]), by_prompt(x[truth]))
+        counts = {"credited": np.ones(prompts), "tokens_apart": np.ones(prompts)}
+        tables = {key: reference.products(each) | counts for key, each in x.items()}
+        return Moments.of(tables[name], tables[truth]), Moments.of(tables[base], tables[truth])
 
 
 def measurable(methods: Sequence[Method]) -> list[Method]:

@@ -22,12 +22,13 @@ def _of_checkpoint(block: Mapping[str, Any], figures: Mapping[str, dict], baseli
     known = {name: {figure: figures[entry] for figure, entry in each["figures"].items()} for name, each in block["methods"].items()}
     lost = [name for name, each in block["methods"].items() if not each["resolved"]]
     said = []
-    for what, measure in (("Less noise, bias apart", "ess_variance"), ("Less error at the best length", "ess"),
-                          ("More signal per credited token", "efficiency_ratio")):  # fmt: skip
+    for what, measure in ((f"Less noise than {baseline}, bias apart", "ess_variance"),
+                          (f"Less error than {baseline} at the best length", "ess"),
+                          (f"More signal per credited token than {baseline}", "efficiency_ratio")):  # fmt: skip
         clear = [name for name, each in known.items() if each and each[measure].get("holm", 1) <= ALPHA]
         better = [name for name in clear if known[name][measure]["value"] > 1]
         worse = [name for name in clear if name not in better]
-        said.append(f"{label}: {what} than {baseline}: {_named(better, known, measure)}; less so: {_named(worse, known, measure)}.")
+        said.append(f"{label}: {what}: {_named(better, known, measure)}. The opposite: {_named(worse, known, measure)}.")
     turned = [name for name, each in known.items() if each and each["truth_angle"].get("holm", 1) <= ALPHA]
     said.append(f"{label}: Turned away from the true policy gradient: {_named(turned, known, 'truth_angle', '°')}.")
     if lost:
