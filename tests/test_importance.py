@@ -273,6 +273,18 @@ def test_auto_is_exact_for_short_rows_and_sketches_long_ones():
     assert (short["gradient_norm"].method, long["gradient_norm"].method) == ("exact", "finite_difference")
 
 
+def test_a_sketch_goes_over_to_forward_mode_where_no_finite_difference_agrees(monkeypatch):
+    """As may happen on some step of a long training, which must not end there."""
+    from tokencredit.lm import sketch as module
+
+    monkeypatch.setattr(module, "AGREES", 0.0)
+    model, rows = llama(max_position_embeddings=128), batch(lengths=(20,))
+    with pytest.raises(ValueError, match="use method='jvp'"):
+        importance(model, *rows, kinds=("gradient_norm",), method="finite_difference")
+    found = importance(model, *rows, kinds=("gradient_norm",), method="sketch")["gradient_norm"]
+    assert found.method == "jvp" and torch.equal(found.value, importance(model, *rows, ("gradient_norm",), method="jvp")["gradient_norm"].value)
+
+
 # Models and inputs that cannot be served as they are --------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ GIVEN = frozenset({*PROXIES, "uniform"})
 SECONDS = "seconds_importance"
 
 
-def importance_scorers(*, num_directions: int = 8, method: str = "finite_difference", parameters: str = "all",
+def importance_scorers(*, num_directions: int = 8, method: str = "sketch", parameters: str = "all",
                        max_tokens: int = 8192) -> dict[str, Callable]:  # fmt: skip
     """{kind: scorer} for every importance proxy, as `CreditTrainer(scorers=...)` takes them; computed only for methods that need them.
 

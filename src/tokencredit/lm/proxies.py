@@ -23,7 +23,7 @@ from tokencredit.masked import wide
 FREE = ("entropy", "surprisal", "varentropy", "margin", "sum_p2", "head_norm", "kl_to_ref")
 SKETCHED = ("gradient_norm", "fisher_trace", "perturbation_variance")
 KINDS = (*FREE, "last_block_norm", *SKETCHED, "attention")
-METHODS = ("auto", "exact", "jvp", "finite_difference")
+METHODS = ("auto", "exact", "sketch", "jvp", "finite_difference")
 PERTURBATIONS = ("first_order", "gaussian", "dropout")
 SHORT, SHORT_LORA, SMALL_LORA = 64, 256, 1_000_000
 """`auto` is exact for rows with fewer scored tokens than SHORT, or than SHORT_LORA where at most SMALL_LORA adapter weights count."""
@@ -100,9 +100,9 @@ def importance(
     attention         received from later tokens, summed over heads, per later query, mean over layers
 
     method         "exact": one backward pass per token (for fisher_trace, per token and vocabulary entry); "jvp" and "finite_difference":
-                   `num_directions` random directions for all tokens at once, by forward mode or by moved weights; "auto": exact for
-                   short rows and small adapters, else finite differences in full precision and forward mode in half precision, the
-                   other one where that fails. fisher_trace is exact only on request
+                   `num_directions` random directions for all tokens at once, by forward mode or by moved weights; "sketch": finite
+                   differences in full precision and forward mode in half precision, the other one where that fails; "auto": exact
+                   for short rows and small adapters, else "sketch". fisher_trace is exact only on request
     parameters     "all", "lora", or name patterns; parameters that cannot be moved are refused by name, or listed with uncovered="report"
     temperature    of the policy that sampled;  max_tokens  padded tokens of one forward pass
 
@@ -223,7 +223,8 @@ def _add(found: dict, kinds: list[str], square: Tensor, error: Tensor | None, me
 
 def _sketch(readout: Readout, coverage: Coverage, batch: Sequences, method: str, options: dict[str, Any]) -> Sketch:
     full = next(readout.model.parameters()).dtype in (torch.float32, torch.float64)
-    ways = [method] if method != "auto" else ["finite_difference", "jvp"] if full else ["jvp", "finite_difference"]
+    either = ["finite_difference", "jvp"] if full else ["jvp", "finite_difference"]
+    ways = either if method in ("auto", "sketch") else [method]
     for way in ways:
         try:
             return sketch(readout, coverage, batch, method=way, **options)
