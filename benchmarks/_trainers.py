@@ -18,19 +18,20 @@ logging.set_verbosity_error()
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of every optimizer step, generation included."""
+    """Seconds of every optimizer step, generation included, by a clock."""
 
-    def __init__(self):
-        self.seconds = []
+    def __init__(self, clock=time.perf_counter):
+        self.seconds, self.clock = [], clock
 
     def on_step_begin(self, *_, **__):
-        self.began = time.perf_counter()
+        self.began = self.clock()
 
     def on_step_end(self, *_, **__):
-        self.seconds.append(time.perf_counter() - self.began)
+        self.seconds.append(self.clock() - self.began)
 
 
-def make(trainer_class, steps: int, *, updates: int = 1, prompts: int = 64, group: int = 8, seed: int = 0, **extra):
+def make(trainer_class, steps: int, *, updates: int = 1, prompts: int = 64, group: int = 8, seed: int = 0, clock=time.perf_counter,
+         **extra):  # fmt: skip
     """(trainer, its step times)."""
     task, tokenizer = Reckon(), AutoTokenizer.from_pretrained(model_path())
     args = GRPOConfig(
@@ -39,7 +40,7 @@ def make(trainer_class, steps: int, *, updates: int = 1, prompts: int = 64, grou
         lr_scheduler_type="constant", loss_type="dapo", bf16=False, gradient_checkpointing=False, logging_steps=1, save_strategy="no",
         report_to="none", disable_tqdm=True, log_level="error", dataloader_pin_memory=False, seed=seed,
     )  # fmt: skip
-    times = StepTimes()
+    times = StepTimes(clock)
     trainer = trainer_class(
         model=AutoModelForCausalLM.from_pretrained(model_path()), args=args, reward_funcs=make_reward(task, tokenizer),
         train_dataset=Dataset.from_list(task.rows("train", steps * prompts, seed)), processing_class=tokenizer, callbacks=[times], **extra,
