@@ -31,7 +31,8 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--scores", nargs="+", default=["logprob", "entropy"], choices=[*FORWARD, *PROXIES], metavar="SCORE",
                    help=f"any of: {', '.join([*FORWARD, *PROXIES])} (default: logprob entropy)")  # fmt: skip
     p.add_argument("--directions", type=int, default=8, help="random directions of the gradient sketches (default: %(default)s)")
-    p.add_argument("--method", default="auto", choices=["auto", "exact", "sketch", "jvp", "finite_difference"], help="(default: %(default)s)")
+    p.add_argument("--method", default="auto", choices=["auto", "exact", "sketch", "jvp", "finite_difference"],
+                   help="of gradient norms and Fisher traces (default: %(default)s)")  # fmt: skip
     p.add_argument("--parameters", default="all", help="all, lora, or a name pattern (default: %(default)s)")
     p.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
     p.add_argument("--task", default="reckon", help="where prompts to sample from come from (default: %(default)s)")
