@@ -22,6 +22,7 @@ from tokencredit.studies.variance_gradients import Reference, by_prompt, exact_g
 from tokencredit.studies.variance_plan import EXACT, VarianceConfig, checkpoints
 from tokencredit.studies.variance_sampling import SCHEMES, added_variance, drawn_check
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy
+from tokencredit.tasks.verdict import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +360,12 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
         checkpoints(VarianceConfig(runs=(str(other),)))
     assert main(["study", "variance", "--prompts", "3", "--out", str(tmp_path / "no")]) == 1
     assert "at least 8 prompts" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_equal_rewards_give_nothing_to_compare(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(checkpoint.task), "verify", lambda *_: Verdict(False, True, "wrong"))
+    with pytest.raises(ValueError, match="every group's rewards are equal"):
+        run(VarianceConfig(prompts=8, group=2, methods=("grpo",), truth="rloo"), tmp_path / "equal")
 
 
 def test_methods_that_draw_are_left_out_of_the_enumeration():

@@ -92,4 +92,6 @@ def names_of(config: VarianceConfig, task: Any) -> list[str]:
     if config.methods or task is None:
         return names
     known = {"logprob", "entropy", *known_scores(task)}
+    if "exact_value" not in known:
+        known.discard("step_gain")  # nine rollouts from every step are for those who ask for them
     return [name for name in names if METHODS[name].needs <= known]

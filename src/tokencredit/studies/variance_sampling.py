@@ -86,7 +86,8 @@ def drawn_check(checkpoint: Checkpoint, batch: Batch, weight: Tensor, draws: int
     Rare tokens with large weights make it heavy-tailed. What they add to Σ|xₜ|² (kept/q − 1)², whose mean is the formula's, is known
     for every draw and taken out (a control variate); real gradients remain on both sides.
     """
-    few = batch.rollouts.group_index < GROUPS
+    group = batch.rollouts.group_index
+    few = torch.isin(group, torch.unique(group[weight.any(1)])[:GROUPS])
     batch, weight = batch.take(few), weight[few]
     passes, rollouts, found = batch.passes(checkpoint), batch.rollouts, {}
     square = (weight * rollouts.score("gradient_norm")).square()

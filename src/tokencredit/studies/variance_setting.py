@@ -55,6 +55,10 @@ def prepare(config: VarianceConfig, label: str, checkpoint: Checkpoint, stages: 
     rows = prompts_of(checkpoint, config.prompts, config.seed)
     needs = SCORES.union(TRUTHS[truth].needs, *(method.needs for method in methods.values()))
     batch = _scored(config, checkpoint, [*rows, *rows], needs, stages)
+    unweighted = weights_of(methods[config.baseline], batch.rollouts)
+    if not unweighted.any():
+        raise ValueError(f"{config.baseline} gives no token here any gradient: every group's rewards are equal. Draw more prompts, "
+                         "or larger groups")  # fmt: skip
     size = num_parameters(checkpoint) * config.prompts * 4  # unweighted, true, and a method's two groups
     directions = config.directions if config.directions is not None else SKETCH if size > ROOM else 0
     if directions:
@@ -63,7 +67,7 @@ def prepare(config: VarianceConfig, label: str, checkpoint: Checkpoint, stages: 
         gradients = sketched_gradients(batch, torch.from_numpy(made["tokens"]))
     else:
         gradients = exact_gradients(checkpoint, batch)
-    base, true = (by_prompt(gradients(weights_of(method, batch.rollouts))) for method in (methods[config.baseline], TRUTHS[truth]))
+    base, true = (by_prompt(gradients(weight)) for weight in (unweighted, weights_of(TRUTHS[truth], batch.rollouts)))
     return Setting(label, checkpoint, methods, truth, batch, gradients, Reference(base, true), directions)
 
 
