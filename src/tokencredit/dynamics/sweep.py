@@ -72,7 +72,6 @@ class SweepConfig(Sizes):
 def run(config: SweepConfig, out: Path, *, workers: int | None = None, command: str = "", say: Callable[[str], None] = print) -> dict:
     """The whole study in the directory `out`; what `result.json` holds."""
     checkpoint = open_from(config)
-    checkpoint.needs_optimizer()
     identity = asdict(config) | {"checkpoint": str(checkpoint.path), "lr": checkpoint.needs_optimizer().lr}
     record = Run.create(out, name=out.name, method=repr(checkpoint.method), method_name=STUDY, task=checkpoint.config.task,
                         model=str(checkpoint.path), config=identity, seed=config.seed, command=command)  # fmt: skip

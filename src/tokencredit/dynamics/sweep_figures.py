@@ -94,7 +94,7 @@ def _errors(updates: Sequence[UpdateStatistics], size: int, book: Book) -> None:
 
 
 def _spread(errors: Sequence[np.ndarray], seed: int) -> Estimate:
-    """Standard deviation of the errors of all updates' sub-batches, which are drawn again for the interval: they share no prompt."""
+    """Standard deviation of the errors of all updates' sub-batches, whole ones drawn again for the interval."""
     flat = np.concatenate(errors)
     return cluster_bootstrap(lambda rows: float(flat[rows].std(ddof=1)), np.arange(len(flat)), num=1000, seed=seed)
 

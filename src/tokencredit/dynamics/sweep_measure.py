@@ -1,7 +1,7 @@
 """One update, measured: what is predicted of it and what it does, as sums over evaluation prompts; no statistic is made here.
 
-Evaluation takes one rollout of each of P prompts, which the update has not seen and other updates' evaluations do not share. Reweighted
-and fresh rollouts are of the same prompts and otherwise independent, so that what is easy or hard for both cancels.
+Evaluation takes one rollout of each of P prompts, drawn for this update alone. Reweighted and fresh rollouts are of the same prompts and
+otherwise independent, so that what is easy or hard for both cancels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from tokencredit.dynamics.batch import Batch, draw, prompts_of, roll_out
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.passes import Passes
-from tokencredit.dynamics.reweighting import Sums, Tangents, at_rest, curvatures, second_derivatives, slopes
+from tokencredit.dynamics.reweighting import Tangents, at_rest, curvatures, linear_change, second_derivatives, slopes
 from tokencredit.dynamics.to_go import BASELINES, Baseline, baseline_of, hidden_states, places
 from tokencredit.dynamics.true_change import by_reweighting, by_sampling
 from tokencredit.dynamics.update import Update, update_vector
@@ -49,16 +49,15 @@ class Sizes:
 class Evaluation:
     """Rollouts that a prediction is made on: with their hidden states [B, T, F] and baselines."""
 
-    rows: list[dict]
     batch: Batch
     passes: Passes
     hidden: Tensor
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, rows: list[dict], seed: int) -> Evaluation:
+    def of(cls, checkpoint: Checkpoint, rows: Sequence[dict], seed: int) -> Evaluation:
         batch = roll_out(checkpoint, rows, 1, seed)
         passes = batch.passes(checkpoint)
-        return cls(rows, batch, passes, hidden_states(passes))
+        return cls(batch, passes, hidden_states(passes))
 
     @property
     def entropy(self) -> Tensor:
@@ -74,7 +73,7 @@ class Evaluation:
     def part(self, checkpoint: Checkpoint, keep: Tensor) -> Evaluation:
         """Some of its rollouts, as if there were no others."""
         batch = self.batch.take(keep)
-        return Evaluation([self.rows[i] for i in keep.tolist()], batch, batch.passes(checkpoint), self.hidden[keep])
+        return Evaluation(batch, batch.passes(checkpoint), self.hidden[keep])
 
 
 def draw_update(checkpoint: Checkpoint, sizes: Sizes, seed: int) -> Update:
@@ -128,8 +127,7 @@ def _linear(first: Tangents, rollouts: Any, keep: Tensor, hidden: Tensor, name: 
     """The linear prediction from some rollouts alone, baselines included."""
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
     parts = slopes(Tangents(*(x[keep] for x in first)), entropy, mask, baseline_of(rollouts, name, hidden[keep]))
-    rest, moved_by = at_rest(entropy, mask), Sums(*(sum(x).sum() for x in zip(*parts.values())))
-    return float((moved_by.entropy - rest.entropy.sum() / rest.length.sum() * moved_by.length) / rest.length.sum())
+    return linear_change(*(float(x.sum()) for x in at_rest(entropy, mask)), *(float(sum(x).sum()) for x in zip(*parts.values())))
 
 
 def _reweighted(evaluation: Evaluation, direction: Mapping[str, Tensor], factors: Sequence[float]) -> Arrays:
@@ -162,4 +160,4 @@ def _facts(update: Update) -> Arrays:
     lp, a = logprob[mask], credit[mask]
     cov = [float(((lp - lp.mean()) * (x - x.mean())).mean()) for x in (lp.exp() * a, a)]
     shares = [norm(update.vector), norm(update.fresh), norm(update.momentum), cosine(update.fresh, update.momentum), update.clip]
-    return {"covariance": np.array(cov), "vector": np.array(shares), "lr": np.array(update.lr), "rollouts": np.array(len(update.batch))}
+    return {"covariance": np.array(cov), "vector": np.array(shares), "lr": np.array(update.lr)}
