@@ -53,7 +53,10 @@ def _concentration(result: Mapping[str, Any], figures: Figures) -> list[str]:
 
 
 def _covariance(result: Mapping[str, Any], figures: Figures) -> list[str]:
+    """Nothing where fewer than 50 tokens have a gradient."""
     groups, signs = result["covariance"]["groups"], result["covariance"]["signs"]
+    if "top 2 %" not in groups:
+        return []
     top, rank = figures[groups["top 2 %"]["sum"]], figures[result["diagnostics"]["tokens"]["entropy"]["covariance"]]
     does = {-1: "lower entropy, as the tabular picture says", 0: "are not shown to move entropy",
             1: "raise entropy, against the tabular picture"}  # fmt: skip
