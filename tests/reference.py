@@ -333,7 +333,8 @@ def proxy_weight(batch, credit, score, normalise="min_max"):
 def aggregate(batch, kind, length=None, choose=None):
     out = batch.zeros()
     num_rows, num_tokens = len(batch.reward), len(batch.everything())
-    chosen = choose(batch) if choose else set(batch.everything())
+    choose = choose or (lambda b: top_tokens(b, "entropy", 0.2) if kind == "selected" else set(b.everything()))
+    chosen = choose(batch)
     longest = max((len(row) for row in batch.tokens), default=0)
     for i, t in chosen:
         out[i][t] = {
