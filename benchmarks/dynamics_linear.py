@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _checkpoint import STEP, trained_run
 from _result import finish
-from tokencredit.dynamics.sweep import SweepConfig, run
+from tokencredit.studies.entropy.study import SweepConfig, run
 
 
 def main():

@@ -19,8 +19,8 @@ from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.influence import r2, r2_over_prompts, slope
 from tokencredit.dynamics.kernel import of_update
 from tokencredit.dynamics.kernel_shares import Change, share_figures
-from tokencredit.dynamics.kernel_study import KernelConfig, at_units, measure
 from tokencredit.dynamics.vectors import scaled
+from tokencredit.studies.kernel.study import KernelConfig, at_units, measure
 from tokencredit.studies.stages import Stages
 
 SMALL = 0.03

@@ -20,13 +20,13 @@ from tokencredit import METHODS
 from tokencredit.dynamics.batch import draw
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.gradient_products import products
-from tokencredit.dynamics.noise_measurement import measure
 from tokencredit.dynamics.noise_scale import noise_scale
 from tokencredit.dynamics.update import loss_coefficients
 from tokencredit.dynamics.variance_split import independent, prompt_products
 from tokencredit.engines.trl import CreditTrainer
 from tokencredit.engines.trl_noise import EVERY
 from tokencredit.stats import mean_of_units
+from tokencredit.studies.noise_scale.measurement import measure
 
 ROLLOUTS = 4096
 

@@ -7,8 +7,8 @@ import torch
 
 from _result import finish
 from tokencredit.methods import METHODS
-from tokencredit.studies.variance_estimators import Moments, exact_figures_of, figures_of, interval, statistics_of
-from tokencredit.studies.variance_exact import Law, World
+from tokencredit.studies.variance.estimators import Moments, exact_figures_of, figures_of, interval, statistics_of
+from tokencredit.studies.variance.exact import Law, World
 
 SAMPLES = {40: 300, 128: 300, 384: 200}
 FIGURES = ("relative_variance", "cosine", "truth_cosine", "mse", "length", "ess_variance", "between_prompts")

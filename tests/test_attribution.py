@@ -12,7 +12,6 @@ from torch import nn
 
 from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.cli import main
-from tokencredit.dynamics import attribute as question
 from tokencredit.dynamics.ablation import highest, token_sets, without
 from tokencredit.dynamics.attribution import GOALS, PARTS, EntropyGoal, RewardGoal, attribute, reward_weights
 from tokencredit.dynamics.batch import Batch, draw
@@ -30,6 +29,7 @@ from tokencredit.engines.config import TrainConfig
 from tokencredit.methods import METHODS
 from tokencredit.objective import SequenceMean, TokenMean
 from tokencredit.rollouts import Rollouts
+from tokencredit.studies.attribution import study as question
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy, TabularPolicy, encode, modular_world, tiny_model
 
 PROMPT = encode("1 + 1 * 2 =")

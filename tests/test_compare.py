@@ -24,12 +24,12 @@ from tokencredit.engines.budget import Budget
 from tokencredit.engines.config import TrainConfig
 from tokencredit.runs import Run, RunError
 from tokencredit.stats import OverSeedsAndPrompts
-from tokencredit.studies import compare_jobs
-from tokencredit.studies.compare import CHECK_SEED, COMPARED, CompareConfig, compare, unavailable
-from tokencredit.studies.compare_command import markdown, read_config, table
-from tokencredit.studies.compare_curves import Curves, Prompts, area, budget_to, on_grid
-from tokencredit.studies.compare_figures import Settings, figures
-from tokencredit.studies.compare_jobs import FINAL, Tell, choose, command_of, finished, run_jobs
+from tokencredit.studies.compare import jobs as compare_jobs
+from tokencredit.studies.compare.command import markdown, read_config, table
+from tokencredit.studies.compare.curves import Curves, Prompts, area, budget_to, on_grid
+from tokencredit.studies.compare.figures import Settings, figures
+from tokencredit.studies.compare.jobs import FINAL, Tell, choose, command_of, finished, run_jobs
+from tokencredit.studies.compare.study import CHECK_SEED, COMPARED, CompareConfig, compare, unavailable
 from tokencredit.studies.processes import Forked, run_all
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out, part_of

@@ -10,10 +10,10 @@ from scipy import stats
 from tokencredit.cli import make_parser
 from tokencredit.durable import read_json
 from tokencredit.runs import RunError
-from tokencredit.studies import conditions, measurement
-from tokencredit.studies.correlation import CorrelationConfig, run
-from tokencredit.studies.correlation_command import SMALL, read_config
-from tokencredit.studies.measurement import Policy
+from tokencredit.studies.correlation import conditions, measurement
+from tokencredit.studies.correlation.command import SMALL, read_config
+from tokencredit.studies.correlation.measurement import Policy
+from tokencredit.studies.correlation.study import CorrelationConfig, run
 from tokencredit.studies.stages import Stages
 from tokencredit.tasks import load
 
@@ -127,7 +127,7 @@ def test_bad_input_is_refused_before_anything_is_sampled():
         with pytest.raises(ValueError, match=said):
             CorrelationConfig(**wrong)
     with pytest.raises(ValueError, match="no finished checkpoint"):
-        from tokencredit.studies.correlation import _policies
+        from tokencredit.studies.correlation.study import _policies
 
         _policies(CorrelationConfig(runs=("nowhere",)))
 
@@ -164,7 +164,7 @@ def test_a_damaged_stage_is_named(tmp_path):
 def test_prompts_that_always_or_never_succeed_have_nothing_to_resolve(tmp_path, monkeypatch, always):
     """V is 1, or 0, everywhere: no effect, no variance; the study says so, and its page is written."""
     from tokencredit.report import correlation as pages
-    from tokencredit.studies import correlation
+    from tokencredit.studies.correlation import study as correlation
     from tokencredit.tasks.reckon import Reckon
     from tokencredit.tasks.verdict import CORRECT, WRONG
 

@@ -25,15 +25,15 @@ from tokencredit.dynamics.reweighting import (
     second_derivatives,
     slopes,
 )
-from tokencredit.dynamics.sweep import STUDY, SweepConfig, run
-from tokencredit.dynamics.sweep_figures import _flags, figures
-from tokencredit.dynamics.sweep_measure import Evaluation, Sizes, draw_update
-from tokencredit.dynamics.sweep_statistics import UpdateStatistics, odd_change, pooled_ratio, relative_errors
 from tokencredit.dynamics.to_go import BASELINES, Baseline, after, baseline_of, before, hidden_states
 from tokencredit.dynamics.true_change import by_reweighting, by_sampling
 from tokencredit.dynamics.vectors import moved, norm, scaled
 from tokencredit.rollouts import Rollouts
-from tokencredit.studies.correlation_figures import Book
+from tokencredit.studies.book import Book
+from tokencredit.studies.entropy.figures import _flags, figures
+from tokencredit.studies.entropy.measure import Evaluation, Sizes, draw_update
+from tokencredit.studies.entropy.statistics import UpdateStatistics, odd_change, pooled_ratio, relative_errors
+from tokencredit.studies.entropy.study import STUDY, SweepConfig, run
 from tokencredit.tasks.exact import PromptedPolicy, encode, modular_world, tiny_model
 
 torch.set_num_threads(1)

@@ -10,9 +10,9 @@ import pytest
 from tokencredit.cli import main
 from tokencredit.dynamics.batch import draw
 from tokencredit.dynamics.checkpoint import open_checkpoint
-from tokencredit.dynamics.kernel_study import step_of
 from tokencredit.dynamics.vectors import norm
 from tokencredit.report import kernel as pages
+from tokencredit.studies.kernel.study import step_of
 
 SMALL = ["dynamics", "kernel", "--run", "reckon", "--prompts", "8", "--group", "4", "--held-out", "4", "--samples", "1", "--seed", "1"]
 

@@ -11,8 +11,8 @@ from tokencredit import METHODS
 from tokencredit.dynamics.batch import draw
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.gradient_products import flat, products, sketch
-from tokencredit.dynamics.noise_measurement import measure
 from tokencredit.dynamics.noise_scale import noise_scale
+from tokencredit.studies.noise_scale.measurement import measure
 
 NAMES = ("signal", "noise", "scale")
 

@@ -15,12 +15,12 @@ from tokencredit.dynamics.batch import draw
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.update import loss_coefficients
 from tokencredit.methods import METHODS
-from tokencredit.studies.variance import run
-from tokencredit.studies.variance_estimators import Moments, exact_figures_of, figures_of, inverse, p_value, statistics_of
-from tokencredit.studies.variance_exact import ANSWERS, Law, World, measurable
-from tokencredit.studies.variance_gradients import Reference, by_prompt, exact_gradients, sketched_gradients, token_derivatives, weights_of
-from tokencredit.studies.variance_plan import EXACT, VarianceConfig, checkpoints
-from tokencredit.studies.variance_sampling import SCHEMES, added_variance, drawn_check
+from tokencredit.studies.variance.estimators import Moments, exact_figures_of, figures_of, inverse, p_value, statistics_of
+from tokencredit.studies.variance.exact import ANSWERS, Law, World, measurable
+from tokencredit.studies.variance.gradients import Reference, by_prompt, exact_gradients, sketched_gradients, token_derivatives, weights_of
+from tokencredit.studies.variance.plan import EXACT, VarianceConfig, checkpoints
+from tokencredit.studies.variance.sampling import SCHEMES, added_variance, drawn_check
+from tokencredit.studies.variance.study import run
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy
 from tokencredit.tasks.verdict import Verdict
 
@@ -185,7 +185,7 @@ def test_a_mean_that_may_be_zero_has_no_direction():
 def test_p_values_follow_the_interval():
     """At the edge of the 95 % interval p is 0.05; a statistic that cannot vary proves nothing."""
     values = np.concatenate([[1.3], 1.3 + 0.01 * np.random.default_rng(0).standard_normal(50)])
-    from tokencredit.studies.variance_estimators import interval
+    from tokencredit.studies.variance.estimators import interval
 
     edge = interval(values).low
     assert p_value(values, edge) == pytest.approx(0.05, abs=1e-9)

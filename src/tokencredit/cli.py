@@ -14,10 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokencredit.dynamics import command as dynamics_command
 from tokencredit.lm import score_command
 from tokencredit.pivotality import command as pivotality_command
-from tokencredit.studies import command as study_command
+from tokencredit.studies.command import add_dynamics, add_study
 
 # What users name (paths, tasks, models) is printed as it is: no markup, no emoji codes.
 console = Console(markup=False, emoji=False, highlight=False)
@@ -80,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="")
     own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
-    for add in (*own, score_command.add_parser, pivotality_command.add_parser, study_command.add_parser, dynamics_command.add_parser):
+    for add in (*own, score_command.add_parser, pivotality_command.add_parser, add_study, add_dynamics):
         add(commands)
     return parser
 

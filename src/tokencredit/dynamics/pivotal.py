@@ -30,7 +30,7 @@ BASELINE = "entropy"
 
 def from_trees(checkpoint: Checkpoint, batch: Batch, num_prompts: int) -> dict[str, Tensor]:
     """{"before_after", "spread", "width"} [B, T] of the first prompts with both outcomes, up to the width of brackets; NaN elsewhere."""
-    from tokencredit.studies import measurement
+    from tokencredit.studies.correlation import measurement
 
     c, group = checkpoint, batch.rollouts.group_index
     chosen = torch.unique(group[batch.rollouts.mixed])[:num_prompts].tolist()

@@ -61,8 +61,8 @@ def demo(out: Path, *, methods: Sequence[str], seeds: int, steps: int | None, wo
 def correlate(out: Path, run: Path, console: Console) -> list[report.Section]:
     """A small study of which tokens matter, on the base and on the checkpoints of one run: its sections of the report."""
     from tokencredit.report.correlation import sections
-    from tokencredit.studies import correlation
-    from tokencredit.studies.correlation_command import SMALL
+    from tokencredit.studies.correlation import study as correlation
+    from tokencredit.studies.correlation.command import SMALL
 
     config = correlation.CorrelationConfig(**SMALL, runs=(str(run),))
     with console.status("which tokens matter") as status:

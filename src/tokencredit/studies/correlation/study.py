@@ -1,0 +1,236 @@
+"""Is entropy, or any other proxy, a good guess of a token's effect on correctness?
+
+Held-out prompts are answered, every token gets its proxies, alternatives to every token are rolled out and verified, and where the world
+is small enough the same effects are computed from prefix trees. Then: each proxy against each effect (`replace`, `before_after`,
+`spread`), with intervals over prompts, beside what noise alone would show, corrected for the rollouts' noise, and checked against the
+exact effects. Last: does the agreement of entropy follow the calibration of the policy?
+
+A killed study goes on where it was and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokencredit.agreement.controls import noise_only
+from tokencredit.agreement.moments import budget_law
+from tokencredit.agreement.posterior import Posterior
+from tokencredit.agreement.rollouts import ESTIMANDS, Rollouts
+from tokencredit.durable import write_json
+from tokencredit.lm.distribution import seed_of
+from tokencredit.lm.load import COMPLETE
+from tokencredit.runs import Run
+from tokencredit.studies.book import Book
+from tokencredit.studies.correlation import conditions, measurement
+from tokencredit.studies.correlation.figures import conditions_block, estimand_block, law_block, splits_block, validation_block
+from tokencredit.studies.correlation.findings import findings, scatter
+from tokencredit.studies.correlation.measurement import PROXIES, Policy
+from tokencredit.studies.correlation.proxy_figures import Tokens, everywhere_else_zero, exact_figures, sampled_figures
+from tokencredit.studies.correlation.token_view import token_view
+from tokencredit.studies.stages import Stages
+from tokencredit.tasks import load
+
+CHUNK = 8  # prompts per stored piece of the rollouts and trees
+
+
+@dataclass(frozen=True)
+class CorrelationConfig:
+    """What is measured. `exact`: "yes", "no" or "auto", which is yes on the embedded world; `threshold`: |effect| from which a token is
+    called pivotal; `top`, `few`: shares of tokens that a proxy may pick. `policies` are further models by label, `runs` training runs
+    whose checkpoints are compared."""
+
+    task: str = "reckon"
+    model: str = "reckon"
+    temperature: float = 1.0
+    prompts: int = 96
+    completions: int = 2
+    rollouts: int = 32
+    exact: str = "auto"
+    threshold: float = 0.2
+    top: float = 0.2
+    few: float = 0.05
+    bootstraps: int = 1000
+    proxies: tuple[str, ...] = PROXIES
+    temperatures: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    policies: dict[str, str] = field(default_factory=dict)
+    runs: tuple[str, ...] = ()
+    condition_prompts: int = 64
+    condition_samples: int = 16
+    max_new_tokens: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or any(t <= 0 for t in self.temperatures):
+            raise ValueError("at temperature 0 every other token has probability 0: there is nothing to compare with. Use one above 0")
+        if self.prompts < 4 or self.completions < 1 or self.rollouts < 8 or self.condition_samples < 2:
+            raise ValueError("the study needs at least 4 prompts, 1 completion, 8 rollouts per token and 2 samples per condition")
+        if self.exact not in ("yes", "no", "auto"):
+            raise ValueError(f'exact is "yes", "no" or "auto", not {self.exact!r}')
+
+    @property
+    def with_trees(self) -> bool:
+        return self.exact == "yes" or (self.exact == "auto" and self.task == "reckon")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where it is, the figures by name, and everything that the report draws (also in `result.json`)."""
+
+    path: Path
+    figures: dict[str, dict]
+    study: dict[str, Any]
+
+
+def run(config: CorrelationConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None) -> Result:
+    """The whole study, in the directory `out`."""
+    record = Run.create(out, name=out.name, method="correlation study", method_name="correlation", task=config.task, model=config.model,
+                        config=asdict(config), seed=config.seed, command=command)  # fmt: skip
+    stages = Stages(out / "stages")
+    task = load(config.task)
+    policy = Policy.load(config.model, task, config.temperature, config.max_new_tokens)
+    rows = measurement.held_out(task, config.prompts, config.seed)
+
+    say(f"sampling {config.completions} completions of {len(rows)} held-out prompts")
+    drawn = stages.value("completions", lambda: measurement.draw(policy, rows, config.completions, config.seed))
+    say("computing proxies: " + ", ".join(config.proxies))
+    proxies = stages.arrays("proxies", lambda: measurement.proxies(policy, rows, drawn, config.seed, config.proxies))
+    rollouts, cost = _rollouts(config, policy, rows, drawn, stages, say)
+    exact = _exact(config, policy, rows, drawn, stages, say) if config.with_trees else None
+
+    say("figures")
+    posterior = Posterior.fit(rollouts, seed=config.seed)
+    tokens = _tokens(drawn, proxies, rollouts, seed=config.seed)
+    book = Book(command, config.seed)
+    study = _study(config, tokens, rollouts, posterior, exact, book)
+    law, expected = budget_law(rollouts, np.ones(len(tokens.trace)), np.repeat(np.arange(len(rows)), config.completions))
+    study["law"] = law_block(book, law, expected, np.repeat(np.arange(len(rows)), config.completions), config.bootstraps)
+    study["conditions"] = conditions_block(_conditions(config, policy, stages, say), book)
+    study["view"] = token_view(policy, rows, drawn, rollouts, posterior, exact, proxies)
+    study["findings"] = findings(study, book.figures, config)
+    flat = [each for group in drawn for each in group]
+    study["num"] = {"prompts": len(rows), "completions": len(flat), "correct": sum(each["correct"] for each in flat),
+                    "tokens": len(tokens.trace)}  # fmt: skip
+    study |= {"cost": cost | {"seconds": stages.seconds}, "config": asdict(config)}
+    write_json(out / "result.json", {"study": "correlation", "command": command, "seed": config.seed, "figures": book.figures, **study})
+    record.finish()
+    return Result(out, book.figures, study)
+
+
+def _rollouts(config, policy, rows, drawn, stages, say) -> tuple[Rollouts, dict[str, int]]:
+    """Rollouts of all completions, stored a few prompts at a time."""
+    pieces = []
+    for start in range(0, len(rows), CHUNK):
+        say(f"rolling out alternatives: prompt {start + 1} of {len(rows)}")
+        some = slice(start, start + CHUNK)
+
+        def make(some=some, start=start) -> dict[str, np.ndarray]:
+            found, cost = measurement.roll_out(policy, rows[some], drawn[some], config.rollouts, seed_of(config.seed, start))
+            return asdict(found) | {name: np.array(value) for name, value in cost.items()}
+
+        pieces.append(stages.arrays(f"rollouts_{start:05d}", make))
+    offset = 0
+    for piece in pieces:
+        piece["trace"] = piece["trace"] + offset
+        offset += len(piece["reward"])
+    names = ("trace", "pi", "reward", "rewards", "alternative", "share")
+    cost = {name: int(sum(piece[name] for piece in pieces)) for name in ("rollouts", "tokens")}
+    return Rollouts(*(np.concatenate([piece[name] for piece in pieces]) for name in names)), cost
+
+
+def _exact(config, policy, rows, drawn, stages, say) -> dict[str, np.ndarray]:
+    """Effects from prefix trees, stored a few prompts at a time."""
+    pieces = []
+    for start in range(0, len(rows), CHUNK):
+        say(f"growing prefix trees: prompt {start + 1} of {len(rows)}")
+        some = slice(start, start + CHUNK)
+        pieces.append(stages.arrays(f"exact_{start:05d}", lambda some=some: measurement.exact(policy, rows[some], drawn[some], eps=1e-5)))
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _tokens(drawn: list, proxies: dict[str, np.ndarray], rollouts: Rollouts, seed: int) -> Tokens:
+    """The table of tokens, with the groups that figures are split by and a proxy that knows nothing."""
+    flat = [(prompt, each) for prompt, group in enumerate(drawn) for each in group]
+    lengths = [len(each["ids"]) for _, each in flat]
+    place = np.concatenate([np.arange(length) for length in lengths])
+    relative = place / np.repeat(lengths, lengths)
+    correct = np.repeat([each["correct"] for _, each in flat], lengths)
+    groups = {"correct completions": correct, "incorrect completions": ~correct, "first third": relative < 1 / 3,
+              "middle third": (relative >= 1 / 3) & (relative < 2 / 3), "last third": relative >= 2 / 3}  # fmt: skip
+    if all(each["role"] for _, each in flat):
+        role = np.array([name for _, each in flat for name in each["role"]])
+        groups |= {f"role {name}": role == name for name in sorted(set(role.tolist()))}
+    if "entropy" in proxies:
+        groups["entropy above 0.3 nats"] = proxies["entropy"] > 0.3
+    chance = {"(chance)": np.random.default_rng(seed).random(len(place))}
+    value = rollouts.effects().before
+    controls = np.stack([place, -np.log(np.maximum(rollouts.pi, 1e-30)), value * (1 - value)])
+    return Tokens(proxies | chance, controls, np.repeat([prompt for prompt, _ in flat], lengths), rollouts.trace, groups)
+
+
+def _study(config: CorrelationConfig, tokens: Tokens, rollouts: Rollouts, posterior: Posterior, exact, book: Book) -> dict[str, Any]:
+    """Every estimand from both sources, over the same tokens and the same draws of prompts."""
+    defined = rollouts.defined
+    if exact is not None:
+        defined = defined & np.all([np.isfinite(exact[name]) for name in ESTIMANDS], axis=0)
+    if defined.sum() < 50:
+        raise ValueError(f"{int(defined.sum())} tokens have an alternative under this sampler, too few: take more prompts, or another one")
+    here = tokens.at(defined)
+    boot = here.bootstrap(config.bootstraps, config.seed)
+    options = {"threshold": config.threshold, "top": config.top, "few": config.few}
+    blocks: dict[str, Any] = {"sampled": {}, "exact": {}, "splits": {}, "validation": {}, "undefined_tokens": int((~defined).sum())}
+    nulls = noise_only(rollouts, everywhere_else_zero(here, defined), ESTIMANDS, defined, seed=config.seed)
+    for estimand in ESTIMANDS:
+        sampled = sampled_figures(here, rollouts, posterior, estimand, defined, boot, nulls=nulls[estimand], seed=config.seed, **options)
+        blocks["sampled"][estimand] = estimand_block(book, "sampled", estimand, sampled.figures, boot, sampled)
+        effect = rollouts.effects().size(estimand)[defined]
+        if exact is not None:
+            effect = exact[estimand][defined]
+            truth = Tokens(here.proxies, np.stack([*here.controls[:2], (exact["value"] * (1 - exact["value"]))[defined]]), here.prompt,
+                           here.trace, here.groups)  # fmt: skip
+            known = exact_figures(truth, effect, boot, **options)
+            blocks["exact"][estimand] = estimand_block(book, "exact", estimand, known, boot)
+            blocks["validation"][estimand] = validation_block(book, estimand, sampled, known, boot)
+        blocks["splits"][estimand] = splits_block(book, estimand, here, effect, config)
+    blocks["scatter"] = scatter(here, rollouts, exact, defined, config.seed)
+    return blocks
+
+
+def _conditions(config, policy, stages, say) -> list[dict[str, Any]]:
+    """Figures of entropy and calibration for every policy, temperature and bin of difficulty."""
+    rows = measurement.held_out(policy.task, config.condition_prompts, seed_of(config.seed, "conditions"))
+    main = conditions.Condition(f"{config.model}, temperature {config.temperature:g}", "temperature", config.model, config.temperature)
+    wanted = [conditions.Condition(f"{config.model}, temperature {t:g}", "temperature", config.model, t) for t in config.temperatures]
+    wanted += [conditions.Condition(label, "policy", path, config.temperature) for label, path in _policies(config).items()]
+    found, whole = [], np.ones(len(rows), bool)
+    for condition in dict.fromkeys([main, *wanted]):
+        say(f"when is entropy a good proxy: {condition.label}")
+
+        def make(condition=condition) -> dict[str, np.ndarray]:
+            its = Policy.load(condition.model, policy.task, condition.temperature, config.max_new_tokens)
+            return conditions.measure(its, rows, samples=config.condition_samples, rollouts=config.rollouts, exact=config.with_trees,
+                                      seed=config.seed)  # fmt: skip
+
+        arrays = stages.arrays(f"condition_{seed_of(condition.model, condition.temperature):016x}", make)
+        options = {"num": config.bootstraps, "seed": config.seed, "top": config.top}
+        found.append({"label": condition.label, "kind": condition.kind, **conditions.figures(arrays, whole, **options)})
+        if condition == main:
+            for label, member in conditions.difficulty_bins(arrays["correct"].mean(1)):
+                found.append({"label": label, "kind": "difficulty", **conditions.figures(arrays, member, **options)})
+    return found
+
+
+def _policies(config: CorrelationConfig) -> dict[str, str]:
+    """Label -> path, of the policies named and of every whole checkpoint of the runs named."""
+    found = dict(config.policies)
+    for name in config.runs:
+        whole = [path.parent for path in Path(name).glob(f"checkpoints/checkpoint-*/{COMPLETE}")]
+        if not whole:
+            raise ValueError(f"{name} has no finished checkpoint; name a run directory of `tokencredit train`")
+        steps = sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+        found |= {f"{Path(name).name}, step {path.name.rpartition('-')[2]}": str(path) for path in steps}
+    return found

@@ -1,0 +1,86 @@
+"""One checkpoint, its rollouts with their scores, and the gradients that every method is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from tokencredit.dynamics.batch import Batch, prompts_of, roll_out
+from tokencredit.dynamics.checkpoint import Checkpoint
+from tokencredit.dynamics.scores import known_scores, scores_beyond
+from tokencredit.lm.distribution import seed_of
+from tokencredit.method import Method
+from tokencredit.methods import METHODS
+from tokencredit.studies.stages import Stages
+from tokencredit.studies.variance.gradients import (
+    Gradients,
+    Reference,
+    by_prompt,
+    exact_gradients,
+    num_parameters,
+    sketched_gradients,
+    token_derivatives,
+    weights_of,
+)
+from tokencredit.studies.variance.plan import TRUTHS, VarianceConfig, names_of
+
+ROOM = 400_000_000
+"""Numbers that the gradients of all groups may hold, one method at a time; larger models are sketched."""
+SKETCH = 64
+SCORES = frozenset({"gradient_norm", "fisher_trace", "head_norm"})
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One checkpoint with its rollouts and gradients."""
+
+    label: str
+    checkpoint: Checkpoint
+    methods: dict[str, Method]
+    truth: str
+    batch: Batch
+    gradients: Gradients
+    reference: Reference
+    directions: int
+
+
+def prepare(config: VarianceConfig, label: str, checkpoint: Checkpoint, stages: Stages, say: Callable[[str], None]) -> Setting:
+    """Rollouts, scores and reference gradients; rollouts come from the seed, scores and derivatives are stored."""
+    methods = {name: METHODS[name].within(checkpoint.max_new_tokens) for name in names_of(config, checkpoint.task)}
+    truth = ("exact" if "exact_value" in known_scores(checkpoint.task) else "rloo") if config.truth == "auto" else config.truth
+    say(f"{label}: rollouts and scores")
+    rows = prompts_of(checkpoint, config.prompts, config.seed)
+    needs = SCORES.union(TRUTHS[truth].needs, *(method.needs for method in methods.values()))
+    batch = _scored(config, checkpoint, [*rows, *rows], needs, stages)
+    unweighted = weights_of(methods[config.baseline], batch.rollouts)
+    if not unweighted.any():
+        raise ValueError(f"{config.baseline} gives no token here any gradient: every group's rewards are equal. Draw more prompts, "
+                         "or larger groups")  # fmt: skip
+    size = num_parameters(checkpoint) * config.prompts * 4  # unweighted, true, and a method's two groups
+    directions = config.directions if config.directions is not None else SKETCH if size > ROOM else 0
+    if directions:
+        say(f"{label}: derivatives along {directions} directions")
+        made = stages.arrays("derivatives", lambda: {"tokens": token_derivatives(checkpoint, batch, directions, config.seed).numpy()})
+        gradients = sketched_gradients(batch, torch.from_numpy(made["tokens"]))
+    else:
+        gradients = exact_gradients(checkpoint, batch)
+    base, true = (by_prompt(gradients(weight)) for weight in (unweighted, weights_of(TRUTHS[truth], batch.rollouts)))
+    return Setting(label, checkpoint, methods, truth, batch, gradients, Reference(base, true), directions)
+
+
+def _scored(config: VarianceConfig, checkpoint: Checkpoint, rows: Sequence[dict], needs: Set[str], stages: Stages) -> Batch:
+    """A group of rollouts of every row, with the scores that are needed."""
+    b = roll_out(checkpoint, rows, config.group, seed_of(config.seed, "rollouts"))
+    beyond = sorted(needs - set(b.rollouts.scores))
+
+    def make() -> dict[str, np.ndarray]:
+        mask = b.rollouts.mask
+        found = scores_beyond(checkpoint, b.rows, b.prompts, b.completions, mask, beyond, config.seed)
+        return {score: x.numpy() for score, x in found.items()}
+
+    more = stages.arrays("scores", make) if beyond else {}
+    scores = {**b.rollouts.scores, **{score: torch.from_numpy(x) for score, x in more.items()}}
+    return replace(b, rollouts=replace(b.rollouts, scores=scores))

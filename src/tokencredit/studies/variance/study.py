@@ -1,0 +1,114 @@
+"""Does a way of weighting tokens make the gradient less noisy, and at what bias?
+
+Prompts are answered by a checkpoint, twice a group of each; every method weighs the tokens of the same rollouts; the gradient of every
+group is taken, and its products with those of other prompts give variance and bias (`variance_estimators`). Beside it: what keeping only
+some tokens at random would cost, and a world where everything is known exactly.
+
+A killed study goes on where it was and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokencredit.durable import replace_file, write_json
+from tokencredit.lm.distribution import seed_of
+from tokencredit.methods import METHODS
+from tokencredit.runs import Run
+from tokencredit.studies.stages import Stages
+from tokencredit.studies.variance.estimators import Moments
+from tokencredit.studies.variance.figures import Figures
+from tokencredit.studies.variance.findings import findings
+from tokencredit.studies.variance.gradients import num_parameters, token_counts, weights_of
+from tokencredit.studies.variance.plan import TRUTHS, VarianceConfig, checkpoints, names_of
+from tokencredit.studies.variance.sampling import FRACTIONS, curves, drawn_check
+from tokencredit.studies.variance.setting import Setting, prepare
+
+TRUE = "(true)"
+"""What the estimator of the true policy gradient is called among the methods."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where it is, the figures by name, and everything that the report draws (also in `result.json`)."""
+
+    path: Path
+    figures: dict[str, dict]
+    study: dict[str, Any]
+
+
+def run(config: VarianceConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None) -> Result:
+    """The whole study, in the directory `out`."""
+    found = checkpoints(config)
+    record = Run.create(out, name=out.name, method="variance study", method_name="variance", task=config.task, model=config.model,
+                        config=asdict(config), seed=config.seed, command=command)  # fmt: skip
+    figures = Figures(command, config.seed, config.batch)
+    blocks, rows = [], []
+    for label, opened in found.items():
+        stages = Stages(out / "stages" / f"{seed_of(label):016x}")
+        setting = prepare(config, label, opened(), stages, say)
+        tables = _tables(setting, stages, say)
+        blocks.append(_block(config, setting, tables, stages, figures) | {"seconds": sum(stages.seconds.values())})
+        rows += _rows(setting, tables)
+    say("the exact world")
+    exact = figures.exact_world([METHODS[name] for name in names_of(config, None)], METHODS[config.baseline])
+    _write_table(out / "prompts.parquet", rows)
+    study = {"checkpoints": blocks, "exact": exact, "config": asdict(config)}
+    book = figures.book.figures
+    study["findings"] = findings(study, book)
+    write_json(out / "result.json", {"study": "variance", "command": command, "seed": config.seed, "figures": book, **study})
+    record.finish()
+    return Result(out, book, study)
+
+
+def _tables(setting: Setting, stages: Stages, say: Callable[[str], None]) -> dict[str, dict[str, np.ndarray]]:
+    """{method: its table of products}."""
+    tables = {}
+    for name, method in {TRUE: TRUTHS[setting.truth], **setting.methods}.items():
+        say(f"{setting.label}: gradients of {name}")
+
+        def make(method=method) -> dict[str, np.ndarray]:
+            weight = weights_of(method, setting.batch.rollouts)
+            return setting.reference.products(setting.gradients(weight)) | token_counts(weight, setting.batch.rollouts)
+
+        tables[name] = stages.arrays(f"method_{name}", make)
+    return tables
+
+
+def _block(config: VarianceConfig, setting: Setting, tables: dict, stages: Stages, figures: Figures) -> dict[str, Any]:
+    """Everything that the report shows of one checkpoint."""
+    rollouts, label = setting.batch.rollouts, setting.label
+    moments = {name: Moments.of(table, tables[TRUE]) for name, table in tables.items() if name != TRUE}
+    weight = weights_of(setting.methods[config.baseline], rollouts)
+
+    def draw() -> dict[str, dict]:
+        seed = seed_of(config.seed, "drawn")
+        return {name: asdict(each) for name, each in drawn_check(setting.checkpoint, setting.batch, weight, config.draws, seed).items()}
+
+    num = {"prompts": config.prompts, "rollouts": len(rollouts), "tokens": int(rollouts.mask.sum()),
+           "parameters": num_parameters(setting.checkpoint), "success": float(rollouts.reward.mean()),
+           "mixed": float(rollouts.mixed.double().mean())}  # fmt: skip
+    costs = curves(weight, rollouts, moments[config.baseline])
+    return {"label": label, "truth": setting.truth, "directions": setting.directions, "num": num,
+            "methods": figures.methods(label, moments, config.baseline),
+            "sampling": figures.sampling(label, costs, FRACTIONS, stages.value("drawn", draw))}  # fmt: skip
+
+
+def _rows(setting: Setting, tables: dict[str, dict]) -> list[dict[str, Any]]:
+    """One row per checkpoint, method and prompt."""
+    prompts = [str(row["prompt"]) for row in setting.batch.rows[:: len(setting.batch) // setting.batch.num_prompts]]
+    return [{"checkpoint": setting.label, "method": name, "prompt": i, "text": prompts[i],
+             **{key: float(values[i]) for key, values in table.items()}}
+            for name, table in tables.items() for i in range(len(table["square"]))]  # fmt: skip
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    replace_file(path, lambda file: parquet.write_table(arrow.Table.from_pylist(rows), file, compression="zstd"))
