@@ -3,8 +3,8 @@
     none       0 from token t on, its own entropy and its own place included: G − b = Σ_{k≥t} Hₖ
     entropy    the token's own entropy: G − b = Σ_{k>t} Hₖ
     position   the mean over the rollouts of other prompts, of tokens at the same place
-    ridge      a linear regression on what the prefix shows, fitted on other prompts: place, entropy here and before, log-prob before, and
-               the hidden state that the token is drawn from where it is given
+    ridge      that, and a linear regression of what is left on what the prefix shows, fitted on other prompts: entropy here and before,
+               log-prob before, and the hidden state that the token is drawn from where it is given
 
 "none" and "entropy" are those of P. Saad, "Entropy Dynamics in Reinforcement Learning" (2025), `none` and `Hk`.
 """
@@ -61,12 +61,11 @@ def baseline_of(rollouts: Rollouts, name: str, features: Tensor | None = None) -
     if features is not None and features.shape[:2] != mask.shape:
         raise ValueError(f"features are [B, T, F] with [B, T] = {list(mask.shape)}, got {list(features.shape)}")
     targets, group = torch.stack([after(entropy, mask), after(tokens, mask)], -1), rollouts.group_index
-    if name == "position":
-        return Baseline(*others_mean(targets, mask, group, places(mask)).unbind(-1))
-    place = one_hot(places(mask)[mask], int(places(mask).max()) + 1).double()
-    found = torch.zeros_like(targets)
-    found[mask] = ridge(targets[mask], group[:, None].expand_as(mask)[mask], place, prefix_features(rollouts, place, features))
-    return Baseline(*found.unbind(-1))
+    expected = others_mean(targets, mask, group, places(mask))
+    if name == "ridge":
+        place = one_hot(places(mask)[mask], int(places(mask).max()) + 1).double()
+        expected[mask] += ridge(targets[mask], group[:, None].expand_as(mask)[mask], place, prefix_features(rollouts, features))
+    return Baseline(*expected.unbind(-1))
 
 
 def places(mask: Tensor) -> Tensor:
@@ -86,30 +85,31 @@ def others_mean(targets: Tensor, mask: Tensor, group: Tensor, place: Tensor) -> 
     return found
 
 
-def prefix_features(rollouts: Rollouts, place: Tensor, more: Tensor | None = None) -> Tensor:
-    """[N, F] known before each of the N tokens is drawn: its entropy by place, entropy and log-prob of the tokens before; and `more`."""
+def prefix_features(rollouts: Rollouts, more: Tensor | None = None) -> Tensor:
+    """[N, F] known before each of the N tokens is drawn: its entropy, entropy and log-prob of the tokens before, its place; and `more`."""
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
     count = before(torch.ones_like(entropy), mask)
     means = [over(before(x, mask), count) for x in (entropy, rollouts.score("logprob").double())]
     last = torch.cat([torch.zeros_like(entropy[:, :1]), entropy[:, :-1]], 1)
-    columns = [torch.stack([entropy, entropy.square(), last, *means], -1)[mask], entropy[mask][:, None] * place]
-    return torch.cat(columns if more is None else [*columns, more[mask].double()], -1)
+    columns = torch.stack([entropy, entropy.square(), entropy * count, last, *means], -1)[mask]
+    return columns if more is None else torch.cat([columns, more[mask].double()], -1)
 
 
 def ridge(targets: Tensor, group: Tensor, place: Tensor, features: Tensor) -> Tensor:
-    """[N, K]: predictions of the targets [N, K], every group's from a ridge regression on the groups of the other folds.
+    """[N, K]: what features [N, F] say of the targets [N, K] beyond their mean at a place [N, P] (one-hot), every group's from a ridge
+    regression on the groups of the other folds, with these folds' own means.
 
-    The penalty is 10 F tokens for each of the F features, at its mean square, and none for the place: with few tokens the mean at every
-    place is what is left.
+    The penalty is 10 F tokens for each feature, at its mean square: with few tokens little is left of the coefficients.
     """
-    x, fold, found = torch.cat([place, features], -1), group % FOLDS, torch.zeros_like(targets)
-    parts = [fold == k for k in range(FOLDS)]
-    free = torch.arange(x.shape[1], device=x.device) < place.shape[-1]
-    grams, crosses = ([x[some].T @ z[some] for some in parts] for z in (x, targets))
-    for k, some in enumerate(parts):
-        gram, cross = (sum(part for j, part in enumerate(each) if j != k) for each in (grams, crosses))
-        penalty = (10 * features.shape[-1] / max(int((~some).sum()), 1)) * gram.diagonal().masked_fill(free, 0) + 1e-9
-        found[some] = x[some] @ torch.linalg.solve(gram + penalty.diag(), cross)
+    fold, found = group % FOLDS, torch.zeros_like(targets)
+    for k in range(FOLDS):
+        some, others = fold == k, fold != k
+        if some.any() and others.any():
+            x, y, at = features[others], targets[others], place[others]
+            left = y - at @ over(at.T @ y, at.sum(0)[:, None].expand(-1, y.shape[1]))
+            gram = x.T @ x
+            penalty = 10 * x.shape[1] / len(x) * gram.diagonal() + 1e-9
+            found[some] = features[some] @ torch.linalg.solve(gram + penalty.diag(), x.T @ left)
     return found
 
 
