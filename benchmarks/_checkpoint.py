@@ -1,4 +1,6 @@
-"""A short GRPO run on reckon with checkpoints of its optimizer, for the benchmarks of the dynamics laboratory: about 25 s on one core."""
+"""A short GRPO run on reckon with checkpoints of its optimizer, for the benchmarks of the dynamics laboratory: about 25
+s on one core.
+"""
 
 import os
 from contextlib import contextmanager

@@ -1,4 +1,6 @@
-"""Models and batches on which the importance benchmarks run: seeded, offline, trained for a moment on Python's own source."""
+"""Models and batches on which the importance benchmarks run: seeded, offline, trained for a moment on Python's own
+source.
+"""
 
 import sysconfig
 from pathlib import Path
@@ -23,14 +25,22 @@ def text_ids(num: int = 400_000) -> torch.Tensor:
 
 
 def make_model(size: str, seed: int = 0, **options) -> Qwen2ForCausalLM:
-    """"1M" or "10M" parameters, untied embeddings."""
+    """ "1M" or "10M" parameters, untied embeddings."""
     width, layers, inner = {"1M": (128, 4, 256), "10M": (384, 6, 1024)}[size]
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=width // 32,
-        num_key_value_heads=width // 64, max_position_embeddings=2048, bos_token_id=0, eos_token_id=0, pad_token_id=None,
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 64,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
         **{"tie_word_embeddings": False} | options,
-    )  # fmt: skip
+    )
     return Qwen2ForCausalLM(config)
 
 

@@ -9,8 +9,13 @@ import torch
 
 
 def finish(name: str, figures: dict) -> None:
-    machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "load_average": round(os.getloadavg()[0], 2),
-               "torch": torch.__version__, "python": platform.python_version()}  # fmt: skip
+    machine = {
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
     line = json.dumps({**figures, "machine": machine})
     path = Path(__file__).parent / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)

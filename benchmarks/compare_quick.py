@@ -1,4 +1,6 @@
-"""The `--quick` comparison of methods: how many, over how many seeds, how many of its verdicts are resolved, and its seconds."""
+"""The `--quick` comparison of methods: how many, over how many seeds, how many of its verdicts are resolved, and its
+seconds.
+"""
 
 import argparse
 import tempfile
@@ -19,11 +21,20 @@ def main():
         code = command(["study", "compare", "--quick", "--out", folder, *workers])
         seconds, result = time.perf_counter() - start, read_json(Path(folder) / "result.json")
     resolved = [row for row in result["verdicts"] if row["verdict"] in ("better", "worse")]
-    finish("compare_quick", {
-        "methods": len(result["methods"]), "seeds": len(result["seeds"]), "verdicts": len(result["verdicts"]), "resolved": len(resolved),
-        "seconds": round(seconds, 1), "workers": result["workers"], "failed": len(result["failed"]),
-        "found": {f"{row['method']} {row['measure']}": row["verdict"] for row in resolved}, "exit": code,
-    })  # fmt: skip
+    finish(
+        "compare_quick",
+        {
+            "methods": len(result["methods"]),
+            "seeds": len(result["seeds"]),
+            "verdicts": len(result["verdicts"]),
+            "resolved": len(resolved),
+            "seconds": round(seconds, 1),
+            "workers": result["workers"],
+            "failed": len(result["failed"]),
+            "found": {f"{row['method']} {row['measure']}": row["verdict"] for row in resolved},
+            "exit": code,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Predicted against real changes of entropy and reward, for the steps that other methods would make from the same rollouts.
+"""Predicted against real changes of entropy and reward, for the steps that other methods would make from the same
+rollouts.
 
-The part of each method's step that the rollouts make is taken at GRPO's length, four times over so that samples resolve it, and the
-moved policies answer 2,048 other prompts with the uniforms of the policy that was not moved.  python benchmarks/counterfactuals.py
+The part of each method's step that the rollouts make is taken at GRPO's length, four times over so that samples resolve
+it, and the
+moved policies answer 2,048 other prompts with the uniforms of the policy that was not moved.
+                                                                                   python benchmarks/counterfactuals.py
 """
 
 import numpy as np
@@ -29,11 +32,15 @@ def sampled(c, rows):
     """Entropy, tokens and successes [P] of fresh completions by the model as it is; equal uniforms for every policy."""
     prompts = [Trace(tuple(prompt)) for prompt in encode_prompts(c.tokenizer, rows, c.model.config, c.max_new_tokens)]
     sampler = PrefixSampler(c.model, ends=end_tokens(c.model, c.tokenizer), settings=Settings(c.temperature))
-    requests = [Request(i, 0, c.max_new_tokens, seed_of("fresh", i, k)) for i in range(len(rows)) for k in range(SAMPLES)]
+    requests = [
+        Request(i, 0, c.max_new_tokens, seed_of("fresh", i, k)) for i in range(len(rows)) for k in range(SAMPLES)
+    ]
     found = np.zeros((3, len(rows)))
     for index, rollout in sampler.continue_(prompts, requests):
         row = rows[index // SAMPLES]
-        right = c.task.verify(c.tokenizer.decode(list(rollout.ids), skip_special_tokens=True), row, rollout.truncated).correct
+        right = c.task.verify(
+            c.tokenizer.decode(list(rollout.ids), skip_special_tokens=True), row, rollout.truncated
+        ).correct
         found[:, index // SAMPLES] += sum(rollout.entropy), len(rollout.ids), right / SAMPLES
     return found
 
@@ -64,15 +71,23 @@ def main():
                 if name != METHODS[0]:
                     gap = (predicted[name] - predicted[METHODS[0]]).estimate(goal)
                     enter(figures, f"{name} less {METHODS[0]}", goal, gap, real[name][place] - real[METHODS[0]][place])
-    finish("counterfactuals", {"figures": figures, "step": c.step, "seed": 0, "command": "python benchmarks/counterfactuals.py"})
+    finish(
+        "counterfactuals",
+        {"figures": figures, "step": c.step, "seed": 0, "command": "python benchmarks/counterfactuals.py"},
+    )
 
 
 def enter(figures, name, goal, predicted, real):
     measured = mean_of_units(real)
-    figures[f"{name}/{goal}"] = {kind: {key: 1e3 * getattr(each, key) for key in ("value", "low", "high")}
-                                 for kind, each in (("predicted", predicted), ("real", measured))}  # fmt: skip
-    print(f"{name:32s} {goal:8s} predicted {1e3 * predicted.value:7.3f}, real {1e3 * measured.value:7.3f} "
-          f"[{1e3 * measured.low:.3f}, {1e3 * measured.high:.3f}] thousandths", flush=True)  # fmt: skip
+    figures[f"{name}/{goal}"] = {
+        kind: {key: 1e3 * getattr(each, key) for key in ("value", "low", "high")}
+        for kind, each in (("predicted", predicted), ("real", measured))
+    }
+    print(
+        f"{name:32s} {goal:8s} predicted {1e3 * predicted.value:7.3f}, real {1e3 * measured.value:7.3f} "
+        f"[{1e3 * measured.low:.3f}, {1e3 * measured.high:.3f}] thousandths",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,10 @@ def main():
             trainer.train()
             shares[name].append(trainer.seconds_credit / sum(times.seconds))
     median = {name: statistics.median(values) for name, values in shares.items()}
-    finish("credit_cost", {"share_of_step": max(median.values()), "by_method": median, "runs": options.runs, "steps": options.steps})
+    finish(
+        "credit_cost",
+        {"share_of_step": max(median.values()), "by_method": median, "runs": options.runs, "steps": options.steps},
+    )
 
 
 if __name__ == "__main__":

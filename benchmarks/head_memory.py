@@ -1,7 +1,9 @@
-"""Peak memory and time of the chunked LM-head statistics against materialised logits: V = 151,936, N = 8,192, float32, CPU.
+"""Peak memory and time of the chunked LM-head statistics against materialised logits: V = 151,936, N = 8,192, float32,
+CPU.
 
-Each side runs in its own process: log-prob, entropy and Σ p² of every token, without gradients. memory_ratio is the peak above what was
-there before the call (inputs and weights) over the size of the logits; time_ratio is chunked over materialised, medians.
+Each side runs in its own process: log-prob, entropy and Σ p² of every token, without gradients. memory_ratio is the
+peak above what was there before the call (inputs and weights) over the size of the logits; time_ratio is chunked over
+materialised, medians.
 """
 
 import argparse
@@ -72,19 +74,38 @@ def main() -> None:
         return
     found = {}
     for name in ("chunked", "materialised"):
-        command = [sys.executable, __file__, "--side", name, "--tokens", str(args.tokens), "--width", str(args.width),
-                   "--repeats", str(args.repeats)]  # fmt: skip
-        found[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        command = [
+            sys.executable,
+            __file__,
+            "--side",
+            name,
+            "--tokens",
+            str(args.tokens),
+            "--width",
+            str(args.width),
+            "--repeats",
+            str(args.repeats),
+        ]
+        found[name] = json.loads(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        )
         print(name, found[name])
     logits = args.tokens * V * 4
     gap = max(abs(a - b) for a, b in zip(found["chunked"]["check"], found["materialised"]["check"]))
     from _result import finish
 
-    finish("head_memory", {
-        "memory_ratio": found["chunked"]["bytes"] / logits, "time_ratio": found["chunked"]["seconds"] / found["materialised"]["seconds"],
-        "materialised_memory_ratio": found["materialised"]["bytes"] / logits, "largest_gap_of_means": gap,
-        "N": args.tokens, "V": V, "D": args.width,
-    })  # fmt: skip
+    finish(
+        "head_memory",
+        {
+            "memory_ratio": found["chunked"]["bytes"] / logits,
+            "time_ratio": found["chunked"]["seconds"] / found["materialised"]["seconds"],
+            "materialised_memory_ratio": found["materialised"]["bytes"] / logits,
+            "largest_gap_of_means": gap,
+            "N": args.tokens,
+            "V": V,
+            "D": args.width,
+        },
+    )
 
 
 if __name__ == "__main__":

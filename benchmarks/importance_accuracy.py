@@ -1,7 +1,9 @@
-"""The sketch at K directions against exact per-token gradients: the shipped model, a model of 10M parameters, and LoRA adapters on it.
+"""The sketch at K directions against exact per-token gradients: the shipped model, a model of 10M parameters, and LoRA
+adapters on it.
 
-For each: Spearman and median relative error of ‖∇ log p(t)‖ at K = 8 (means over seeds), beside 1/√(2K), the relative error of a
-norm that is sketched whole; for the shipped model the Fisher trace at K = 16 against brute force over the vocabulary as well.
+For each: Spearman and median relative error of ‖∇ log p(t)‖ at K = 8 (means over seeds), beside 1/√(2K), the relative
+error of a norm that is sketched whole; for the shipped model the Fisher trace at K = 16 against brute force over the
+vocabulary as well.
 """
 
 import argparse
@@ -26,7 +28,9 @@ def reckon_batch(num: int = 24) -> tuple:
     path, task = resolve_model("reckon"), load("reckon")
     model, tokenizer = load_model(path).eval(), load_tokenizer(path)
     prompts = [encode_prompt(tokenizer, row["prompt"]) for row in task.rows("test", num, 0)]
-    completions = [found[0].ids for found in sample(model, tokenizer, prompts, 1, max_new_tokens=task.max_new_tokens, seed=0)]
+    completions = [
+        found[0].ids for found in sample(model, tokenizer, prompts, 1, max_new_tokens=task.max_new_tokens, seed=0)
+    ]
     batch = pad(prompts, completions)
     return model, (batch.ids, batch.attention, batch.scatter(torch.ones(len(batch))))
 
@@ -45,12 +49,22 @@ def compare(model, batch: tuple, kind: str, num_directions: int, parameters: str
     truth = importance(model, *batch, kinds=(kind,), method="exact", parameters=parameters)[kind].value[on]
     rank, error = [], []
     for seed in range(SEEDS):
-        options = {"num_directions": num_directions, "method": "finite_difference", "parameters": parameters, "seed": seed}
+        options = {
+            "num_directions": num_directions,
+            "method": "finite_difference",
+            "parameters": parameters,
+            "seed": seed,
+        }
         found = importance(model, *batch, kinds=(kind,), **options)[kind].value[on]
         rank.append(spearmanr(found, truth)[0])
         error.append((found / truth - 1).abs().median().item())
     print(kind, parameters, len(truth), [round(r, 4) for r in rank], f"{time.perf_counter() - began:.0f} s", flush=True)
-    return {"spearman": sum(rank) / SEEDS, "spearman_lowest": min(rank), "median_error": sum(error) / SEEDS, "tokens": int(on.sum())}
+    return {
+        "spearman": sum(rank) / SEEDS,
+        "spearman_lowest": min(rank),
+        "median_error": sum(error) / SEEDS,
+        "tokens": int(on.sum()),
+    }
 
 
 def main() -> None:
@@ -63,7 +77,10 @@ def main() -> None:
     figures["reckon"] = compare(model, batch, "gradient_norm", 8)
     figures["reckon_fisher"] = compare(model, batch, "fisher_trace", 16)
     text, model = text_ids(), make_model("10M")
-    figures |= {"text_parameters": sum(p.numel() for p in model.parameters()), "text_loss": train(model, text, args.steps)}
+    figures |= {
+        "text_parameters": sum(p.numel() for p in model.parameters()),
+        "text_loss": train(model, text, args.steps),
+    }
     batch = text_batch(text, 4, 64)
     figures["text"] = compare(model, batch, "gradient_norm", 8)
     from peft import LoraConfig, get_peft_model

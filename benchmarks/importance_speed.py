@@ -1,8 +1,8 @@
 """Seconds of `importance` (K = 8, 1M parameters) against one backward pass per token, on the same rows.
 
-T480, T1024: how many times faster the sketch is (median of repeats). The backward passes are timed on a sample of tokens spread over
-the row and scaled to all of them. flat_in_tokens: seconds for all T = 480 tokens over seconds for 16 of them, in the same rows.
-auto_below_64: seconds of method="auto" over those of "exact" at T = 48.
+T480, T1024: how many times faster the sketch is (median of repeats). The backward passes are timed on a sample of
+tokens spread over the row and scaled to all of them. flat_in_tokens: seconds for all T = 480 tokens over seconds for 16
+of them, in the same rows. auto_below_64: seconds of method="auto" over those of "exact" at T = 48.
 """
 
 import statistics

@@ -1,8 +1,10 @@
-"""Does the explicit Fisher kernel predict what a real step does to held-out log-probs? R² by learning rate, on several batches of a run.
+"""Does the explicit Fisher kernel predict what a real step does to held-out log-probs? R² by learning rate, on several
+batches of a run.
 
-The prediction is −f s K κ with the exact kernel of all tokens that have credit, plus momentum and decay by a forward pass; R² is of the
-prediction as it stands, of the whole change and, `r2_fresh`, of what is left of it without momentum and decay. Against the latter two
-mistakes: P⁻² for P⁻¹, and D without its bias correction. And how much of the tokens' predicted change their own terms make.
+The prediction is −f s K κ with the exact kernel of all tokens that have credit, plus momentum and decay by a forward
+pass; R² is of the prediction as it stands, of the whole change and, `r2_fresh`, of what is left of it without momentum
+and decay. Against the latter two mistakes: P⁻² for P⁻¹, and D without its bias correction. And how much of the tokens'
+predicted change their own terms make.
 """
 
 import argparse
@@ -28,7 +30,9 @@ LISTED = ("r2_fresh", "r2_p2", "r2_p2_rescaled", "r2_uncorrected", "slope", "gap
 
 
 def mistakes(checkpoint, m, real: np.ndarray) -> dict[str, float]:
-    """R² of the batch's own part [N'] at the small rate, from P⁻², as it is and at the scale that fits best, and from D uncorrected."""
+    """R² of the batch's own part [N'] at the small rate, from P⁻², as it is and at the scale that fits best, and from D
+    uncorrected.
+    """
     optimizer, passes = checkpoint.optimizer, m.held_batch.passes(checkpoint)
     inverse = of_update(m.update, optimizer).inverse
     uncorrected = {}
@@ -36,7 +40,10 @@ def mistakes(checkpoint, m, real: np.ndarray) -> dict[str, float]:
         rule, t = optimizer.rules[name], optimizer.moments[name].step + 1
         uncorrected[name] = 1 / ((1 / x - rule.eps) * (1 - rule.betas[1] ** t) ** 0.5 + rule.eps) / x
     wrong = {"r2_p2": inverse, "r2_uncorrected": uncorrected}
-    found = {name: SMALL * at_units(passes.forward(scaled(m.update.fresh, factor))[0], m.held_units) for name, factor in wrong.items()}
+    found = {
+        name: SMALL * at_units(passes.forward(scaled(m.update.fresh, factor))[0], m.held_units)
+        for name, factor in wrong.items()
+    }
     rescaled = found["r2_p2"] * slope(real, found["r2_p2"])
     return {name: r2(real, x) for name, x in found.items()} | {"r2_p2_rescaled": r2(real, rescaled)}
 
@@ -49,12 +56,21 @@ def one_batch(checkpoint, seed: int) -> dict:
     seconds = time.perf_counter() - began
     through, carried = m.cross.sum(1).numpy(), m.held["all"] - m.held["fresh"]
     real = m.held["real"][config.factors.index(SMALL)]
-    rates = {f"{factor:g}": r2(each, factor * (through + carried)) for factor, each in zip(config.factors, m.held["real"])}
+    rates = {
+        f"{factor:g}": r2(each, factor * (through + carried)) for factor, each in zip(config.factors, m.held["real"])
+    }
     shares = share_figures(Change.of(m.own, m.units), at_units(-m.update.coefficient, m.units))
-    return {"estimate": r2_over_prompts(real, SMALL * (through + carried), m.held_units.prompt), "rates": rates,
-            "r2_fresh": r2(real - SMALL * carried, SMALL * through), "slope": slope(real, SMALL * (through + carried)),
-            "gap": float(np.abs(through - m.held["fresh"]).max() / np.abs(m.held["fresh"]).max()),
-            "shares": shares, "senders": len(m.units), "seconds": seconds, **mistakes(checkpoint, m, real - SMALL * carried)}  # fmt: skip
+    return {
+        "estimate": r2_over_prompts(real, SMALL * (through + carried), m.held_units.prompt),
+        "rates": rates,
+        "r2_fresh": r2(real - SMALL * carried, SMALL * through),
+        "slope": slope(real, SMALL * (through + carried)),
+        "gap": float(np.abs(through - m.held["fresh"]).max() / np.abs(m.held["fresh"]).max()),
+        "shares": shares,
+        "senders": len(m.units),
+        "seconds": seconds,
+        **mistakes(checkpoint, m, real - SMALL * carried),
+    }
 
 
 def main() -> None:
@@ -66,11 +82,21 @@ def main() -> None:
         checkpoint = open_checkpoint(run, STEP)
         found = [one_batch(checkpoint, seed) for seed in range(args.batches)]
     first = found[0]["estimate"]
-    figures = {"r2": first.value, "r2_low": first.low, "r2_high": first.high, "r2_lowest": min(each["estimate"].value for each in found),
-               "rate": SMALL, "r2_by_rate": {rate: [each["rates"][rate] for each in found] for rate in found[0]["rates"]}}  # fmt: skip
+    figures = {
+        "r2": first.value,
+        "r2_low": first.low,
+        "r2_high": first.high,
+        "r2_lowest": min(each["estimate"].value for each in found),
+        "rate": SMALL,
+        "r2_by_rate": {rate: [each["rates"][rate] for each in found] for rate in found[0]["rates"]},
+    }
     figures |= {name: [each[name] for each in found] for name in LISTED}
-    for name, word in (("share/own", "diagonal_share"), ("token/own", "diagonal_share_of_pushes"), ("sign/own", "moves_as_own_term_says"),
-                       ("correlation/credit", "correlation_with_credit")):  # fmt: skip
+    for name, word in (
+        ("share/own", "diagonal_share"),
+        ("token/own", "diagonal_share_of_pushes"),
+        ("sign/own", "moves_as_own_term_says"),
+        ("correlation/credit", "correlation_with_credit"),
+    ):
         figures[word] = [[getattr(each["shares"][name], end) for end in ("value", "low", "high")] for each in found]
     finish("kernel_influence", {**figures, "batches": args.batches, "seed": 0, "checkpoint": STEP})
 

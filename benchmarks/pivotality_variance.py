@@ -1,10 +1,12 @@
-"""Variance of `replace` at equal numbers of rollouts: alternatives only with the backward recursion, against with and without the token.
+"""Variance of `replace` at equal numbers of rollouts: alternatives only with the backward recursion, against with and
+without the token.
 
     python benchmarks/pivotality_variance.py [--prompts 16] [--samples 2] [--rollouts 16] [--repetitions 2000]
 
-Values of all prefixes come from the prefix tree of the shipped model, so rollouts are drawn as coin tosses and nothing is sampled. At every
-token one estimator spends all its rollouts on alternatives, the other half of them on the trace itself. `ratio` is that of the variances
-summed over tokens; tokens whose alternatives are not resolved by the tree (bracket wider than .05) are left out of both sums.
+Values of all prefixes come from the prefix tree of the shipped model, so rollouts are drawn as coin tosses and nothing
+is sampled. At every token one estimator spends all its rollouts on alternatives, the other half of them on the trace
+itself. `ratio` is that of the variances summed over tokens; tokens whose alternatives are not resolved by the tree
+(bracket wider than .05) are left out of both sums.
 """
 
 import argparse
@@ -70,10 +72,21 @@ def main():
     drawn = sample(model, tokenizer, prompts, options.samples, max_new_tokens=task.max_new_tokens)
     ends = end_tokens(model, tokenizer)
     written = [[c.ids for c in some] for some in drawn]
-    trees = grow_forest(model, prompts, [on_text(task.verify, tokenizer, row) for row in rows], eos_token_id=ends, eps=1e-5,
-                        max_new_tokens=task.max_new_tokens, include=written, include_eps=1e-5)  # fmt: skip
-    traces = [SimpleNamespace(tree=tree, row=row, prompt=prompt, completion=completion)
-              for tree, row, prompt, some in zip(trees, rows, prompts, drawn) for completion in some]  # fmt: skip
+    trees = grow_forest(
+        model,
+        prompts,
+        [on_text(task.verify, tokenizer, row) for row in rows],
+        eos_token_id=ends,
+        eps=1e-5,
+        max_new_tokens=task.max_new_tokens,
+        include=written,
+        include_eps=1e-5,
+    )
+    traces = [
+        SimpleNamespace(tree=tree, row=row, prompt=prompt, completion=completion)
+        for tree, row, prompt, some in zip(trees, rows, prompts, drawn)
+        for completion in some
+    ]
     sampler, rng, total, counted = PrefixSampler(model, ends=ends), np.random.default_rng(0), np.zeros(2), [0, 0]
     for t, log_p in zip(traces, sampler.distributions([Trace(tuple(t.prompt), t.completion.ids) for t in traces])):
         values, width = truth(t.tree, t.completion.ids, log_p.shape[1])
@@ -81,9 +94,18 @@ def main():
         found = variances(log_p, t.completion.ids, values, reward, options, rng)
         total += found[:, width < 0.05].sum(1)
         counted = [counted[0] + int((width < 0.05).sum()), counted[1] + len(width)]
-    finish("pivotality_variance", {"ratio": total[0] / total[1], "variance_recursion": total[0] / counted[0],
-           "variance_with_without": total[1] / counted[0], "tokens": counted[0], "tokens_in_all": counted[1],
-           "rollouts_per_token": options.rollouts, "repetitions": options.repetitions})  # fmt: skip
+    finish(
+        "pivotality_variance",
+        {
+            "ratio": total[0] / total[1],
+            "variance_recursion": total[0] / counted[0],
+            "variance_with_without": total[1] / counted[0],
+            "tokens": counted[0],
+            "tokens_in_all": counted[1],
+            "rollouts_per_token": options.rollouts,
+            "repetitions": options.repetitions,
+        },
+    )
 
 
 if __name__ == "__main__":

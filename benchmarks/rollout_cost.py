@@ -1,7 +1,8 @@
-"""Processor seconds per rollout batch of methods whose scores cost something, on reckon: generation, scoring, and two updates.
+"""Processor seconds per rollout batch of methods whose scores cost something, on reckon: generation, scoring, and two
+updates.
 
-One thread, so that they are the seconds of an idle core; medians over rollout batches of the base model's first steps, when prefix trees
-are largest.
+One thread, so that they are the seconds of an idle core; medians over rollout batches of the base model's first steps,
+when prefix trees are largest.
 """
 
 import argparse
@@ -22,10 +23,16 @@ MEASURED = ("grpo", "otb", "token_sampling", "ptw_gradient_norm", "vineppo", "ex
 
 def seconds(method: str, prompts: int, steps: int) -> float:
     """Median processor seconds per rollout batch; the first batch, which warms up, is left out."""
-    config = TrainConfig(method=method, prompts=prompts, steps=steps + 1, threads=1, eval_every=0, record_every=0, save_every=0)
+    config = TrainConfig(
+        method=method, prompts=prompts, steps=steps + 1, threads=1, eval_every=0, record_every=0, save_every=0
+    )
     clock = []
     with tempfile.TemporaryDirectory() as folder:
-        train(config, Path(folder) / "run", listen=lambda event, _: clock.append(time.process_time()) if event == "step" else None)
+        train(
+            config,
+            Path(folder) / "run",
+            listen=lambda event, _: clock.append(time.process_time()) if event == "step" else None,
+        )
     ends = clock[config.updates - 1 :: config.updates]
     return statistics.median(b - a for a, b in pairwise(ends))
 

@@ -2,9 +2,10 @@
 
     python benchmarks/sampler_speed.py [--prompts 24] [--samples 16] [--runs 3] [--threads 2]
 
-The requests are those of a pivotality study on the shipped model: `samples` alternatives at every token of one completion of each prompt.
-`prefix by prefix` calls `generate` once per prefix, all its alternatives in one batch; `batched` calls it on full batches of requests,
-sorted by the length of their prefix. Tokens are counted up to the end token. Times are medians of wall time, the three taken in turn.
+The requests are those of a pivotality study on the shipped model: `samples` alternatives at every token of one
+completion of each prompt. `prefix by prefix` calls `generate` once per prefix, all its alternatives in one batch;
+`batched` calls it on full batches of requests, sorted by the length of their prefix. Tokens are counted up to the end
+token. Times are medians of wall time, the three taken in turn.
 """
 
 import argparse
@@ -61,15 +62,25 @@ def main():
     traces = [Trace(tuple(p), c[0].ids) for p, c in zip(prompts, completions)]
     sampler = PrefixSampler(model, ends=ends, batch=BATCH)
     requests = [r for r in requests_of(traces, sampler, options.samples, limit) if r.token not in ends and r.budget]
-    settings = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=list(ends),
-                                pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id)  # fmt: skip
+    settings = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=list(ends),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
 
     def shared():
         return sum(len(rollout.ids) for _, rollout in sampler.continue_(traces, requests))
 
     def batched():
         ordered = sorted(requests, key=lambda r: len(traces[r.trace].prompt) + r.prefix)
-        return sum(generate(model, tokenizer, traces, ordered[i : i + BATCH], settings, ends) for i in range(0, len(ordered), BATCH))
+        return sum(
+            generate(model, tokenizer, traces, ordered[i : i + BATCH], settings, ends)
+            for i in range(0, len(ordered), BATCH)
+        )
 
     def prefix_by_prefix():
         groups = {}
@@ -84,10 +95,18 @@ def main():
             start = time.perf_counter()
             speed[name].append(arm() / (time.perf_counter() - start))
     found = {name: statistics.median(values) for name, values in speed.items()}
-    finish("sampler_speed", {
-        "vs_prefix_by_prefix": found["shared"] / found["prefix_by_prefix"], "vs_batched": found["shared"] / found["batched"],
-        "tokens_per_second": found, "requests": len(requests), "samples_per_prefix": options.samples, "batch": BATCH, "runs": options.runs,
-    })  # fmt: skip
+    finish(
+        "sampler_speed",
+        {
+            "vs_prefix_by_prefix": found["shared"] / found["prefix_by_prefix"],
+            "vs_batched": found["shared"] / found["batched"],
+            "tokens_per_second": found,
+            "requests": len(requests),
+            "samples_per_prefix": options.samples,
+            "batch": BATCH,
+            "runs": options.runs,
+        },
+    )
 
 
 if __name__ == "__main__":

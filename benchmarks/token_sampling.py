@@ -1,8 +1,10 @@
-"""What `token_sampling` adds to the gradient's variance by the score it draws with: 20 % of the tokens of GRPO's batches of reckon.
+"""What `token_sampling` adds to the gradient's variance by the score it draws with: 20 % of the tokens of GRPO's
+batches of reckon.
 
     Var = Σ c² ‖g‖² (1/q − 1)        exact: tokens are kept independently; ‖g‖ from a backward pass per token
 
-as a share of the variance where every token is kept with probability 0.2. Means over batches of other prompts, with Student's intervals.
+as a share of the variance where every token is kept with probability 0.2. Means over batches of other prompts, with
+Student's intervals.
 """
 
 import argparse
@@ -37,7 +39,11 @@ DRAWS = {
 def rollouts_of(model, tokenizer, task, num: int, seed: int) -> Rollouts:
     rows = task.rows("train", num, seed)
     prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
-    drawn = [c for some in sample(model, tokenizer, prompts, GROUP, max_new_tokens=task.max_new_tokens, seed=seed) for c in some]
+    drawn = [
+        c
+        for some in sample(model, tokenizer, prompts, GROUP, max_new_tokens=task.max_new_tokens, seed=seed)
+        for c in some
+    ]
     owner = [k for k in range(num) for _ in range(GROUP)]
     texts = [tokenizer.decode(c.ids, skip_special_tokens=True) for c in drawn]
     reward = [float(task.verify(text, rows[k], c.truncated).correct) for text, k, c in zip(texts, owner, drawn)]

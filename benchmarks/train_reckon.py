@@ -1,4 +1,5 @@
-"""GRPO on reckon from the shipped model through CreditTrainer: held-out sampled pass@1 before and after, and the seconds of training.
+"""GRPO on reckon from the shipped model through CreditTrainer: held-out sampled pass@1 before and after, and the
+seconds of training.
 
 Seconds are those of generation, scoring and updates; evaluations are outside. Intervals over seeds.
 """
@@ -28,23 +29,40 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
             config = TrainConfig(
-                method=options.method, seed=seed, steps=options.steps, threads=options.threads, eval_every=options.steps, eval_prompts=512,
-                eval_samples=4, save_every=options.steps, record_every=options.steps,
-            )  # fmt: skip
+                method=options.method,
+                seed=seed,
+                steps=options.steps,
+                threads=options.threads,
+                eval_every=options.steps,
+                eval_prompts=512,
+                eval_samples=4,
+                save_every=options.steps,
+                record_every=options.steps,
+            )
             run = train(config, Path(folder) / str(seed))
             before, after = run.evaluations()[0], run.evaluations()[-1]
-            per_seed.append({
-                "seed": seed, "before": before["pass@1"]["value"], "after": after["pass@1"]["value"], "greedy": after["greedy"]["value"],
-                "seconds": run.metrics()[-1]["seconds"],
-            })  # fmt: skip
+            per_seed.append(
+                {
+                    "seed": seed,
+                    "before": before["pass@1"]["value"],
+                    "after": after["pass@1"]["value"],
+                    "greedy": after["greedy"]["value"],
+                    "seconds": run.metrics()[-1]["seconds"],
+                }
+            )
             print(per_seed[-1], flush=True)
-    finish("train_reckon" if options.method == "grpo" else f"train_reckon_{options.method}", {
-        "pass1_before": mean_of_units([s["before"] for s in per_seed]).value,
-        "pass1_after": mean_of_units([s["after"] for s in per_seed]).as_dict(),
-        "seconds": statistics.median(s["seconds"] for s in per_seed),
-        "seconds_slowest": max(s["seconds"] for s in per_seed),
-        "per_seed": per_seed, "steps": options.steps, "held_out_prompts": 512,
-    })  # fmt: skip
+    finish(
+        "train_reckon" if options.method == "grpo" else f"train_reckon_{options.method}",
+        {
+            "pass1_before": mean_of_units([s["before"] for s in per_seed]).value,
+            "pass1_after": mean_of_units([s["after"] for s in per_seed]).as_dict(),
+            "seconds": statistics.median(s["seconds"] for s in per_seed),
+            "seconds_slowest": max(s["seconds"] for s in per_seed),
+            "per_seed": per_seed,
+            "steps": options.steps,
+            "held_out_prompts": 512,
+        },
+    )
 
 
 if __name__ == "__main__":

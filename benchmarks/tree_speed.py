@@ -1,11 +1,12 @@
-"""How long one prefix tree of the embedded world takes, how wide its root bracket is, and whether sampling agrees with it.
+"""How long one prefix tree of the embedded world takes, how wide its root bracket is, and whether sampling agrees with
+it.
 
     python benchmarks/tree_speed.py [--prompts 12] [--runs 3] [--threads 2] [--model FOLDER]
 
-The trees are grown at eps 5e-6 (the default), and once more finer, over held-out prompts of the base model. The check draws 4,096
-completions per prompt with transformers' own `generate`, verifies them, and counts the prompts whose success rate lies within 4 standard
-errors of the bracket. The last line printed, also written to benchmarks/results/tree_speed.json, is one JSON object; times are medians
-of wall time.
+The trees are grown at eps 5e-6 (the default), and once more finer, over held-out prompts of the base model. The check
+draws 4,096 completions per prompt with transformers' own `generate`, verifies them, and counts the prompts whose
+success rate lies within 4 standard errors of the bracket. The last line printed, also written to
+benchmarks/results/tree_speed.json, is one JSON object; times are medians of wall time.
 """
 
 import argparse
@@ -28,7 +29,13 @@ EPS, FINER_EPS, SAMPLES, BATCH, GROUP = 5e-6, 2e-6, 4096, 1024, 8
 def sample(model, tokenizer, prompt_ids, num):
     """`num` completions as token ids, each with whether it was cut off."""
     prompt = torch.tensor([prompt_ids]).expand(BATCH, -1)
-    settings = {"max_new_tokens": reckon.MAX_NEW_TOKENS, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    settings = {
+        "max_new_tokens": reckon.MAX_NEW_TOKENS,
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+    }
     completions = []
     while len(completions) < num:
         output = model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
@@ -39,7 +46,9 @@ def sample(model, tokenizer, prompt_ids, num):
 
 
 def inside(tree, rewards):
-    """Is the sampled success rate within 4 standard errors of the bracket? The error is that of the bracket's nearest value."""
+    """Is the sampled success rate within 4 standard errors of the bracket? The error is that of the bracket's nearest
+    value.
+    """
     rate, (low, high) = statistics.fmean(rewards), tree.root
     nearest = min(max(rate, low), high)
     return abs(rate - nearest) <= 4 * math.sqrt(nearest * (1 - nearest) / len(rewards))
@@ -72,7 +81,10 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(options.model).eval(), AutoTokenizer.from_pretrained(options.model)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(options.model).eval(),
+        AutoTokenizer.from_pretrained(options.model),
+    )
     rows = reckon.Reckon().rows("test", options.prompts, 0)
     prompts = [tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] for row in rows]
     verifiers = [on_text(reckon.verify, tokenizer, row) for row in rows]
@@ -80,20 +92,28 @@ def main():
     grow_forest(model, prompts[:1], verifiers[:1], **ends)
 
     together, trees = timed(lambda: grow_forest(model, prompts, verifiers, **ends), len(prompts), options.runs)
-    alone, _ = timed(lambda: [grow_forest(model, [p], v, **ends) for p, v in zip(prompts, verifiers)], len(prompts), options.runs)
-    finer, finer_trees = timed(lambda: grow_forest(model, prompts, verifiers, **ends | {"eps": FINER_EPS}), len(prompts), options.runs)
+    alone, _ = timed(
+        lambda: [grow_forest(model, [p], v, **ends) for p, v in zip(prompts, verifiers)], len(prompts), options.runs
+    )
+    finer, finer_trees = timed(
+        lambda: grow_forest(model, prompts, verifiers, **ends | {"eps": FINER_EPS}), len(prompts), options.runs
+    )
     drawn = [sample(model, tokenizer, prompt, SAMPLES) for prompt in prompts]
     groups = [[ids for ids, _ in some[:GROUP]] for some in drawn]
     scored, _ = timed(lambda: exact_value(model, prompts, groups, verifiers, **ends), len(prompts), options.runs)
     rates = [[verify(ids, cut) for ids, cut in some] for verify, some in zip(verifiers, drawn)]
     result = {
-        **together, **shape(trees),
+        **together,
+        **shape(trees),
         "grown_one_by_one": alone,
         "scoring_8_completions": scored,
         "finer": {"eps": FINER_EPS, **finer, **shape(finer_trees)},
         "sampling_check": {"inside": sum(map(inside, trees, rates)), "of": len(prompts), "samples_per_prompt": SAMPLES},
-        "eps": EPS, "runs": options.runs, "threads": options.threads, "load_average": os.getloadavg()[0],
-    }  # fmt: skip
+        "eps": EPS,
+        "runs": options.runs,
+        "threads": options.threads,
+        "load_average": os.getloadavg()[0],
+    }
     line = json.dumps(result)
     out = Path(__file__).parent / "results" / "tree_speed.json"
     out.parent.mkdir(exist_ok=True)

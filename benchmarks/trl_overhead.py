@@ -1,8 +1,8 @@
 """What CreditTrainer costs over stock TRL: seconds per step of the same training, side by side.
 
-They take turns; a ratio is the median over the runs of (median step here) / (median step of stock TRL in the same run). `ratio` is
-CreditTrainer as it comes, which leaves the rows without credit out of the update; `ratio_every_row` keeps them, as TRL does: the bare
-overhead of the engine.
+They take turns; a ratio is the median over the runs of (median step here) / (median step of stock TRL in the same run).
+`ratio` is CreditTrainer as it comes, which leaves the rows without credit out of the update; `ratio_every_row` keeps
+them, as TRL does: the bare overhead of the engine.
 """
 
 import argparse
@@ -45,13 +45,19 @@ def main():
             trainer.train()
             seconds[name].append(statistics.median(times.seconds[1:]))
     ratios = {name: [a / b for a, b in zip(values, seconds["stock"])] for name, values in seconds.items()}
-    finish("trl_overhead", {
-        "ratio": statistics.median(ratios["default"]), "ratio_range": [min(ratios["default"]), max(ratios["default"])],
-        "ratio_every_row": statistics.median(ratios["every_row"]),
-        "ratio_every_row_range": [min(ratios["every_row"]), max(ratios["every_row"])],
-        "seconds_per_step": {name: statistics.median(values) for name, values in seconds.items()},
-        "per_run": seconds, "runs": options.runs, "steps": options.steps,
-    })  # fmt: skip
+    finish(
+        "trl_overhead",
+        {
+            "ratio": statistics.median(ratios["default"]),
+            "ratio_range": [min(ratios["default"]), max(ratios["default"])],
+            "ratio_every_row": statistics.median(ratios["every_row"]),
+            "ratio_every_row_range": [min(ratios["every_row"]), max(ratios["every_row"])],
+            "seconds_per_step": {name: statistics.median(values) for name, values in seconds.items()},
+            "per_run": seconds,
+            "runs": options.runs,
+            "steps": options.steps,
+        },
+    )
 
 
 if __name__ == "__main__":

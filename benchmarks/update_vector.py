@@ -1,6 +1,8 @@
-"""Is the update vector the step that AdamW makes? From a checkpoint of a run, over batches, in float32 and float64; and what it costs.
+"""Is the update vector the step that AdamW makes? From a checkpoint of a run, over batches, in float32 and float64; and
+what it costs.
 
-The real step is torch's own: the checkpoint's optimizer.pt loaded into AdamW, the loss through the model's logits, clipping by torch.
+The real step is torch's own: the checkpoint's optimizer.pt loaded into AdamW, the loss through the model's logits,
+clipping by torch.
 """
 
 import time
@@ -32,12 +34,16 @@ def real_step(checkpoint, batch, method):
         logprob = torch.zeros(mask.shape, dtype=torch.float64)
         rows = [torch.tensor([*p, *c]) for p, c in zip(batch.prompts, batch.completions)]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        log_p = model(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < torch.tensor([[len(r)] for r in rows])).long())
+        log_p = model(
+            input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < torch.tensor([[len(r)] for r in rows])).long()
+        )
         log_p = log_p.logits.double().log_softmax(-1)
         for i, (p, c) in enumerate(zip(batch.prompts, batch.completions)):
             at = torch.arange(len(c))
             logprob[i, : len(c)] = log_p[i, len(p) - 1 + at, torch.tensor(c)]
-        loss, _ = method.loss(logprob=logprob, old_logprob=logprob.detach(), credit=method.credit(batch.rollouts), rollouts=batch.rollouts)
+        loss, _ = method.loss(
+            logprob=logprob, old_logprob=logprob.detach(), credit=method.credit(batch.rollouts), rollouts=batch.rollouts
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(named.values()), checkpoint.max_grad_norm)
@@ -59,11 +65,19 @@ def main():
                     real = real_step(checkpoint, batch, METHODS[name])
                     found = (1 - cosine(update.vector, real), abs(norm(update.vector) / norm(real) - 1))
                     worst[dtype] = tuple(map(max, zip(worst.get(dtype, (0, 0)), found)))
-    finish("update_vector", {
-        "cosine": 1 - worst[torch.float32][0], "relative_norm": worst[torch.float32][1], "cosine_float64": 1 - worst[torch.float64][0],
-        "relative_norm_float64": worst[torch.float64][1], "batches": BATCHES, "methods": METHOD_NAMES, "rollouts": 512,
-        "seconds_per_vector": sum(seconds) / len(seconds),
-    })  # fmt: skip
+    finish(
+        "update_vector",
+        {
+            "cosine": 1 - worst[torch.float32][0],
+            "relative_norm": worst[torch.float32][1],
+            "cosine_float64": 1 - worst[torch.float64][0],
+            "relative_norm_float64": worst[torch.float64][1],
+            "batches": BATCHES,
+            "methods": METHOD_NAMES,
+            "rollouts": 512,
+            "seconds_per_vector": sum(seconds) / len(seconds),
+        },
+    )
 
 
 if __name__ == "__main__":

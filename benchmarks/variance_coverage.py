@@ -35,7 +35,9 @@ def main() -> None:
             found = {name: figures_of(own, base, 64)[name] for name in FIGURES} | plain(own, base)
             for name, estimate in found.items():
                 if not math.isnan(estimate.value):
-                    held.setdefault(f"{name}, {prompts} prompts", []).append(estimate.low <= known[name.split(",")[0]] <= estimate.high)
+                    held.setdefault(f"{name}, {prompts} prompts", []).append(
+                        estimate.low <= known[name.split(",")[0]] <= estimate.high
+                    )
     coverage = {name: {"value": float(np.mean(each)), "num": len(each)} for name, each in held.items()}
     finish("variance_coverage", {"coverage": coverage, "true": {name: known[name] for name in FIGURES}})
 

@@ -1,10 +1,11 @@
-"""What the base model of the embedded world can do, and what its tokens are: pass@1, confident pivots, entropy and credit per role.
+"""What the base model of the embedded world can do, and what its tokens are: pass@1, confident pivots, entropy and
+credit per role.
 
     python benchmarks/world.py [--model FOLDER] [--prompts 160] [--samples 4] [--threads 1] [--out FILE]
 
-Sampled pass@1 is of one completion at temperature 1 for each of 2,048 held-out prompts, with a 95 % Wilson interval. The share of confident
-pivots is of the tokens of `samples` completions of each of `prompts` prompts; its 95 % interval resamples prompts. The last line printed,
-also written to benchmarks/results/world.json, is one JSON object.
+Sampled pass@1 is of one completion at temperature 1 for each of 2,048 held-out prompts, with a 95 % Wilson interval.
+The share of confident pivots is of the tokens of `samples` completions of each of `prompts` prompts; its 95 % interval
+resamples prompts. The last line printed, also written to benchmarks/results/world.json, is one JSON object.
 """
 
 import argparse
@@ -33,7 +34,9 @@ def resampled(parts):
     rng, shares = random.Random(0), []
     for _ in range(RESAMPLES):
         drawn = rng.choices(parts, k=len(parts))
-        shares.append(sum(part["confident_pivots"] * part["tokens"] for part in drawn) / sum(part["tokens"] for part in drawn))
+        shares.append(
+            sum(part["confident_pivots"] * part["tokens"] for part in drawn) / sum(part["tokens"] for part in drawn)
+        )
     return [statistics.quantiles(shares, n=40)[i] for i in (0, -1)]
 
 
@@ -42,9 +45,15 @@ def pooled(parts):
     tokens = sum(part["tokens"] for part in parts)
     roles = {}
     for role in sorted({role for part in parts for role in part["roles"]}):
-        here = [(part["roles"][role], part["roles"][role]["share"] * part["tokens"]) for part in parts if role in part["roles"]]
+        here = [
+            (part["roles"][role], part["roles"][role]["share"] * part["tokens"])
+            for part in parts
+            if role in part["roles"]
+        ]
         num = sum(count for _, count in here)
-        roles[role] = {"share": num / tokens} | {key: sum(row[key] * count for row, count in here) / num for key in ("entropy", "credit")}
+        roles[role] = {"share": num / tokens} | {
+            key: sum(row[key] * count for row, count in here) / num for key in ("entropy", "credit")
+        }
     return {
         "tokens": tokens,
         "confident_pivots": sum(part["confident_pivots"] * part["tokens"] for part in parts) / tokens,
@@ -63,15 +72,27 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(options.model).eval(), AutoTokenizer.from_pretrained(options.model)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(options.model).eval(),
+        AutoTokenizer.from_pretrained(options.model),
+    )
     task = reckon.Reckon()
     sampled, greedy = (world.pass_rate(model, tokenizer, task, NUM_EVAL, greedy=greedy) for greedy in (False, True))
     blocks = range(options.prompts // BLOCK)
-    parts = [anatomy.anatomy(model, tokenizer, task, prompts=BLOCK, samples=options.samples, seed=1000 + block) for block in blocks]
+    parts = [
+        anatomy.anatomy(model, tokenizer, task, prompts=BLOCK, samples=options.samples, seed=1000 + block)
+        for block in blocks
+    ]
     result = {
-        "pass_rate": sampled, "pass_rate_interval": wilson(sampled, NUM_EVAL), "greedy_pass_rate": greedy, "num_eval": NUM_EVAL,
-        "confident_pivots_interval": resampled(parts), "prompts": BLOCK * len(blocks), "samples": options.samples, **pooled(parts),
-    }  # fmt: skip
+        "pass_rate": sampled,
+        "pass_rate_interval": wilson(sampled, NUM_EVAL),
+        "greedy_pass_rate": greedy,
+        "num_eval": NUM_EVAL,
+        "confident_pivots_interval": resampled(parts),
+        "prompts": BLOCK * len(blocks),
+        "samples": options.samples,
+        **pooled(parts),
+    }
     line = json.dumps(result)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(line + "\n")

@@ -44,7 +44,9 @@ def browser():
 
 @pytest.fixture
 def opened(browser, page_path):
-    """The module's `page_path`, opened; its console, errors, dialogs and requests are collected, and there must be none of them."""
+    """The module's `page_path`, opened; its console, errors, dialogs and requests are collected, and there must be none
+    of them.
+    """
     page = browser.new_page(viewport={"width": 1100, "height": 900})
     page.set_default_timeout(4000)
     heard = []

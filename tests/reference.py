@@ -1,7 +1,8 @@
 """Slow references in float64, written from the papers and imported by tests only.
 
-A batch is plain lists: reward[i], group[i], tokens[i] (the positions of rollout i that count), scores[name][i][t]. Every function loops
-over tokens in the order in which the equation is printed. Credit and gradients are lists [B][T] with 0 off the tokens.
+A batch is plain lists: reward[i], group[i], tokens[i] (the positions of rollout i that count), scores[name][i][t].
+Every function loops over tokens in the order in which the equation is printed. Credit and gradients are lists [B][T]
+with 0 off the tokens.
 """
 
 import math
@@ -59,11 +60,13 @@ def standardise(values, eps, ddof=1):
     return [(v - centre) / (spread + eps) for v in values]
 
 
-# Rollout credit -------------------------------------------------------------------------------------------------------------------
+# Rollout credit -------------------------------------------------------------------------------------------------------
 
 
 def group_center(batch, values, scale="group", eps=1e-6, ddof=1):
-    """GRPO sec. 4.1.2: (r − mean) / std. Dr. GRPO: no division. scale="batch": the std over all rollouts of the batch."""
+    """GRPO sec. 4.1.2: (r − mean) / std. Dr. GRPO: no division. scale="batch": the std over all rollouts of the
+    batch.
+    """
     out = [0.0] * len(values)
     for members in batch.groups():
         inside = [values[i] for i in members]
@@ -158,13 +161,22 @@ def group_relative_overlong(batch, values, easy=0.75, punish_failures=False):
     return out
 
 
-# Entropy-shaped credit ------------------------------------------------------------------------------------------------------------
+# Entropy-shaped credit ------------------------------------------------------------------------------------------------
 
 
 def entropy_reward(
-    batch, alpha=(1.0, 0.1), level="token", compare="column", mean_of="arithmetic", scope="group", failures=True, floor=0.01
+    batch,
+    alpha=(1.0, 0.1),
+    level="token",
+    compare="column",
+    mean_of="arithmetic",
+    scope="group",
+    failures=True,
+    floor=0.01,
 ):
-    """GTPO eqs. 3 and 5, GRPO-S eqs. 8 and 9, appendix C: α₁ r + α₂ (H / Σ H) d, and the same with −1 and 1/H for failures."""
+    """GTPO eqs. 3 and 5, GRPO-S eqs. 8 and 9, appendix C: α₁ r + α₂ (H / Σ H) d, and the same with −1 and 1/H for
+    failures.
+    """
     out = batch.zeros()
     for i, t in batch.everything():
         out[i][t] = _signed(batch, i, alpha, 1.0, failures)
@@ -217,7 +229,9 @@ def _ratio(own, peers, won, mean_of, floor):
 
 
 def polarity_center(batch, credit, scope="group", population="all", level="token", eps=1e-6):
-    """GTPO eq. 6: R⁺ holds the shaped rewards of successes and a 0 for every token of a failure; R⁻ the other way round."""
+    """GTPO eq. 6: R⁺ holds the shaped rewards of successes and a 0 for every token of a failure; R⁻ the other way
+    round.
+    """
     out = batch.zeros()
     populations = [members for members in batch.groups() if batch.comparable(members)]
     if scope == "batch":
@@ -226,7 +240,9 @@ def polarity_center(batch, credit, scope="group", population="all", level="token
         if level == "token":
             places = [(i, t) for i in members for t in batch.tokens[i]]
         else:
-            places = [(i, batch.tokens[i][0]) for i in members if batch.tokens[i]]  # the shaped reward of a rollout is one number
+            places = [
+                (i, batch.tokens[i][0]) for i in members if batch.tokens[i]
+            ]  # the shaped reward of a rollout is one number
         for won in (True, False):
             if population == "all":
                 values = [credit[i][t] if batch.won(i) == won else 0.0 for i, t in places]
@@ -243,7 +259,7 @@ def polarity_center(batch, credit, scope="group", population="all", level="token
     return out
 
 
-# Token weights --------------------------------------------------------------------------------------------------------------------
+# Token weights --------------------------------------------------------------------------------------------------------
 
 
 def top_tokens(batch, score, fraction):
@@ -267,7 +283,9 @@ def keep_only(batch, credit, chosen):
 
 
 def inclusion(batch, credit, score=None, fraction=0.2, power=1.0, floor=0.02, by_credit=True, scope="batch"):
-    """Probabilities of being kept: φ + (1 − φ) min(1, κ s), κ by bisection so that they add up to fraction · N, for tokens with credit."""
+    """Probabilities of being kept: φ + (1 − φ) min(1, κ s), κ by bisection so that they add up to fraction · N, for
+    tokens with credit.
+    """
     rows = range(len(batch.reward))
     populations = {"batch": [list(rows)], "group": batch.groups(), "row": [[i] for i in rows]}[scope]
     q = batch.zeros()
@@ -327,7 +345,7 @@ def proxy_weight(batch, credit, score, normalise="min_max"):
     return out
 
 
-# Weights of tokens in the loss ----------------------------------------------------------------------------------------------------
+# Weights of tokens in the loss ----------------------------------------------------------------------------------------
 
 
 def aggregate(batch, kind, length=None, choose=None):
@@ -346,7 +364,7 @@ def aggregate(batch, kind, length=None, choose=None):
     return out
 
 
-# Losses of single tokens: (loss, derivative with respect to log π_θ), by hand -------------------------------------------------------
+# Losses of single tokens: (loss, derivative with respect to log π_θ), by hand -----------------------------------------
 
 
 def ratio_of(logprob, old):
@@ -354,7 +372,9 @@ def ratio_of(logprob, old):
 
 
 def clip(logprob, old, c, chosen, low=0.2, high=0.2, dual=None):
-    """min(w c, clip(w) c): the clip stops a token when w > 1 + high and c > 0, or when w < 1 − low and c < 0. dw/dlog π = w."""
+    """min(w c, clip(w) c): the clip stops a token when w > 1 + high and c > 0, or when w < 1 − low and c < 0. dw/dlog π
+    = w.
+    """
     w = ratio_of(logprob, old)
     objective = min(w * c, min(max(w, 1 - low), 1 + high) * c)
     stopped = (c > 0 and w > 1 + high) or (c < 0 and w < 1 - low)
@@ -440,7 +460,7 @@ def covariances(batch, logprob, credit):
     return {(i, t): (logprob[i][t] - centre) * (credit[i][t] - level) for i, t in places}
 
 
-# The published methods ------------------------------------------------------------------------------------------------------------
+# The published methods ------------------------------------------------------------------------------------------------
 
 
 def _grpo(batch):

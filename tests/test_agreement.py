@@ -7,7 +7,15 @@ from scipy import stats
 from tokencredit.agreement import ranks
 from tokencredit.agreement.calibration import calibration, confidences
 from tokencredit.agreement.controls import BudgetCurve, Null, budget_curve, fit_limit, noise_only, permuted
-from tokencredit.agreement.moments import Squares, budget_law, corrected_draws, exact_draws, reliability, resolved, variance_draws
+from tokencredit.agreement.moments import (
+    Squares,
+    budget_law,
+    corrected_draws,
+    exact_draws,
+    reliability,
+    resolved,
+    variance_draws,
+)
 from tokencredit.agreement.posterior import Posterior, ceiling_draws
 from tokencredit.agreement.resampling import Bootstrap, compare
 from tokencredit.agreement.rollouts import Rollouts
@@ -68,8 +76,8 @@ def slow_partial(x, y, control):
 
 
 def test_measures_agree_with_hand_derived_values():
-    """x = 1 2 3 4, labels 0 1 0 1. Pairs (positive, negative): 2>1, 2<3, 4>1, 4>3: AUROC 3/4. Precision at the positives, from the top:
-    1/1 and 2/3: AP 5/6. The top half is {4, 3}: precision 1/2; it holds 7/10 of Σ x."""
+    """x = 1 2 3 4, labels 0 1 0 1. Pairs (positive, negative): 2>1, 2<3, 4>1, 4>3: AUROC 3/4. Precision at the
+    positives, from the top: 1/1 and 2/3: AP 5/6. The top half is {4, 3}: precision 1/2; it holds 7/10 of Σ x."""
     x, label, w = np.arange(1.0, 5), np.array([0.0, 1, 0, 1]), np.ones((1, 4))
     assert ranks.auroc(x, label, w)[0] == 0.75
     assert ranks.average_precision(x, label, w)[0] == pytest.approx(5 / 6)
@@ -83,20 +91,30 @@ def test_measures_agree_with_hand_derived_values():
 
 def test_constant_columns_and_missing_classes_are_undefined():
     x, one, w = np.arange(4.0), np.ones(4), np.ones((1, 4))
-    found = [ranks.spearman(x, one, w), ranks.auroc(x, one, w), ranks.average_precision(x, 0 * one, w), ranks.pearson(x, one, w),
-             ranks.kendall(x, one, np.arange(4), w), ranks.partial_spearman(x, x[::-1].copy(), x[None], w)]
+    found = [
+        ranks.spearman(x, one, w),
+        ranks.auroc(x, one, w),
+        ranks.average_precision(x, 0 * one, w),
+        ranks.pearson(x, one, w),
+        ranks.kendall(x, one, np.arange(4), w),
+        ranks.partial_spearman(x, x[::-1].copy(), x[None], w),
+    ]
     assert all(np.isnan(each[0]) for each in found)
 
 
 def test_within_prompts_ignores_what_lies_between_them():
-    """Two prompts, perfectly reversed inside each; the second has larger values of both, so the pooled correlation is positive."""
+    """Two prompts, perfectly reversed inside each; the second has larger values of both, so the pooled correlation is
+    positive.
+    """
     x, y, cluster = np.array([1.0, 2, 3, 11, 12, 13]), np.array([3.0, 2, 1, 13, 12, 11]), np.repeat([0, 1], 3)
     assert ranks.within_matrix(np.stack([x, y]), cluster, np.ones((1, 2)))[0, 0, 1] == pytest.approx(-1)
     assert ranks.spearman(x, y, np.ones((1, 6)))[0] > 0.5
 
 
 def test_bootstrap_intervals_cover_and_tests_hold_their_level():
-    """Spearman of clustered tokens in a world where it is 0: a shared shift per prompt in both columns, independent of each other."""
+    """Spearman of clustered tokens in a world where it is 0: a shared shift per prompt in both columns, independent of
+    each other.
+    """
     reps, inside, rejected = 300, 0, 0
     for rep in range(reps):
         rng = np.random.default_rng(rep)
@@ -114,8 +132,12 @@ def test_bootstrap_intervals_cover_and_tests_hold_their_level():
 
 def test_comparisons_are_adjusted_by_holm_and_undefined_ones_left_out():
     boot = Bootstrap(np.arange(50), num=999)
-    draws = {"entropy": boot.weights @ np.linspace(0, 1, 50), "same": boot.weights @ np.linspace(0, 1, 50),
-             "none": np.full(1000, np.nan), "better": boot.weights @ np.linspace(1, 2, 50)}
+    draws = {
+        "entropy": boot.weights @ np.linspace(0, 1, 50),
+        "same": boot.weights @ np.linspace(0, 1, 50),
+        "none": np.full(1000, np.nan),
+        "better": boot.weights @ np.linspace(1, 2, 50),
+    }
     found = compare(boot, draws, "entropy")
     assert set(found) == {"same", "better"}
     assert found["better"]["p"] == pytest.approx(0.002) and found["better"]["holm"] == pytest.approx(0.004)
@@ -123,14 +145,15 @@ def test_comparisons_are_adjusted_by_holm_and_undefined_ones_left_out():
     assert compare(boot, draws, "none") == {}
 
 
-# Worlds with known effects ----------------------------------------------------------------------------------------------------
+# Worlds with known effects --------------------------------------------------------------------------------------------
 
 
 def world(seed, n=16, prompts=40, length=12, effects=True, alternatives=3):
-    """(rollouts, truth, prompt of every token, entropy). Any V₋ make a consistent completion: V follows from them and R.
+    """(rollouts, truth, prompt of every token, entropy). Any V₋ make a consistent completion: V follows from them and
+    R.
 
-    Entropy knows V(1 − V) and, where there are effects, sometimes their place. Without effects only the last token decides (and does
-    not count); before it V is one number per completion.
+    Entropy knows V(1 − V) and, where there are effects, sometimes their place. Without effects only the last token
+    decides (and does not count); before it V is one number per completion.
     """
     rng = np.random.default_rng(seed)
     traces = 2 * prompts
@@ -148,19 +171,28 @@ def world(seed, n=16, prompts=40, length=12, effects=True, alternatives=3):
         other[here], value = aside, pi[here] * value + (1 - pi[here]) * aside
         before[here] = value
     after = (before - (1 - pi) * other) / pi
-    spread_of = np.minimum(other, 1 - other) * rng.random(len(other))  # alternatives' own values: other, other ± spread_of
+    spread_of = np.minimum(other, 1 - other) * rng.random(
+        len(other)
+    )  # alternatives' own values: other, other ± spread_of
     values = np.stack([other, other + spread_of, other - spread_of], 1)[:, :alternatives]
     share = np.full(alternatives, 1 / alternatives)
     chosen = rng.integers(0, alternatives, (len(pi), n))
     rewards = (rng.random((len(pi), n)) < np.take_along_axis(values, chosen, 1)).astype(float)
-    truth = {"replace": after - other, "before_after": after - before,
-             "spread": np.sqrt(np.maximum(pi * after**2 + (1 - pi) * (values**2 * share).sum(1) - before**2, 0))}
-    entropy = before * (1 - before) + 0.3 * rng.random(len(pi)) + 0.25 * matters * rng.random(len(pi)) + 0.1 * (pi < 0.9)
+    truth = {
+        "replace": after - other,
+        "before_after": after - before,
+        "spread": np.sqrt(np.maximum(pi * after**2 + (1 - pi) * (values**2 * share).sum(1) - before**2, 0)),
+    }
+    entropy = (
+        before * (1 - before) + 0.3 * rng.random(len(pi)) + 0.25 * matters * rng.random(len(pi)) + 0.1 * (pi < 0.9)
+    )
     return Rollouts(trace, pi, reward, rewards, chosen, share[chosen]), truth, trace // 2, entropy, ~last
 
 
 def test_effects_are_unbiased_with_exact_variances():
-    """One world, its rollouts drawn 400 times: means within 4 standard errors, squares and variances too, for every token together."""
+    """One world, its rollouts drawn 400 times: means within 4 standard errors, squares and variances too, for every
+    token together.
+    """
     base, truth, *_ = world(3, prompts=6, n=8)
     value = truth_values(base, truth)
     rng, reps = np.random.default_rng(0), 400
@@ -169,11 +201,18 @@ def test_effects_are_unbiased_with_exact_variances():
         chosen = rng.integers(0, 3, base.rewards.shape)
         rewards = (rng.random(chosen.shape) < np.take_along_axis(value, chosen, 1)).astype(float)
         e = Rollouts(base.trace, base.pi, base.reward, rewards, chosen, base.share).effects()
-        for name, array in zip(found, (e.replace, e.before_after, e.spread_squared, e.square("replace"), e.replace_variance)):
+        for name, array in zip(
+            found, (e.replace, e.before_after, e.spread_squared, e.square("replace"), e.replace_variance)
+        ):
             found[name].append(array)
     arrays = {name: np.stack(each) for name, each in found.items()}
-    wanted = {"replace": truth["replace"], "before_after": truth["before_after"], "spread_squared": truth["spread"] ** 2,
-              "replace_squares": truth["replace"] ** 2, "noise": arrays["replace"].var(0)}
+    wanted = {
+        "replace": truth["replace"],
+        "before_after": truth["before_after"],
+        "spread_squared": truth["spread"] ** 2,
+        "replace_squares": truth["replace"] ** 2,
+        "noise": arrays["replace"].var(0),
+    }
     for name, target in wanted.items():
         error = arrays[name].std(0) / np.sqrt(reps) + 1e-4
         if name == "noise":  # the empirical variance of 400 draws has an error of its own
@@ -183,7 +222,9 @@ def test_effects_are_unbiased_with_exact_variances():
 
 
 def truth_values(base, truth):
-    """Values of the three alternatives of `world`'s tokens, from the effects: other and other ± s with share 1/3 each."""
+    """Values of the three alternatives of `world`'s tokens, from the effects: other and other ± s with share 1/3
+    each.
+    """
     rest = 1 - base.pi
     other_minus = truth["replace"]
     _, after = base.recurse(np.zeros(len(base.pi)), base.reward)
@@ -203,9 +244,18 @@ def truth_values(base, truth):
 
 
 def test_the_recursion_is_the_hand_derived_one():
-    """π = (.5, .8), R = 1, V₋ = (.25, .5): V₁ = .8 + .2·.5 = .9, V₀ = .5·.9 + .5·.25 = .575. The second completion: one undefined token."""
+    """π = (.5, .8), R = 1, V₋ = (.25, .5): V₁ = .8 + .2·.5 = .9, V₀ = .5·.9 + .5·.25 = .575. The second completion: one
+    undefined token.
+    """
     rewards = np.array([[0, 1, 0, 0], [0, 1, 0, 1], [np.nan] * 4])
-    r = Rollouts(np.array([0, 0, 1]), np.array([0.5, 0.8, 1.0]), np.array([1.0, 0.0]), rewards, np.zeros((3, 4), int), np.ones((3, 4)))
+    r = Rollouts(
+        np.array([0, 0, 1]),
+        np.array([0.5, 0.8, 1.0]),
+        np.array([1.0, 0.0]),
+        rewards,
+        np.zeros((3, 4), int),
+        np.ones((3, 4)),
+    )
     e = r.effects()
     assert e.before.tolist() == pytest.approx([0.575, 0.9, 0.0])
     assert e.replace[:2].tolist() == pytest.approx([0.65, 0.5]) and np.isnan(e.replace[2])
@@ -213,7 +263,9 @@ def test_the_recursion_is_the_hand_derived_one():
     # Var V₋ = p(1 − p)/(n − 1): .0625 and .08333; Var V₁ = .2² · .08333; Var replace₀ = .0625 + that.
     assert e.replace_variance[:2].tolist() == pytest.approx([0.0625 + 0.04 / 12, 1 / 12])
     with pytest.raises(ValueError, match="at least 4"):
-        Rollouts(np.array([0]), np.array([0.5]), np.array([1.0]), rewards[:1, :3], np.zeros((1, 3), int), np.ones((1, 3)))
+        Rollouts(
+            np.array([0]), np.array([0.5]), np.array([1.0]), rewards[:1, :3], np.zeros((1, 3), int), np.ones((1, 3))
+        )
 
 
 def test_partitions_are_disjoint_and_equal():
@@ -222,10 +274,14 @@ def test_partitions_are_disjoint_and_equal():
     assert keep.shape == (5, 2, len(r.pi), 9) and (keep.sum(-1) == 4).all() and not (keep[:, 0] & keep[:, 1]).any()
 
 
-@pytest.mark.parametrize(("estimand", "n", "prompts"),
-                         [("replace", 8, 40), ("replace", 16, 40), ("before_after", 8, 40), ("spread", 16, 120)])
+@pytest.mark.parametrize(
+    ("estimand", "n", "prompts"),
+    [("replace", 8, 40), ("replace", 16, 40), ("before_after", 8, 40), ("spread", 16, 120)],
+)
 def test_the_corrected_correlation_is_unbiased_and_covers(estimand, n, prompts):
-    """Fixed repetitions; the target of each is the exact correlation of that world's tokens, so what is left is the rollouts' noise."""
+    """Fixed repetitions; the target of each is the exact correlation of that world's tokens, so what is left is the
+    rollouts' noise.
+    """
     reps, errors, widths, naive = 60, [], [], []
     for rep in range(reps):
         r, truth, prompt, x, counts = world(rep, n=n, prompts=prompts)
@@ -247,7 +303,9 @@ def test_the_corrected_correlation_is_unbiased_and_covers(estimand, n, prompts):
 
 
 def test_a_world_without_effects_gives_no_false_correlation():
-    """Entropy knows V(1 − V). The naive correlation finds something; the null explains it, and the correction refuses or covers 0."""
+    """Entropy knows V(1 − V). The naive correlation finds something; the null explains it, and the correction refuses
+    or covers 0.
+    """
     reps, found, explained, refused, covers = 40, [], 0, 0, 0
     for rep in range(reps):
         r, _, prompt, x, counts = world(100 + rep, effects=False)
@@ -279,11 +337,15 @@ def test_reliability_is_the_share_of_the_variance():
     estimate = r.effects().replace[counts]
     signed = np.corrcoef(estimate, truth["replace"][counts])[0, 1] ** 2
     squared = np.corrcoef(r.effects().square("replace")[counts], truth["replace"][counts] ** 2)[0, 1] ** 2
-    assert found["signed"][0] == pytest.approx(signed, abs=0.05) and found["squared"][0] == pytest.approx(squared, abs=0.06)
+    assert found["signed"][0] == pytest.approx(signed, abs=0.05) and found["squared"][0] == pytest.approx(
+        squared, abs=0.06
+    )
 
 
 def test_posterior_labels_are_calibrated_and_sharp():
-    """Among tokens labelled with probability p, about p have |effect| ≥ τ; and labels beat the naive threshold's error."""
+    """Among tokens labelled with probability p, about p have |effect| ≥ τ; and labels beat the naive threshold's
+    error.
+    """
     r, truth, *_, counts = world(11, n=16, prompts=150)
     label = Posterior.fit(r, draws=80).label("replace", 0.2)[counts]
     real = np.abs(truth["replace"][counts]) >= 0.2
@@ -308,11 +370,15 @@ def test_permutation_keeps_only_what_lies_between_completions():
     level, own = rng.normal(size=100)[trace], rng.normal(size=1000)
     draws = permuted(trace, {"between": level + rng.normal(size=1000), "inside": own}, level + own, draws=50)
     assert draws["between"].mean() > 0.2 and abs(draws["inside"].mean()) < 0.12
-    assert stats.spearmanr(own, level + own).statistic > draws["inside"].max(), "chance differences of the completions' means are small"
+    assert stats.spearmanr(own, level + own).statistic > draws["inside"].max(), (
+        "chance differences of the completions' means are small"
+    )
 
 
 def test_the_budget_curve_recovers_the_limit():
-    """Exact curve, ρ∞ = .6 and c = 10; and where the thinned correlations really come from noise, the limit lies above the last of them."""
+    """Exact curve, ρ∞ = .6 and c = 10; and where the thinned correlations really come from noise, the limit lies above
+    the last of them.
+    """
     n = np.array([4.0, 8, 16])
     limit, constant = fit_limit(n, (0.6 / np.sqrt(1 + 10 / n))[:, None])
     assert limit[0] == pytest.approx(0.6, abs=0.01) and constant[0] == pytest.approx(10, rel=0.1)
@@ -326,13 +392,22 @@ def test_the_budget_curve_recovers_the_limit():
 
 
 def test_the_budget_law_holds_where_completions_are_sampled():
-    """Two tokens, each right with probability ½ and 0.3: V₀ = .15. Completions are drawn on-policy and measured: E Σ δ² = .1275."""
+    """Two tokens, each right with probability ½ and 0.3: V₀ = .15. Completions are drawn on-policy and measured: E Σ δ²
+    = .1275.
+    """
     rng, b, n = np.random.default_rng(0), 3000, 8
     first, second = rng.random(b) < 0.5, rng.random(b) < 0.3
     pi = np.stack([np.full(b, 0.5), np.where(second, 0.3, 0.7)], 1).ravel()
     other = np.stack([np.where(first, 0, 0.3), np.where(second, 0, first)], 1).ravel()
     rewards = (rng.random((2 * b, n)) < other[:, None]).astype(float)
-    r = Rollouts(np.repeat(np.arange(b), 2), pi, (first & second).astype(float), rewards, np.zeros((2 * b, n), int), np.ones((2 * b, n)))
+    r = Rollouts(
+        np.repeat(np.arange(b), 2),
+        pi,
+        (first & second).astype(float),
+        rewards,
+        np.zeros((2 * b, n), int),
+        np.ones((2 * b, n)),
+    )
     total, spread = budget_law(r, np.ones(2 * b), np.arange(b) // 10)
     assert total.mean() == pytest.approx(0.1275, abs=4 * total.std() / np.sqrt(b))
     assert spread.mean() == pytest.approx(0.1275, abs=0.01)
@@ -346,12 +421,16 @@ def test_calibration_of_a_calibrated_and_of_an_overconfident_policy():
     fair = calibration(answers, np.array([[a == r for a in group] for group, r in zip(answers, right)]), num=100)
     assert abs(fair.overconfidence[0]) < 0.05 and fair.ece[0] < fair.expected_ece + 0.05
     never = calibration(answers, np.zeros((300, 16)), num=100)
-    assert never.overconfidence[0] == pytest.approx(confidences(answers).mean()) and never.ece[0] == pytest.approx(never.overconfidence[0])
+    assert never.overconfidence[0] == pytest.approx(confidences(answers).mean()) and never.ece[0] == pytest.approx(
+        never.overconfidence[0]
+    )
     assert confidences([["a", "a", "b"]]).tolist() == [[0.5, 0.5, 0.0]]
 
 
 def test_the_estimator_of_the_pivotality_package_says_the_same():
-    """Two implementations of one recursion: effects and variances against the explicit linear map, completion by completion."""
+    """Two implementations of one recursion: effects and variances against the explicit linear map, completion by
+    completion.
+    """
     from tokencredit.pivotality.estimands import PathMap
 
     r, *_ = world(7, prompts=5)

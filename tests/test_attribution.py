@@ -1,4 +1,6 @@
-"""Who causes a step's change of entropy and reward: exact worlds, brute force with a gradient per token, tables worked out by hand."""
+"""Who causes a step's change of entropy and reward: exact worlds, brute force with a gradient per token, tables worked
+out by hand.
+"""
 
 import json
 import math
@@ -17,7 +19,13 @@ from tokencredit.dynamics.attribution import GOALS, PARTS, EntropyGoal, RewardGo
 from tokencredit.dynamics.batch import Batch, draw
 from tokencredit.dynamics.checkpoint import Checkpoint, open_checkpoint
 from tokencredit.dynamics.counterfactual import Coefficients, acting_parts, consequences, named_method
-from tokencredit.dynamics.diagnostics import agreement_in_sign, by_covariance, diagnostics, own_context, rank_correlations
+from tokencredit.dynamics.diagnostics import (
+    agreement_in_sign,
+    by_covariance,
+    diagnostics,
+    own_context,
+    rank_correlations,
+)
 from tokencredit.dynamics.entropy import terms_of
 from tokencredit.dynamics.exchange import ANY, STEPS, THIS, Change, fieller, rate, verdict
 from tokencredit.dynamics.optimizer import Moments, OptimizerState, Rule
@@ -42,15 +50,22 @@ def checkpoint_of(model, optimizer, bound=None):
 def with_moments(model, rule):
     """An optimizer in the middle of its training."""
     generator = torch.Generator().manual_seed(5)
-    moments = {name: Moments(7, 1e-3 * torch.randn(p.shape, generator=generator, dtype=torch.float64),
-                             1e-5 * torch.rand(p.shape, generator=generator, dtype=torch.float64))
-               for name, p in model.named_parameters()}  # fmt: skip
+    moments = {
+        name: Moments(
+            7,
+            1e-3 * torch.randn(p.shape, generator=generator, dtype=torch.float64),
+            1e-5 * torch.rand(p.shape, generator=generator, dtype=torch.float64),
+        )
+        for name, p in model.named_parameters()
+    }
     return OptimizerState(dict.fromkeys(moments, rule), moments)
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A Qwen2 of random weights in float64 and a world of 91 prefixes in which it can be enumerated; a reward that is not rare."""
+    """A Qwen2 of random weights in float64 and a world of 91 prefixes in which it can be enumerated; a reward that is
+    not rare.
+    """
     model, world = tiny_model(0, hidden=16, layers=1).double(), modular_world("1 + 1 * 2 =", horizon=3)
     return model, ExactWorld(world.vocab, 3, lambda completions: (completions.sum(1) % 3 == 0).double(), world.eos)
 
@@ -80,7 +95,9 @@ def case(tiny):
     batch = rollouts_of(tiny, 24, 4, 1)
     goals = goals_of(checkpoint, rollouts_of(tiny, 64, 4, 2), rollouts_of(tiny, 64, 4, 3))
     update = update_vector(checkpoint, batch, METHODS["grpo"])
-    return SimpleNamespace(checkpoint=checkpoint, batch=batch, goals=goals, update=update, attribution=attribute(update, goals))
+    return SimpleNamespace(
+        checkpoint=checkpoint, batch=batch, goals=goals, update=update, attribution=attribute(update, goals)
+    )
 
 
 def token_gradients(model, batch):
@@ -113,14 +130,18 @@ def test_tokens_momentum_and_decay_are_the_whole(case):
 
 
 def test_a_rollout_taken_out_of_the_step(tiny):
-    """In the exact world: the parameters are moved by the step with and without one rollout's term, and the true entropy and expected
-    reward differ by the rollout's contribution along their true gradients; a small step, so that the rest is of second order."""
+    """In the exact world: the parameters are moved by the step with and without one rollout's term, and the true
+    entropy and expected reward differ by the rollout's contribution along their true gradients; a small step, so that
+    the rest is of second order."""
     model, world = tiny
     checkpoint = checkpoint_of(model, with_moments(model, Rule("adamw", lr=3e-5)))
     update = update_vector(checkpoint, rollouts_of(tiny, 12, 4, 1), METHODS["grpo"])
     parameters = dict(model.named_parameters())
     found = world.enumerate(PromptedPolicy(model, PROMPT))
-    truth = {"entropy": found.entropy_gradient(parameters.values()), "reward": found.policy_gradient(parameters.values())}
+    truth = {
+        "entropy": found.entropy_gradient(parameters.values()),
+        "reward": found.policy_gradient(parameters.values()),
+    }
 
     def at(vector):
         with moved(parameters, vector), torch.no_grad():
@@ -143,7 +164,10 @@ def test_the_goals_estimate_the_true_changes(tiny):
     found = world.enumerate(PromptedPolicy(model, PROMPT))
     generator = torch.Generator().manual_seed(0)
     u = {name: 1e-2 * torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in parameters.items()}
-    truth = {"entropy": found.entropy_gradient(parameters.values()), "reward": found.policy_gradient(parameters.values())}
+    truth = {
+        "entropy": found.entropy_gradient(parameters.values()),
+        "reward": found.policy_gradient(parameters.values()),
+    }
     goals = goals_of(checkpoint, rollouts_of(tiny, 2000, 4, 11), rollouts_of(tiny, 2000, 4, 12))
     for name, goal in goals.items():
         values, expected = goal.change(u), dot(dict(zip(parameters, truth[name])), u)
@@ -153,7 +177,9 @@ def test_the_goals_estimate_the_true_changes(tiny):
 
 
 def test_the_reward_gradient_is_unbiased_by_enumeration():
-    """All pairs of completions as groups of two, each with its probability: the estimator's expectation is ∇J itself."""
+    """All pairs of completions as groups of two, each with its probability: the estimator's expectation is ∇J
+    itself.
+    """
     world = ExactWorld(3, 2, lambda completions: (completions.sum(1) == 2).double())
     policy = TabularPolicy(world, seed=3)
     found = world.enumerate(policy)
@@ -165,7 +191,9 @@ def test_the_reward_gradient_is_unbiased_by_enumeration():
     rollouts = Rollouts(reward=reward[rows], group=torch.arange(num**2).repeat_interleave(2), mask=mask)
     weight = reward_weights(SimpleNamespace(rollouts=rollouts)).logprob[:, 0]
     chance = (probability[first] * probability[second]).detach().repeat_interleave(2) * num**2
-    estimate = torch.autograd.grad((weight * chance * probability.log()[rows]).sum(), list(policy.parameters()), retain_graph=True)
+    estimate = torch.autograd.grad(
+        (weight * chance * probability.log()[rows]).sum(), list(policy.parameters()), retain_graph=True
+    )
     for one, other in zip(estimate, found.policy_gradient(policy.parameters())):
         assert torch.allclose(one, other, atol=1e-14)
 
@@ -174,22 +202,29 @@ def test_leave_one_out_by_hand():
     """Rewards 1 0 0 | 1 1: the others' means are 0, ½, ½ | 1, 1, and N = 5."""
     mask = torch.ones(5, 1, dtype=torch.bool)
     rollouts = Rollouts(reward=torch.tensor([1.0, 0, 0, 1, 1]), group=torch.tensor([0, 0, 0, 1, 1]), mask=mask)
-    assert reward_weights(SimpleNamespace(rollouts=rollouts)).logprob[:, 0].tolist() == pytest.approx([0.2, -0.1, -0.1, 0, 0])
+    assert reward_weights(SimpleNamespace(rollouts=rollouts)).logprob[:, 0].tolist() == pytest.approx(
+        [0.2, -0.1, -0.1, 0, 0]
+    )
     alone = replace(rollouts, group=torch.arange(5))
     with pytest.raises(ValueError, match="two rollouts"):
         reward_weights(SimpleNamespace(rollouts=alone))
 
 
 def test_prompts_spread_as_the_entropy_estimate_does(case):
-    """The pseudo-values are D + ∂D/∂w_q: the derivative of the whole estimate, its mean entropy and length included, by the weight of a
-    prompt, here by finite differences."""
+    """The pseudo-values are D + ∂D/∂w_q: the derivative of the whole estimate, its mean entropy and length included, by
+    the weight of a prompt, here by finite differences."""
     goal, u = case.goals["entropy"], case.update.vector
     rollouts, d = goal.batch.rollouts, goal.passes.forward(u)
     entropy, group = rollouts.score("entropy"), rollouts.group_index
     baseline = baseline_of(rollouts, "position")
 
     def estimate(prompt, weight):
-        terms = terms_of(entropy, rollouts.mask, baseline, torch.where(group == prompt, torch.tensor(weight, dtype=torch.float64), 1.0))
+        terms = terms_of(
+            entropy,
+            rollouts.mask,
+            baseline,
+            torch.where(group == prompt, torch.tensor(weight, dtype=torch.float64), 1.0),
+        )
         return sum(float((t.logprob * d[0] + t.entropy * d[1]).sum()) for t in terms.values())
 
     values = goal.change(u)
@@ -210,10 +245,13 @@ class TwoTokens(nn.Module):
         return SimpleNamespace(logits=self.table.expand(*input_ids.shape, 2))
 
 
-@pytest.mark.parametrize(("token", "credit", "lowers"), [(0, 1.0, True), (0, -1.0, False), (1, 1.0, False), (1, -1.0, True)])
+@pytest.mark.parametrize(
+    ("token", "credit", "lowers"), [(0, 1.0, True), (0, -1.0, False), (1, 1.0, False), (1, -1.0, True)]
+)
 def test_two_tokens_by_hand(token, credit, lowers):
-    """p = (0.8, 0.2). A step of size η with credit c on token a moves the logits by η c (e_a − p), and ∇_z H = −p (log p + H): so H moves
-    by −η c [p_a (log p_a + H) − Σ p² (log p + H)]. Pushing up the likely token, or pushing down the unlikely one, lowers entropy."""
+    """p = (0.8, 0.2). A step of size η with credit c on token a moves the logits by η c (e_a − p), and ∇_z H = −p (log
+    p + H): so H moves by −η c [p_a (log p_a + H) − Σ p² (log p + H)]. Pushing up the likely token, or pushing down the
+    unlikely one, lowers entropy."""
     p, eta = torch.tensor([0.8, 0.2], dtype=torch.float64), 1e-4
     model = TwoTokens(0.8)
     entropy = float(-(p * p.log()).sum())
@@ -221,8 +259,12 @@ def test_two_tokens_by_hand(token, credit, lowers):
     expected = -eta * credit * float(slope[token] - (p * slope).sum())
     assert (expected < 0) == lowers
     ones = torch.ones(1, 1, dtype=torch.float64)
-    rollouts = Rollouts(reward=torch.tensor([1.0]), group=torch.tensor([0]), mask=ones.bool(),
-                        scores={"logprob": ones * p[token].log(), "entropy": ones * entropy})  # fmt: skip
+    rollouts = Rollouts(
+        reward=torch.tensor([1.0]),
+        group=torch.tensor([0]),
+        mask=ones.bool(),
+        scores={"logprob": ones * p[token].log(), "entropy": ones * entropy},
+    )
     batch = Batch([{}], [[0]], [(token,)], [False], [""], rollouts)
     checkpoint = checkpoint_of(model, OptimizerState.fresh(["table"], Rule("sgd", lr=eta)))
     update = step_along(checkpoint, batch, -credit * ones, credit * ones)
@@ -245,14 +287,16 @@ def test_own_context_is_the_gradient_through_the_logits(case):
         log_p = logits.log_softmax(-1)
         for t, token in enumerate(completion):
             row = log_p[len(prompt) + t - 1]
-            (up,), (down,) = (torch.autograd.grad(x, logits, retain_graph=True) for x in (row[token], -(row.exp() * row).sum()))
+            (up,), (down,) = (
+                torch.autograd.grad(x, logits, retain_graph=True) for x in (row[token], -(row.exp() * row).sum())
+            )
             expected = -update.clip * float(update.coefficient[i, t]) * float((up * down).sum())
             assert float(found[i, t]) == pytest.approx(expected, rel=1e-6, abs=1e-14)
 
 
 def test_without_tokens_linear_and_exact(case, tiny):
-    """With SGD and no clipping the gain does not depend on the batch, so both ways agree; with AdamW and clipping they need not, and the
-    exact one is the step made anew."""
+    """With SGD and no clipping the gain does not depend on the batch, so both ways agree; with AdamW and clipping they
+    need not, and the exact one is the step made anew."""
     sgd = checkpoint_of(tiny[0], OptimizerState.fresh(list(dict(tiny[0].named_parameters())), Rule("sgd", lr=0.1)))
     attribution = attribute(update_vector(sgd, case.batch, METHODS["grpo"]), case.goals)
     tokens = case.batch.rollouts.mask & (torch.arange(3) == 1)
@@ -272,7 +316,9 @@ def test_token_sets(case):
     sets = token_sets(case.attribution)
     mask = case.batch.rollouts.mask
     assert all(not (tokens & ~mask).any() for tokens in sets.values())
-    assert int(sets["top 20 % by entropy (forking tokens)"].sum()) + int(sets["the other 80 %"].sum()) == int(mask.sum())
+    assert int(sets["top 20 % by entropy (forking tokens)"].sum()) + int(sets["the other 80 %"].sum()) == int(
+        mask.sum()
+    )
     x = torch.tensor([[3.0, 1.0, 9.0], [2.0, 5.0, 9.0]])
     inside = torch.tensor([[True, True, False], [True, True, False]])
     assert highest(x, inside, 0.5).tolist() == [[True, False, False], [False, True, False]]
@@ -281,7 +327,10 @@ def test_token_sets(case):
 def test_methods_by_name_field_and_repr():
     assert named_method("gtpo") is METHODS["gtpo"]
     changed = named_method("clip_cov(fraction=0.02, band=(0.5, 5.0))")
-    assert changed.surrogate == replace(METHODS["clip_cov"].surrogate, fraction=0.02, band=(0.5, 5.0)) and "fraction" in changed.name
+    assert (
+        changed.surrogate == replace(METHODS["clip_cov"].surrogate, fraction=0.02, band=(0.5, 5.0))
+        and "fraction" in changed.name
+    )
     assert named_method(repr(METHODS["dapo"])) == METHODS["dapo"]
     with pytest.raises(ValueError, match="given by name"):
         named_method("clip_cov(0.02)")
@@ -292,17 +341,23 @@ def test_methods_by_name_field_and_repr():
 
 
 def test_what_acts_is_seen_in_the_coefficients(case):
-    """KL-Cov's penalty has no gradient at ratio 1; what it shares with GRPO otherwise, the mean over tokens apart, is GRPO's."""
+    """KL-Cov's penalty has no gradient at ratio 1; what it shares with GRPO otherwise, the mean over tokens apart, is
+    GRPO's.
+    """
     batch, grpo = case.batch, Coefficients.of(METHODS["grpo"], case.batch)
     kl_cov = Coefficients.of(METHODS["kl_cov"], batch)
     assert acting_parts(kl_cov, METHODS["grpo"], batch) == {"surrogate": False, "aggregate": True}
     assert Coefficients.of(replace(METHODS["kl_cov"], aggregate=SequenceMean()), batch).same(grpo)
-    assert kl_cov.factor(grpo) is None and Coefficients.of(replace(METHODS["grpo"], aggregate=TokenMean()), batch).same(kl_cov)
+    assert kl_cov.factor(grpo) is None and Coefficients.of(replace(METHODS["grpo"], aggregate=TokenMean()), batch).same(
+        kl_cov
+    )
     dapo = Coefficients.of(METHODS["dapo"].within(100), batch)
     assert int(dapo.keep.sum()) == len(dapo.batch) < len(batch) and not dapo.wide[~dapo.keep].any()
     ratio = float(batch.rollouts.length.sum() / dapo.batch.rollouts.length.sum())
     assert dapo.factor(kl_cov) == pytest.approx(ratio, rel=1e-5)
-    acting = acting_parts(Coefficients.of(METHODS["clip_cov"].replace(fraction=0.5, band=(-9, 9)), batch), METHODS["grpo"], batch)
+    acting = acting_parts(
+        Coefficients.of(METHODS["clip_cov"].replace(fraction=0.5, band=(-9, 9)), batch), METHODS["grpo"], batch
+    )
     assert acting["surrogate"]
     none = replace(batch, rollouts=replace(batch.rollouts, reward=torch.zeros(len(batch))))
     with pytest.raises(ValueError, match="Draw more prompts"):
@@ -311,12 +366,16 @@ def test_what_acts_is_seen_in_the_coefficients(case):
 
 @pytest.mark.parametrize("name", ("grpo", "dapo"))
 def test_consequences_agree_with_the_shares(case, name):
-    """The change of the fresh part by evaluation prompt and by prompt of the step are two splits of one number; with rest, ⟨∇F, Δθ⟩."""
+    """The change of the fresh part by evaluation prompt and by prompt of the step are two splits of one number; with
+    rest, ⟨∇F, Δθ⟩.
+    """
     method = METHODS[name].within(100)
     found = consequences(case.checkpoint, Coefficients.of(method, case.batch), case.batch, case.goals)
     update = update_vector(case.checkpoint, case.batch, method)
     for goal in GOALS:
-        assert found[f"shares/{goal}"].astype(bool).tolist() == case.batch.rollouts.informative.view(-1, 4)[:, 0].tolist()
+        assert (
+            found[f"shares/{goal}"].astype(bool).tolist() == case.batch.rollouts.informative.view(-1, 4)[:, 0].tolist()
+        )
         assert found[f"shares/{goal}"].sum() == pytest.approx(found[f"fresh/{goal}"].mean(), rel=1e-5)
         whole = found[f"fresh/{goal}"].mean() + found[f"rest/{goal}"].mean()
         assert whole == pytest.approx(dot(case.goals[goal].gradient, update.vector), rel=1e-5)
@@ -330,12 +389,17 @@ def changes(entropy, reward, noise=0.01, num=50, seed=0):
 
 
 def test_rates_and_verdicts():
-    """2 nats kept for 1 of reward given up is 2 per unit; without a resolved difference in reward there is no number."""
+    """2 nats kept for 1 of reward given up is 2 per unit; without a resolved difference in reward there is no
+    number.
+    """
     base = changes(-4.0, 3.0)
     keeps = changes(-2.0, 2.0, seed=1)
     assert rate(keeps, base).value == pytest.approx(2.0) and verdict(keeps, base) == "entropy kept, reward given up"
     assert rate(keeps, base).low < 2 < rate(keeps, base).high
-    assert verdict(changes(-5.0, 4.0, seed=1), base) == "reward gained, entropy spent" and rate(changes(-5.0, 4.0, seed=1), base).value > 0
+    assert (
+        verdict(changes(-5.0, 4.0, seed=1), base) == "reward gained, entropy spent"
+        and rate(changes(-5.0, 4.0, seed=1), base).value > 0
+    )
     both = changes(-3.0, 4.0, seed=1)
     assert verdict(both, base) == "more entropy and more reward" and rate(both, base).value < 0
     even = changes(-3.0, 3.001, noise=0.05, seed=1)
@@ -347,7 +411,9 @@ def test_rates_and_verdicts():
 
 
 def test_fieller():
-    """Its ends are where top − ρ bottom is at its bound; an uncertain denominator has none; it covers, by simulation at a fixed size."""
+    """Its ends are where top − ρ bottom is at its bound; an uncertain denominator has none; it covers, by simulation at
+    a fixed size.
+    """
     cov = np.array([[0.04, 0.01], [0.01, 0.09]])
     low, high = fieller(2.0, 4.0, cov)
     for rho in (low, high):
@@ -361,7 +427,9 @@ def test_fieller():
 
 
 def test_equal_length_scales_the_fresh_part_alone():
-    found = {"length": np.array(4.0)} | {f"{part}/{goal}": np.arange(3.0) for part in ("fresh", "rest", "shares") for goal in GOALS}
+    found = {"length": np.array(4.0)} | {
+        f"{part}/{goal}": np.arange(3.0) for part in ("fresh", "rest", "shares") for goal in GOALS
+    }
     whole, fresh, equal = (Change.of(found, step, 2.0) for step in STEPS)
     assert whole.value[0] == 2.0 and fresh.value[0] == 1.0 and equal.value[0] == 0.5
     assert equal.update[0].tolist() == [0, 0.5, 1] and whole.update[0].tolist() == [0, 1, 2]
@@ -379,13 +447,19 @@ def test_diagnostics_and_their_correlations(case):
     table = rank_correlations(columns, {"entropy": x**3, "size of entropy": np.abs(x)}, Bootstrap(cluster, 200))
     values = {target: {name: each["estimate"].value for name, each in some.items()} for target, some in table.items()}
     assert values["entropy"]["same"] == pytest.approx(1) and values["entropy"]["opposite"] == pytest.approx(-1)
-    assert values["size of entropy"]["opposite"] == pytest.approx(1) and math.isnan(table["entropy"]["constant"]["holm"])
+    assert values["size of entropy"]["opposite"] == pytest.approx(1) and math.isnan(
+        table["entropy"]["constant"]["holm"]
+    )
     assert table["entropy"]["same"]["holm"] < 0.05 < table["entropy"]["noise"]["holm"]
 
 
 def test_groups_of_covariance_add_up():
     rng = np.random.default_rng(1)
-    covariances, share, boot = rng.standard_normal(1000), rng.standard_normal(1000), Bootstrap(np.arange(1000) // 20, 200)
+    covariances, share, boot = (
+        rng.standard_normal(1000),
+        rng.standard_normal(1000),
+        Bootstrap(np.arange(1000) // 20, 200),
+    )
     groups = by_covariance(covariances, share, boot)
     assert groups["above 0"]["sum"].value + groups["below 0"]["sum"].value == pytest.approx(share.sum())
     parts = ("top 20 %", "middle 60 %", "lowest 20 %")
@@ -396,12 +470,16 @@ def test_groups_of_covariance_add_up():
 
 
 def test_what_the_top_tokens_carry():
-    """Planted: only every tenth token does anything. Who knows which carries it all; a random choice of a fifth carries a fifth."""
+    """Planted: only every tenth token does anything. Who knows which carries it all; a random choice of a fifth carries
+    a fifth.
+    """
     rng, num = np.random.default_rng(2), 2000
     share = np.where(np.arange(num) % 10 == 0, 1.0, 0.0) * rng.choice([-1, 1], num)
     columns = {"knows": np.abs(share) + 1e-3 * rng.random(num), "entropy": rng.random(num)}
     found = carried(columns, share, Bootstrap(np.arange(num) // 40, 200))
-    assert found["captured"]["knows"].value == pytest.approx(1) and found["captured"]["(itself)"].value == pytest.approx(1)
+    assert found["captured"]["knows"].value == pytest.approx(1) and found["captured"][
+        "(itself)"
+    ].value == pytest.approx(1)
     assert abs(found["captured"]["entropy"].value - 0.2) < 4 * (0.16 / (num / 10)) ** 0.5
     assert found["compared"]["knows"]["difference"].low > 0.5
 
@@ -420,7 +498,9 @@ def pivots(tmp_path_factory):
 
 
 def test_trees_are_laid_on_the_rollouts(reckon):
-    """Along a completion Q − V adds up to its reward less V₀, which is the same for a prompt's rollouts; other prompts are left alone."""
+    """Along a completion Q − V adds up to its reward less V₀, which is the same for a prompt's rollouts; other prompts
+    are left alone.
+    """
     batch = draw(reckon, 4, 4, seed=3)
     found = from_trees(reckon, batch, 1)
     known = found["before_after"].isfinite()
@@ -446,7 +526,9 @@ def test_stored_pivotality_is_joined_token_by_token(reckon, pivots):
     assert int(known["before_after"].isfinite().sum()) == len(tokens)
     dapo = replace(reckon, config=replace(reckon.config, method="dapo"))
     drawn, kept = question._rollouts(dapo, question.AttributeConfig(pivotality=str(pivots), group=4), set())
-    assert len(drawn) == 8 and len(kept["spread"]) == len(update_vector(dapo, drawn).batch) == int(drawn.rollouts.mixed.sum())
+    assert len(drawn) == 8 and len(kept["spread"]) == len(update_vector(dapo, drawn).batch) == int(
+        drawn.rollouts.mixed.sum()
+    )
     with pytest.raises(ValueError, match="larger groups"):
         batch_of_run(reckon, pivots, 1, seed=0)
     with pytest.raises(ValueError, match="temperature"):
@@ -456,7 +538,9 @@ def test_stored_pivotality_is_joined_token_by_token(reckon, pivots):
         batch_of_run(reckon, pivots, 4, seed=0)
 
 
-SMALL = question.AttributeConfig(prompts=8, group=4, methods=("kl_cov", "dapo"), entropy=(16, 2), reward=(24, 4), trees=2, bootstraps=200)
+SMALL = question.AttributeConfig(
+    prompts=8, group=4, methods=("kl_cov", "dapo"), entropy=(16, 2), reward=(24, 4), trees=2, bootstraps=200
+)
 
 
 @pytest.fixture(scope="module")
@@ -482,12 +566,16 @@ def test_the_study_adds_up(study):
         by_row = [row[f"change of {goal}"] for row in sequences]
         assert sum(by_row) == pytest.approx(parts["tokens"], rel=1e-3, abs=1e-9)
         assert [sum(row[f"change of {goal}"]) for row in tokens] == pytest.approx(by_row, rel=1e-3, abs=1e-9)
-        assert sum(figures[f"outcome/{name}/{goal}/sum"]["value"] for name in result["outcomes"]) == pytest.approx(sum(by_row), abs=1e-9)
+        assert sum(figures[f"outcome/{name}/{goal}/sum"]["value"] for name in result["outcomes"]) == pytest.approx(
+            sum(by_row), abs=1e-9
+        )
         assert sum(found[goal]["tokens"] for found in result["roles"].values()) == result["about"]["tokens"]
     assert all({"value", "low", "high", "unit", "seed", "command"} <= set(figure) for figure in figures.values())
     kl_cov = next(each for each in result["methods"] if each["name"] == "kl_cov")
     assert kl_cov["acting"] == {"surrogate": False, "aggregate": True}
-    assert [each["name"] for each in result["methods"]] == ["grpo", "kl_cov", "dapo"] and result["pivotal"]["source"] == "prefix trees"
+    assert [each["name"] for each in result["methods"]] == ["grpo", "kl_cov", "dapo"] and result["pivotal"][
+        "source"
+    ] == "prefix trees"
 
 
 def test_a_killed_study_goes_on_with_the_same_numbers(study, reckon):
@@ -517,7 +605,9 @@ def test_the_page(opened, study):
     assert opened.locator("[data-method]").count() == 3
     opened.select_option("select[aria-label=Step] >> nth=0", "whole")
     opened.select_option("select[aria-label=Intervals]", "any batch")
-    assert opened.locator("[data-method]").count() == 3 and opened.locator("[data-bar]").count() == 2 * len(study[1]["roles"])
+    assert opened.locator("[data-method]").count() == 3 and opened.locator("[data-bar]").count() == 2 * len(
+        study[1]["roles"]
+    )
     assert "change of entropy" in opened.inner_text(".ramp >> xpath=..")
 
 

@@ -85,13 +85,22 @@ def test_methods_are_a_table_within_80_columns(capsys):
     assert code == 0 and max(map(len, out.splitlines())) <= 80 and "…" not in out
     assert all(re.search(rf"^{name} ", out, re.M) for name in METHODS)
     words = "".join(out.split())
-    assert all("".join(f"[{method.fidelity}]".split()) in words for method in METHODS.values()) and words.count("arXiv:2508.04349v6") == 4
+    assert (
+        all("".join(f"[{method.fidelity}]".split()) in words for method in METHODS.values())
+        and words.count("arXiv:2508.04349v6") == 4
+    )
 
 
 def test_a_method_in_full(capsys):
     code, out, _ = run(capsys, "methods", "gtpo")
     assert code == 0
-    for part in ("success   cᵢₜ ← ", "arXiv:2508.04349", "needs: entropy", "EntropyReward.alpha = (1.0, 0.1)", "Clip.high = 0.28"):
+    for part in (
+        "success   cᵢₜ ← ",
+        "arXiv:2508.04349",
+        "needs: entropy",
+        "EntropyReward.alpha = (1.0, 0.1)",
+        "Clip.high = 0.28",
+    ):
         assert part in out
     assert "dynamic sampling: prompts are drawn again" in run(capsys, "methods", "dapo")[1]
 
@@ -111,7 +120,10 @@ def test_missing_things_are_named(capsys, tmp_path):
     gone = tmp_path / "a.yaml"
     assert refused(capsys, "train", "--config", gone, "--out", tmp_path / "x") == f"{gone}: No such file or directory"
     assert refused(capsys, "report", tmp_path / "gone") == f"{tmp_path}/gone: no such directory"
-    assert refused(capsys, "report", tmp_path) == f"{tmp_path}: no run or study here (no run.json, no result.json of `tokencredit study`)"
+    assert (
+        refused(capsys, "report", tmp_path)
+        == f"{tmp_path}: no run or study here (no run.json, no result.json of `tokencredit study`)"
+    )
     (tmp_path / "a.log").touch()
     assert refused(capsys, "report", tmp_path / "a.log") == f"no directory of a run or study in: {tmp_path}/a.log"
     assert "no such model" in refused(capsys, "evaluate", "--model", tmp_path / "gone")
@@ -129,7 +141,9 @@ def test_an_error_keeps_its_notes_and_a_fault_of_ours_says_so(capsys, monkeypatc
     noted.add_note("raised by the reward function mine")
     assert fail(noted) == "a reward of nan\nraised by the reward function mine"
     assert fail(OSError(28, "No space left on device", "runs/[a]")) == "runs/[a]: No space left on device"
-    assert fail(KeyError("mask")).startswith("KeyError: mask. This looks like a fault in tokencredit; TOKENCREDIT_TRACEBACK=1 shows")
+    assert fail(KeyError("mask")).startswith(
+        "KeyError: mask. This looks like a fault in tokencredit; TOKENCREDIT_TRACEBACK=1 shows"
+    )
     monkeypatch.setenv("TOKENCREDIT_TRACEBACK", "1")
     with pytest.raises(ValueError, match="a reward of nan"):
         monkeypatch.setattr("tokencredit.cli._methods", lambda args: (_ for _ in ()).throw(noted))
@@ -153,13 +167,24 @@ def test_world_shows_itself(capsys):
 
 
 def test_report_takes_runs_and_studies(capsys, tmp_path):
-    """Alone, mixed, from the directory above, and two studies on one page; a study that was cut short and other results are refused."""
+    """Alone, mixed, from the directory above, and two studies on one page; a study that was cut short and other results
+    are refused.
+    """
     from test_correlation_report import study
     from tokencredit.runs import Run
 
     def record(name, method_name):
-        return Run.create(tmp_path / "all" / name, name=name, method="m", method_name=method_name, task="reckon", model="reckon", config={},
-                          seed=0, command="c")  # fmt: skip
+        return Run.create(
+            tmp_path / "all" / name,
+            name=name,
+            method="m",
+            method_name=method_name,
+            task="reckon",
+            model="reckon",
+            config={},
+            seed=0,
+            command="c",
+        )
 
     record("grpo-0", "grpo")
     first, second = (record(name, "correlation").path for name in ("first", "second"))
@@ -171,14 +196,20 @@ def test_report_takes_runs_and_studies(capsys, tmp_path):
     code, out, _ = run(capsys, "report", first, "--out", page)
     assert code == 0 and "Report of 1 study: " in out and page.read_text().count('id="proxies-against-effects"') == 1
     code, out, _ = run(capsys, "report", tmp_path / "all" / "grpo-0", second, "--out", page)
-    assert code == 0 and "Report of 1 run and 1 study: " in out and '<h2 id="correlations-title">Correlations</h2>' in page.read_text()
+    assert (
+        code == 0
+        and "Report of 1 run and 1 study: " in out
+        and '<h2 id="correlations-title">Correlations</h2>' in page.read_text()
+    )
     code, out, _ = run(capsys, "report", tmp_path / "all", "--out", page)
     assert code == 0 and "Report of 1 run and 2 studies: " in out and f"{first}: Correlations</h2>" in page.read_text()
     anchors = re.findall(r'<section id="([^"]+)"', page.read_text())
     assert len(anchors) == len(set(anchors))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result.json").write_text('{"figures": {}}')
-    assert refused(capsys, "report", first, tmp_path / "other", "--out", page).startswith(f"{tmp_path}/other: no run or study here")
+    assert refused(capsys, "report", first, tmp_path / "other", "--out", page).startswith(
+        f"{tmp_path}/other: no run or study here"
+    )
 
 
 def test_evaluate_prints_and_writes_its_figures(capsys, tmp_path):
@@ -195,10 +226,25 @@ def test_evaluate_prints_and_writes_its_figures(capsys, tmp_path):
 
 def test_evaluate_takes_the_task_of_a_run_and_options(capsys, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"question": "<bos> 7 + 3 * 2 =", "answer": "3"}\n')
-    config = {"task": str(tmp_path / "rows.jsonl"), "task_options": {"prompt": "question", "test": str(tmp_path / "rows.jsonl")}}
+    config = {
+        "task": str(tmp_path / "rows.jsonl"),
+        "task_options": {"prompt": "question", "test": str(tmp_path / "rows.jsonl")},
+    }
     (tmp_path / "run.json").write_text(json.dumps({"config": config, "model": "reckon"}))
-    assert refused(capsys, "evaluate", "--model", tmp_path) == f"the run {tmp_path} has no finished checkpoint yet; it starts from reckon"
-    options = ["--option", "prompt=question", "--option", f"test={tmp_path}/rows.jsonl", "--max-new-tokens", 20, "--samples", 2]
+    assert (
+        refused(capsys, "evaluate", "--model", tmp_path)
+        == f"the run {tmp_path} has no finished checkpoint yet; it starts from reckon"
+    )
+    options = [
+        "--option",
+        "prompt=question",
+        "--option",
+        f"test={tmp_path}/rows.jsonl",
+        "--max-new-tokens",
+        20,
+        "--samples",
+        2,
+    ]
     code, out, _ = run(capsys, "evaluate", "--task", tmp_path / "rows.jsonl", *options)
     assert code == 0 and "1 prompts" in out
     (tmp_path / "rows.jsonl").write_text('{"question": "<bos> 7 =", "answer": "3"}\n\n{"question": "<bos> 8 ="}\n')
@@ -207,8 +253,14 @@ def test_evaluate_takes_the_task_of_a_run_and_options(capsys, tmp_path):
 
 def test_ended_from_outside_a_command_cleans_up():
     """SIGTERM runs the same endings as an exception does: nothing that was started is left behind."""
-    script = "import time, tokencredit.cli as cli\ncli._methods = lambda args: (print('ready', flush=True), time.sleep(60))\n"
-    script += "import sys; sys.argv = ['tokencredit', 'methods']\ntry:\n    cli.main()\nfinally:\n    print('cleaned', flush=True)"
+    script = (
+        "import time, tokencredit.cli as cli\ncli._methods = lambda args: (print('ready', flush=True),"
+        " time.sleep(60))\n"
+    )
+    script += (
+        "import sys; sys.argv = ['tokencredit', 'methods']\ntry:\n    cli.main()\nfinally:\n    print('cleaned',"
+        " flush=True)"
+    )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "ready\n"
     child.send_signal(signal.SIGTERM)

@@ -1,4 +1,6 @@
-"""Comparing methods at an equal budget: what a run may spend, what is read off its curves, verdicts against known truths, whole studies."""
+"""Comparing methods at an equal budget: what a run may spend, what is read off its curves, verdicts against known
+truths, whole studies.
+"""
 
 import io
 import json
@@ -34,7 +36,9 @@ from tokencredit.studies.processes import Forked, run_all
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out, part_of
 
-TINY = TrainConfig(prompts=4, group=4, steps=4, updates=1, eval_prompts=8, eval_samples=2, record_every=0, save_every=2, threads=1)
+TINY = TrainConfig(
+    prompts=4, group=4, steps=4, updates=1, eval_prompts=8, eval_samples=2, record_every=0, save_every=2, threads=1
+)
 SETTINGS = ("prompts=4", "group=4", "updates=1", "eval_prompts=8", "eval_samples=2")
 SMALL = [*(word for setting in SETTINGS for word in ("--set", setting)), "--steps", "2", "--final-prompts", "16"]
 
@@ -44,7 +48,7 @@ def config(**changes):
     return CompareConfig(**usual | changes)
 
 
-# --- budgets ----------------------------------------------------------------------------------------------------------------------
+# --- budgets ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["grpo", "dapo"])
@@ -60,7 +64,9 @@ def test_a_run_ends_when_its_budget_is_spent(tmp_path, method, budget):
     if unit == "rollouts":  # dynamic sampling draws no more than is left, so both spend the very same
         assert records[-1]["rollouts"] == 64 and all(record["rollouts"] % 16 == 0 for record in records)
     drawn = [record.get("dynamic_sampling/drawn_groups", 4) * 4 for record in records]
-    assert [record["rollouts"] for record in records] == np.cumsum(drawn).tolist(), "what dynamic sampling left out counts"
+    assert [record["rollouts"] for record in records] == np.cumsum(drawn).tolist(), (
+        "what dynamic sampling left out counts"
+    )
     tokens = np.cumsum([record["length"] * rollouts for record, rollouts in zip(records, drawn)])
     assert [record["tokens"] for record in records] == pytest.approx(tokens.tolist())
     # An evaluation wherever a further mark was passed, at the end too; each says what was spent until then.
@@ -87,15 +93,23 @@ def test_a_run_that_was_killed_spends_what_one_in_one_piece_does(tmp_path):
     again = train(spends, tmp_path / "cut")
     kept = ("step", "rollouts", "tokens")
     for records in ("metrics", "evaluations"):
-        assert [[r[k] for k in kept] for r in getattr(again, records)()] == [[r[k] for k in kept] for r in getattr(whole, records)()]
+        assert [[r[k] for k in kept] for r in getattr(again, records)()] == [
+            [r[k] for k in kept] for r in getattr(whole, records)()
+        ]
     assert [r["by_prompt"] for r in again.evaluations()] == [r["by_prompt"] for r in whole.evaluations()]
 
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"rollouts": 0}, "must be a positive number"), ({"rollouts": True}, "positive number"), ({"marks": 3}, "takes one of rollouts"),
-     ({"rollouts": 9, "tokens": 9}, "takes one of"), ({"steps": 9}, "takes one of"), ({"rollouts": 9, "marks": 0}, "at least 1")],
-)  # fmt: skip
+    [
+        ({"rollouts": 0}, "must be a positive number"),
+        ({"rollouts": True}, "positive number"),
+        ({"marks": 3}, "takes one of rollouts"),
+        ({"rollouts": 9, "tokens": 9}, "takes one of"),
+        ({"steps": 9}, "takes one of"),
+        ({"rollouts": 9, "marks": 0}, "at least 1"),
+    ],
+)
 def test_a_budget_that_means_nothing_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(budget=options)
@@ -104,10 +118,12 @@ def test_a_budget_that_means_nothing_is_refused(options, message):
 def test_marks_are_equal_parts():
     budget = Budget.of({"tokens": 30, "marks": 3})
     assert [budget.mark({"tokens": n}) for n in (0, 9, 10, 19, 20, 29, 30, 99)] == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert Budget.of({}) is None and Budget("rollouts", 0.3, 3).mark({"rollouts": 0.1}) == 1, "0.1 / 0.3 · 3 rounds to just under 1"
+    assert Budget.of({}) is None and Budget("rollouts", 0.3, 3).mark({"rollouts": 0.1}) == 1, (
+        "0.1 / 0.3 · 3 rounds to just under 1"
+    )
 
 
-# --- prompts to choose by, prompts to report --------------------------------------------------------------------------------------
+# --- prompts to choose by, prompts to report --------------------------------------------------------------------------
 
 
 def test_the_parts_of_the_held_out_prompts_have_none_in_common(tmp_path):
@@ -125,10 +141,12 @@ def test_the_parts_of_the_held_out_prompts_have_none_in_common(tmp_path):
     assert part_of([{"role": "user", "content": "2 + 2"}]) == part_of([{"content": "2 + 2", "role": "user"}])
 
 
-# --- intervals over seeds and prompts ---------------------------------------------------------------------------------------------
+# --- intervals over seeds and prompts ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seeds, prompts, spread", [(5, 64, (0.03, 0.2, 0.1)), (4, 128, (0.05, 0.0, 0.2)), (5, 64, (0.0, 0.2, 0.1))])
+@pytest.mark.parametrize(
+    "seeds, prompts, spread", [(5, 64, (0.03, 0.2, 0.1)), (4, 128, (0.05, 0.0, 0.2)), (5, 64, (0.0, 0.2, 0.1))]
+)
 def test_intervals_cover_what_other_seeds_and_prompts_would_give(seeds, prompts, spread):
     rng, num, covered, rejected = np.random.default_rng(0), 400, 0, 0
     weights = Prompts(prompts, 200, 0).weights
@@ -156,7 +174,7 @@ def test_with_one_kind_of_variation_the_interval_is_students():
     assert (nothing.estimate().low, nothing.estimate().high, nothing.p_value()) == (0, 0, 1)
 
 
-# --- curves -----------------------------------------------------------------------------------------------------------------------
+# --- curves -----------------------------------------------------------------------------------------------------------
 
 
 def first_at(grid, curve, target):
@@ -184,18 +202,32 @@ def test_curves_are_read_between_evaluations_off_straight_lines():
     assert on_grid(grid, share[:2], values[:2])[-1] == pytest.approx([0.37, 0.63]), "the last value holds to the end"
 
 
-# --- made-up runs with known truths -----------------------------------------------------------------------------------------------
+# --- made-up runs with known truths -----------------------------------------------------------------------------------
 
 
 def make_run(path, job, level, seed, rng, prompts=64, final=256, entropy=(0.4, 0.2), seconds=10.0):
-    """A run whose pass@1 rises from 0.2 to `level` in a straight line over its budget, on prompts of various difficulty."""
-    run = Run.create(path, name=path.name, method="m", method_name=job.config.method, task="reckon", model="reckon",
-                     config=job.config.as_dict(), seed=seed, command="x")  # fmt: skip
+    """A run whose pass@1 rises from 0.2 to `level` in a straight line over its budget, on prompts of various
+    difficulty.
+    """
+    run = Run.create(
+        path,
+        name=path.name,
+        method="m",
+        method_name=job.config.method,
+        task="reckon",
+        model="reckon",
+        config=job.config.as_dict(),
+        seed=seed,
+        command="x",
+    )
 
     def evaluation(share, step, num, split):
         chance = np.clip(0.2 + share * (level - 0.2) + 0.05 * np.sin(np.arange(num)), 0, 1)
-        found = {"correct": rng.binomial(8, chance).tolist(), "length": [10.0] * num,
-                 "entropy": [entropy[0] + share * (entropy[1] - entropy[0])] * num}  # fmt: skip
+        found = {
+            "correct": rng.binomial(8, chance).tolist(),
+            "length": [10.0] * num,
+            "entropy": [entropy[0] + share * (entropy[1] - entropy[0])] * num,
+        }
         spent = {"seconds": seconds * share, "rollouts": int(64 * share), "tokens": int(640 * share)}
         run.log_evaluation({"step": step, **spent, "split": split, "by_prompt": found, "num_samples": 8})
 
@@ -210,18 +242,30 @@ def make_run(path, job, level, seed, rng, prompts=64, final=256, entropy=(0.4, 0
 
 
 def made_study(folder, levels, seeds=4, by_seed=0.0, study=None, **more):
-    """The result over runs of the methods with these final pass@1; `by_seed` is what a seed adds, the same for every method."""
+    """The result over runs of the methods with these final pass@1; `by_seed` is what a seed adds, the same for every
+    method.
+    """
     study, rng = study or config(), np.random.default_rng(0)
     shift = by_seed * np.linspace(-1, 1, seeds) if seeds > 1 else [0.0]
     jobs = [study.job(method, 1.0, seed, final=True) for method in levels for seed in range(seeds)]
     for job in jobs:
         own = {key: value[job.config.method] for key, value in more.items() if job.config.method in value}
-        make_run(folder / job.name, job, levels[job.config.method] + shift[job.config.seed], job.config.seed, rng, **own)
+        make_run(
+            folder / job.name, job, levels[job.config.method] + shift[job.config.seed], job.config.seed, rng, **own
+        )
     assert all(finished(folder, job) for job in jobs)
     chosen = choose(study, folder, list(levels), [])
     found = figures(study, folder, jobs, "grpo", chosen, Settings(), "tokencredit study compare")
-    return found | {"command": "tokencredit study compare", "seeds": list(range(seeds)), "config": study.as_dict(), "baseline": "grpo",
-                    "failed": {}, "wall": 1.0, "workers": 1, "study": "compare"}  # fmt: skip
+    return found | {
+        "command": "tokencredit study compare",
+        "seeds": list(range(seeds)),
+        "config": study.as_dict(),
+        "baseline": "grpo",
+        "failed": {},
+        "wall": 1.0,
+        "workers": 1,
+        "study": "compare",
+    }
 
 
 def verdicts_of(result, measure):
@@ -234,7 +278,9 @@ def test_verdicts_find_what_was_put_there_and_nothing_else(tmp_path):
     expected = {"dapo": "better", "gtpo": "worse", "grpo_s": "not resolved at this budget"}
     assert verdicts_of(result, "area") == verdicts_of(result, "pass@1") == expected
     told = result["figures"]["difference/pass@1/dapo"]
-    assert told["low"] < 0.15 < told["high"] and told["high"] - told["low"] < 0.1, "what seeds share is taken out by pairing"
+    assert told["low"] < 0.15 < told["high"] and told["high"] - told["low"] < 0.1, (
+        "what seeds share is taken out by pairing"
+    )
     own = result["figures"]["dapo/pass@1"]
     assert own["high"] - own["low"] > 0.2 and own["seed"] == [0, 1, 2, 3] and own["unit"] == "share of samples"
     assert told["command"] == "tokencredit study compare" and told["p"] <= told["holm"]
@@ -250,33 +296,48 @@ def test_verdicts_find_what_was_put_there_and_nothing_else(tmp_path):
 
 
 def test_the_table_fits_80_columns(tmp_path):
-    result, page = made_study(tmp_path, {"grpo": 0.7, "ptw_gradient_norm": 0.5, "entropy_advantage": 0.9}, seeds=2), io.StringIO()
+    result, page = (
+        made_study(tmp_path, {"grpo": 0.7, "ptw_gradient_norm": 0.5, "entropy_advantage": 0.9}, seeds=2),
+        io.StringIO(),
+    )
     Console(file=page, width=80).print(table(result))
     lines = page.getvalue().splitlines()
     assert len(lines) == 4 and max(map(len, lines)) <= 80 and "…" not in page.getvalue(), page.getvalue()
 
 
 def test_equal_methods_are_seldom_told_apart(tmp_path):
-    """Fourteen methods of one level: Holm keeps the chance of any false verdict at 5 % per measure; three are bounded well below five."""
-    result = made_study(tmp_path, dict.fromkeys([name for name in COMPARED if name != "exact_value"], 0.7), by_seed=0.05)
+    """Fourteen methods of one level: Holm keeps the chance of any false verdict at 5 % per measure; three are bounded
+    well below five.
+    """
+    result = made_study(
+        tmp_path, dict.fromkeys([name for name in COMPARED if name != "exact_value"], 0.7), by_seed=0.05
+    )
     assert sum(row["verdict"] != "not resolved at this budget" for row in result["verdicts"]) <= 2
     assert min(row["holm"] for row in result["verdicts"]) >= min(row["p"] for row in result["verdicts"]) > 0
 
 
 def test_collapse_times_and_one_seed(tmp_path):
-    result = made_study(tmp_path, {"grpo": 0.7, "dapo": 0.3}, seeds=1, entropy={"dapo": (0.4, 0.05)}, seconds={"dapo": 25.0})
+    result = made_study(
+        tmp_path, {"grpo": 0.7, "dapo": 0.3}, seeds=1, entropy={"dapo": (0.4, 0.05)}, seconds={"dapo": 25.0}
+    )
     grpo, dapo = result["methods"]
     assert (grpo["collapsed"], dapo["collapsed"]) == (0, 1) and (grpo["never"], dapo["never"]) == (0, 1)
     assert result["figures"]["dapo/overhead"]["value"] == pytest.approx(2.5)
     assert result["figures"]["dapo/seconds_update"]["value"] == pytest.approx(25)
     assert set(verdicts_of(result, "pass@1").values()) == {"not resolved at this budget"}
     said = " ".join(result["findings"])
-    assert "One seed: intervals are over prompts alone" in said and "dapo (1 of 1)" in said and "25 % of the initial" in said
+    assert (
+        "One seed: intervals are over prompts alone" in said
+        and "dapo (1 of 1)" in said
+        and "25 % of the initial" in said
+    )
 
 
 def test_a_baseline_that_learned_nothing_has_no_target(tmp_path):
     result = made_study(tmp_path, {"grpo": 0.2, "gtpo": 0.5})
-    assert {row["measure"] for row in result["verdicts"]} == {"area", "pass@1"} and result["methods"][0]["never"] is None
+    assert {row["measure"] for row in result["verdicts"]} == {"area", "pass@1"} and result["methods"][0][
+        "never"
+    ] is None
     assert "the initial policy already has 80 %" in " ".join(result["findings"])
 
 
@@ -285,7 +346,11 @@ def test_curves_of_a_method_keep_seeds_and_prompts_apart(tmp_path):
     study = config()
     runs = {seed: Run.open(tmp_path / study.job("grpo", 1.0, seed, final=True).name) for seed in (2, 0, 1)}
     curves = Curves.read(runs, study.budget)
-    assert curves.seeds == [0, 1, 2] and curves.marks["pass@1"].shape == (3, 5, 64) and curves.final["pass@8"].shape == (3, 256)
+    assert (
+        curves.seeds == [0, 1, 2]
+        and curves.marks["pass@1"].shape == (3, 5, 64)
+        and curves.final["pass@8"].shape == (3, 256)
+    )
     record = runs[2].evaluations()[3]
     assert curves.marks["pass@1"][2, 3] == pytest.approx(np.array(record["by_prompt"]["correct"]) / 8)
     assert curves.at([2]).marks["pass@1"] == pytest.approx(curves.marks["pass@1"][2:])
@@ -294,40 +359,71 @@ def test_curves_of_a_method_keep_seeds_and_prompts_apart(tmp_path):
     assert means == pytest.approx(np.einsum("rp,sgp->rsg", weights, curves.marks["length"]))
 
 
-# --- learning rates ---------------------------------------------------------------------------------------------------------------
+# --- learning rates ---------------------------------------------------------------------------------------------------
 
 
 def test_the_rate_is_chosen_by_the_second_half_on_validation_prompts(tmp_path):
     study, rng = config(rates=(4.0, 1.0, 2.0), check_seeds=2), np.random.default_rng(3)
     assert study.rates == (1.0, 2.0, 4.0)
     levels = {"grpo": {1.0: 0.5, 2.0: 0.9, 4.0: 0.6}, "gtpo": {1.0: 0.4, 2.0: 0.5, 4.0: 0.95}}
-    checks = [study.job(method, factor, seed, final=False) for method in levels for factor in study.rates for seed in range(2)]
+    checks = [
+        study.job(method, factor, seed, final=False) for method in levels for factor in study.rates for seed in range(2)
+    ]
     for job in checks:
         assert job.config.eval_part == "validation" and job.config.seed >= CHECK_SEED and job.final is None
         assert job.config.learning_rate == pytest.approx(TINY.learning_rate * job.factor)
         make_run(tmp_path / job.name, job, levels[job.config.method][job.factor], job.config.seed, rng)
     found = choose(study, tmp_path, ["grpo", "gtpo", "dapo"], checks)
-    assert [found[m]["factor"] for m in found] == [2.0, 4.0, 1.0] and [found[m]["edge"] for m in found] == [None, "highest", None]
+    assert [found[m]["factor"] for m in found] == [2.0, 4.0, 1.0] and [found[m]["edge"] for m in found] == [
+        None,
+        "highest",
+        None,
+    ]
     # From half of the budget on the line from 0.2 to 0.9 is at 0.55, 0.725, 0.9: 0.725 on average.
-    assert np.mean(found["grpo"]["scores"][2.0]) == pytest.approx(0.725, abs=0.02) and len(found["grpo"]["scores"][2.0]) == 2
+    assert (
+        np.mean(found["grpo"]["scores"][2.0]) == pytest.approx(0.725, abs=0.02)
+        and len(found["grpo"]["scores"][2.0]) == 2
+    )
     final = study.job("grpo", 2.0, 0, final=True)
-    assert final.config.eval_part == "final" and final.config.seed == 0 and final.config.learning_rate == 2 * TINY.learning_rate
+    assert (
+        final.config.eval_part == "final"
+        and final.config.seed == 0
+        and final.config.learning_rate == 2 * TINY.learning_rate
+    )
     assert final.name != study.job("grpo", 4.0, 0, final=True).name, "another choice is another directory"
 
 
 def test_commands_are_those_that_anybody_would_type(tmp_path):
     job = config().job("gtpo", 2.0, 3, final=True)
     args = make_parser().parse_args(shlex.split(command_of(job.config, tmp_path / "x"))[1:])
-    assert engines.read_config(args.config, args.settings, task=args.task, method=args.method, seed=args.seed) == job.config
+    assert (
+        engines.read_config(args.config, args.settings, task=args.task, method=args.method, seed=args.seed)
+        == job.config
+    )
 
 
-# --- whole studies ----------------------------------------------------------------------------------------------------------------
+# --- whole studies ----------------------------------------------------------------------------------------------------
 
 
 def test_a_study_a_run_that_fails_and_a_study_that_goes_on(tmp_path, capsys):
     out = tmp_path / "study"
-    argv = ["study", "compare", "--methods", "grpo", "gtpo", "--seeds", "2", "--rates", "1", "2", "--workers", "2", *SMALL,
-            "--out", str(out)]  # fmt: skip
+    argv = [
+        "study",
+        "compare",
+        "--methods",
+        "grpo",
+        "gtpo",
+        "--seeds",
+        "2",
+        "--rates",
+        "1",
+        "2",
+        "--workers",
+        "2",
+        *SMALL,
+        "--out",
+        str(out),
+    ]
     (out / "runs").mkdir(parents=True)
     for factor in (1, 2):
         (out / "runs" / f"gtpo-x{factor}-1").write_text("in the way")
@@ -335,7 +431,11 @@ def test_a_study_a_run_that_fails_and_a_study_that_goes_on(tmp_path, capsys):
     text = capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     [failed] = result["failed"]
-    assert failed.startswith("runs/gtpo-x") and f"{failed} failed: exit 1: error:" in text.replace("\n", " ") and str(out / failed) in text
+    assert (
+        failed.startswith("runs/gtpo-x")
+        and f"{failed} failed: exit 1: error:" in text.replace("\n", " ")
+        and str(out / failed) in text
+    )
     assert [m["seeds"] for m in result["methods"]] == [[0, 1], [0]] and len(list((out / "checks").glob("*-x*-0"))) == 4
     assert {row["seeds"][-1] for row in result["verdicts"] if row["method"] == "gtpo"} == {0}
     runs = [path for path in out.glob("*/*/metrics.jsonl")]
@@ -350,7 +450,10 @@ def test_a_study_a_run_that_fails_and_a_study_that_goes_on(tmp_path, capsys):
     capsys.readouterr()
     assert main(["study", "compare", "--table", "--out", str(out)]) == 0
     assert capsys.readouterr().out == (out / "table.md").read_text()
-    assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0 and "Verdicts" in (tmp_path / "page.html").read_text()
+    assert (
+        main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
+        and "Verdicts" in (tmp_path / "page.html").read_text()
+    )
     capsys.readouterr()
     # Another configuration is refused, and the field that differs is named.
     assert main([*argv[:-2], "--set", "learning_rate=1e-3", "--out", str(out)]) == 1
@@ -388,7 +491,9 @@ def test_without_a_baseline_there_is_no_comparison(tmp_path):
 def test_a_budget_that_the_batches_cannot_spend_fails_the_run(tmp_path):
     job = replace(config(budget=Budget("tokens", 1e5, 2)).job("grpo", 1.0, 0, final=True), final=None)
     why = run_jobs(tmp_path, [job], 1, "runs", Tell())
-    assert "tokens were left after 4 rollout batches: allow more with --steps" in why[job.name] and not finished(tmp_path, job)
+    assert "tokens were left after 4 rollout batches: allow more with --steps" in why[job.name] and not finished(
+        tmp_path, job
+    )
 
 
 def test_a_run_of_another_configuration_is_refused_by_name(tmp_path):
@@ -402,14 +507,26 @@ def test_a_run_of_another_configuration_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(["--methods", "grpo", "gtp"], 'Did you mean "gtpo"'), (["--methods", "dapo", "gtpo"], "the baseline grpo is not among the methods"),
-     (["--baseline", "dappo"], 'Did you mean "dapo"'), (["--methods", "grpo"], "needs another method"), (["--seeds", "0"], "seeds must be"),
-     (["--budget", "hours"], "--budget is rollouts, tokens, seconds"), (["--budget", "tokens"], "say how many"),
-     (["--budget", "rollouts=-3"], "positive number"), (["--rates", "0"], "positive multiples"), (["--rates", "1", "1"], "different"),
-     (["--set", "seed=3"], "for the study to decide"), (["--set", "budget.rollouts=3"], "for the study to decide"),
-     (["--set", "promts=3"], "did you mean prompts"), (["--workers", "0"], "workers must be"), (["--table"], "holds no finished study"),
-     (["--final-prompts", "0"], "final_prompts must be"), (["--steps", "0"], "steps must be at least 1")],
-)  # fmt: skip
+    [
+        (["--methods", "grpo", "gtp"], 'Did you mean "gtpo"'),
+        (["--methods", "dapo", "gtpo"], "the baseline grpo is not among the methods"),
+        (["--baseline", "dappo"], 'Did you mean "dapo"'),
+        (["--methods", "grpo"], "needs another method"),
+        (["--seeds", "0"], "seeds must be"),
+        (["--budget", "hours"], "--budget is rollouts, tokens, seconds"),
+        (["--budget", "tokens"], "say how many"),
+        (["--budget", "rollouts=-3"], "positive number"),
+        (["--rates", "0"], "positive multiples"),
+        (["--rates", "1", "1"], "different"),
+        (["--set", "seed=3"], "for the study to decide"),
+        (["--set", "budget.rollouts=3"], "for the study to decide"),
+        (["--set", "promts=3"], "did you mean prompts"),
+        (["--workers", "0"], "workers must be"),
+        (["--table"], "holds no finished study"),
+        (["--final-prompts", "0"], "final_prompts must be"),
+        (["--steps", "0"], "steps must be at least 1"),
+    ],
+)
 def test_what_means_nothing_is_refused_before_anything_is_made(tmp_path, capsys, arguments, message):
     assert main(["study", "compare", "--out", str(tmp_path / "x"), *arguments]) == 1
     assert message in capsys.readouterr().err.replace("\n", " ") and not (tmp_path / "x").exists()
@@ -419,14 +536,19 @@ def test_methods_that_a_task_cannot_give_are_left_out_or_refused(tmp_path, capsy
     lines = [json.dumps({"prompt": f"{n} + {n} =", "answer": str(2 * n)}) + "\n" for n in range(400)]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
     task = load(str(tmp_path / "rows.jsonl"))
-    assert unavailable(COMPARED, load("reckon")) == {} and set(unavailable(COMPARED, task)) == {"exact_value", "oracle_positions"}
+    assert unavailable(COMPARED, load("reckon")) == {} and set(unavailable(COMPARED, task)) == {
+        "exact_value",
+        "oracle_positions",
+    }
     argv = ["study", "compare", "--task", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "x")]
     _, methods, _ = read_config(make_parser().parse_args(argv))
     assert methods == [name for name in COMPARED if name not in ("exact_value", "oracle_positions")]
     assert main([*argv, "--methods", "grpo", "exact_value"]) == 1
     assert "exact_value needs exact_value, which the task" in capsys.readouterr().err.replace("\n", " ")
     (tmp_path / "rows.jsonl").write_text("".join(lines[:20]))
-    assert main(argv) == 1 and "held-out prompts in its validation part, too few" in capsys.readouterr().err.replace("\n", " ")
+    assert main(argv) == 1 and "held-out prompts in its validation part, too few" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
 
 
 def test_defaults_and_quick_ask_for_what_they_say():
@@ -434,15 +556,26 @@ def test_defaults_and_quick_ask_for_what_they_say():
         return read_config(make_parser().parse_args(["study", "compare", *argv]))
 
     usual, methods, seeds = read()
-    assert methods == list(COMPARED) and seeds == 5 and usual.budget.amount == usual.base.steps * usual.base.prompts * usual.base.group
+    assert (
+        methods == list(COMPARED)
+        and seeds == 5
+        and usual.budget.amount == usual.base.steps * usual.base.prompts * usual.base.group
+    )
     quick, few, seeds = read("--quick")
-    assert set(few) < set(methods) and seeds == 3 and quick.rates == (1.0,) and quick.budget.amount < usual.budget.amount
+    assert (
+        set(few) < set(methods) and seeds == 3 and quick.rates == (1.0,) and quick.budget.amount < usual.budget.amount
+    )
     seconds, _, _ = read("--budget", "seconds=20", "--set", "learning_rate=1e-3")
-    assert (seconds.budget.unit, seconds.budget.amount, seconds.base.steps, seconds.base.learning_rate) == ("seconds", 20, 500, 1e-3)
+    assert (seconds.budget.unit, seconds.budget.amount, seconds.base.steps, seconds.base.learning_rate) == (
+        "seconds",
+        20,
+        500,
+        1e-3,
+    )
     assert read("--budget", "rollouts=1000")[0].base.steps == 4  # of 256 rollouts
 
 
-# --- processes --------------------------------------------------------------------------------------------------------------------
+# --- processes --------------------------------------------------------------------------------------------------------
 
 
 def fail(path):
@@ -456,11 +589,19 @@ def end_at_once(path):
 
 def test_a_forked_job_that_fails_or_is_killed_stops_no_other(tmp_path):
     heard = {}
-    starts = {name: lambda function=function, name=name: Forked(function, (tmp_path / name,), tmp_path / f"{name}.log")
-              for name, function in (("fails", fail), ("killed", end_at_once), ("well", write))}  # fmt: skip
+    starts = {
+        name: lambda function=function, name=name: Forked(function, (tmp_path / name,), tmp_path / f"{name}.log")
+        for name, function in (("fails", fail), ("killed", end_at_once), ("well", write))
+    }
     failed = run_all(starts, 2, lambda name, code: heard.setdefault(name, []).append(code))
-    assert sorted(failed) == ["fails", "killed"] and (heard["fails"][-1], heard["killed"][-1], heard["well"][-1]) == (1, -signal.SIGKILL, 0)
-    assert (tmp_path / "well").read_text() == "done" and "error: the [disk] is full" in (tmp_path / "fails.log").read_text()
+    assert sorted(failed) == ["fails", "killed"] and (heard["fails"][-1], heard["killed"][-1], heard["well"][-1]) == (
+        1,
+        -signal.SIGKILL,
+        0,
+    )
+    assert (tmp_path / "well").read_text() == "done" and "error: the [disk] is full" in (
+        tmp_path / "fails.log"
+    ).read_text()
 
 
 def write(path):
@@ -479,7 +620,9 @@ if __name__ == "__main__":
     Forked(sleeper.sleep, (), Path({str(tmp_path / "job.log")!r}))
     time.sleep(60)
 """)
-    (tmp_path / "sleeper.py").write_text("import os, time\ndef sleep():\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n")
+    (tmp_path / "sleeper.py").write_text(
+        "import os, time\ndef sleep():\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+    )
     asker = subprocess.Popen([sys.executable, str(script)])
     try:
         log = tmp_path / "job.log"
@@ -509,7 +652,7 @@ def wait_for(condition):
     raise AssertionError("it did not happen within a minute")
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------------------
+# --- the page ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -520,8 +663,13 @@ def page_path(tmp_path_factory):
     result["failed"] = {"runs/gtpo-x1-9": "exit 1: error: <script>alert(1)</script>"}
     figure = result["figures"]["grpo/pass@1"]
     result["figures"] |= {f"{m}/validation/x{f}": figure for m in ("grpo", "dapo") for f in (1, 2)}
-    result["rates"] = {m: [{"factor": float(f), "learning_rate": f * 5e-4, "figure": f"{m}/validation/x{f}", "chosen": f == 2}
-                           for f in (1, 2)] for m in ("grpo", "dapo")}  # fmt: skip
+    result["rates"] = {
+        m: [
+            {"factor": float(f), "learning_rate": f * 5e-4, "figure": f"{m}/validation/x{f}", "chosen": f == 2}
+            for f in (1, 2)
+        ]
+        for m in ("grpo", "dapo")
+    }
     (folder / "result.json").write_text(json.dumps(result))
     from tokencredit.report import compare as pages
 
@@ -530,8 +678,14 @@ def page_path(tmp_path_factory):
 
 def test_the_page_says_what_the_study_found(opened):
     assert opened.locator("main h2").all_text_contents() == [
-        "What was compared", "Verdicts", "Differences from the baseline", "Learning curves", "At the end of the budget", "Learning rates",
-        "Time and overhead"]  # fmt: skip
+        "What was compared",
+        "Verdicts",
+        "Differences from the baseline",
+        "Learning curves",
+        "At the end of the budget",
+        "Learning rates",
+        "Time and overhead",
+    ]
     rows = opened.locator("#verdicts tbody tr")
     assert rows.locator("th").all_text_contents() == ["grpo", "dapo", "gtpo"]
     assert rows.nth(1).locator(".verdict").all_text_contents() == ["✓ better"] * 3
@@ -540,8 +694,11 @@ def test_the_page_says_what_the_study_found(opened):
     marks = opened.locator("#differences-from-the-baseline .mark")
     assert [mark.get_attribute("class") for mark in marks.all()] == ["mark c0", "mark c1"]
     opened.get_by_label("Measure").first.select_option(label="mean pass@1 over the budget")
-    assert marks.count() == 2 and "mean pass@1 over the budget, difference from grpo" in opened.locator(
-        "#differences-from-the-baseline svg").text_content()  # fmt: skip
+    assert (
+        marks.count() == 2
+        and "mean pass@1 over the budget, difference from grpo"
+        in opened.locator("#differences-from-the-baseline svg").text_content()
+    )
     assert opened.locator("#learning-rates .ring").count() == 2
 
 

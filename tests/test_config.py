@@ -10,7 +10,9 @@ from tokencredit.engines.config import TrainConfig, field_table, read_config, re
 
 
 def test_file_then_flags_then_settings(tmp_path):
-    (tmp_path / "a.yaml").write_text("steps: 7\ngroup: 4\nlearning_rate: 5e-4\ntrl:\n  warmup_ratio: 1e-1\n  bf16: false\n")
+    (tmp_path / "a.yaml").write_text(
+        "steps: 7\ngroup: 4\nlearning_rate: 5e-4\ntrl:\n  warmup_ratio: 1e-1\n  bf16: false\n"
+    )
     found = read_config(tmp_path / "a.yaml", ["group=16", "trl.bf16=true", "trl.beta=.5"], steps=9, method=None)
     assert (found.steps, found.group, found.learning_rate, found.method) == (9, 16, 5e-4, "grpo")
     assert found.trl == {"warmup_ratio": 0.1, "bf16": True, "beta": 0.5}
@@ -21,9 +23,22 @@ def test_file_then_flags_then_settings(tmp_path):
 
 @pytest.mark.parametrize(
     "text, value",
-    [("5e-4", 5e-4), ("1E3", 1000.0), ("-2.e-1", -0.2), ("3", 3), ("[1, 2e-1]", [1, 0.2]), ("true", True), ("null", None),
-     ("none", "none"), ("batch", "batch"), ("e5", "e5"), ("{a: 1}", {"a": 1}), ("", None), ("a=b", "a=b")],
-)  # fmt: skip
+    [
+        ("5e-4", 5e-4),
+        ("1E3", 1000.0),
+        ("-2.e-1", -0.2),
+        ("3", 3),
+        ("[1, 2e-1]", [1, 0.2]),
+        ("true", True),
+        ("null", None),
+        ("none", "none"),
+        ("batch", "batch"),
+        ("e5", "e5"),
+        ("{a: 1}", {"a": 1}),
+        ("", None),
+        ("a=b", "a=b"),
+    ],
+)
 def test_settings_are_yaml_with_the_numbers_people_write(text, value):
     assert read_settings([f"x={text}"]) == {"x": value}
 

@@ -1,4 +1,6 @@
-"""The correlation study on the embedded world, small: its numbers, its validation against prefix trees, resuming, and bad input."""
+"""The correlation study on the embedded world, small: its numbers, its validation against prefix trees, resuming, and
+bad input.
+"""
 
 import json
 import shutil
@@ -17,8 +19,15 @@ from tokencredit.studies.correlation.study import CorrelationConfig, run
 from tokencredit.studies.stages import Stages
 from tokencredit.tasks import load
 
-CONFIG = CorrelationConfig(prompts=10, rollouts=16, bootstraps=40, condition_prompts=6, condition_samples=4, temperatures=(0.5, 1.0),
-                           proxies=("entropy", "surprisal", "head_norm"))  # fmt: skip
+CONFIG = CorrelationConfig(
+    prompts=10,
+    rollouts=16,
+    bootstraps=40,
+    condition_prompts=6,
+    condition_samples=4,
+    temperatures=(0.5, 1.0),
+    proxies=("entropy", "surprisal", "head_norm"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +61,9 @@ def test_the_figures_are_those_of_the_stored_tokens(result):
     value = result.figures["exact/before_after/spearman/entropy"]["value"]
     assert value == pytest.approx(stats.spearmanr(entropy, np.abs(effect)).statistic)
     top = effect[np.argsort(-entropy)][: int(0.2 * len(effect))]
-    assert result.figures["exact/before_after/captured/entropy"]["value"] == pytest.approx((top**2).sum() / (effect**2).sum(), abs=0.02)
+    assert result.figures["exact/before_after/captured/entropy"]["value"] == pytest.approx(
+        (top**2).sum() / (effect**2).sum(), abs=0.02
+    )
 
 
 def test_the_correction_is_nearer_to_the_truth_than_the_naive_figure(result):
@@ -79,7 +90,9 @@ def test_a_killed_study_goes_on_with_the_same_numbers(result, tmp_path):
 
 
 def test_sampled_effects_are_those_of_the_trees(policy):
-    """Standardised differences of before_after have mean 0 and are no wider than the rollouts' noise and the trees' brackets allow."""
+    """Standardised differences of before_after have mean 0 and are no wider than the rollouts' noise and the trees'
+    brackets allow.
+    """
     rows = measurement.held_out(policy.task, 4, 3)
     drawn = measurement.draw(policy, rows, 2, 3)
     rollouts, cost = measurement.roll_out(policy, rows, drawn, 64, 3)
@@ -113,17 +126,35 @@ def test_proxies_point_upwards(policy):
 
 
 def test_a_task_without_trees_is_measured_from_rollouts_alone(tmp_path):
-    config = CorrelationConfig(prompts=6, rollouts=8, bootstraps=40, condition_prompts=4, condition_samples=2, temperatures=(), exact="no",
-                               proxies=("entropy", "surprisal"))  # fmt: skip
+    config = CorrelationConfig(
+        prompts=6,
+        rollouts=8,
+        bootstraps=40,
+        condition_prompts=4,
+        condition_samples=2,
+        temperatures=(),
+        exact="no",
+        proxies=("entropy", "surprisal"),
+    )
     found = run(config, tmp_path / "study").study
-    assert found["exact"] == {} and found["validation"] == {} and set(found["sampled"]) == {"replace", "before_after", "spread"}
-    assert all(found["sampled"][name]["verdict"] in ("resolved", "unresolved at this budget") for name in found["sampled"])
+    assert (
+        found["exact"] == {}
+        and found["validation"] == {}
+        and set(found["sampled"]) == {"replace", "before_after", "spread"}
+    )
+    assert all(
+        found["sampled"][name]["verdict"] in ("resolved", "unresolved at this budget") for name in found["sampled"]
+    )
     assert "exact" not in found["view"][0]["before_after"]
 
 
 def test_bad_input_is_refused_before_anything_is_sampled():
-    for wrong, said in (({"temperature": 0.0}, "no alternative|nothing to compare"), ({"rollouts": 4}, "8 rollouts"),
-                        ({"exact": "maybe"}, "maybe"), ({"prompts": 2}, "4 prompts")):  # fmt: skip
+    for wrong, said in (
+        ({"temperature": 0.0}, "no alternative|nothing to compare"),
+        ({"rollouts": 4}, "8 rollouts"),
+        ({"exact": "maybe"}, "maybe"),
+        ({"prompts": 2}, "4 prompts"),
+    ):
         with pytest.raises(ValueError, match=said):
             CorrelationConfig(**wrong)
     with pytest.raises(ValueError, match="no finished checkpoint"):
@@ -134,7 +165,10 @@ def test_bad_input_is_refused_before_anything_is_sampled():
 
 def test_conditions_rank_calibration_against_agreement():
     """Three conditions, error .1 .2 .3 and captured .9 .5 .1: −1; draw 1 has the reverse: +1."""
-    rows = [{"draws": {"ece": np.array([e, e]), "captured": np.array([c, 1 - c])}} for e, c in ((0.1, 0.9), (0.2, 0.5), (0.3, 0.1))]
+    rows = [
+        {"draws": {"ece": np.array([e, e]), "captured": np.array([c, 1 - c])}}
+        for e, c in ((0.1, 0.9), (0.2, 0.5), (0.3, 0.1))
+    ]
     assert conditions.across(rows, "captured").tolist() == pytest.approx([-1, 1])
     assert np.isnan(conditions.across(rows[:2], "captured")).all()
     assert conditions.permutation_p(rows, "captured") == pytest.approx(2 / 6), "the order found and its reverse, of six"
@@ -143,9 +177,16 @@ def test_conditions_rank_calibration_against_agreement():
 
 
 def test_the_command_line_reaches_every_choice():
-    args = make_parser().parse_args(["study", "correlation", "--small", "--rollouts", "24", "--proxies", "entropy", "--policy", "a=b=c"])
+    args = make_parser().parse_args(
+        ["study", "correlation", "--small", "--rollouts", "24", "--proxies", "entropy", "--policy", "a=b=c"]
+    )
     config = read_config(args)
-    assert (config.prompts, config.rollouts, config.proxies, config.policies) == (SMALL["prompts"], 24, ("entropy",), {"a": "b=c"})
+    assert (config.prompts, config.rollouts, config.proxies, config.policies) == (
+        SMALL["prompts"],
+        24,
+        ("entropy",),
+        {"a": "b=c"},
+    )
     with pytest.raises(ValueError, match="LABEL=PATH"):
         read_config(make_parser().parse_args(["study", "correlation", "--policy", "x"]))
 
@@ -173,8 +214,16 @@ def test_prompts_that_always_or_never_succeed_have_nothing_to_resolve(tmp_path, 
             return CORRECT if always else WRONG
 
     monkeypatch.setattr(correlation, "load", lambda name: Settled())
-    config = CorrelationConfig(prompts=4, rollouts=8, bootstraps=20, condition_prompts=4, condition_samples=2, temperatures=(), exact="no",
-                               proxies=("entropy", "surprisal"))  # fmt: skip
+    config = CorrelationConfig(
+        prompts=4,
+        rollouts=8,
+        bootstraps=20,
+        condition_prompts=4,
+        condition_samples=2,
+        temperatures=(),
+        exact="no",
+        proxies=("entropy", "surprisal"),
+    )
     found = run(config, tmp_path / "study")
     for estimand in ("replace", "before_after", "spread"):
         assert found.study["sampled"][estimand]["verdict"] == "unresolved at this budget"

@@ -47,19 +47,23 @@ def make(reward, entropy=None, mask=None, group=None, **scores):
 
 
 def run(transform, rollouts, credit=None):
-    return transform(torch.zeros(rollouts.mask.shape, dtype=rollouts.reward.dtype) if credit is None else credit, rollouts)
+    return transform(
+        torch.zeros(rollouts.mask.shape, dtype=rollouts.reward.dtype) if credit is None else credit, rollouts
+    )
 
 
 def close(got, expected, at=None):
     tolerance = at or (1e-5 if got.dtype == torch.float32 else 1e-10)
-    torch.testing.assert_close(got.double(), torch.as_tensor(expected, dtype=torch.float64).view(got.shape), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        got.double(), torch.as_tensor(expected, dtype=torch.float64).view(got.shape), rtol=tolerance, atol=tolerance
+    )
 
 
 def batches(*scores, rewards="any", **more):
     return DTYPES.flatmap(lambda dtype: rollouts_strategy(scores, rewards=rewards, dtype=dtype, **more))
 
 
-# Against the reference --------------------------------------------------------------------------------------------------------------
+# Against the reference ------------------------------------------------------------------------------------------------
 
 OF_REWARD = {
     "group": (GroupCenter(), lambda b: reference.group_center(b, b.reward)),
@@ -74,7 +78,10 @@ OF_REWARD = {
         GroupRelativeOverlong(0.6, punish_failures=True),
         lambda b: reference.group_relative_overlong(b, b.reward, 0.6, True),
     ),
-    "dapo's chain": (Chain(Overlong(5, 2), GroupCenter()), lambda b: reference.group_center(b, reference.overlong(b, b.reward, 5, 2))),
+    "dapo's chain": (
+        Chain(Overlong(5, 2), GroupCenter()),
+        lambda b: reference.group_center(b, reference.overlong(b, b.reward, 5, 2)),
+    ),
 }
 
 
@@ -118,8 +125,13 @@ def test_polarity_center(level, scope, population, rollouts):
         warnings.simplefilter("ignore")
         center = PolarityCenter(scope=scope, population=population, level=level)
     chain = Chain(EntropyReward(alpha=(1.0, 0.3), level=level, scope=scope), center)
-    # Without the zeros a polarity's spread is α₂ times that of entropy ratios, so float32 roundings of 1 weigh more in it.
-    close(run(chain, rollouts), expected, at=2e-4 if population == "within_polarity" and rollouts.reward.dtype == torch.float32 else None)
+    # Without the zeros a polarity's spread is α₂ times that of entropy ratios, so float32 roundings of 1 weigh more in
+    # it.
+    close(
+        run(chain, rollouts),
+        expected,
+        at=2e-4 if population == "within_polarity" and rollouts.reward.dtype == torch.float32 else None,
+    )
 
 
 @pytest.mark.parametrize("normalise", ("min_max", "mean_one", "rank"))
@@ -136,7 +148,10 @@ def test_top_fraction_entropy_bonus_and_whitening(rollouts, seed, fraction):
     plain = credit.double().tolist()
     chosen = reference.top_tokens(batch, "x", fraction)
     close(run(TopFraction("x", fraction), rollouts, credit), reference.keep_only(batch, plain, chosen))
-    close(run(Above("x", fraction), rollouts, credit), reference.keep_only(batch, plain, reference.tokens_above(batch, "x", fraction)))
+    close(
+        run(Above("x", fraction), rollouts, credit),
+        reference.keep_only(batch, plain, reference.tokens_above(batch, "x", fraction)),
+    )
     close(run(EntropyBonus(), rollouts, credit), reference.entropy_advantage(batch, plain))
     close(run(BatchWhiten(), rollouts, credit), reference.batch_whiten(batch, plain))
     close(run(Score("x"), rollouts, credit), reference.keep_only(batch, batch.scores["x"], batch.everything()))
@@ -168,15 +183,19 @@ def test_token_sampling(settings, rollouts, seed):
     close(run(TokenSampling(**settings), rollouts, credit), reference.token_sampling(batch, plain, **settings))
 
 
-# Identities -------------------------------------------------------------------------------------------------------------------------
+# Identities -----------------------------------------------------------------------------------------------------------
 
 
 @given(rollouts=batches("x", "entropy"), seed=st.integers(0, 999))
 def test_strength_zero_and_fraction_one_are_the_identity(rollouts, seed):
-    rollouts = replace(rollouts, scores={**rollouts.scores, "uniform": torch.full_like(rollouts.mask, 0.999999, dtype=torch.float64)})
+    rollouts = replace(
+        rollouts, scores={**rollouts.scores, "uniform": torch.full_like(rollouts.mask, 0.999999, dtype=torch.float64)}
+    )
     credit = credit_like(rollouts, seed)
     plain = torch.where(rollouts.mask, credit, 0)
-    whole = (kind("x", 1.0, scope=scope) for kind in (TopFraction, TokenSampling) for scope in ("batch", "group", "row"))
+    whole = (
+        kind("x", 1.0, scope=scope) for kind in (TopFraction, TokenSampling) for scope in ("batch", "group", "row")
+    )
     for same in (Weight("x", 0.0), *whole, Above("x", -1.0), Chain()):
         assert torch.equal(run(same, rollouts, credit), plain)
     assert torch.equal(run(EntropyBonus(alpha=0.0), rollouts, credit), plain)
@@ -185,7 +204,9 @@ def test_strength_zero_and_fraction_one_are_the_identity(rollouts, seed):
 
 @given(rollouts=rollouts_strategy(("entropy",), rewards="binary"), alpha=st.tuples(st.floats(0, 2), st.floats(0, 2)))
 def test_proposition_2_2_column_sums(rollouts, alpha):
-    """At every position the shaped rewards of the d living successes sum to (α₁+α₂) d, those of the h living failures to −(α₁+α₂) h."""
+    """At every position the shaped rewards of the d living successes sum to (α₁+α₂) d, those of the h living failures
+    to −(α₁+α₂) h.
+    """
     credit = run(EntropyReward(alpha=alpha), rollouts)
     for group in rollouts.group.unique():
         for side, sign in ((rollouts.success, 1), (~rollouts.success, -1)):
@@ -204,10 +225,18 @@ def test_proposition_b_5_rollout_sums(rollouts):
             close(value[rows].sum(), sign * 1.1 * rows.sum().double(), at=1e-9)
 
 
-@given(rollouts=batches("entropy", rewards="binary"), compare=st.sampled_from(("column", "row", "matrix")), h=st.floats(0.05, 5))
+@given(
+    rollouts=batches("entropy", rewards="binary"),
+    compare=st.sampled_from(("column", "row", "matrix")),
+    h=st.floats(0.05, 5),
+)
 def test_uniform_entropy_makes_gtpo_plain(rollouts, compare, h):
-    """Equal entropies leave one number per group and polarity, that of its outcome, the same as without entropy (α₂ = 0) but scaled."""
-    level = Rollouts(rollouts.reward, rollouts.group, rollouts.mask, {"entropy": torch.full_like(rollouts.score("entropy"), h)})
+    """Equal entropies leave one number per group and polarity, that of its outcome, the same as without entropy (α₂ =
+    0) but scaled.
+    """
+    level = Rollouts(
+        rollouts.reward, rollouts.group, rollouts.mask, {"entropy": torch.full_like(rollouts.score("entropy"), h)}
+    )
     credit = run(Chain(EntropyReward(compare=compare), PolarityCenter()), level)
     plain = run(Chain(EntropyReward(alpha=(1.1, 0.0)), PolarityCenter()), rollouts)
     close(credit, plain)
@@ -219,26 +248,30 @@ def test_uniform_entropy_makes_gtpo_plain(rollouts, compare, h):
 
 @given(rollouts=batches("entropy"))
 def test_grpo_is_dapo_without_overlong_and_rloo_is_scaled_dr_grpo(rollouts):
-    assert torch.equal(run(Chain(Outcome(), Overlong(), GroupCenter()), rollouts), run(Chain(Outcome(), GroupCenter()), rollouts))
+    assert torch.equal(
+        run(Chain(Outcome(), Overlong(), GroupCenter()), rollouts), run(Chain(Outcome(), GroupCenter()), rollouts)
+    )
     size = torch.bincount(rollouts.group_index)[rollouts.group_index][:, None] if len(rollouts) else torch.ones(0, 1)
     centred = run(Chain(Outcome(), GroupCenter(scale="none")), rollouts)
     close(run(Chain(Outcome(), LeaveOneOut()), rollouts), centred.double() * size / (size - 1).clamp(min=1))
 
 
-# By hand ----------------------------------------------------------------------------------------------------------------------------
+# By hand --------------------------------------------------------------------------------------------------------------
 
 
 def test_gtpo_shaping_by_hand():
-    # Successes, H = [[3, 1], [1, 3]]: each column sums to 4 over 2 rollouts, so 3 -> 1 + 0.1 · 3/4 · 2 = 1.15 and 1 -> 1.05.
+    # Successes, H = [[3, 1], [1, 3]]: each column sums to 4 over 2 rollouts, so 3 -> 1 + 0.1 · 3/4 · 2 = 1.15 and 1 ->
+    # 1.05.
     close(run(EntropyReward(), make([1, 1], [[3, 1], [1, 3]])), [[1.15, 1.05], [1.05, 1.15]])
-    # Failures, H = [[4, 1], [1, 4]]: the inverses 1/4 and 1 sum to 5/4, so 4 -> −1 − 0.1 · (1/4)/(5/4) · 2 = −1.04 and 1 -> −1.16.
+    # Failures, H = [[4, 1], [1, 4]]: the inverses 1/4 and 1 sum to 5/4, so 4 -> −1 − 0.1 · (1/4)/(5/4) · 2 = −1.04 and
+    # 1 -> −1.16.
     close(run(EntropyReward(), make([0, 0], [[4, 1], [1, 4]])), [[-1.04, -1.16], [-1.16, -1.04]])
 
 
 def test_grpo_s_shaping_by_hand():
-    # Mean entropies 2 and 6 of two successes: 1 + 0.1 · 2 · 2/8 = 1.05 and 1 + 0.1 · 2 · 6/8 = 1.15.
-    # Mean entropies 1 and 3 of two failures, inverses 1 and 1/3: −1 − 0.1 · 2 · 3/4 = −1.15 and −1 − 0.1 · 2 · 1/4 = −1.05.
-    # (The mean of the inverses, rather than the inverse of the mean, would give row 2 a mean of (2 + 2/3)/2 = 4/3 instead of 1.)
+    # Mean entropies 2 and 6 of two successes: 1 + 0.1 · 2 · 2/8 = 1.05 and 1 + 0.1 · 2 · 6/8 = 1.15. Mean entropies 1
+    # and 3 of two failures, inverses 1 and 1/3: −1 − 0.1 · 2 · 3/4 = −1.15 and −1 − 0.1 · 2 · 1/4 = −1.05. (The mean of
+    # the inverses, rather than the inverse of the mean, would give row 2 a mean of (2 + 2/3)/2 = 4/3 instead of 1.)
     rollouts = make([1, 1, 0, 0], [[1, 3], [6, 6], [0.5, 1.5], [3, 3]])
     close(run(EntropyReward(level="sequence"), rollouts), [[1.05] * 2, [1.15] * 2, [-1.15] * 2, [-1.05] * 2])
 
@@ -258,8 +291,12 @@ def test_a_short_rollout_takes_no_part_in_later_columns():
 
 
 def test_the_zeros_of_the_other_polarity_belong_to_the_population():
-    # One success and one failure, one token each: shaped 1.1 and −1.1. R⁺ = {1.1, 0}: mean 0.55, std 1.1/√2; so ±0.55/(1.1/√2) = ±1/√2.
-    close(run(Chain(EntropyReward(), PolarityCenter(eps=0.0)), make([1, 0], [[2], [2]])), [[math.sqrt(0.5)], [-math.sqrt(0.5)]])
+    # One success and one failure, one token each: shaped 1.1 and −1.1. R⁺ = {1.1, 0}: mean 0.55, std 1.1/√2; so
+    # ±0.55/(1.1/√2) = ±1/√2.
+    close(
+        run(Chain(EntropyReward(), PolarityCenter(eps=0.0)), make([1, 0], [[2], [2]])),
+        [[math.sqrt(0.5)], [-math.sqrt(0.5)]],
+    )
 
 
 @given(rollouts=rollouts_strategy(("entropy",), rewards="binary"))
@@ -269,7 +306,9 @@ def test_within_polarity_erases_the_outcome_and_says_so(rollouts):
     credit = run(Chain(EntropyReward(), center), rollouts)
     for group in rollouts.group.unique():
         for side in (rollouts.success, ~rollouts.success):
-            close(credit[side & (rollouts.group == group)].sum(), 0.0, at=1e-8)  # mean zero on both sides: no outcome is left
+            close(
+                credit[side & (rollouts.group == group)].sum(), 0.0, at=1e-8
+            )  # mean zero on both sides: no outcome is left
 
 
 def test_zeros_included_keeps_the_outcome():
@@ -291,7 +330,9 @@ def test_shaped_reward_clips_by_hand():
 
 
 def test_overlong_by_hand():
-    rollouts = make([1, 1, 1, 1], [[1.0] * 5] * 4, mask=[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    rollouts = make(
+        [1, 1, 1, 1], [[1.0] * 5] * 4, mask=[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    )
     # L = 4, cache 2: lengths 2, 3, 4, 5 -> 0, −1/2, −1, −1.
     got = run(Chain(Outcome(), Overlong(4, 2)), rollouts)
     close(got[:, 0], [1.0, 0.5, 0.0, 0.0])
@@ -306,9 +347,11 @@ def test_group_relative_overlong_by_hand():
         rollouts = make(reward, [[1.0] * 6] * len(reward), mask=lengths(*numbers))
         return (run(GroupRelativeOverlong(**settings), rollouts))[:, 0]
 
-    # Easy, 3 of 4 right: of the right lengths 1, 2, 5 the mid-range 3 exceeds the mean 8/3; the 5 loses ½ · 2/3, the wrong 5 nothing.
+    # Easy, 3 of 4 right: of the right lengths 1, 2, 5 the mid-range 3 exceeds the mean 8/3; the 5 loses ½ · 2/3, the
+    # wrong 5 nothing.
     close(punished([1, 1, 1, 0], 1, 2, 5, 5), [0, 0, -1 / 3, 0])
-    # Medium, 3 of 5 right: of all lengths 1, 1, 6, 1, 1 the mid-range 3.5 exceeds the mean 2: the right 6 loses ½ · 2.5/3.5.
+    # Medium, 3 of 5 right: of all lengths 1, 1, 6, 1, 1 the mid-range 3.5 exceeds the mean 2: the right 6 loses ½ ·
+    # 2.5/3.5.
     close(punished([1, 1, 1, 0, 0], 1, 1, 6, 1, 1), [0, 0, -0.5 * 2.5 / 3.5, 0, 0])
     # Medium, half of them right: nobody, or the wrong 4 by ½ · 1.5/2.5.
     close(punished([1, 1, 0, 0], 1, 4, 4, 1), [0, 0, 0, 0])
@@ -323,7 +366,10 @@ def test_weights_by_hand():
     close(run(Weight("entropy", 0.5), rollouts, ones), [[1.25, 1.75]])  # the mean is 2: 1 + 0.5 · 1/2 and 1 + 0.5 · 3/2
     close(run(ProxyWeight("entropy"), rollouts, ones), [[0.0, 1.0]])
     close(run(ProxyWeight("entropy", "mean_one"), rollouts, ones), [[0.5, 1.5]])
-    close(run(ProxyWeight("entropy", "rank"), make([1], [[5, 5, 9, 0]]), torch.ones(1, 4).double()), [[1.0, 1.0, 1.75, 0.25]])
+    close(
+        run(ProxyWeight("entropy", "rank"), make([1], [[5, 5, 9, 0]]), torch.ones(1, 4).double()),
+        [[1.0, 1.0, 1.75, 0.25]],
+    )
     # −1 + min(0.4 · 1, 1/2) and −1 + min(0.4 · 3, 1/2).
     close(run(EntropyBonus(), rollouts, -ones), [[-0.6, -0.5]])
 
@@ -331,18 +377,24 @@ def test_weights_by_hand():
 def test_group_credit_by_hand():
     # Rewards 1, 0, 0, 1: mean 1/2, std (ddof 1) √(1/3).
     rollouts = make([1, 0, 0, 1])
-    close(run(Chain(Outcome(), GroupCenter(eps=0.0)), rollouts)[:, 0], [3**0.5 / 2, -(3**0.5) / 2, -(3**0.5) / 2, 3**0.5 / 2])
+    close(
+        run(Chain(Outcome(), GroupCenter(eps=0.0)), rollouts)[:, 0],
+        [3**0.5 / 2, -(3**0.5) / 2, -(3**0.5) / 2, 3**0.5 / 2],
+    )
     close(run(Chain(Outcome(), LeaveOneOut()), rollouts)[:, 0], [2 / 3, -2 / 3, -2 / 3, 2 / 3])  # 1 − (0 + 0 + 1)/3
 
 
-# Edges ------------------------------------------------------------------------------------------------------------------------------
+# Edges ----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_floor_bounds_the_inverse_and_nothing_else():
     high = make([0, 0, 1], [[0.05, 0.4], [2.0, 0.05], [0.05, 1.0]])
     for mean in ("arithmetic", "geometric"):
         close(run(EntropyReward(mean=mean), high), run(EntropyReward(mean=mean, floor=1e-9), high))
-        certain = run(EntropyReward(mean=mean, level="token"), make([0, 0, 1, 1], [[0.0, 1.0], [2.0, 0.0], [0.0, 0.0], [0.0, 3.0]]))
+        certain = run(
+            EntropyReward(mean=mean, level="token"),
+            make([0, 0, 1, 1], [[0.0, 1.0], [2.0, 0.0], [0.0, 0.0], [0.0, 3.0]]),
+        )
         assert torch.isfinite(certain).all() and (certain[:2] >= -1 - 0.1 * 15).all()
     # A high floor bounds H from below, never 1/H: entropies above it count as they are.
     close(run(EntropyReward(mean="geometric", floor=0.5), make([0, 0], [[4], [16]])), [[-1 - 0.1 * 2], [-1 - 0.1 / 2]])
@@ -352,7 +404,9 @@ def test_the_floor_bounds_the_inverse_and_nothing_else():
 
 @given(rollouts=rollouts_strategy(("entropy",)))
 def test_entropies_that_are_all_zero_are_uniform(rollouts):
-    certain = Rollouts(rollouts.reward, rollouts.group, rollouts.mask, {"entropy": torch.zeros_like(rollouts.score("entropy"))})
+    certain = Rollouts(
+        rollouts.reward, rollouts.group, rollouts.mask, {"entropy": torch.zeros_like(rollouts.score("entropy"))}
+    )
     for mean in ("arithmetic", "geometric"):
         lost = rollouts.mask & ~rollouts.success[:, None]
         close(run(EntropyReward(mean=mean), certain)[lost], torch.full((int(lost.sum()),), -1.1, dtype=torch.float64))
@@ -385,12 +439,18 @@ def test_equal_rewards_and_groups_of_one_get_nothing(chain, rollouts):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 def test_a_large_group_of_equal_rewards_has_no_spread(dtype):
-    """0.1 added up thousands of times is not thousands times 0.1: the rounding must not be blown up to unit variance."""
+    """0.1 added up thousands of times is not thousands times 0.1: the rounding must not be blown up to unit
+    variance.
+    """
     num_rows, width = 3000, 40
     lengths = torch.arange(num_rows) % width + 1
     reward, group = torch.full((num_rows,), 0.1, dtype=dtype), torch.zeros(num_rows, dtype=torch.long)
     rollouts = Rollouts(reward, group, torch.arange(width) < lengths[:, None])
-    for chain in (Chain(Outcome(), GroupCenter(eps=0.0)), Chain(Outcome(), LeaveOneOut()), Chain(Outcome(), BatchWhiten(eps=0.0))):
+    for chain in (
+        Chain(Outcome(), GroupCenter(eps=0.0)),
+        Chain(Outcome(), LeaveOneOut()),
+        Chain(Outcome(), BatchWhiten(eps=0.0)),
+    ):
         assert (run(chain, rollouts) == 0).all()
 
 
@@ -437,15 +497,18 @@ def test_top_fraction_ties_and_scopes():
 
 def test_above_keeps_what_is_marked():
     """Marks 1 0 1 and a score at the threshold: only what exceeds it is kept. A batch without a mark has no credit."""
-    assert run(Above("x"), make([1], [[0, 0, 0]], x=[[1, 0, 1]]), torch.tensor([[2.0, 3.0, -4.0]])).tolist() == [[2, 0, -4]]
+    assert run(Above("x"), make([1], [[0, 0, 0]], x=[[1, 0, 1]]), torch.tensor([[2.0, 3.0, -4.0]])).tolist() == [
+        [2, 0, -4]
+    ]
     assert Above("x", 0.5).select(make([1], [[0, 0]], x=[[0.5, 0.6]])).tolist() == [[False, True]]
     assert not run(Above("x"), make([1], [[0, 0]], x=[[0, 0]]), torch.ones(1, 2)).any()
 
 
 def test_optimal_token_baseline_by_hand():
-    """π and Σπ² of two tokens: π = 1/2 of two equal tokens has ‖s‖² = 1 − 1 + 1/2 = 1/2; a certain token 1 − 2 + 1 = 0; π = 1/2, Σπ² = 3/8
-    (1/2, 1/4, 1/4) 3/8. Rewards 1, 0, 0: at the first token W = 1/2, 0, 3/8, so B = (1/2)/(7/8) = 4/7. At the second W = 1/2 + 0, and
-    0 + 1/2 for the second rollout, the third has ended: B = 1/2. At the third the first is alone: B = 0.
+    """π and Σπ² of two tokens: π = 1/2 of two equal tokens has ‖s‖² = 1 − 1 + 1/2 = 1/2; a certain token 1 − 2 + 1 = 0;
+    π = 1/2, Σπ² = 3/8 (1/2, 1/4, 1/4) 3/8. Rewards 1, 0, 0: at the first token W = 1/2, 0, 3/8, so B = (1/2)/(7/8) =
+    4/7. At the second W = 1/2 + 0, and 0 + 1/2 for the second rollout, the third has ended: B = 1/2. At the third the
+    first is alone: B = 0.
     """
     half, sure = math.log(0.5), 0.0
     logprob = [[half, sure, half], [sure, half, 0], [half, 0, 0]]
@@ -453,13 +516,18 @@ def test_optimal_token_baseline_by_hand():
     mask = [[1, 1, 1], [1, 1, 0], [1, 0, 0]]
     rollouts = make([1, 0, 0], [[0] * 3] * 3, mask, logprob=logprob, sum_p2=sum_p2)
     close(run(Chain(Outcome(), OptimalTokenBaseline()), rollouts), [[3 / 7, 0.5, 1], [-4 / 7, -0.5, 0], [-4 / 7, 0, 0]])
-    close(run(Chain(Outcome(), OptimalTokenBaseline("own")), rollouts), [[3 / 7, 0.5, 0], [-4 / 7, -0.5, 0], [-4 / 7, 0, 0]])
+    close(
+        run(Chain(Outcome(), OptimalTokenBaseline("own")), rollouts),
+        [[3 / 7, 0.5, 0], [-4 / 7, -0.5, 0], [-4 / 7, 0, 0]],
+    )
 
 
 def test_optimal_token_baseline_where_nothing_is_uncertain_or_rewards_are_equal():
     """Certain tokens have no weight: the mean is plain. Equal rewards leave exactly 0 where a sibling is alive."""
     certain = {"logprob": [[0, 0], [0, 0]], "sum_p2": [[1, 1], [1, 1]]}
-    close(run(Chain(Outcome(), OptimalTokenBaseline()), make([1, 0], [[0, 0]] * 2, **certain)), [[0.5, 0.5], [-0.5, -0.5]])
+    close(
+        run(Chain(Outcome(), OptimalTokenBaseline()), make([1, 0], [[0, 0]] * 2, **certain)), [[0.5, 0.5], [-0.5, -0.5]]
+    )
     mixed = {"logprob": [[-0.1, -2], [-1, -0.3]], "sum_p2": [[0.8, 0.3], [0.4, 0.6]]}
     assert not run(Chain(Outcome(), OptimalTokenBaseline()), make([0.3, 0.3], [[0, 0]] * 2, **mixed)).any()
     single = make([1], [[0, 0]], logprob=[[-1, -1]], sum_p2=[[0.5, 0.5]])
@@ -468,8 +536,9 @@ def test_optimal_token_baseline_where_nothing_is_uncertain_or_rewards_are_equal(
 
 
 def test_token_sampling_by_hand():
-    """Four tokens, credit 1, x = 6, 2, 1, 1, a budget of half of them, 2. Equal shares would give the first 2 · 6/10 > 1, so it is certain
-    and the others share 1 by x: 1/2, 1/4, 1/4. With φ = 0.2: 4 · (0.5 − 0.2)/0.8 = 1.5 beside the floor, by x 0.9, 0.3, 0.15, 0.15.
+    """Four tokens, credit 1, x = 6, 2, 1, 1, a budget of half of them, 2. Equal shares would give the first 2 · 6/10 >
+    1, so it is certain and the others share 1 by x: 1/2, 1/4, 1/4. With φ = 0.2: 4 · (0.5 − 0.2)/0.8 = 1.5 beside the
+    floor, by x 0.9, 0.3, 0.15, 0.15.
     """
     rollouts = make([1], [[0] * 4], x=[[6, 2, 1, 1]], uniform=[[0.9, 0.4, 0.26, 0.2]])
     credit = torch.ones(1, 4, dtype=torch.float64)
@@ -479,13 +548,17 @@ def test_token_sampling_by_hand():
 
 
 def test_token_sampling_where_there_is_nothing_to_tell_tokens_apart_or_too_little():
-    """No credit; no score; fewer tokens with a score than the budget holds: those are certain, the others have 2.8 − 1 between them."""
+    """No credit; no score; fewer tokens with a score than the budget holds: those are certain, the others have 2.8 − 1
+    between them.
+    """
     rollouts = make([1], [[0] * 4], x=[[3, 0, 0, 0]], uniform=[[0.5] * 4], zero=[[0] * 4])
     credit = torch.ones(1, 4, dtype=torch.float64)
     assert not run(TokenSampling("x"), rollouts).any()
     close(TokenSampling("zero", 0.3).probability(credit, rollouts), [[0.3] * 4])
     close(TokenSampling("x", 0.7, floor=0.1).probability(credit, rollouts), [[1, 0.6, 0.6, 0.6]])
-    only = torch.tensor([[2.0, 0, -2.0, 0]], dtype=torch.float64)  # tokens without credit are not drawn and take nothing of the budget
+    only = torch.tensor(
+        [[2.0, 0, -2.0, 0]], dtype=torch.float64
+    )  # tokens without credit are not drawn and take nothing of the budget
     close(TokenSampling(fraction=0.5, scope="row").probability(only, rollouts), [[0.5, 0, 0.5, 0]])
 
 
@@ -506,14 +579,19 @@ def test_token_sampling_is_unbiased_and_keeps_its_budget(settings, rollouts, see
 
 
 def test_token_sampling_by_gradient_norm_has_the_least_variance():
-    """Var = Σ c²‖g‖² (1/q − 1). With x = ‖g‖ no shift of probability between two tokens lowers it; any other power has more."""
+    """Var = Σ c²‖g‖² (1/q − 1). With x = ‖g‖ no shift of probability between two tokens lowers it; any other power has
+    more.
+    """
     random = torch.Generator().manual_seed(0)
     norm = torch.rand(1, 30, generator=random, dtype=torch.float64).square() + 0.01
     credit = torch.randn(1, 30, generator=random, dtype=torch.float64)
     rollouts = make([1], [[0] * 30], x=norm.tolist(), uniform=[[0.5] * 30])
     square = (credit * norm).square()
     variance = lambda q: float((square * (1 / q - 1)).sum())  # noqa: E731
-    q = {power: TokenSampling("x", 0.3, power, floor=1e-9).probability(credit, rollouts) for power in (0.0, 0.5, 1.0, 2.0)}
+    q = {
+        power: TokenSampling("x", 0.3, power, floor=1e-9).probability(credit, rollouts)
+        for power in (0.0, 0.5, 1.0, 2.0)
+    }
     assert all(float(p.sum()) == pytest.approx(9) for p in q.values())
     assert all(variance(q[1.0]) < 0.95 * variance(q[power]) for power in (0.0, 0.5, 2.0))
     for i in range(30):
@@ -540,7 +618,10 @@ def test_bad_settings_are_refused_by_name():
         (lambda: TopFraction("x", scope="prompt"), r"TopFraction.scope must be one of"),
         (lambda: OptimalTokenBaseline("tail"), r"OptimalTokenBaseline.alone must be one of 'zero', 'own', got 'tail'"),
         (lambda: TokenSampling(scope="token"), r"TokenSampling.scope must be one of"),
-        (lambda: TokenSampling(fraction=0.1, floor=0.2), r"TokenSampling needs 0 < floor <= fraction <= 1, got floor=0.2, fraction=0.1"),
+        (
+            lambda: TokenSampling(fraction=0.1, floor=0.2),
+            r"TokenSampling needs 0 < floor <= fraction <= 1, got floor=0.2, fraction=0.1",
+        ),
         (lambda: TokenSampling(power=-1), r"TokenSampling.power must not be negative"),
         (lambda: EntropyBonus(kappa=1.0), r"EntropyBonus.kappa must exceed 1"),
         (lambda: EntropyBonus(alpha=-0.1), r"EntropyBonus.alpha must not be negative"),
@@ -555,7 +636,11 @@ def test_laws_follow_the_settings():
     assert "group_local" in PolarityCenter().laws and "group_local" not in PolarityCenter(scope="batch").laws
     assert "keeps_sign" in Weight("x").laws and "keeps_sign" not in Weight("x", -1.0).laws
     assert Chain(Outcome(), GroupCenter()).laws == {"group_local"}
-    assert Chain(ProxyWeight("x", "rank"), TopFraction("x", scope="row")).laws == {"keeps_sign", "row_local", "group_local"}
+    assert Chain(ProxyWeight("x", "rank"), TopFraction("x", scope="row")).laws == {
+        "keeps_sign",
+        "row_local",
+        "group_local",
+    }
 
 
 def test_a_transform_needs_an_apply_and_the_right_shape():

@@ -1,4 +1,6 @@
-"""The demo, small: its runs, its figures within 80 columns, its report, and what is left when a run fails or somebody interrupts."""
+"""The demo, small: its runs, its figures within 80 columns, its report, and what is left when a run fails or somebody
+interrupts.
+"""
 
 import io
 import json
@@ -38,13 +40,33 @@ def small(monkeypatch):
 def test_the_demo_and_a_method_that_fails(small, tmp_path, capsys):
     small.add("dapo-0")
     out = tmp_path / "demo"
-    argv = ["demo", "--out", str(out), "--methods", "grpo", "dapo", "gtpo", "--seeds", "1", "--steps", "2", "--workers", "2"]
+    argv = [
+        "demo",
+        "--out",
+        str(out),
+        "--methods",
+        "grpo",
+        "dapo",
+        "gtpo",
+        "--seeds",
+        "1",
+        "--steps",
+        "2",
+        "--workers",
+        "2",
+    ]
     assert main(argv) == 1
     text = capsys.readouterr().out
-    assert "dapo-0 failed (exit 3): error: the [disk] is full" in text and "1 runs failed and are not in it: dapo-0" in text
+    assert (
+        "dapo-0 failed (exit 3): error: the [disk] is full" in text
+        and "1 runs failed and are not in it: dapo-0" in text
+    )
     result = json.loads((out / "result.json").read_text())
     assert [m["name"] for m in result["methods"]] == ["grpo", "gtpo"] and result["failed"] == ["dapo-0"]
-    assert result["command"].startswith("tokencredit demo --out") and set(result["curves"]["pass@1"]) == {"grpo", "gtpo"}
+    assert result["command"].startswith("tokencredit demo --out") and set(result["curves"]["pass@1"]) == {
+        "grpo",
+        "gtpo",
+    }
     assert len(result["findings"]) == 4 and all("than grpo" in f["claim"] for f in result["findings"])
     assert "gtpo" in (out / "report.html").read_text()
     assert [Run.open(out / name).status for name in ("grpo-0", "gtpo-0")] == ["finished"] * 2
@@ -62,8 +84,12 @@ def test_figures_fit_80_columns():
     summary = {"pass@1": figure, "pass@8": figure, "greedy": figure, "entropy": figure, "length": long}
     page = io.StringIO()
     found = [{"verdict": "shows here", "claim": "a [claim]", "detail": "a [detail]"}]
-    figures = {"methods": [{"name": n, "summary": summary} for n in names], "curves": summary, "findings": found,
-               "interval": "95 % over seeds"}  # fmt: skip
+    figures = {
+        "methods": [{"name": n, "summary": summary} for n in names],
+        "curves": summary,
+        "findings": found,
+        "interval": "95 % over seeds",
+    }
     study.show(figures, Console(file=page, width=80))
     text = page.getvalue()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
@@ -115,7 +141,8 @@ def test_the_commands_are_those_that_anybody_would_type(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option, message", [("--seeds", "seeds must be at least 1"), ("--steps", "steps must be"), ("--workers", "workers must be")]
+    "option, message",
+    [("--seeds", "seeds must be at least 1"), ("--steps", "steps must be"), ("--workers", "workers must be")],
 )
 def test_numbers_that_mean_nothing_are_refused(tmp_path, capsys, option, message):
     assert main(["demo", "--out", str(tmp_path / "x"), option, "0"]) == 1

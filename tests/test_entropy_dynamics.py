@@ -1,4 +1,6 @@
-"""Predicted and true change of entropy against an enumerated world: gradient, second order, reweighting, intervals; and the study."""
+"""Predicted and true change of entropy against an enumerated world: gradient, second order, reweighting, intervals; and
+the study.
+"""
 
 import json
 from dataclasses import replace
@@ -42,7 +44,9 @@ PROMPT = encode("2 + 1 * 2 =")
 
 @pytest.fixture(scope="module")
 def world():
-    """Every completion of an enumerated world, its probability, log-prob and entropy per token, and derivatives along a direction."""
+    """Every completion of an enumerated world, its probability, log-prob and entropy per token, and derivatives along a
+    direction.
+    """
     rules, model = modular_world("2 + 1 * 2 =", 3), tiny_model(0).double()
     policy = PromptedPolicy(model, PROMPT)
     exact = rules.enumerate(policy)
@@ -50,7 +54,10 @@ def world():
     passes = Passes(model, [PROMPT] * len(sequences), [s[m].tolist() for s, m in zip(sequences, mask)])
     logprob, entropy = passes.values()
     generator = torch.Generator().manual_seed(0)
-    direction = {name: 0.02 * torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in passes.parameters.items()}
+    direction = {
+        name: 0.02 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        for name, p in passes.parameters.items()
+    }
 
     def entropy_at(factor):
         with moved(passes.parameters, direction, factor), torch.no_grad():
@@ -58,8 +65,18 @@ def world():
 
     gradient = dict(zip(passes.parameters, exact.entropy_gradient(passes.parameters.values())))
     first, second = Tangents(*passes.forward(direction)), second_derivatives(passes, direction, 0.01)
-    return SimpleNamespace(mask=mask, probability=probability.detach(), passes=passes, logprob=logprob, entropy=entropy, gradient=gradient,
-                           direction=direction, entropy_at=entropy_at, first=first, second=second)  # fmt: skip
+    return SimpleNamespace(
+        mask=mask,
+        probability=probability.detach(),
+        passes=passes,
+        logprob=logprob,
+        entropy=entropy,
+        gradient=gradient,
+        direction=direction,
+        entropy_at=entropy_at,
+        first=first,
+        second=second,
+    )
 
 
 def none(world):
@@ -92,7 +109,10 @@ def test_weights_that_are_wrong_do_not(world):
         assert distance(world, terms_of(entropy, mask, planted, world.probability)) > 1e-3
     terms = terms_of(entropy, mask, none(world), world.probability)
     for name in terms:
-        kept = {other: t if other != name else t._replace(logprob=0 * t.logprob, entropy=0 * t.entropy) for other, t in terms.items()}
+        kept = {
+            other: t if other != name else t._replace(logprob=0 * t.logprob, entropy=0 * t.entropy)
+            for other, t in terms.items()
+        }
         assert distance(world, kept) > 1e-2
 
 
@@ -161,7 +181,9 @@ def test_predictions_from_samples_are_right_on_average_and_their_intervals_cover
         parts = slopes(Tangents(*(x[rows] for x in world.first)), entropy, mask, baseline_of(rollouts, name))
         rest = at_rest(entropy, mask)
         slope, longer = (sum(getattr(part, key) for part in parts.values()).numpy() for key in ("entropy", "length"))
-        found.append(jackknifed(linear_change, [rest.entropy.numpy(), rest.length.numpy(), slope, longer], np.arange(200)))
+        found.append(
+            jackknifed(linear_change, [rest.entropy.numpy(), rest.length.numpy(), slope, longer], np.arange(200))
+        )
     values = np.array([f.value for f in found])
     assert abs(values.mean() - truth) < 4 * values.std(ddof=1) / np.sqrt(len(values))
     estimates = [f.estimate() for f in found]
@@ -180,7 +202,9 @@ def test_the_position_baseline_has_less_noise_than_none(world):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_knows_neither_its_token_nor_what_follows(world, name):
-    """Changing a rollout from token t on (its own log-prob, the entropies after it) leaves its baseline up to t as it was."""
+    """Changing a rollout from token t on (its own log-prob, the entropies after it) leaves its baseline up to t as it
+    was.
+    """
     rollouts, _ = sampled(world, 60, 2)
     row, t = int(rollouts.length.argmax()), 1
     scores = {key: rollouts.score(key).clone() for key in ("entropy", "logprob")}
@@ -226,8 +250,10 @@ def test_weights_of_a_batch_are_its_terms_and_its_prediction(checkpoint):
     """Reverse mode with the weights, forward mode with the weights, and the sums over rollouts say the same number."""
     batch = draw(checkpoint, 6, 4, seed=3)
     passes = batch.passes(checkpoint)
-    direction = {name: 1e-3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-                 for name, p in passes.parameters.items()}  # fmt: skip
+    direction = {
+        name: 1e-3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        for name, p in passes.parameters.items()
+    }
     first, mask, entropy = Tangents(*passes.forward(direction)), batch.rollouts.mask, batch.rollouts.score("entropy")
     for name in BASELINES:
         weights = entropy_weights(batch, name)
@@ -252,7 +278,9 @@ def test_hidden_states_know_no_more_than_the_prefix(checkpoint):
     batch = draw(checkpoint, 4, 2, seed=5)
     other = [(*ids[:-1], 5 if ids[-1] != 5 else 6) for ids in batch.completions]
     one, two = (hidden_states(Passes(checkpoint.model, batch.prompts, ids)) for ids in (batch.completions, other))
-    assert one.shape == (*batch.rollouts.mask.shape, checkpoint.model.config.hidden_size) and torch.allclose(one, two, atol=1e-10)
+    assert one.shape == (*batch.rollouts.mask.shape, checkpoint.model.config.hidden_size) and torch.allclose(
+        one, two, atol=1e-10
+    )
 
 
 def test_sampling_an_unmoved_policy_changes_nothing_and_repeats_its_rollouts(checkpoint):
@@ -264,7 +292,9 @@ def test_sampling_an_unmoved_policy_changes_nothing_and_repeats_its_rollouts(che
 
 
 def test_fresh_samples_and_reweighting_see_the_same_change(single):
-    """Up and down the entropy itself: two kinds of truth that share nothing but the policies agree within four standard errors."""
+    """Up and down the entropy itself: two kinds of truth that share nothing but the policies agree within four standard
+    errors.
+    """
     checkpoint, batch = single, draw(single, 32, 4, seed=5)
     uphill = batch.passes(checkpoint).reverse(*entropy_weights(batch))
     update, rows = scaled(uphill, 0.02 / norm(uphill)), prompts_of(checkpoint, 384, 1)
@@ -293,7 +323,9 @@ def test_rounding_is_smaller_in_double_precision(checkpoint, single):
     evaluation = Evaluation.of(single, prompts_of(single, 64, 1), 2)
     terms = expansion(checkpoint, evaluation.batch, evaluation.baseline(), direction)
     factors = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-1)
-    found = [rounding(c, evaluation.batch, evaluation.baseline(), direction, terms, factors) for c in (single, checkpoint)]
+    found = [
+        rounding(c, evaluation.batch, evaluation.baseline(), direction, terms, factors) for c in (single, checkpoint)
+    ]
     assert 0 < found[1].noise < 0.6 * found[0].noise < 1e-6
     assert found[1].changes[-1] == pytest.approx(found[1].expansion[-1], rel=0.02)
 
@@ -312,7 +344,9 @@ def test_errors_of_combinations_follow_the_gradient_and_shared_prompts_cancel():
     rng = np.random.default_rng(1)
     a, b = (Measured(value, rng.normal(size=30), np.arange(30)) for value in (2.0, -3.0))
     product = combined(lambda x: float(x[0] * x[1]), [a, b])
-    assert product.value == -6 and np.allclose(product.influence, np.concatenate([-3 * a.influence, 2 * b.influence]), atol=1e-6)
+    assert product.value == -6 and np.allclose(
+        product.influence, np.concatenate([-3 * a.influence, 2 * b.influence]), atol=1e-6
+    )
     assert product.error == pytest.approx(np.sqrt(np.square(-3 * a.influence + 2 * b.influence).sum()), rel=1e-6)
     assert combined(lambda x: float(x[0] - x[1]), [a, a]).error == pytest.approx(0, abs=1e-9)
     assert mean([a, b]).error == pytest.approx(np.sqrt(np.square(a.influence + b.influence).sum()) / 2)
@@ -321,14 +355,19 @@ def test_errors_of_combinations_follow_the_gradient_and_shared_prompts_cancel():
 
 
 def test_fieller_s_interval_by_hand():
-    """4 ± 0.5 over 2 ± 0.25, independent, t = 2.0017 at 59 degrees: the ends solve (4 − 2ρ)² = t² (0.25 + 0.0625 ρ²)."""
+    """4 ± 0.5 over 2 ± 0.25, independent, t = 2.0017 at 59 degrees: the ends solve (4 − 2ρ)² = t² (0.25 +
+    0.0625 ρ²).
+    """
     units = np.full(30, 1 / np.sqrt(30))
     above, below = Measured(4.0, 0.5 * units, np.arange(30)), Measured(2.0, 0.25 * units, np.arange(30, 60))
     found = ratio(above, below)
     t2 = 2.00099538**2
     a, b, c = 4 - t2 * 0.0625, 8.0, 16 - t2 * 0.25
     ends = [(b + s * np.sqrt(b * b - a * c)) / a for s in (-1, 1)]
-    assert found.value == 2 and (found.low, found.high) == (pytest.approx(ends[0], rel=1e-6), pytest.approx(ends[1], rel=1e-6))
+    assert found.value == 2 and (found.low, found.high) == (
+        pytest.approx(ends[0], rel=1e-6),
+        pytest.approx(ends[1], rel=1e-6),
+    )
     assert ratio(above, replace(below, value=0.3)).high == np.inf
 
 
@@ -336,7 +375,9 @@ LINE, BEND, RATE, FACTORS = -2e-3, 4e-4, 1e-3, tuple(10 ** (k / 4) for k in rang
 
 
 def curve(noise=0.0, line=LINE, num=32, seed=0):
-    """The arrays of an update whose entropy is 0.3 + line f + BEND f² at factor f, over `num` prompts of 10 tokens each."""
+    """The arrays of an update whose entropy is 0.3 + line f + BEND f² at factor f, over `num` prompts of 10 tokens
+    each.
+    """
     rng = np.random.default_rng(seed)
     tokens, zero = np.full(num, 10.0), np.zeros(num)
 
@@ -344,10 +385,21 @@ def curve(noise=0.0, line=LINE, num=32, seed=0):
         return np.stack([tokens * (0.3 + line * f + BEND * f * f) + noise * f * rng.normal(size=num), tokens], -1)
 
     moved_sums = np.array([[sums(f), sums(-f)] for f in FACTORS])
-    a = {"prompt": np.arange(num) + 1000 * seed, "rest_entropy": 0.3 * tokens + 0.1 * rng.normal(size=num), "rest_length": tokens,
-         "direct": tokens * line + noise * rng.normal(size=num), "bend_entropy": 2 * BEND * tokens, "bend_length": zero, "lr": RATE,
-         "variates": rng.normal(size=(num, 3)), "fresh_own": np.array([[sums(1.0), sums(-1.0)]]), "fresh_rest": sums(0.0),
-         "sweep": moved_sums, "sweep_rest": sums(0.0), "covariance": np.zeros(2)}  # fmt: skip
+    a = {
+        "prompt": np.arange(num) + 1000 * seed,
+        "rest_entropy": 0.3 * tokens + 0.1 * rng.normal(size=num),
+        "rest_length": tokens,
+        "direct": tokens * line + noise * rng.normal(size=num),
+        "bend_entropy": 2 * BEND * tokens,
+        "bend_length": zero,
+        "lr": RATE,
+        "variates": rng.normal(size=(num, 3)),
+        "fresh_own": np.array([[sums(1.0), sums(-1.0)]]),
+        "fresh_rest": sums(0.0),
+        "sweep": moved_sums,
+        "sweep_rest": sums(0.0),
+        "covariance": np.zeros(2),
+    }
     for name in BASELINES:
         a |= {f"path_{name}": zero, f"length_{name}": zero}
     for kind in ("same", "independent"):
@@ -369,7 +421,9 @@ def test_statistics_of_a_known_curve():
 
 
 def test_relative_errors_of_predictions_with_known_error():
-    """Predictions that are all 10 % too large in size: + 0.1 over the typical change, whatever its sign, and an interval around it."""
+    """Predictions that are all 10 % too large in size: + 0.1 over the typical change, whatever its sign, and an
+    interval around it.
+    """
     updates = [curve(noise=1e-4, seed=k + 1) for k in range(4)]
     for u in updates:
         u.arrays["direct"] = u.arrays["direct"] * 1.1
@@ -402,13 +456,30 @@ def test_a_study_of_updates_outside_their_linear_range_has_no_slope_and_says_so(
         assert any(f"Update {k + 1}: fewer than 3 rates" in finding for finding in result["findings"])
 
 
-TINY = {"prompts": 8, "group": 4, "updates": 2, "eval_prompts": 32, "sweep_prompts": 16, "sub_batch": 8, "fresh": 1, "sweep_fresh": 1,
-        "rates": 4, "source": "reckon", "optimizer": "adamw"}  # fmt: skip
+TINY = {
+    "prompts": 8,
+    "group": 4,
+    "updates": 2,
+    "eval_prompts": 32,
+    "sweep_prompts": 16,
+    "sub_batch": 8,
+    "fresh": 1,
+    "sweep_fresh": 1,
+    "rates": 4,
+    "source": "reckon",
+    "optimizer": "adamw",
+}
 
 
-@pytest.mark.parametrize("wrong, told", [({"eval_prompts": 4, "sub_batch": 2}, "4 evaluation prompts are too few"),
-                                         ({"rates": 3}, "at least 4 rates"), ({"sub_batch": 20}, "20 do not fit"),
-                                         ({"decades": 0.4}, "more than 0.5 decades")])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"eval_prompts": 4, "sub_batch": 2}, "4 evaluation prompts are too few"),
+        ({"rates": 3}, "at least 4 rates"),
+        ({"sub_batch": 20}, "20 do not fit"),
+        ({"decades": 0.4}, "more than 0.5 decades"),
+    ],
+)
 def test_studies_that_cannot_answer_are_refused(wrong, told):
     with pytest.raises(ValueError, match=told):
         SweepConfig(**TINY | wrong)
@@ -483,7 +554,9 @@ def test_the_command_and_the_report_find_it(study, tmp_path, capsys):
     assert main(["report", str(study), "--out", str(page)]) == 0
     assert "Predicted and true change" in page.read_text()
     out = tmp_path / "again"
-    flags = [part for name, value in TINY.items() if name != "source" for part in (f"--{name.replace('_', '-')}", str(value))]
+    flags = [
+        part for name, value in TINY.items() if name != "source" for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
     assert main(["dynamics", "entropy", "--run", "reckon", "--workers", "1", "--out", str(out), *flags]) == 0
     assert "relative_error_mean" in capsys.readouterr().out and (out / "report.html").exists()
 

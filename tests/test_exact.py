@@ -1,4 +1,6 @@
-"""The enumerated worlds against brute force in plain Python, finite differences, and identities that hold for any policy."""
+"""The enumerated worlds against brute force in plain Python, finite differences, and identities that hold for any
+policy.
+"""
 
 import math
 from itertools import product
@@ -7,7 +9,16 @@ import pytest
 import torch
 
 from tokencredit.rollouts import Rollouts
-from tokencredit.tasks.exact import PROMPTS, TOKENS, ExactWorld, PromptedPolicy, TabularPolicy, encode, modular_world, tiny_model
+from tokencredit.tasks.exact import (
+    PROMPTS,
+    TOKENS,
+    ExactWorld,
+    PromptedPolicy,
+    TabularPolicy,
+    encode,
+    modular_world,
+    tiny_model,
+)
 
 torch.set_num_threads(1)
 
@@ -17,7 +28,12 @@ def lucky(completions):
     return torch.where(completions[:, 0] == 2, 0.25, (completions.sum(1) % 2).double())
 
 
-WORLDS = [ExactWorld(4, 3, lucky, eos=3), ExactWorld(4, 3, lucky, eos=0), ExactWorld(3, 3, lucky), ExactWorld(2, 1, lucky, eos=1)]
+WORLDS = [
+    ExactWorld(4, 3, lucky, eos=3),
+    ExactWorld(4, 3, lucky, eos=0),
+    ExactWorld(3, 3, lucky),
+    ExactWorld(2, 1, lucky, eos=1),
+]
 
 
 def plain_softmax(logits):
@@ -27,7 +43,9 @@ def plain_softmax(logits):
 
 
 def brute_force(world, policy):
-    """{completion: (probability, reward)} and {prefix: next-token probabilities}, one word at a time, in Python floats."""
+    """{completion: (probability, reward)} and {prefix: next-token probabilities}, one word at a time, in Python
+    floats.
+    """
     tables = {}
     for depth in range(world.horizon):
         live = [t for t in range(world.vocab) if t != world.eos]
@@ -54,7 +72,9 @@ def test_enumeration_is_brute_force(world):
     policy = TabularPolicy(world, seed=1, scale=1.5)
     exact, (completions, tables) = world.enumerate(policy), brute_force(world, policy)
     sequences, mask, probability, reward = exact.completions
-    assert {tuple(s[m].tolist()) for s, m in zip(sequences, mask)} == set(completions) and len(sequences) == len(completions)
+    assert {tuple(s[m].tolist()) for s, m in zip(sequences, mask)} == set(completions) and len(sequences) == len(
+        completions
+    )
     for s, m, p, r in zip(sequences, mask, probability.tolist(), reward.tolist()):
         assert (p, r) == pytest.approx(completions[tuple(s[m].tolist())], abs=1e-12)
     assert exact.success.item() == pytest.approx(sum(p * r for p, r in completions.values()), abs=1e-12)
@@ -86,7 +106,9 @@ def test_scores_are_brute_force(world):
             each = [brute_value(completions, (*s[:i], t)) for t in range(world.vocab)]
             spread = math.sqrt(sum(p * (q - before) ** 2 for p, q in zip(tables[tuple(s[:i])], each)))
             got = [float(scores[name][row, i]) for name in ("logprob", "value", "exact_value", "spread")]
-            assert got == pytest.approx([math.log(tables[tuple(s[:i])][s[i]]), before, after - before, spread], abs=1e-9)
+            assert got == pytest.approx(
+                [math.log(tables[tuple(s[:i])][s[i]]), before, after - before, spread], abs=1e-9
+            )
     assert all(bool((score[~mask] == 0).all()) for score in scores.values())
     assert torch.equal(exact.q_minus_v(sequences, mask), scores["exact_value"])
 
@@ -107,7 +129,10 @@ def numeric_gradient(function, table, step=1e-5):
 def test_gradients_are_finite_differences(world, batch):
     policy = TabularPolicy(world, seed=4)
     exact = world.enumerate(policy, batch=batch)
-    policy_gradient, entropy_gradient = exact.policy_gradient(policy.parameters()), exact.entropy_gradient(policy.parameters())
+    policy_gradient, entropy_gradient = (
+        exact.policy_gradient(policy.parameters()),
+        exact.entropy_gradient(policy.parameters()),
+    )
     for table, by_success, by_entropy in zip(policy.tables, policy_gradient, entropy_gradient):
         success = numeric_gradient(lambda: world.enumerate(policy).success, table)
         entropy = numeric_gradient(lambda: world.enumerate(policy).entropy, table)
@@ -152,7 +177,9 @@ def test_language_model_gradient_is_a_finite_difference():
     world, model = modular_world(PROMPTS[5], 3), tiny_model(2).double()
     policy, parameters = PromptedPolicy(model, encode(PROMPTS[5])), list(model.parameters())
     gradient = world.enumerate(policy, batch=30).policy_gradient(parameters)
-    direction = [torch.randn(p.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) for p in parameters]
+    direction = [
+        torch.randn(p.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) for p in parameters
+    ]
 
     @torch.no_grad()
     def success(step):
@@ -168,13 +195,19 @@ def test_language_model_gradient_is_a_finite_difference():
 
 
 def test_draws_follow_the_distribution():
-    """65,536 draws: success rate, length and mean squared increments within 4 standard errors; the arrays make Rollouts."""
+    """65,536 draws: success rate, length and mean squared increments within 4 standard errors; the arrays make
+    Rollouts.
+    """
     world = WORLDS[0]
     exact = world.enumerate(TabularPolicy(world, seed=7))
     sequences, mask, reward = exact.draw(65_536, torch.Generator().manual_seed(0))
     scores = exact.scores(sequences, mask)
     zero = torch.zeros(())
-    for sample, truth in [(reward, exact.success), (mask.sum(1).double(), exact.expected_length), (scores["exact_value"].sum(1), zero)]:
+    for sample, truth in [
+        (reward, exact.success),
+        (mask.sum(1).double(), exact.expected_length),
+        (scores["exact_value"].sum(1), zero),
+    ]:
         assert abs((sample.mean() - truth).item()) < 4 * float(sample.std()) / 256
     rollouts = Rollouts(reward, torch.zeros(len(reward), dtype=torch.long), mask, scores)
     assert torch.equal(rollouts.length, mask.sum(1))
@@ -185,7 +218,13 @@ def test_modular_reward(prompt):
     """A sum of products, followed by E; any other digit, a missing E, or E alone earn nothing."""
     terms = prompt.rstrip("= ").split("+")
     world, answer = modular_world(prompt), sum(math.prod(map(int, term.split("*"))) for term in terms) % 3
-    cases = [(f"{answer} E", 1), (f"R u L {answer} E", 1), (f"{(answer + 1) % 3} E", 0), ("E", 0), (f"L R L R 0 {answer}", 0)]
+    cases = [
+        (f"{answer} E", 1),
+        (f"R u L {answer} E", 1),
+        (f"{(answer + 1) % 3} E", 0),
+        ("E", 0),
+        (f"L R L R 0 {answer}", 0),
+    ]
     for text, expected in cases:
         assert world.verify(encode(text)) == expected
 

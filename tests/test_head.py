@@ -1,4 +1,6 @@
-"""LM-head statistics in tiles, against materialised logits in float64: values, reverse mode, forward mode, tangents, offsets, dtypes."""
+"""LM-head statistics in tiles, against materialised logits in float64: values, reverse mode, forward mode, tangents,
+offsets, dtypes.
+"""
 
 import pytest
 import torch
@@ -45,7 +47,9 @@ def test_derivatives_of_both_modes_and_second_order(options):
         return tuple(head_statistics(h, Head(w, b, **options), targets, 4))
 
     inputs = (hidden, weight, bias)
-    assert torch.autograd.gradcheck(f, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+    assert torch.autograd.gradcheck(
+        f, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
     assert torch.autograd.gradgradcheck(f, inputs)
 
 
@@ -112,7 +116,9 @@ def test_tangents_are_derivatives(options):
     zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     for k in range(K):
         z, dz = torch.func.jvp(lambda e: slow_logits(hidden + e * dh[k], weight, bias, **options), (zero,), (one,))  # noqa: B023
-        dy = torch.func.jvp(lambda e: slow_logits(hidden, weight + e * torch.outer(r[k], c[k]), bias, **options), (zero,), (one,))[1]  # noqa: B023
+        dy = torch.func.jvp(
+            lambda e, k=k: slow_logits(hidden, weight + e * torch.outer(r[k], c[k]), bias, **options), (zero,), (one,)
+        )[1]
         p = z.softmax(1)
         mean, head_mean = (p * dz).sum(1), (p * dy).sum(1)
         expected = {
@@ -156,14 +162,19 @@ def test_near_certain_tokens_keep_their_digits_in_float32():
 def test_a_head_without_weight_reads_logits():
     hidden, weight, bias, targets = parts()
     logits = hidden @ weight.t() + bias
-    both = [token_scores(x, h, targets) for x, h in ((hidden, Head(weight, bias, 0.7)), (logits, Head(None, temperature=0.7)))]
+    both = [
+        token_scores(x, h, targets)
+        for x, h in ((hidden, Head(weight, bias, 0.7)), (logits, Head(None, temperature=0.7)))
+    ]
     for name in both[0]:
         torch.testing.assert_close(both[0][name], both[1][name])
     torch.testing.assert_close(chosen_logprob(logits, Head(None, temperature=0.7), targets), both[0]["logprob"])
 
 
 def test_token_scores_and_kl_by_hand():
-    """p = (1/2, 1/4, 1/4): H = 1.5 ln 2, Σ p² = 3/8, Var(log p) = (ln 2)²/4, margin 1/4; against uniform KL = ln 3 − H."""
+    """p = (1/2, 1/4, 1/4): H = 1.5 ln 2, Σ p² = 3/8, Var(log p) = (ln 2)²/4, margin 1/4; against uniform KL = ln 3 −
+    H.
+    """
     log2 = 0.6931471805599453
     logits = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log() + 5
     found = token_scores(logits, Head(None), torch.tensor([1]))

@@ -13,8 +13,17 @@ from tokencredit.lm.readout import find_readout, sequences
 from tokencredit.lm.sketch import sketch
 
 V = 11
-SIZES = {"vocab_size": V, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 1, "max_position_embeddings": 32, "pad_token_id": 0, "initializer_range": 0.3}  # fmt: skip
+SIZES = {
+    "vocab_size": V,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
 
 
 def llama(tied=False, **options):
@@ -24,7 +33,16 @@ def llama(tied=False, **options):
 
 def gpt2():
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=32, initializer_range=0.3, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=V,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=32,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return GPT2LMHeadModel(config).double().eval()
 
 
@@ -47,7 +65,9 @@ def batch(lengths=(9, 6), prompt=3, seed=0, width=None):
 
 
 def slow_gradients(model, ids, there, wanted, weight=None):
-    """{(row, position): gradient of its log-prob as {name: tensor}} by one backward pass each, without any of the library."""
+    """{(row, position): gradient of its log-prob as {name: tensor}} by one backward pass each, without any of the
+    library.
+    """
     found, named = {}, {n: p for n, p in model.named_parameters() if p.requires_grad}
     for row, position in wanted.nonzero().tolist():
         length = int(there[row].sum())
@@ -69,7 +89,9 @@ def values(result, kind, masks):
 @pytest.mark.parametrize("name", MODELS)
 def test_exact_norms_are_those_of_a_backward_pass_per_token(name):
     model, masks = MODELS[name](), batch()
-    slow = [sum(g.square().sum() for g in gradient.values()).sqrt() for gradient in slow_gradients(model, *masks).values()]
+    slow = [
+        sum(g.square().sum() for g in gradient.values()).sqrt() for gradient in slow_gradients(model, *masks).values()
+    ]
     found = importance(model, *masks, kinds=("gradient_norm",), method="exact")
     torch.testing.assert_close(values(found, "gradient_norm", masks), torch.stack(slow), rtol=1e-5, atol=1e-7)
     assert found["gradient_norm"].method == "exact" and not found["gradient_norm"].standard_error.any()
@@ -79,7 +101,9 @@ def test_exact_norms_are_those_of_a_backward_pass_per_token(name):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", ["jvp", "finite_difference"])
 def test_tangents_are_inner_products_with_the_direction(name, method):
-    """s of every token is its exact gradient times the direction written out in full (the head's own use of its weight apart)."""
+    """s of every token is its exact gradient times the direction written out in full (the head's own use of its weight
+    apart).
+    """
     model, masks = MODELS[name](), batch()
     readout, coverage, rows = prepared(model, masks)
     assert not readout.whole
@@ -89,7 +113,9 @@ def test_tangents_are_inner_products_with_the_direction(name, method):
     assert tied == (name != "llama")
     for k in range(3):
         u = Directions(coverage, 3, 4).dense(k)
-        slow = [sum((g[n] * u[n]).sum() for n in g if tied or n != head) for g in slow_gradients(model, *masks).values()]
+        slow = [
+            sum((g[n] * u[n]).sum() for n in g if tied or n != head) for g in slow_gradients(model, *masks).values()
+        ]
         total = found.tangents.logprob[k] + (found.tangents.head_logprob[k] if tied else 0)
         close = 0.01 if method == "finite_difference" else 1e-6
         assert (total - torch.stack(slow)).norm() <= close * torch.stack(slow).norm()
@@ -98,7 +124,9 @@ def test_tangents_are_inner_products_with_the_direction(name, method):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_sketches_are_unbiased(name):
-    """Means over 300 directions lie within 4 standard errors of the exact values for every token, and near them overall."""
+    """Means over 300 directions lie within 4 standard errors of the exact values for every token, and near them
+    overall.
+    """
     model, masks = MODELS[name](), batch(lengths=(7, 5))
     readout, coverage, rows = prepared(model, masks)
     found = sketch(readout, coverage, rows, num_directions=300, seed=1, method="finite_difference", tokens=64)
@@ -116,16 +144,22 @@ def test_the_fisher_trace_is_the_mean_of_squared_norms_over_the_vocabulary():
         logits = model(input_ids=masks[0][row : row + 1]).logits[0, position - 1]
         total = 0.0
         for v in range(V):
-            grads = torch.autograd.grad(logits.log_softmax(0)[v], list(model.parameters()), retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(
+                logits.log_softmax(0)[v], list(model.parameters()), retain_graph=True, allow_unused=True
+            )
             total += logits.softmax(0)[v].item() * sum(g.square().sum().item() for g in grads if g is not None)
         slow.append(total)
     found = importance(model, *masks, kinds=("fisher_trace",), method="exact")
-    torch.testing.assert_close(values(found, "fisher_trace", masks), torch.tensor(slow, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        values(found, "fisher_trace", masks), torch.tensor(slow, dtype=torch.float64), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_the_local_part_is_exact(name):
-    """With keys and values detached by hand, a backward pass per token gives the local norm and its product with each direction."""
+    """With keys and values detached by hand, a backward pass per token gives the local norm and its product with each
+    direction.
+    """
     model, masks = MODELS[name](), batch(lengths=(6,))
     readout, coverage, rows = prepared(model, masks)
     moved = Moved(readout.body, coverage, input_ids=rows.ids, attention_mask=rows.attention)
@@ -136,7 +170,11 @@ def test_the_local_part_is_exact(name):
     slow = slow_gradients(model, *masks)
     for handle in handles:
         handle.remove()
-    linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear) and m not in fixed and n != "lm_head"}
+    linear = {
+        f"{n}.weight"
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and m not in fixed and n != "lm_head"
+    }
     expected = torch.stack([sum(g[n].square().sum() for n in linear) for g in slow.values()])
     torch.testing.assert_close(norm2.double(), expected, rtol=1e-4, atol=1e-6)
     for k in range(2):
@@ -195,7 +233,7 @@ def test_first_order_variance_is_that_of_small_perturbations():
     assert (dropped.value[on] > 0).all() and (dropped.value <= 1).all()
 
 
-# What must not matter, and what must -----------------------------------------------------------------------------------------------
+# What must not matter, and what must ----------------------------------------------------------------------------------
 
 KINDS = ("entropy", "surprisal", "gradient_norm", "fisher_trace", "attention", "last_block_norm")
 
@@ -255,7 +293,11 @@ def test_parameters_can_be_chosen():
 def test_lora_adapters():
     peft = pytest.importorskip("peft")
     model, masks = llama(), batch()
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).double().eval()
+    adapted = (
+        peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+        .double()
+        .eval()
+    )
     found = importance(adapted, *masks, kinds=("gradient_norm",), parameters="lora")
     assert found["gradient_norm"].method == "exact" and all("lora_" in n for n in found.covered)
     slow = slow_gradients(adapted, *masks)
@@ -281,11 +323,13 @@ def test_a_sketch_goes_over_to_forward_mode_where_no_finite_difference_agrees(mo
     model, rows = llama(max_position_embeddings=128), batch(lengths=(20,))
     with pytest.raises(ValueError, match="use method='jvp'"):
         importance(model, *rows, kinds=("gradient_norm",), method="finite_difference")
-    found, forward = (importance(model, *rows, ("gradient_norm",), method=way)["gradient_norm"] for way in ("sketch", "jvp"))
+    found, forward = (
+        importance(model, *rows, ("gradient_norm",), method=way)["gradient_norm"] for way in ("sketch", "jvp")
+    )
     assert found.method == "jvp" and torch.equal(found.value, forward.value)
 
 
-# Models and inputs that cannot be served as they are --------------------------------------------------------------------------------
+# Models and inputs that cannot be served as they are ------------------------------------------------------------------
 
 
 class OneWay(torch.autograd.Function):
@@ -308,7 +352,9 @@ class Kernel(nn.Module):
 def test_a_model_without_forward_mode():
     model, masks = llama(), batch()
     model.model.layers[0].mlp.act_fn = nn.Sequential(nn.SiLU(), Kernel())
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM has no forward-mode derivative .*use method='finite_difference' or 'exact'"):
+    with pytest.raises(
+        ValueError, match=r"LlamaForCausalLM has no forward-mode derivative .*use method='finite_difference' or 'exact'"
+    ):
         importance(model, *masks, method="jvp")
     found = importance(model, *masks, kinds=("fisher_trace",))
     assert found["fisher_trace"].method == "finite_difference" and found.step.against == "twice the step"
@@ -326,7 +372,9 @@ def test_custom_layers_are_covered_by_replacing_their_weight():
     readout, coverage, rows = prepared(model, masks)
     found = sketch(readout, coverage, rows, num_directions=1, seed=0, method="jvp", tokens=64)
     u = Directions(coverage, 1, 0).dense(0)
-    slow = [sum((g[n] * u[n]).sum() for n in g if n != "lm_head.weight") for g in slow_gradients(model, *masks).values()]
+    slow = [
+        sum((g[n] * u[n]).sum() for n in g if n != "lm_head.weight") for g in slow_gradients(model, *masks).values()
+    ]
     torch.testing.assert_close(found.tangents.logprob[0], torch.stack(slow), rtol=1e-5, atol=1e-6)
 
 
@@ -343,10 +391,14 @@ def test_quantised_weights_are_refused_by_name():
 
     model, masks = llama(), batch()
     model.model.layers[1].mlp.up_proj = Packed(model.model.layers[1].mlp.up_proj)
-    with pytest.raises(ValueError, match=r"cannot be moved: model\.layers\.1\.mlp\.up_proj\.weight \(stored as torch\.int8"):
+    with pytest.raises(
+        ValueError, match=r"cannot be moved: model\.layers\.1\.mlp\.up_proj\.weight \(stored as torch\.int8"
+    ):
         importance(model, *masks)
     found = importance(model, *masks, uncovered="report", method="jvp")
-    assert set(found.uncovered) == {"model.layers.1.mlp.up_proj.weight"} and not set(found.uncovered) & set(found.covered)
+    assert set(found.uncovered) == {"model.layers.1.mlp.up_proj.weight"} and not set(found.uncovered) & set(
+        found.covered
+    )
     assert importance(model, *masks, parameters="*layers.0*").uncovered == {}
 
 
@@ -392,13 +444,16 @@ def test_kinds_of_one_forward_pass_are_scores():
     model, (ids, there, wanted) = llama(), batch()
     kinds = ("entropy", "varentropy", "margin", "sum_p2")
     found = importance(model, ids, there, wanted, kinds=kinds)
-    own = [[row[(attended & ~counts).bool()].tolist(), row[counts.bool()].tolist()] for row, attended, counts in zip(ids, there, wanted)]
+    own = [
+        [row[(attended & ~counts).bool()].tolist(), row[counts.bool()].tolist()]
+        for row, attended, counts in zip(ids, there, wanted)
+    ]
     expected = score(model, *zip(*own), names=kinds)
     for kind in kinds:
         torch.testing.assert_close(found[kind].value[wanted.bool()], torch.cat(expected[kind]), rtol=1e-5, atol=1e-6)
 
 
-# Scores ----------------------------------------------------------------------------------------------------------------------------
+# Scores ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -410,9 +465,12 @@ def test_scores_are_those_of_the_models_logits(name):
         logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1] / 0.8
         log_p = logits.log_softmax(-1)[: len(completion)].detach()
         top = log_p.exp().topk(2).values
-        expected = {"logprob": log_p.gather(1, torch.tensor(completion, dtype=torch.long)[:, None])[:, 0],
-                    "entropy": -(log_p.exp() * log_p).sum(1), "margin": top[:, 0] - top[:, 1],
-                    "sum_p2": (2 * log_p).exp().sum(1)}  # fmt: skip
+        expected = {
+            "logprob": log_p.gather(1, torch.tensor(completion, dtype=torch.long)[:, None])[:, 0],
+            "entropy": -(log_p.exp() * log_p).sum(1),
+            "margin": top[:, 0] - top[:, 1],
+            "sum_p2": (2 * log_p).exp().sum(1),
+        }
         for key, value in expected.items():
             torch.testing.assert_close(found[key][i], value.float(), rtol=1e-5, atol=1e-5)
 

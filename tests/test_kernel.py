@@ -38,8 +38,19 @@ LENGTHS = (4, 2, 5, 3, 4, 1)
 
 def gpt2():
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=V, n_embd=8, n_layer=2, n_head=2, n_positions=32, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
-                        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=V,
+        n_embd=8,
+        n_layer=2,
+        n_head=2,
+        n_positions=32,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+    )
     return GPT2LMHeadModel(config).double().eval()
 
 
@@ -52,7 +63,9 @@ def rows(lengths=LENGTHS, seed=0):
 def random_metric(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    return Preconditioner({n: torch.rand(p.shape, generator=generator, dtype=torch.float64) + 0.1 for n, p in named.items()}, 1.0)
+    return Preconditioner(
+        {n: torch.rand(p.shape, generator=generator, dtype=torch.float64) + 0.1 for n, p in named.items()}, 1.0
+    )
 
 
 def slow_gradients(model, prompts, completions, scale):
@@ -126,7 +139,9 @@ def test_the_kernel_of_completions_is_the_sum_over_their_tokens(passes, metric, 
 def test_padding_and_order_do_not_matter(model, metric, truth):
     prompts, completions = rows()
     order = [3, 5, 0, 2, 4, 1]
-    longer = Passes(model, [*(prompts[i] for i in order), [1, 2, 3]], [*(completions[i] for i in order), tuple([5] * 12)])
+    longer = Passes(
+        model, [*(prompts[i] for i in order), [1, 2, 3]], [*(completions[i] for i in order), tuple([5] * 12)]
+    )
     there = torch.tensor([[i < 6] * longer.width for i in range(7)])
     k = kernel(token_features(longer, metric, there))
     starts = np.cumsum([0, *LENGTHS])
@@ -152,7 +167,9 @@ def test_lora_parameters_alone():
 
 def test_a_cosine_is_one_with_itself_and_zero_where_there_is_no_gradient():
     features = Features(torch.tensor([[3.0, 4.0], [0.0, 0.0], [-3.0, -4.0]]), torch.arange(3), torch.zeros(3))
-    assert torch.allclose(cosines(kernel(features)), torch.tensor([[1.0, 0, -1], [0, 0, 0], [-1, 0, 1]], dtype=torch.float64))
+    assert torch.allclose(
+        cosines(kernel(features)), torch.tensor([[1.0, 0, -1], [0, 0, 0], [-1, 0, 1]], dtype=torch.float64)
+    )
 
 
 # Sketches
@@ -173,7 +190,9 @@ def test_a_sketch_is_right_on_average_and_as_noisy_as_stated(passes, metric, tru
     assert float(z.abs().max()) < 4.5 and phi.noise == DIRECTIONS**-0.5
     each = phi.matrix[:, None] * phi.matrix[None] * DIRECTIONS
     assert torch.allclose(each.std(-1) / DIRECTIONS**0.5 / stated, torch.ones_like(truth), atol=0.3)
-    assert torch.allclose(phi.matrix[:, :5] * DIRECTIONS**0.5, sketched_features(passes, metric, 5, seed=1).matrix * 5**0.5)
+    assert torch.allclose(
+        phi.matrix[:, :5] * DIRECTIONS**0.5, sketched_features(passes, metric, 5, seed=1).matrix * 5**0.5
+    )
 
 
 def test_the_norm_of_a_sketch_is_corrected(truth, phi):
@@ -212,7 +231,9 @@ def sum_of_logprobs(model, prompts, completions, weight):
 
 @pytest.fixture(scope="module")
 def world():
-    """A model after two real AdamW steps, the optimizer, its state, the update that the third would make, and held-out completions."""
+    """A model after two real AdamW steps, the optimizer, its state, the update that the third would make, and held-out
+    completions.
+    """
     model = gpt2()
     prompts, completions = rows()
     weight = torch.randn(len(LENGTHS), max(LENGTHS), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -244,7 +265,9 @@ def test_the_kernel_predicts_what_the_forward_pass_does(world):
     assert update.clip < 1 and torch.allclose(predicted(update, held, metric), fresh, rtol=1e-9, atol=1e-13)
     whole = sequence_features(held, metric)
     sent = sequence_features(update.passes, metric, update.coefficient)
-    by_row = contributions(kernel(whole, sent), torch.ones(len(sent), dtype=torch.float64), metric.fresh, update.clip).sum(1)
+    by_row = contributions(
+        kernel(whole, sent), torch.ones(len(sent), dtype=torch.float64), metric.fresh, update.clip
+    ).sum(1)
     assert torch.allclose(by_row, held.forward(update.fresh)[0].sum(1), rtol=1e-9, atol=1e-13)
 
 
@@ -270,7 +293,9 @@ def real_step(world, lr):
 
 
 def test_influence_is_that_of_real_steps_and_three_mistakes_are_not(world):
-    """torch's own AdamW at a thousandth of the rate; then P⁻², no bias correction in D, and f left out, each of which must fail."""
+    """torch's own AdamW at a thousandth of the rate; then P⁻², no bias correction in D, and f left out, each of which
+    must fail.
+    """
     _, optimizer, state, update, held = world
     metric, factor = of_update(update, state), 1e-3
     carried = (held.forward(update.momentum)[0] + held.forward(update.decay)[0])[held.place]
@@ -284,7 +309,9 @@ def test_influence_is_that_of_real_steps_and_three_mistakes_are_not(world):
     squared = Preconditioner({name: x**2 for name, x in metric.inverse.items()}, metric.fresh)
     rate = next(iter(state.rules.values()))
     t = next(iter(state.moments.values())).step + 1
-    uncorrected = {n: 1 / ((1 / x - rate.eps) * (1 - rate.betas[1] ** t) ** 0.5 + rate.eps) for n, x in metric.inverse.items()}
+    uncorrected = {
+        n: 1 / ((1 / x - rate.eps) * (1 - rate.betas[1] ** t) ** 0.5 + rate.eps) for n, x in metric.inverse.items()
+    }
     assert score(squared) < 0.9
     assert score(Preconditioner(uncorrected, metric.fresh)) < 0.9
     assert score(replace(metric, fresh=rate.lr)) < 0.9
@@ -302,7 +329,9 @@ def test_small_steps_are_linear_and_large_ones_are_not(world):
 
 
 def test_r2_by_hand():
-    """real 0, 2 (mean 1, spread 2), predicted 1, 2: 1 − 1/2; slope (0·1 + 2·2)/(1 + 4). A shifted or scaled prediction is not forgiven."""
+    """real 0, 2 (mean 1, spread 2), predicted 1, 2: 1 − 1/2; slope (0·1 + 2·2)/(1 + 4). A shifted or scaled prediction
+    is not forgiven.
+    """
     real, guess = np.array([0.0, 2.0]), np.array([1.0, 2.0])
     assert r2(real, guess) == pytest.approx(0.5) and slope(real, guess) == pytest.approx(0.8)
     assert r2(real, 3 * real) < 0 and np.isnan(r2(np.zeros(3), np.ones(3)))
@@ -320,7 +349,9 @@ def test_the_gain_is_f_times_the_inverse(world):
     for name, gain in update.gain.items():
         second = 0.99 * state.moments[name].second + 0.01 * (update.clip * update.gradient[name]) ** 2
         slow = 1 / ((second / (1 - 0.99**3)).sqrt() + rule.eps)
-        assert torch.allclose(metric.inverse[name], slow, rtol=1e-9) and torch.allclose(metric.fresh * metric.inverse[name], gain)
+        assert torch.allclose(metric.inverse[name], slow, rtol=1e-9) and torch.allclose(
+            metric.fresh * metric.inverse[name], gain
+        )
     slower = of_update(at_rate(update, state, 1e-4), state)
     assert slower.fresh == pytest.approx(1e-2 * metric.fresh)
     assert all(torch.allclose(slower.inverse[name], x) for name, x in metric.inverse.items())
@@ -342,9 +373,13 @@ def test_sgd_is_the_identity_and_groups_may_differ(world):
     sgd = OptimizerState.fresh(list(state.rules), Rule("sgd", lr=0.3))
     plain = step_along(checkpoint_of(model, sgd), update.batch, update.coefficient, update.credit)
     metric = of_update(plain, sgd)
-    assert metric.fresh == pytest.approx(0.3) and all(torch.allclose(x, torch.ones_like(x)) for x in metric.inverse.values())
+    assert metric.fresh == pytest.approx(0.3) and all(
+        torch.allclose(x, torch.ones_like(x)) for x in metric.inverse.values()
+    )
     slower = of_update(at_rate(plain, sgd, 0.1), sgd)
-    assert slower.fresh == pytest.approx(0.1) and all(torch.allclose(x, torch.ones_like(x)) for x in slower.inverse.values())
+    assert slower.fresh == pytest.approx(0.1) and all(
+        torch.allclose(x, torch.ones_like(x)) for x in slower.inverse.values()
+    )
     assert identity(update.passes.parameters).inverse.keys() == metric.inverse.keys()
     one = next(iter(state.rules))
     mixed = OptimizerState(state.rules | {one: replace(state.rules[one], lr=1e-3, maximize=False)}, state.moments)
@@ -387,7 +422,9 @@ def some_kernel():
 
 
 def subset(units, keep):
-    return Units(units.row[keep], units.position[keep], units.prompt[keep], {name: x[keep] for name, x in units.labels.items()})
+    return Units(
+        units.row[keep], units.position[keep], units.prompt[keep], {name: x[keep] for name, x in units.labels.items()}
+    )
 
 
 def slow_pairs(k, units, scope, likeness):
@@ -397,8 +434,16 @@ def slow_pairs(k, units, scope, likeness):
         for j in range(i):
             together, row = units.prompt[i] == units.prompt[j], units.row[i] == units.row[j]
             kind = "same completion" if row else "same prompt" if together else "other prompts"
-            token, position = units.labels["token"][i] == units.labels["token"][j], units.position[i] == units.position[j]
-            alike = {"all": True, "same token": token, "same position": position, "alike in none of these": not (token or position)}
+            token, position = (
+                units.labels["token"][i] == units.labels["token"][j],
+                units.position[i] == units.position[j],
+            )
+            alike = {
+                "all": True,
+                "same token": token,
+                "same position": position,
+                "alike in none of these": not (token or position),
+            }
             if kind == scope and alike[likeness]:
                 found.append(float(k[i, j] / (k[i, i] * k[j, j]) ** 0.5))
     return np.array(found)
@@ -418,7 +463,9 @@ def test_pairs_are_counted_and_averaged_as_two_loops_do(some_kernel, units):
     for each in table:
         slow = slow_pairs(some_kernel, units, each.scope, each.likeness)
         assert each.num == len(slow) and each.cosine.value == pytest.approx(slow.mean())
-        assert each.size.value == pytest.approx(np.abs(slow).mean()) and each.deviation.value == pytest.approx(slow.std())
+        assert each.size.value == pytest.approx(np.abs(slow).mean()) and each.deviation.value == pytest.approx(
+            slow.std()
+        )
     across = next(each for each in table if (each.scope, each.likeness) == ("other prompts", "all"))
     keep = [np.flatnonzero(units.prompt != p) for p in range(4)]
     left_out = [slow_pairs(some_kernel[k][:, k], subset(units, k), "other prompts", "all").mean() for k in keep]
@@ -430,7 +477,9 @@ def test_effective_rank_and_top_share(some_kernel, units):
     assert effective_rank(torch.ones(14, 14, dtype=torch.float64), units).value == pytest.approx(1)
     values = torch.linalg.eigvalsh(some_kernel).numpy()
     rank, top = effective_rank(some_kernel, units), top_share(some_kernel, units)
-    assert rank.value == pytest.approx(values.sum() ** 2 / (values**2).sum()) and top.value == pytest.approx(values[-1] / values.sum())
+    assert rank.value == pytest.approx(values.sum() ** 2 / (values**2).sum()) and top.value == pytest.approx(
+        values[-1] / values.sum()
+    )
     left_out = []
     for p in range(4):
         keep = np.flatnonzero(units.prompt != p)
@@ -454,7 +503,15 @@ def test_parts_of_a_change_add_up_and_a_diagonal_kernel_has_one(units):
     assert sum(figures[f"share/{name}"].value for name in change.parts) == pytest.approx(1)
     assert sum(e.value for name, e in figures.items() if name.startswith("of_squared_change")) == pytest.approx(1)
     own = share_figures(Change.of(torch.diag(torch.arange(1.0, 15, dtype=torch.float64)), units), np.arange(1.0, 15))
-    for name in ("share/own", "mass/own", "token/own", "sign/own", "correlation/own", "rank_correlation/own", "correlation/credit"):
+    for name in (
+        "share/own",
+        "mass/own",
+        "token/own",
+        "sign/own",
+        "correlation/own",
+        "rank_correlation/own",
+        "correlation/credit",
+    ):
         assert own[name].value == pytest.approx(1) and own[name].high == pytest.approx(1)
     assert own["share/other prompts"].value == 0
 
@@ -466,7 +523,9 @@ def test_a_prompt_left_out_neither_receives_nor_sends(units):
     left_out = []
     for p in range(4):
         keep = np.flatnonzero(units.prompt != p)
-        left_out.append(share_figures(Change.of(c[keep][:, keep], subset(units, keep)), credit[keep], probability[keep]))
+        left_out.append(
+            share_figures(Change.of(c[keep][:, keep], subset(units, keep)), credit[keep], probability[keep])
+        )
     for name, figure in figures.items():
         values = [each[name].value for each in left_out]
         if np.isfinite([figure.value, *values]).all():
@@ -482,4 +541,6 @@ def test_whole_completions_have_no_share_of_their_own_other_tokens():
     units = Units(np.arange(4), np.full(4, -1), np.array([0, 0, 1, 1]), {"outcome": np.array([0, 1, 0, 1])})
     assert set(Change.of(torch.eye(4, dtype=torch.float64), units).parts) == {"own", "same prompt", "other prompts"}
     kinds = {(each.scope, each.likeness) for each in pair_table(torch.eye(4, dtype=torch.float64), units)}
-    assert ("other prompts", "same outcome") in kinds and not any(scope == "same completion" or "position" in like for scope, like in kinds)
+    assert ("other prompts", "same outcome") in kinds and not any(
+        scope == "same completion" or "position" in like for scope, like in kinds
+    )

@@ -14,7 +14,22 @@ from tokencredit.dynamics.vectors import norm
 from tokencredit.report import kernel as pages
 from tokencredit.studies.kernel.study import step_of
 
-SMALL = ["dynamics", "kernel", "--run", "reckon", "--prompts", "8", "--group", "4", "--held-out", "4", "--samples", "1", "--seed", "1"]
+SMALL = [
+    "dynamics",
+    "kernel",
+    "--run",
+    "reckon",
+    "--prompts",
+    "8",
+    "--group",
+    "4",
+    "--held-out",
+    "4",
+    "--samples",
+    "1",
+    "--seed",
+    "1",
+]
 
 
 def study(out, *more):
@@ -33,22 +48,35 @@ def tokens(tmp_path_factory):
 
 
 def test_tokens_exactly(tokens):
-    """A fresh AdamW's first step is a sign step: at small rates its influence is as predicted, and at ten times the rate it is not."""
+    """A fresh AdamW's first step is a sign step: at small rates its influence is as predicted, and at ten times the
+    rate it is not.
+    """
     out, result = tokens
-    assert value(result, "influence/r2/0.03") > 0.99 > value(result, "influence/r2/10") and value(result, "influence/kernel_gap") < 1e-3
+    assert (
+        value(result, "influence/r2/0.03") > 0.99 > value(result, "influence/r2/10")
+        and value(result, "influence/kernel_gap") < 1e-3
+    )
     parts = [name for name in result["shares"] if name.startswith("share/") and name.count("/") == 1]
     assert len(parts) == 4 and sum(value(result, result["shares"][name]) for name in parts) == pytest.approx(1)
     senders, held = (parquet.read_table(out / f"{name}.parquet").to_pylist() for name in ("senders", "held_out"))
     assert len(senders) == result["num"]["senders"] and len(held) == result["num"]["held_out"]
     each = senders[0]
-    assert each["total"] == pytest.approx(sum(each[name] for name in ("own", "same completion", "same prompt", "other prompts")))
+    assert each["total"] == pytest.approx(
+        sum(each[name] for name in ("own", "same completion", "same prompt", "other prompts"))
+    )
     own = np.array([row["own"] for row in senders])
-    assert ((own > 0) == (np.array([row["coefficient"] for row in senders]) < 0)).all(), "its own term moves a token as its credit says"
+    assert ((own > 0) == (np.array([row["coefficient"] for row in senders]) < 0)).all(), (
+        "its own term moves a token as its credit says"
+    )
     assert all(len(row["real"]) == len(result["config"]["factors"]) for row in held)
     pairs = parquet.read_table(out / "pairs.parquet").to_pylist()
     assert {row["scope"] for row in pairs} == {"same completion", "same prompt", "other prompts"}
     figure = result["figures"]["influence/r2/1"]
-    assert {"value", "low", "high", "unit", "seed", "command"} <= figure.keys() and figure["seed"] == 1 and "kernel" in figure["command"]
+    assert (
+        {"value", "low", "high", "unit", "seed", "command"} <= figure.keys()
+        and figure["seed"] == 1
+        and "kernel" in figure["command"]
+    )
 
 
 def test_it_goes_on_where_it_was_with_the_same_numbers(tokens, tmp_path):
@@ -58,8 +86,14 @@ def test_it_goes_on_where_it_was_with_the_same_numbers(tokens, tmp_path):
     (again / "result.json").unlink()
     stamp = (again / "stages" / "kernel.npz").stat().st_mtime_ns
     found = study(again, "--optimizer", "adamw")
-    same = lambda figures: {name: {k: v for k, v in figure.items() if k != "command"} for name, figure in figures.items()}  # noqa: E731
-    assert same(found["figures"]) == same(result["figures"]) and (again / "stages" / "kernel.npz").stat().st_mtime_ns == stamp
+
+    def same(figures):
+        return {name: {k: v for k, v in figure.items() if k != "command"} for name, figure in figures.items()}
+
+    assert (
+        same(found["figures"]) == same(result["figures"])
+        and (again / "stages" / "kernel.npz").stat().st_mtime_ns == stamp
+    )
 
 
 def test_completions_under_the_identity(tmp_path):
@@ -109,8 +143,13 @@ def page_path(tokens, tmp_path_factory):
 def test_the_page_draws_every_section(opened, tokens):
     _, result = tokens
     assert opened.locator("main h2").all_text_contents() == [
-        "Who moves whom", "Predicted and real changes", "What a token’s own term makes", "Which gradients are alike",
-        "Cosines one by one", "Spectrum"]  # fmt: skip
+        "Who moves whom",
+        "Predicted and real changes",
+        "What a token’s own term makes",
+        "Which gradients are alike",
+        "Cosines one by one",
+        "Spectrum",
+    ]
     assert opened.locator("main u, main img").count() == 0
     influence = opened.locator("#predicted-and-real-changes")
     assert influence.locator("circle.point").count() == min(result["num"]["held_out"], 400)
@@ -121,7 +160,10 @@ def test_the_page_draws_every_section(opened, tokens):
     count = len(result["heat"]["tokens"]["names"])
     assert matrix.locator("rect").count() == count**2
     matrix.locator("rect").first.hover(force=True)
-    assert matrix.locator("[role=status]").text_content() == "<img src=x onerror=alert(1)> · <img src=x onerror=alert(1)>: 1"
+    assert (
+        matrix.locator("[role=status]").text_content()
+        == "<img src=x onerror=alert(1)> · <img src=x onerror=alert(1)>: 1"
+    )
     matrix.get_by_label("Between", exact=True).select_option("completions")
     assert matrix.locator("rect").count() == len(result["heat"]["completions"]["names"]) ** 2
     assert opened.locator("#spectrum circle.dot").count() == 64

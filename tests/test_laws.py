@@ -29,7 +29,15 @@ from tokencredit.credit import (
     Weight,
 )
 from tokencredit.objective import GPPO, ClipCov, KLCov
-from tokencredit.testing import METHOD_LAWS, PLANTED, UNIVERSAL, check_laws, check_method, planted_method, rollouts_strategy
+from tokencredit.testing import (
+    METHOD_LAWS,
+    PLANTED,
+    UNIVERSAL,
+    check_laws,
+    check_method,
+    planted_method,
+    rollouts_strategy,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -52,7 +60,11 @@ TRANSFORMS = [
         for mean in ("arithmetic", "geometric")
         for scope in ("group", "batch")
     ),
-    *(EntropyReward(level="sequence", mean=mean, scope=scope) for mean in ("arithmetic", "geometric") for scope in ("group", "batch")),
+    *(
+        EntropyReward(level="sequence", mean=mean, scope=scope)
+        for mean in ("arithmetic", "geometric")
+        for scope in ("group", "batch")
+    ),
     EntropyReward(failures=False, entropy_clip=(0.2, 0.28), reward_clip=(1.0, 1.2)),
     Overlong(),
     Overlong(max_length=5, cache=2),
@@ -137,7 +149,11 @@ def test_a_full_check_names_the_law_too():
 
 def test_a_method_whose_chain_breaks_a_law_is_caught():
     with pytest.raises(AssertionError, match=r"^group_names: "):
-        check_method(METHODS["grpo"].replace(chain=Chain(Outcome(), PLANTED["group_names"], GroupCenter(), PLANTED["group_names"])))
+        check_method(
+            METHODS["grpo"].replace(
+                chain=Chain(Outcome(), PLANTED["group_names"], GroupCenter(), PLANTED["group_names"])
+            )
+        )
 
 
 def test_a_surrogate_that_selects_in_silence_is_caught():
@@ -174,7 +190,8 @@ def test_the_batches_reach_the_degenerate_and_the_ordinary_cases():
                 "no width": not rollouts.mask.shape[1],
                 "empty row among others": bool(empty.any() and not empty.all()),
                 "group of one": bool((sizes == 1).any()),
-                "groups apart": len(rollouts) > 2 and not torch.equal(rollouts.group_index, rollouts.group_index.sort().values),
+                "groups apart": len(rollouts) > 2
+                and not torch.equal(rollouts.group_index, rollouts.group_index.sort().values),
                 "both outcomes": bool(rollouts.mixed.any()),
                 "uninformative group": not bool(rollouts.informative.all()),
                 "fractions": bool((rollouts.reward % 1 != 0).any()),

@@ -9,22 +9,61 @@ import pytest
 import tokencredit
 
 HEAVY = (
-    *("transformers", "tokenizers", "huggingface_hub", "safetensors", "trl", "peft", "accelerate", "ray", "vllm", "verl"),
+    *(
+        "transformers",
+        "tokenizers",
+        "huggingface_hub",
+        "safetensors",
+        "trl",
+        "peft",
+        "accelerate",
+        "ray",
+        "vllm",
+        "verl",
+    ),
     *("datasets", "pandas", "pyarrow", "scipy", "sklearn", "math_verify", "rich", "yaml", "matplotlib", "playwright"),
     *("pytest", "hypothesis"),
 )
 
-# Every module and package of the library has its place here: the algebra, with what it may import besides torch, or what stands on it.
-ALGEBRA = {"rollouts": (), "masked": (), "credit": (), "objective": (), "method": (), "methods": (), "testing": ("hypothesis",)}
+# Every module and package of the library has its place here: the algebra, with what it may import besides torch, or
+# what stands on it.
+ALGEBRA = {
+    "rollouts": (),
+    "masked": (),
+    "credit": (),
+    "objective": (),
+    "method": (),
+    "methods": (),
+    "testing": ("hypothesis",),
+}
 OUTER = {
-    "durable", "runs", "progress", "stats", "agreement", "cli", "lm", "tasks", "pivotality", "dynamics", "studies", "engines", "report",
-}  # fmt: skip
-LIGHT = {"runs": (), "report": (), "engines": (), "stats": ("scipy",)}  # of the outer modules: no model, no engine on import
+    "durable",
+    "runs",
+    "progress",
+    "stats",
+    "agreement",
+    "cli",
+    "lm",
+    "tasks",
+    "pivotality",
+    "dynamics",
+    "studies",
+    "engines",
+    "report",
+}
+LIGHT = {
+    "runs": (),
+    "report": (),
+    "engines": (),
+    "stats": ("scipy",),
+}  # of the outer modules: no model, no engine on import
 TORCH_ONLY = [name for name, more in ALGEBRA.items() if not more]
 
 
 def loaded(*modules: str) -> list[set[str]]:
-    """The HEAVY modules that each import brings into a fresh interpreter, where torch is there already and tokencredit never is."""
+    """The HEAVY modules that each import brings into a fresh interpreter, where torch is there already and tokencredit
+    never is.
+    """
     script = f"""
 import importlib, sys, torch
 there = set(sys.modules)

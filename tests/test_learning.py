@@ -1,4 +1,6 @@
-"""Comparing runs: curves and intervals over seeds, verdicts on the claims, and what must not be averaged. And that training learns."""
+"""Comparing runs: curves and intervals over seeds, verdicts on the claims, and what must not be averaged. And that
+training learns.
+"""
 
 import os
 
@@ -26,11 +28,24 @@ def figure(value, width=0.1, num=32):
 def made(folder, method, seed, entropy=0.3, steps=STEPS, changes=None, finish=True):
     """A run whose entropy is `entropy` at the last step, and half of that before."""
     config = TrainConfig(method=method, seed=seed, **changes or {})
-    run = Run.create(folder / f"{method}-{seed}-{len(list(folder.iterdir()))}", name=f"{method}-{seed}", method=repr(METHODS[method]),
-                     method_name=method, task=config.task, model=config.model, config=config.as_dict(), seed=seed, command="x")  # fmt: skip
+    run = Run.create(
+        folder / f"{method}-{seed}-{len(list(folder.iterdir()))}",
+        name=f"{method}-{seed}",
+        method=repr(METHODS[method]),
+        method_name=method,
+        task=config.task,
+        model=config.model,
+        config=config.as_dict(),
+        seed=seed,
+        command="x",
+    )
     for step in steps:
         run.log_metrics({"step": step, "seconds": step, "entropy": entropy, "reward": 0.5, "pass_rate": 0.5})
-        record = {"entropy": figure(entropy if step == steps[-1] else entropy / 2), "pass@1": figure(0.5), "pass@8": figure(0.9)}
+        record = {
+            "entropy": figure(entropy if step == steps[-1] else entropy / 2),
+            "pass@1": figure(0.5),
+            "pass@8": figure(0.9),
+        }
         run.log_evaluation({"step": step, "seconds": step, "split": "test", "reasons": {"correct": 1}, **record})
     if finish:
         run.finish()
@@ -47,8 +62,17 @@ def test_curves_are_means_over_seeds_with_students_interval(tmp_path):
     assert curve["seeds"]["2"] == {"step": [0, 10, 20], "value": [0.35, 0.35, 0.7]}
     [method] = found["methods"]
     assert (method["name"], method["label"], method["seeds"]) == ("grpo", "grpo", [0, 1, 2])
-    assert method["changes"] == METHODS["grpo"].summary and method["source"] == METHODS["grpo"].source and method["needs"] == []
-    assert method["summary"]["entropy"] == {"value": pytest.approx(0.4), "low": pytest.approx(low), "high": pytest.approx(high), "step": 20}
+    assert (
+        method["changes"] == METHODS["grpo"].summary
+        and method["source"] == METHODS["grpo"].source
+        and method["needs"] == []
+    )
+    assert method["summary"]["entropy"] == {
+        "value": pytest.approx(0.4),
+        "low": pytest.approx(low),
+        "high": pytest.approx(high),
+        "step": 20,
+    }
 
 
 def test_one_seed_has_the_evaluations_own_interval(tmp_path):
@@ -60,11 +84,15 @@ def test_one_seed_has_the_evaluations_own_interval(tmp_path):
 
 
 def test_steps_count_where_every_seed_has_reached_them(tmp_path):
-    """A run that is behind does not lend its early figures to the last step; one without evaluations is left out of the curve."""
+    """A run that is behind does not lend its early figures to the last step; one without evaluations is left out of the
+    curve.
+    """
     behind = made(tmp_path, "grpo", 1, 0.2, steps=(0, 10), finish=False)
     paths = [made(tmp_path, "grpo", 0, 0.6), behind, made(tmp_path, "grpo", 2, steps=())]
     [method] = compare(paths)["methods"]
-    assert method["summary"]["entropy"]["step"] == 10 and method["summary"]["entropy"]["value"] == pytest.approx((0.3 + 0.2) / 2)
+    assert method["summary"]["entropy"]["step"] == 10 and method["summary"]["entropy"]["value"] == pytest.approx(
+        (0.3 + 0.2) / 2
+    )
     assert method["seeds"] == [0, 1, 2]
     nothing = compare([made(tmp_path, "dapo", 0, steps=())])
     assert nothing["curves"] == {} and nothing["findings"] == [] and nothing["methods"][0]["summary"] == {}
@@ -72,7 +100,10 @@ def test_steps_count_where_every_seed_has_reached_them(tmp_path):
 
 def claims(found):
     """{(what is claimed, baseline): verdict} of the entropy claims and others."""
-    return {(f["detail"].split(" at ")[0], "dapo" if "than dapo" in f["claim"] else "grpo"): f["verdict"] for f in found["findings"]}
+    return {
+        (f["detail"].split(" at ")[0], "dapo" if "than dapo" in f["claim"] else "grpo"): f["verdict"]
+        for f in found["findings"]
+    }
 
 
 def test_verdicts(tmp_path):
@@ -84,32 +115,48 @@ def test_verdicts(tmp_path):
     assert verdicts[("entropy", "dapo")] == "shows here" and verdicts[("entropy", "grpo")] == "does not show here"
     assert verdicts[("pass@1", "dapo")] == "not resolved" and verdicts[("pass@8", "grpo")] == "not resolved"
     against = next(f for f in found["findings"] if f["detail"].startswith("entropy") and "than grpo" in f["claim"])
-    assert "entropy at step 20, paired by seed: -0.302" in against["detail"] and "5 seeds" in against["detail"]  # the five that both have
+    assert (
+        "entropy at step 20, paired by seed: -0.302" in against["detail"] and "5 seeds" in against["detail"]
+    )  # the five that both have
     assert "Holm's over 6 claims" in against["detail"]
 
 
 def test_what_one_comparison_would_resolve_several_may_not():
     """p = .02 for each of four claims: alone it would show, in the family of four it does not (Holm: .08)."""
     differences = np.array([0.1, 0.5, 0.9, 0.2, 0.35])
-    lines = {m: {name: {"seeds": {str(s): {"step": [1], "value": [float(v)]} for s, v in enumerate(values)}}
-                 for name, values in (("gtpo", differences), ("grpo", 0 * differences))}
-             for m in ("entropy", "length", "pass@1", "pass@8")}  # fmt: skip
+    lines = {
+        m: {
+            name: {"seeds": {str(s): {"step": [1], "value": [float(v)]} for s, v in enumerate(values)}}
+            for name, values in (("gtpo", differences), ("grpo", 0 * differences))
+        }
+        for m in ("entropy", "length", "pass@1", "pass@8")
+    }
     assert 0.0125 < stats.ttest_1samp(differences, 0).pvalue < 0.05
     assert [f["verdict"] for f in findings({"entropy": lines["entropy"]}, "gtpo", ["grpo"])] == ["shows here"]
     assert {f["verdict"] for f in findings(lines, "gtpo", ["grpo"])} == {"not resolved"}
 
 
 def test_seeds_are_paired_at_a_step_that_both_have(tmp_path):
-    paths = [made(tmp_path, "gtpo", seed, 0.4) for seed in (0, 1)] + [made(tmp_path, "grpo", seed, 0.2, steps=(0, 10)) for seed in (1, 2)]
+    paths = [made(tmp_path, "gtpo", seed, 0.4) for seed in (0, 1)] + [
+        made(tmp_path, "grpo", seed, 0.2, steps=(0, 10)) for seed in (1, 2)
+    ]
     [entropy, *_] = compare(paths)["findings"]
-    assert "entropy at step 10" in entropy["detail"] and "+0.000" in entropy["detail"] and "one seed" in entropy["detail"]
+    assert (
+        "entropy at step 10" in entropy["detail"] and "+0.000" in entropy["detail"] and "one seed" in entropy["detail"]
+    )
     assert compare([made(tmp_path, "gtpo", 0), made(tmp_path, "grpo", 5)])["findings"] == []
 
 
 def test_other_settings_of_the_methods_are_said(tmp_path):
     paths = [made(tmp_path, "gtpo", 0, changes={"learning_rate": 1e-3}), made(tmp_path, "grpo", 0)]
-    assert all(f["detail"].endswith("; the runs also differ in learning_rate 0.001 against 0.0005") for f in compare(paths)["findings"])
-    same = [made(tmp_path, "dapo", 0, changes={"method_options": {"high": 0.3}, "threads": 2}), made(tmp_path, "gtpo", 0)]
+    assert all(
+        f["detail"].endswith("; the runs also differ in learning_rate 0.001 against 0.0005")
+        for f in compare(paths)["findings"]
+    )
+    same = [
+        made(tmp_path, "dapo", 0, changes={"method_options": {"high": 0.3}, "threads": 2}),
+        made(tmp_path, "gtpo", 0),
+    ]
     assert not any("differ" in f["detail"] for f in compare(same)["findings"])
 
 
@@ -117,14 +164,32 @@ def test_other_settings_of_the_methods_are_said(tmp_path):
     "one, other, message",
     [
         (("grpo", 0), ("grpo", 0), "are both seed 0 of grpo: leave one out"),
-        (("grpo", 0), ("grpo", 1, {"learning_rate": 1e-3}), "learning_rate = 0.0005, .* has 0.001: they are not seeds of one grpo"),
-        (("gtpo", 0), ("gtpo", 1, {"method_options": {"alpha": [1, 0.5]}}), "method_options = .* they are not seeds of one gtpo"),
-        (("grpo", 0), ("gtpo", 0, {"task_options": {"operands": [3]}}), "task_options = .*: their evaluations cannot be compared"),
-        (("grpo", 0), ("gtpo", 0, {"eval_samples": 4}), "eval_samples = 8, .* has 4: their evaluations cannot be compared"),
+        (
+            ("grpo", 0),
+            ("grpo", 1, {"learning_rate": 1e-3}),
+            "learning_rate = 0.0005, .* has 0.001: they are not seeds of one grpo",
+        ),
+        (
+            ("gtpo", 0),
+            ("gtpo", 1, {"method_options": {"alpha": [1, 0.5]}}),
+            "method_options = .* they are not seeds of one gtpo",
+        ),
+        (
+            ("grpo", 0),
+            ("gtpo", 0, {"task_options": {"operands": [3]}}),
+            "task_options = .*: their evaluations cannot be compared",
+        ),
+        (
+            ("grpo", 0),
+            ("gtpo", 0, {"eval_samples": 4}),
+            "eval_samples = 8, .* has 4: their evaluations cannot be compared",
+        ),
     ],
 )
 def test_what_is_no_replicate_is_not_averaged(tmp_path, one, other, message):
-    paths = [made(tmp_path, method, seed, changes=changes[0] if changes else None) for method, seed, *changes in (one, other)]
+    paths = [
+        made(tmp_path, method, seed, changes=changes[0] if changes else None) for method, seed, *changes in (one, other)
+    ]
     with pytest.raises(RunError, match=message):
         compare(paths)
 
@@ -132,7 +197,10 @@ def test_what_is_no_replicate_is_not_averaged(tmp_path, one, other, message):
 def test_the_report_says_method_and_what_it_changes(tmp_path):
     paths = [made(tmp_path, "gtpo", 0), made(tmp_path, "grpo", 0)]
     page = report.write(paths, tmp_path / "report.html", compare(paths)).read_text()
-    assert METHODS["gtpo"].summary in page and '<th scope="row"><span class="swatch" aria-hidden="true"></span>gtpo</th>' in page
+    assert (
+        METHODS["gtpo"].summary in page
+        and '<th scope="row"><span class="swatch" aria-hidden="true"></span>gtpo</th>' in page
+    )
 
 
 def test_runs_are_found(tmp_path):
@@ -144,10 +212,14 @@ def test_runs_are_found(tmp_path):
 
 
 def test_ten_rollout_batches_teach_something(tmp_path):
-    """GRPO from the shipped model: held-out pass@1 leaves the interval that it began with, and so does the training pass rate."""
+    """GRPO from the shipped model: held-out pass@1 leaves the interval that it began with, and so does the training
+    pass rate.
+    """
     from tokencredit.engines.train import train
 
-    config = TrainConfig(steps=10, eval_every=10, eval_prompts=192, eval_samples=4, record_every=0, save_every=0, threads=1)
+    config = TrainConfig(
+        steps=10, eval_every=10, eval_prompts=192, eval_samples=4, record_every=0, save_every=0, threads=1
+    )
     run = train(config, tmp_path / "run")
     before, after = (e["pass@1"] for e in run.evaluations())
     assert after["low"] > before["high"] + 0.1

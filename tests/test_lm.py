@@ -92,13 +92,17 @@ def test_scores_name_the_row_that_cannot_be_scored(tiny):
 
 def misled(model):
     """The model with a generation config like those that hub models come with: it must change nothing."""
-    model.generation_config = GenerationConfig(do_sample=True, temperature=0.1, top_k=2, top_p=0.5, repetition_penalty=5.0, min_p=0.3)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.1, top_k=2, top_p=0.5, repetition_penalty=5.0, min_p=0.3
+    )
     return model
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_samples_have_the_models_distribution(tiny, tokenizer, temperature):
-    """Chi-square of first tokens, and of second tokens after the most frequent first; n is fixed, four standard errors allowed."""
+    """Chi-square of first tokens, and of second tokens after the most frequent first; n is fixed, four standard errors
+    allowed.
+    """
     prompt, num = [1, 5, 13, 7, 16], 6000
     got = sample(misled(tiny), tokenizer, [prompt], num, max_new_tokens=2, temperature=temperature, seed=1)[0]
     firsts = [c.ids[0] for c in got]
@@ -136,11 +140,17 @@ def test_completions_end_with_their_end_token_or_are_truncated(shipped, tokenize
     eos = tokenizer.eos_token_id
     prompts = encode_prompts(tokenizer, Reckon().rows("test", 40), shipped.config, 12)
     heard = []
-    got = [c for g in sample(shipped, tokenizer, prompts, 2, max_new_tokens=12, batch=32, on_batch=heard.append) for c in g]
+    got = [
+        c for g in sample(shipped, tokenizer, prompts, 2, max_new_tokens=12, batch=32, on_batch=heard.append) for c in g
+    ]
     assert heard == [32, 32, 16]
     assert {c.truncated for c in got} == {True, False}
     for c in got:
-        assert c.ids.count(eos) == (not c.truncated) and (c.truncated or c.ids[-1] == eos) and (not c.truncated or len(c.ids) == 12)
+        assert (
+            c.ids.count(eos) == (not c.truncated)
+            and (c.truncated or c.ids[-1] == eos)
+            and (not c.truncated or len(c.ids) == 12)
+        )
 
 
 def test_every_end_token_of_the_generation_config_ends(tiny, tokenizer):
@@ -174,7 +184,9 @@ def test_prompts_are_text_or_messages(tokenizer, shipped):
     chat = make_tokenizer()
     chat.chat_template = CHAT
     assert encode_prompt(chat, messages) == tokenizer.convert_tokens_to_ids(["7", "+", "3", "="])
-    with pytest.raises(ValueError, match=r"row 1 \(long\): the prompt has 240 tokens and 48 may be written, more .* context of 256"):
+    with pytest.raises(
+        ValueError, match=r"row 1 \(long\): the prompt has 240 tokens and 48 may be written, more .* context of 256"
+    ):
         encode_prompts(tokenizer, [{"prompt": "7"}, {"prompt": "7 " * 240, "row_id": "long"}], shipped.config, 48)
     with pytest.raises(ValueError, match="row 0: the prompt has no tokens"):
         encode_prompts(tokenizer, [{"prompt": " "}], shipped.config, 48)
@@ -182,7 +194,16 @@ def test_prompts_are_text_or_messages(tokenizer, shipped):
 
 def test_evaluation_of_the_shipped_model(shipped, tokenizer):
     task, heard = Reckon(), []
-    found = evaluate(shipped, tokenizer, task, task.rows("test", 256), num_samples=4, ks=(1, 4), max_new_tokens=48, progress=heard.append)
+    found = evaluate(
+        shipped,
+        tokenizer,
+        task,
+        task.rows("test", 256),
+        num_samples=4,
+        ks=(1, 4),
+        max_new_tokens=48,
+        progress=heard.append,
+    )
     assert 0.28 <= found["pass@1"]["value"] <= 0.42 and sum(heard) == 256 * 5
     assert found["pass@1"]["value"] < found["pass@4"]["value"] and found["pass@1"]["num"] == 256
     for name in ("pass@1", "pass@4", "greedy", "truncated", "length", "entropy"):
@@ -210,7 +231,9 @@ def copy_of_shipped(folder, *names):
 
 def test_what_cannot_be_loaded_says_why(tmp_path):
     weights = copy_of_shipped(tmp_path / "weights", "model.safetensors", "config.json")
-    with pytest.raises(ValueError, match="has no tokenizer that can be loaded; save the model's tokenizer beside it") as caught:
+    with pytest.raises(
+        ValueError, match="has no tokenizer that can be loaded; save the model's tokenizer beside it"
+    ) as caught:
         load_tokenizer(str(weights))
     assert "\n" not in str(caught.value)
     endless = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer()._tokenizer, pad_token="<pad>")

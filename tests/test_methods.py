@@ -16,8 +16,20 @@ from tokencredit.methods import parse
 from tokencredit.objective import CISPO, Clip, ClipCov, SelectedMean, SequenceClip, SequenceSum, TokenMean
 from tokencredit.testing import logprobs_like, rollouts_strategy
 
-NAMES = ("entropy", "exact_value", "fisher_trace", "gradient_norm", "perturbation_variance", "attention", "uniform", "oracle_positions",
-         "logprob", "sum_p2", "head_norm", "step_gain")  # fmt: skip
+NAMES = (
+    "entropy",
+    "exact_value",
+    "fisher_trace",
+    "gradient_norm",
+    "perturbation_variance",
+    "attention",
+    "uniform",
+    "oracle_positions",
+    "logprob",
+    "sum_p2",
+    "head_norm",
+    "step_gain",
+)
 DTYPES = st.sampled_from((torch.float64, torch.float32))
 
 
@@ -40,7 +52,9 @@ def test_published_methods_are_their_papers(name, data, dtype, seed):
     chosen = None if plan.selected is None else set(map(tuple, torch.nonzero(plan.selected).tolist()))
     slow = reference.method_loss(name, batch, *(x.double().tolist() for x in (logprob, old, credit)), chosen)
     torch.testing.assert_close(loss.detach().double(), torch.tensor(slow[0], dtype=torch.float64), **tolerance)
-    torch.testing.assert_close(leaf.grad.double(), torch.tensor(slow[1], dtype=torch.float64).view(credit.shape), **tolerance)
+    torch.testing.assert_close(
+        leaf.grad.double(), torch.tensor(slow[1], dtype=torch.float64).view(credit.shape), **tolerance
+    )
 
 
 def test_the_reference_covers_every_method():
@@ -60,7 +74,9 @@ def test_dapo_with_equal_clips_is_grpo_up_to_aggregation(rollouts, seed):
     logprob, old = logprobs_like(rollouts, seed)
     dapo, grpo = METHODS["dapo"].replace(high=0.2), METHODS["grpo"].replace(aggregate=TokenMean())
     assert torch.equal(dapo.credit(rollouts), grpo.credit(rollouts))
-    losses = [m.loss(logprob=logprob, old_logprob=old, credit=m.credit(rollouts), rollouts=rollouts)[0] for m in (dapo, grpo)]
+    losses = [
+        m.loss(logprob=logprob, old_logprob=old, credit=m.credit(rollouts), rollouts=rollouts)[0] for m in (dapo, grpo)
+    ]
     assert torch.equal(*losses)
 
 
@@ -96,7 +112,7 @@ def test_an_unknown_method_gets_a_suggestion():
         METHODS["zzzzzz"]
 
 
-# replace and within ---------------------------------------------------------------------------------------------------------------
+# replace and within ---------------------------------------------------------------------------------------------------
 
 
 def test_replace_sets_a_field_wherever_it_is():
@@ -127,7 +143,9 @@ def test_replace_of_a_whole_part_then_of_its_fields():
 
 
 def test_replace_names_the_fields_there_are():
-    with pytest.raises(ValueError, match=r"grpo has no field clip_high; it has: Clip\.dual, Clip\.high, Clip\.low, GroupCenter\.ddof"):
+    with pytest.raises(
+        ValueError, match=r"grpo has no field clip_high; it has: Clip\.dual, Clip\.high, Clip\.low, GroupCenter\.ddof"
+    ):
         METHODS["grpo"].replace(clip_high=0.3)
     with pytest.raises(ValueError, match=r"grpo has no field Clop\.high"):
         METHODS["grpo"].replace(**{"Clop.high": 0.3, "low": 0.1})
@@ -148,7 +166,7 @@ def test_hyperparameters_are_named_by_part():
     assert METHODS["forking_tokens"].hyperparameters()["TopFraction.fraction"] == 0.2
 
 
-# Written down ---------------------------------------------------------------------------------------------------------------------
+# Written down ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -169,7 +187,9 @@ def test_methods_round_trip(name):
 
 def test_parse_reads_nested_negative_infinite_and_own_parts():
     chain = Chain(Outcome(), Chain(Half(-0.25)), GroupCenter())
-    method = Method("mine", chain, ClipCov(band=(-float("inf"), float("inf"))), TokenMean(), summary='a "quoted" line\nand another')
+    method = Method(
+        "mine", chain, ClipCov(band=(-float("inf"), float("inf"))), TokenMean(), summary='a "quoted" line\nand another'
+    )
     assert parse(repr(method), Half=Half) == method
     with pytest.raises(ValueError, match=r"unknown part Half: give its class, parse\(text, Half=Half\)"):
         parse(repr(method))
@@ -207,7 +227,12 @@ def test_parse_refuses_anything_but_constructors_and_literals(text):
 
 def test_every_method_says_where_it_comes_from():
     for name, method in METHODS.items():
-        assert method.name == name and method.summary and method.source and method.fidelity in ("paper", "code", "reconstructed")
+        assert (
+            method.name == name
+            and method.summary
+            and method.source
+            and method.fidelity in ("paper", "code", "reconstructed")
+        )
         assert method.mixed_groups_only == (name in ("dapo", "forking_tokens", "random_tokens", "oracle_positions"))
 
 
@@ -222,7 +247,9 @@ def test_a_method_of_your_own_is_one_dataclass_and_one_line():
 def test_batches_without_a_token_have_no_loss(name, shape):
     """No rows, no width, or only empty rows; rewards may be integers."""
     mask = torch.zeros(shape, dtype=torch.bool)
-    rollouts = Rollouts(torch.arange(shape[0]) % 2, torch.zeros(shape[0]).long(), mask, {n: torch.full(shape, torch.nan) for n in NAMES})
+    rollouts = Rollouts(
+        torch.arange(shape[0]) % 2, torch.zeros(shape[0]).long(), mask, {n: torch.full(shape, torch.nan) for n in NAMES}
+    )
     leaf = torch.full(shape, torch.nan, requires_grad=True)
     credit = METHODS[name].credit(rollouts)
     loss, stats = METHODS[name].loss(logprob=leaf, old_logprob=leaf.detach(), credit=credit, rollouts=rollouts)

@@ -1,4 +1,6 @@
-"""The gradient noise scale: against Gaussian gradients of known covariance, and against an enumerated world of rollouts and rewards."""
+"""The gradient noise scale: against Gaussian gradients of known covariance, and against an enumerated world of rollouts
+and rewards.
+"""
 
 import itertools
 import math
@@ -9,12 +11,21 @@ import torch
 
 from tokencredit.dynamics.batch_shape import best_group, best_split
 from tokencredit.dynamics.noise_scale import from_pieces, noise_scale
-from tokencredit.dynamics.variance_split import independent, leave_one_out, leave_one_out_products, loads, prompt_products
+from tokencredit.dynamics.variance_split import (
+    independent,
+    leave_one_out,
+    leave_one_out_products,
+    loads,
+    prompt_products,
+)
 from tokencredit.stats import jackknife, jackknife_ratio
 from tokencredit.tasks.exact import ExactWorld, TabularPolicy
 
 DIM = 40
-BETWEEN, WITHIN = torch.linspace(0.1, 1.0, DIM).double(), torch.linspace(2.0, 0.5, DIM).double()  # variances per coordinate
+BETWEEN, WITHIN = (
+    torch.linspace(0.1, 1.0, DIM).double(),
+    torch.linspace(2.0, 0.5, DIM).double(),
+)  # variances per coordinate
 
 
 def nested(seed, prompts, size, mean):
@@ -33,7 +44,11 @@ def within_four_errors(draws, truth):
 def test_nested_gaussian_gradients_without_bias_and_with_coverage():
     mean, prompts, size, runs = torch.full((DIM,), 0.5).double(), 24, 4, 400
     truth = {"signal": float(mean @ mean), "noise": float(BETWEEN.sum() + WITHIN.sum() / size)}
-    truth |= {"between": float(BETWEEN.sum()), "rollout": float(WITHIN.sum()), "scale": truth["noise"] / truth["signal"]}
+    truth |= {
+        "between": float(BETWEEN.sum()),
+        "rollout": float(WITHIN.sum()),
+        "scale": truth["noise"] / truth["signal"],
+    }
     truth["variance"] = float(BETWEEN.sum() + WITHIN.sum() / 9) / 50
     found = {name: [] for name in truth}
     for seed in range(runs):
@@ -98,16 +113,18 @@ def test_unequal_pieces_are_unbiased():
     within_four_errors(noises, float((BETWEEN + WITHIN).sum()))
 
 
-# --- an enumerated world of six prompts, rewards of 0, 1 and 2 --------------------------------------------------------------------
+# --- an enumerated world of six prompts, rewards of 0, 1 and 2 --------------------------------------------------------
 
 
 def world_of(prompt):
     """Three tokens, two of them to be written; the reward depends on the prompt."""
-    return ExactWorld(3, 2, lambda done: ((done[:, 0] == prompt % 3).double() + (done[:, 1] == 0).double()))
+    return ExactWorld(3, 2, lambda done: (done[:, 0] == prompt % 3).double() + (done[:, 1] == 0).double())
 
 
 class World:
-    """Prompts share one table, so their gradients are in one space. Everything exact: score vectors, rewards, probabilities."""
+    """Prompts share one table, so their gradients are in one space. Everything exact: score vectors, rewards,
+    probabilities.
+    """
 
     def __init__(self, prompts=6):
         policy = TabularPolicy(world_of(0), seed=3)
@@ -115,8 +132,12 @@ class World:
         for prompt in range(prompts):
             enumeration = world_of(prompt).enumerate(policy)
             _, _, probability, reward = enumeration.completions
-            scores = [torch.cat([g.flatten() for g in torch.autograd.grad(p.log(), list(policy.parameters()), retain_graph=True)])
-                      for p in probability]  # fmt: skip
+            scores = [
+                torch.cat(
+                    [g.flatten() for g in torch.autograd.grad(p.log(), list(policy.parameters()), retain_graph=True)]
+                )
+                for p in probability
+            ]
             self.tables.append((probability.detach(), reward, torch.stack(scores)))
         self.gradients = torch.stack([(p * r) @ s for p, r, s in self.tables])  # ∇J of every prompt
 
@@ -132,7 +153,9 @@ class World:
         return torch.stack(scores), torch.stack(rewards), which
 
     def variance(self, size):
-        """tr Cov of one prompt's leave-one-out gradient, K rollouts, from its definition over all tuples of rollouts."""
+        """tr Cov of one prompt's leave-one-out gradient, K rollouts, from its definition over all tuples of
+        rollouts.
+        """
         second = 0.0
         for p, r, s in self.tables:
             rows = torch.cartesian_prod(*[torch.arange(len(p))] * size)
@@ -199,7 +222,9 @@ def test_group_centred_credit_shrinks_the_gradient_and_leave_one_out_does_not(wo
 
 
 def test_the_split_against_loops_over_pairs(world):
-    """E₀, E₁, E₂ from their definitions, and the prompts' gradients from leave-one-out credit as the library gives it."""
+    """E₀, E₁, E₂ from their definitions, and the prompts' gradients from leave-one-out credit as the library gives
+    it.
+    """
     from tokencredit import METHODS, Rollouts
 
     size = 5
@@ -215,7 +240,9 @@ def test_the_split_against_loops_over_pairs(world):
             products[len({*a} & {*b})].append(float(h[a] @ h[b]))
         means[p] = [np.mean(some) for some in products]
     none, one, two = means.mean(0)
-    assert found.rollout.value == pytest.approx(4 * (one - none)) and found.pair.value == pytest.approx(2 * (two - 2 * one + none))
+    assert found.rollout.value == pytest.approx(4 * (one - none)) and found.pair.value == pytest.approx(
+        2 * (two - 2 * one + none)
+    )
     rollouts = Rollouts(reward=reward, group=group, mask=torch.ones(len(s), 1, dtype=torch.bool))
     credit = METHODS["rloo"].credit(rollouts)[:, 0]
     prompts = (credit[:, None] * s).unflatten(0, (4, size)).mean(1)

@@ -1,4 +1,6 @@
-"""The noise scale of a checkpoint: gradients against autograd, sketches against whole ones, the command and its page."""
+"""The noise scale of a checkpoint: gradients against autograd, sketches against whole ones, the command and its
+page.
+"""
 
 import dataclasses
 import json
@@ -40,7 +42,9 @@ def prompt_gradients(checkpoint, method, batch):
     found = []
     for p in range(batch.num_prompts):
         own = torch.where((rollouts.group_index == p)[:, None], logprob, logprob.detach())
-        loss, _ = method.loss(logprob=own, old_logprob=logprob.detach(), credit=method.credit(rollouts), rollouts=rollouts)
+        loss, _ = method.loss(
+            logprob=own, old_logprob=logprob.detach(), credit=method.credit(rollouts), rollouts=rollouts
+        )
         grads = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
         found.append(torch.cat([g.flatten() for g in grads]) * batch.num_prompts)
     return torch.stack(found)
@@ -53,11 +57,15 @@ def test_a_methods_noise_is_that_of_its_losses_gradients(checkpoint, batch, name
     found, expected = measure(checkpoint, method, batch), noise_scale(x @ x.T)
     for figure in NAMES:
         for end in ("value", "low"):
-            assert getattr(getattr(found.own, figure), end) == pytest.approx(getattr(getattr(expected, figure), end), rel=1e-5, abs=1e-7)
+            assert getattr(getattr(found.own, figure), end) == pytest.approx(
+                getattr(getattr(expected, figure), end), rel=1e-5, abs=1e-7
+            )
     assert found.own.p_noise == expected.p_noise and found.prompts == 12 and found.sketched is None
     if name == "rloo":  # whose credit is leave-one-out itself
         for figure in NAMES:
-            assert getattr(found.plain, figure).value == pytest.approx(getattr(found.own, figure).value, rel=1e-5, abs=1e-7)
+            assert getattr(found.plain, figure).value == pytest.approx(
+                getattr(found.own, figure).value, rel=1e-5, abs=1e-7
+            )
         assert found.split.variance(1, 4).value == pytest.approx(found.own.noise.value, rel=1e-5)
 
 
@@ -104,7 +112,9 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory):
     out = tmp_path_factory.mktemp("noise")
-    assert run("--run", "reckon", "--prompts", 12, "--group", 4, "--method", "gtpo", "--cost-prompt", 2, "--out", out) == 0
+    assert (
+        run("--run", "reckon", "--prompts", 12, "--group", 4, "--method", "gtpo", "--cost-prompt", 2, "--out", out) == 0
+    )
     return out
 
 
@@ -119,7 +129,9 @@ def test_the_command_writes_figures_and_a_grid(answered):
     result = json.loads((answered / "result.json").read_text())
     grid = pyarrow.parquet.read_table(answered / "grid.parquet").to_pylist()
     assert result["method"] == "gtpo" and result["command"].startswith("tokencredit dynamics noise-scale")
-    assert grid == result["grid"] and {row["prompts"] for row in grid} >= {64} and {row["group"] for row in grid} >= {4, 8}
+    assert (
+        grid == result["grid"] and {row["prompts"] for row in grid} >= {64} and {row["group"] for row in grid} >= {4, 8}
+    )
     tau, alpha, beta = (result["figures"][f"split/{name}"]["value"] for name in ("between", "rollout", "pair"))
     for row in grid:
         k = row["group"]
@@ -138,8 +150,12 @@ def test_the_page_shows_the_map(opened, answered):
 
 
 def test_too_little_to_ask_about_is_refused_with_what_to_do(capsys, tmp_path):
-    refused = {("--prompts", 2): "--prompts must be at least 3", ("--group", 1): "--group must be at least 2",
-               ("--cost-rollout", 0): "--cost-rollout must be above 0", ("--prompts", 3, "--method", "nothing"): "nothing"}  # fmt: skip
+    refused = {
+        ("--prompts", 2): "--prompts must be at least 3",
+        ("--group", 1): "--group must be at least 2",
+        ("--cost-rollout", 0): "--cost-rollout must be above 0",
+        ("--prompts", 3, "--method", "nothing"): "nothing",
+    }
     for arguments, said in refused.items():
         assert run("--run", "reckon", *arguments, "--out", tmp_path) != 0
         assert said in capsys.readouterr().err
@@ -150,14 +166,23 @@ def test_small_groups_and_unresolved_signals_are_said(capsys, tmp_path):
     assert run("--run", "reckon", "--prompts", 4, "--group", 2, "--out", tmp_path) == 0
     printed = " ".join(capsys.readouterr().out.split())
     result = json.loads((tmp_path / "result.json").read_text())
-    assert "Where the noise comes from cannot be told from groups of 2: that takes 4" in printed and result["choice"] is None
-    assert not result["resolved"] and result["p_noise"] > 0.05 and "|G|² is not resolved: noise alone would give" in printed
+    assert (
+        "Where the noise comes from cannot be told from groups of 2: that takes 4" in printed
+        and result["choice"] is None
+    )
+    assert (
+        not result["resolved"]
+        and result["p_noise"] > 0.05
+        and "|G|² is not resolved: noise alone would give" in printed
+    )
     assert result["figures"]["scale"]["high"] is None and "(--prompts 16)" in printed
     assert not (tmp_path / "grid.parquet").exists() and (tmp_path / "report.html").exists()
 
 
 def test_a_batch_without_any_credit_is_refused(checkpoint, batch):
-    same = dataclasses.replace(batch, rollouts=dataclasses.replace(batch.rollouts, reward=torch.ones(len(batch), dtype=torch.float64)))
+    same = dataclasses.replace(
+        batch, rollouts=dataclasses.replace(batch.rollouts, reward=torch.ones(len(batch), dtype=torch.float64))
+    )
     with pytest.raises(ValueError, match="every group's rewards are equal"):
         measure(checkpoint, METHODS["grpo"], same)
     assert math.isfinite(measure(checkpoint, METHODS["grpo"], batch).own.noise.value)

@@ -1,4 +1,6 @@
-"""Surrogates and aggregates against the slow reference and its hand-derived gradients, identities, and the selections over a batch."""
+"""Surrogates and aggregates against the slow reference and its hand-derived gradients, identities, and the selections
+over a batch.
+"""
 
 import math
 
@@ -46,7 +48,10 @@ TOKEN_RULES = {
     SAPO(): (reference.sapo, {}),
     SAPO(2.0, 0.5): (reference.sapo, {"positive": 2.0, "negative": 0.5}),
     GPPO(): (reference.ce_gppo, {}),
-    GPPO((0.75, 0.9), 0.1, 0.3, dual=1.5): (reference.ce_gppo, {"beta": (0.75, 0.9), "low": 0.1, "high": 0.3, "dual": 1.5}),
+    GPPO((0.75, 0.9), 0.1, 0.3, dual=1.5): (
+        reference.ce_gppo,
+        {"beta": (0.75, 0.9), "low": 0.1, "high": 0.3, "dual": 1.5},
+    ),
     ClipCov(0.3, (0.0, 9.0), 0.2, 0.2): (reference.clip_cov, {"low": 0.2, "high": 0.2}),
     KLCov(0.3, 0.7): (reference.kl_cov, {"beta": 0.7}),
 }
@@ -83,7 +88,7 @@ def one_group(mask, **scores):
     return Rollouts(torch.zeros(len(mask), dtype=torch.float64), torch.zeros(len(mask), dtype=torch.long), mask, scores)
 
 
-# Against the reference --------------------------------------------------------------------------------------------------------------
+# Against the reference ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
@@ -97,7 +102,9 @@ def test_token_surrogates(surrogate, dtype, data, seed, how):
     chosen = None if plan.selected is None else set(map(tuple, torch.nonzero(plan.selected).tolist()))
     rule, constants = TOKEN_RULES[surrogate]
     batch = reference.batch_of(rollouts)
-    expected = reference.token_losses(batch, rule, *plain(logprob, old, credit), reference.aggregate(batch, how), chosen, **constants)
+    expected = reference.token_losses(
+        batch, rule, *plain(logprob, old, credit), reference.aggregate(batch, how), chosen, **constants
+    )
     loss, gradient, _ = loss_and_gradient(one, rollouts, credit, logprob, old, plan)
     close(loss, expected[0], 1e-10 if dtype == torch.float64 else 1e-5)
     close(gradient, expected[1], 1e-10 if dtype == torch.float64 else 1e-5)
@@ -111,20 +118,26 @@ def test_sequence_surrogates(surrogate, dtype, data, seed, how):
     credit, (logprob, old) = credit_like(rollouts, seed, constant=not surrogate.token), logprobs_like(rollouts, seed)
     one, batch = method(surrogate, WEIGHTS[how]), reference.batch_of(rollouts)
     weights = reference.aggregate(batch, how)
-    expected = reference.sequence_losses(batch, *plain(logprob, old, credit), weights, 0.1, 0.2, **SEQUENCE_RULES[surrogate])
+    expected = reference.sequence_losses(
+        batch, *plain(logprob, old, credit), weights, 0.1, 0.2, **SEQUENCE_RULES[surrogate]
+    )
     loss, gradient, _ = loss_and_gradient(one, rollouts, credit, logprob, old)
     close(loss, expected[0], 1e-10 if dtype == torch.float64 else 1e-5)
     close(gradient, expected[1], 1e-10 if dtype == torch.float64 else 1e-5)
 
 
 def test_the_reference_gradients_are_those_of_its_losses():
-    """The slow gradients are derived by hand; central differences of the slow losses agree (no stop-gradient among these)."""
+    """The slow gradients are derived by hand; central differences of the slow losses agree (no stop-gradient among
+    these).
+    """
     rollouts = one_group(torch.tensor([[1, 1, 1], [1, 1, 0]]).bool())
     batch = reference.batch_of(rollouts)
     credit, (logprob, old) = credit_like(rollouts, 3, constant=True), logprobs_like(rollouts, 5)
     weights = reference.aggregate(batch, "sequence")
     rules = [(reference.token_losses, (rule,), {}) for rule in (reference.clip, reference.sapo, reference.kl_cov)]
-    rules += [(reference.sequence_losses, (), {"low": 0.5, "high": 0.5, "mean_of": m}) for m in ("geometric", "arithmetic")]
+    rules += [
+        (reference.sequence_losses, (), {"low": 0.5, "high": 0.5, "mean_of": m}) for m in ("geometric", "arithmetic")
+    ]
     for function, first, constants in rules:
         at = logprob.nan_to_num().tolist()
         exact = function(batch, *first, at, *plain(old, credit), weights, **constants)[1]
@@ -145,7 +158,7 @@ def test_aggregates(how, rollouts):
         close(SequenceSum(9).weights(rollouts), reference.aggregate(reference.batch_of(rollouts), how, 9))
 
 
-# Identities -------------------------------------------------------------------------------------------------------------------------
+# Identities -----------------------------------------------------------------------------------------------------------
 
 
 @given(rollouts=rollouts_strategy(()), seed=SEEDS)
@@ -161,7 +174,10 @@ def test_gspo_token_has_the_loss_and_gradient_of_gspo_for_constant_credit(rollou
 def test_ce_gppo_without_beta_has_the_gradient_of_ppo(rollouts, seed):
     credit, (logprob, old) = credit_like(rollouts, seed), logprobs_like(rollouts, seed)
     for dual in (None, 1.5):
-        pair = [loss_and_gradient(method(s), rollouts, credit, logprob, old)[1] for s in (GPPO((0.0, 0.0), dual=dual), Clip(dual=dual))]
+        pair = [
+            loss_and_gradient(method(s), rollouts, credit, logprob, old)[1]
+            for s in (GPPO((0.0, 0.0), dual=dual), Clip(dual=dual))
+        ]
         close(*pair)
 
 
@@ -186,7 +202,7 @@ def test_clips_that_never_bind_agree(rollouts, seed):
     close(loss_and_gradient(method(CISPO(cap=1e9)), rollouts, credit, logprob, old)[1], open_clip[1])
 
 
-# By hand ----------------------------------------------------------------------------------------------------------------------------
+# By hand --------------------------------------------------------------------------------------------------------------
 
 CASES = [  # surrogate, w, c -> ℓ, dℓ/dlog π
     (Clip(0.2, 0.28), 1.5, 1.0, -1.28, 0.0),  # clipped from above
@@ -206,13 +222,16 @@ CASES = [  # surrogate, w, c -> ℓ, dℓ/dlog π
 @pytest.mark.parametrize("surrogate, w, c, loss, slope", CASES, ids=str)
 def test_one_token_by_hand(surrogate, w, c, loss, slope):
     old = torch.tensor([[0.05]], dtype=torch.float64).log()
-    got = loss_and_gradient(method(surrogate), one_group(torch.ones(1, 1).bool()), torch.tensor([[c]]).double(), old + math.log(w), old)
+    got = loss_and_gradient(
+        method(surrogate), one_group(torch.ones(1, 1).bool()), torch.tensor([[c]]).double(), old + math.log(w), old
+    )
     close(got[0], loss)
     close(got[1], [[slope]])
 
 
 def test_sequence_ratios_by_hand():
-    # Ratios 4 and 1: geometric mean 2, arithmetic mean 2.5. Credit −1 is not clipped from above: ℓ = s at both tokens, weights ½.
+    # Ratios 4 and 1: geometric mean 2, arithmetic mean 2.5. Credit −1 is not clipped from above: ℓ = s at both tokens,
+    # weights ½.
     old = torch.zeros(1, 2, dtype=torch.float64)
     logprob = torch.tensor([[4.0, 1.0]], dtype=torch.float64).log()
     for mean, loss, gradient in (("geometric", 2.0, [[1.0, 1.0]]), ("arithmetic", 2.5, [[2.0, 0.5]])):
@@ -229,14 +248,20 @@ def test_clip_stats_by_hand():
     stats = loss_and_gradient(method(Clip()), one_group(torch.ones(1, 4).bool()), credit, logprob, old)[2]
     assert stats["clip_high"] == 0.25 and stats["clip_low"] == 0.25
     close(torch.stack([stats["ratio_mean"], stats["ratio_max"], stats["ratio_min"]]).double(), [1.0, 1.5, 0.5], 1e-6)
-    close(stats["kl_old"].double(), (2 * (0.5 - math.log(1.5)) + 2 * (-0.5 - math.log(0.5))) / 4, 1e-6)  # mean of w − 1 − log w
+    close(
+        stats["kl_old"].double(), (2 * (0.5 - math.log(1.5)) + 2 * (-0.5 - math.log(0.5))) / 4, 1e-6
+    )  # mean of w − 1 − log w
 
 
 def test_a_huge_ratio_does_not_overflow():
     old, logprob = torch.full((1, 2), -200.0), torch.full((1, 2), -1e-3)
     for surrogate in (*TOKEN_RULES, *SEQUENCE_RULES):
-        loss, gradient, stats = loss_and_gradient(method(surrogate), one_group(torch.ones(1, 2).bool()), -torch.ones(1, 2), logprob, old)
-        assert torch.isfinite(loss) and torch.isfinite(gradient).all() and all(torch.isfinite(x) for x in stats.values())
+        loss, gradient, stats = loss_and_gradient(
+            method(surrogate), one_group(torch.ones(1, 2).bool()), -torch.ones(1, 2), logprob, old
+        )
+        assert (
+            torch.isfinite(loss) and torch.isfinite(gradient).all() and all(torch.isfinite(x) for x in stats.values())
+        )
 
 
 @pytest.mark.parametrize("surrogate", (*TOKEN_RULES, *SEQUENCE_RULES), ids=repr)
@@ -250,7 +275,7 @@ def test_half_precision_logprobs_are_widened(surrogate):
     assert torch.equal(half[0], full[0]) and torch.equal(half[1], full[1].bfloat16())
 
 
-# Selections -------------------------------------------------------------------------------------------------------------------------
+# Selections -----------------------------------------------------------------------------------------------------------
 
 
 def select(surrogate, rollouts, logprob, old, credit):
@@ -325,13 +350,15 @@ def test_selections_run_over_the_batch_not_over_its_slices(name):
 
 
 def test_selected_mean_divides_by_the_selected_tokens():
-    rollouts = Rollouts(torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 10).bool(), {"entropy": torch.arange(10.0)[None]})
+    rollouts = Rollouts(
+        torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 10).bool(), {"entropy": torch.arange(10.0)[None]}
+    )
     weights = SelectedMean(TopFraction("entropy", 0.2)).weights(rollouts)
     assert weights.tolist() == [[0.0] * 8 + [0.5] * 2]
     assert SelectedMean(TopFraction("entropy", 0.2)).needs == {"entropy"}
 
 
-# Refusals ---------------------------------------------------------------------------------------------------------------------------
+# Refusals -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_sequence_ratio_refuses_credit_that_varies_within_a_rollout():

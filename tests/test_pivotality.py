@@ -1,4 +1,6 @@
-"""Estimators of pivotality against worlds whose values are known: enumeration, and the prefix tree of the embedded world."""
+"""Estimators of pivotality against worlds whose values are known: enumeration, and the prefix tree of the embedded
+world.
+"""
 
 import json
 import math
@@ -29,7 +31,15 @@ from tokencredit.pivotality.measure import measure
 from tokencredit.pivotality.store import RolloutStore, StoreError, model_hash, sampler_identity
 from tokencredit.pivotality.tree import grow_forest, on_text
 from tokencredit.tasks import load
-from tokencredit.tasks.exact import PROMPTS, ExactWorld, PromptedPolicy, TabularPolicy, encode, modular_world, tiny_model
+from tokencredit.tasks.exact import (
+    PROMPTS,
+    ExactWorld,
+    PromptedPolicy,
+    TabularPolicy,
+    encode,
+    modular_world,
+    tiny_model,
+)
 from tokencredit.tasks.verdict import CORRECT, WRONG, VerifierError
 
 torch.set_num_threads(1)
@@ -202,7 +212,9 @@ def test_on_policy_squared_increments_sum_to_the_variance_of_the_start():
 
 
 def test_discoveries_are_false_at_the_nominal_rate():
-    """Only tokens 1 and 4 matter, and no token changes how the later ones are drawn: the others have no effect whatever."""
+    """Only tokens 1 and 4 matter, and no token changes how the later ones are drawn: the others have no effect
+    whatever.
+    """
 
     def reward(completions):
         if completions.shape[1] < 5:
@@ -238,7 +250,9 @@ def test_strata_hold_every_alternative_once(num):
         d = t.design(num)
         for i in range(len(t.pi)):
             at = d.position == i
-            assert d.num[at].sum() == num and d.weight[at].sum() == pytest.approx(1) and (d.num[at] >= min(num, 2)).all()
+            assert (
+                d.num[at].sum() == num and d.weight[at].sum() == pytest.approx(1) and (d.num[at] >= min(num, 2)).all()
+            )
             named = set(d.token[at]) - {REST}
             covered = named | set(d.others[i][0] if REST in d.token[at] else ())
             assert covered == set(np.flatnonzero(t.p[i])) and t.completion[i] not in covered
@@ -283,7 +297,7 @@ def test_allocation_is_better_than_equal_numbers():
     t = max(truths(), key=lambda t: len(t.completion))
     path, sigma = PathMap.of(t.pi, t.rest), np.sqrt(t.without * (1 - t.without))
     weight = (np.arange(len(t.pi)) == 1).astype(float)
-    num, = allocate([path], [weight], [sigma], [np.ones(len(t.pi))], 600, sampled=[t.rest > 0])
+    (num,) = allocate([path], [weight], [sigma], [np.ones(len(t.pi))], 600, sampled=[t.rest > 0])
     equal = np.full(len(num), 100)
     variance = [float((path.replace[0][1] ** 2 * sigma**2 / n).sum()) for n in (num, equal[: len(num)] * 6 / len(num))]
     assert num.min() >= 2 and num.sum() <= 600 and variance[0] < 0.7 * variance[1]
@@ -315,7 +329,9 @@ def test_the_largest_alternative_is_not_overstated():
 
 
 def test_substitution_keeps_what_was_written():
-    """By hand: reward 1 for an even last digit before E. Swapping another digit changes nothing; swapping that one does."""
+    """By hand: reward 1 for an even last digit before E. Swapping another digit changes nothing; swapping that one
+    does.
+    """
     trace, log_p = Trace((0,), (1, 2, 4)), torch.full((3, 5), 0.2).log()
 
     def judge(k, ids, truncated):
@@ -324,13 +340,15 @@ def test_substitution_keeps_what_was_written():
     d = make_design(log_p, trace.completion, np.full(3, 8))
     drawn = [(h, int(token)) for h, token in enumerate(d.token) for _ in range(d.num[h])]
     effect = substitute(0, trace, 1.0, d, drawn, judge, ends=(4,))
-    # token 0: digits leave the reward, E ends at once with nothing before it: 1 − 3/4. Token 1: of 0, 1, 3 one is even; E follows 1, odd:
-    # 1 − 1/4. Token 2: without the end the completion is cut: 1 − 0.
+    # token 0: digits leave the reward, E ends at once with nothing before it: 1 − 3/4. Token 1: of 0, 1, 3 one is even;
+    # E follows 1, odd: 1 − 1/4. Token 2: without the end the completion is cut: 1 − 0.
     assert effect.value.tolist() == [0.25, 0.75, 1.0] and effect.standard_error.tolist() == [0, 0, 0]
 
 
 def test_measuring_substitutes_what_was_drawn_and_samples_nothing_for_it():
-    """A reward of the first token alone: swapping it re-verifies the written rest, swapping any other leaves the reward."""
+    """A reward of the first token alone: swapping it re-verifies the written rest, swapping any other leaves the
+    reward.
+    """
     _, _, sampler, traces, _ = modular_study()
     asked = []
 
@@ -354,7 +372,9 @@ def modular_study(horizon=4, prompt=PROMPTS[40], num=6, seed=0):
     """World, model, traces and judge of the modular world."""
     world, model = modular_world(prompt, horizon), tiny_model(1)
     sampler = PrefixSampler(model, ends=[END])
-    drawn = sample(model, SimpleNamespace(eos_token_id=END), [encode(prompt)], num, max_new_tokens=horizon, seed=seed)[0]
+    drawn = sample(model, SimpleNamespace(eos_token_id=END), [encode(prompt)], num, max_new_tokens=horizon, seed=seed)[
+        0
+    ]
     traces = [Trace(tuple(encode(prompt)), c.ids) for c in drawn]
     return world, model, sampler, traces, lambda k, ids, truncated: world.verify(ids)
 
@@ -386,14 +406,33 @@ def reckon_study(num_prompts=6, samples=2):
         return task.verify(tokenizer.decode(list(ids), skip_special_tokens=True), mine[k], truncated)
 
     written = [[c.ids for c in some] for some in drawn]
-    trees = grow_forest(model, prompts, [on_text(task.verify, tokenizer, row) for row in rows], eos_token_id=end_tokens(model, tokenizer),
-                        max_new_tokens=task.max_new_tokens, eps=1e-4, include=written, include_eps=1e-4)  # fmt: skip
+    trees = grow_forest(
+        model,
+        prompts,
+        [on_text(task.verify, tokenizer, row) for row in rows],
+        eos_token_id=end_tokens(model, tokenizer),
+        max_new_tokens=task.max_new_tokens,
+        eps=1e-4,
+        include=written,
+        include_eps=1e-4,
+    )
     sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer))
-    return model, tokenizer, sampler, traces, mine, judge, [tree for tree in trees for _ in range(samples)], task.max_new_tokens
+    return (
+        model,
+        tokenizer,
+        sampler,
+        traces,
+        mine,
+        judge,
+        [tree for tree in trees for _ in range(samples)],
+        task.max_new_tokens,
+    )
 
 
 def test_measured_values_are_within_the_brackets_of_the_tree():
-    """Every token of the embedded world: V₋ within 4.5 standard errors of a rigorous bracket; the law; intervals meet the brackets."""
+    """Every token of the embedded world: V₋ within 4.5 standard errors of a rigorous bracket; the law; intervals meet
+    the brackets.
+    """
     *_, sampler, traces, _, judge, trees, limit = reckon_study()
     found = measure(traces, sampler, judge, budget=Fixed(48), max_new_tokens=limit, store=RolloutStore(None, {}))
     held, law = [], []
@@ -408,13 +447,17 @@ def test_measured_values_are_within_the_brackets_of_the_tree():
         assert (outside <= 4.5 * np.sqrt(nearest * (1 - nearest) / 48) + 0.005).all()
         credit, effect = path.credit_bracket.numpy(), m.estimate.before_after
         held.append((effect.low <= credit[:, 1] + 1e-6) & (credit[:, 0] - 1e-6 <= effect.high))
-        law.append(record.squared_increments(m) - float(m.estimate.value[0] * (1 - m.estimate.value[0]) + m.estimate.value_error[0] ** 2))
+        law.append(
+            record.squared_increments(m)
+            - float(m.estimate.value[0] * (1 - m.estimate.value[0]) + m.estimate.value_error[0] ** 2)
+        )
     assert np.concatenate(held).mean() >= 0.93
     assert abs(np.mean(law)) <= 4 * np.std(law, ddof=1) / math.sqrt(len(law))
 
 
 def test_estimates_on_the_embedded_world_cover_what_they_say():
-    """Unbiased at every token and 95 % intervals over 1,200 repetitions; an alternative that the tree pruned counts as a failure.
+    """Unbiased at every token and 95 % intervals over 1,200 repetitions; an alternative that the tree pruned counts as
+    a failure.
 
     Rollouts are coin tosses with the tree's values, which makes the repetitions cheap.
     """
@@ -426,7 +469,10 @@ def test_estimates_on_the_embedded_world_cover_what_they_say():
         for i in range(len(pi)):
             known = tree.alternatives(trace.completion[:i])
             q[i, known.token.numpy()] = known.value.mean(-1).numpy()
-        without, reward = (p * q).sum(-1) / rest, judge(k, trace.completion, trace.completion[-1] not in sampler.ends).correct
+        without, reward = (
+            (p * q).sum(-1) / rest,
+            judge(k, trace.completion, trace.completion[-1] not in sampler.ends).correct,
+        )
         values = PathMap.of(pi, rest).values(without, float(reward))
         truth = {"replace": values[1:] - without, "before_after": np.diff(values)}
         d = make_design(log_p, trace.completion, np.full(len(pi), 8))
@@ -434,7 +480,8 @@ def test_estimates_on_the_embedded_world_cover_what_they_say():
         e = estimate(d, rng.binomial(d.num, chance, size=(REPETITIONS, len(d.num))), float(reward))
         for name, true in truth.items():
             effect, error = getattr(e, name), np.sqrt(e.maps[name] ** 2 @ (chance * (1 - chance) / d.num) / REPETITIONS)
-            # An event of chance 1e-5 is seen in 1,200 repetitions once or not at all, which no normal bound allows for: hence .002.
+            # An event of chance 1e-5 is seen in 1,200 repetitions once or not at all, which no normal bound allows for:
+            # hence .002.
             assert (np.abs(effect.value.mean(0) - true) <= 4 * error + 0.002).all(), name
             held[name].append(((effect.low - 1e-9 <= true) & (true <= effect.high + 1e-9)).mean(0))
     for name, shares in held.items():
@@ -449,7 +496,10 @@ def test_two_stages_report_fresh_rollouts_only():
     screen = measure(traces, sampler, judge, budget=Fixed(4), max_new_tokens=4, store=RolloutStore(None, {}))
     for m, s in zip(found, screen):
         assert m.chosen.sum() <= len(m.chosen) and set(np.round(m.inclusion, 6)) <= {0.2, 1.0}
-        assert m.estimate.design.num.min() >= 2 and (m.alternatives.num.sum(0) == [s.rollouts, m.rollouts - s.rollouts]).all()
+        assert (
+            m.estimate.design.num.min() >= 2
+            and (m.alternatives.num.sum(0) == [s.rollouts, m.rollouts - s.rollouts]).all()
+        )
         on = np.bincount(m.estimate.design.position, m.estimate.design.num, minlength=len(m.chosen))
         assert on[m.chosen].sum() * (~m.chosen).sum() >= on[~m.chosen].sum() * m.chosen.sum()
     assert sum(m.chosen.sum() for m in found) < 0.6 * sum(len(m.chosen) for m in found)
@@ -462,8 +512,14 @@ def test_temperature_and_truncation_are_honoured():
     for m in measure(drawn, sampler, judge, budget=Fixed(4), max_new_tokens=4, store=RolloutStore(None, {})):
         assert all(len(m.alternatives.at(i)) == 1 for i in range(len(m.trace.completion)))
     single = PrefixSampler(model, ends=[END], settings=Settings(1.0, top_k=1))
-    only = measure([Trace(tuple(encode(PROMPTS[40])), continued(single, 0))], single, judge, budget=Fixed(4), max_new_tokens=4,
-                   store=RolloutStore(None, {}))[0]  # fmt: skip
+    only = measure(
+        [Trace(tuple(encode(PROMPTS[40])), continued(single, 0))],
+        single,
+        judge,
+        budget=Fixed(4),
+        max_new_tokens=4,
+        store=RolloutStore(None, {}),
+    )[0]
     assert np.isnan(only.estimate.replace.value).all() and not only.inclusion.any() and only.rollouts == 0
     assert (only.estimate.value == only.reward).all()
 
@@ -478,7 +534,9 @@ def test_certain_and_impossible_prompts():
     """V₀ of 0 and of 1: no effect anywhere, no warning, intervals that hold zero."""
     _, _, sampler, traces, _ = modular_study()
     for reward in (0.0, 1.0):
-        found = measure(traces, sampler, lambda *_, r=reward: r, budget=Fixed(8), max_new_tokens=4, store=RolloutStore(None, {}))
+        found = measure(
+            traces, sampler, lambda *_, r=reward: r, budget=Fixed(8), max_new_tokens=4, store=RolloutStore(None, {})
+        )
         for m in found:
             assert np.allclose(m.estimate.value, reward) and np.allclose(m.estimate.replace.value, 0)
             assert (m.estimate.replace.low <= 1e-9).all() and (m.estimate.replace.high >= -1e-9).all()
@@ -557,13 +615,27 @@ def test_stored_rollouts_are_read_and_not_sampled(tmp_path):
     first = measure(traces, sampler, judge, store=store, **options)
     table = parquet.read_table(tmp_path / "parts")
     assert set(table.column_names) >= {"trace", "position", "alternative", "reward", "reason", "length", "seed"}
-    assert table.num_rows == sum(m.rollouts for m in first) and len(list((tmp_path / "parts").iterdir())) == -(-table.num_rows // 100)
+    assert table.num_rows == sum(m.rollouts for m in first) and len(list((tmp_path / "parts").iterdir())) == -(
+        -table.num_rows // 100
+    )
     broken = PrefixSampler(model, ends=[END])
     broken.continue_ = None
-    again = measure(traces, broken, judge, store=RolloutStore(tmp_path, identity_of(model, sampler), part=100, labels=["x"] * 6), **options)
+    again = measure(
+        traces,
+        broken,
+        judge,
+        store=RolloutStore(tmp_path, identity_of(model, sampler), part=100, labels=["x"] * 6),
+        **options,
+    )
     assert all((a.estimate.proportion == b.estimate.proportion).all() for a, b in zip(first, again))
     with pytest.raises(TypeError):  # another row, so other rewards: nothing of what is stored may be used
-        measure(traces, broken, judge, store=RolloutStore(tmp_path, identity_of(model, sampler), part=100, labels=["y"] * 6), **options)
+        measure(
+            traces,
+            broken,
+            judge,
+            store=RolloutStore(tmp_path, identity_of(model, sampler), part=100, labels=["y"] * 6),
+            **options,
+        )
 
 
 KILLED = """
@@ -578,7 +650,15 @@ def resumable(folder, pause=0.0):
     """A study in many small parts, slow enough to be killed; every estimate of `replace`."""
     _, model, sampler, traces, judge = modular_study(num=12)
     store = RolloutStore(folder, identity_of(model, sampler), part=64)
-    found = measure(traces, sampler, judge, budget=TwoStage(20, 40), max_new_tokens=4, store=store, progress=lambda n: time.sleep(pause))
+    found = measure(
+        traces,
+        sampler,
+        judge,
+        budget=TwoStage(20, 40),
+        max_new_tokens=4,
+        store=store,
+        progress=lambda n: time.sleep(pause),
+    )
     return [m.estimate.replace.value.tolist() for m in found]
 
 
@@ -607,14 +687,22 @@ def test_tables_figures_and_pairs(tmp_path):
     found = measure(traces, sampler, judge, budget=TwoStage(4, 48, select=0.15), max_new_tokens=limit, store=store)
     record.write(tmp_path, found, rows, tokenizer)
     tokens, alternatives, table = (record.read(tmp_path, name) for name in ("tokens", "alternatives", "traces"))
-    assert len(tokens) == sum(len(t.completion) for t in traces) and json.loads(table[0]["row"])["answer"] == rows[0]["answer"]
+    assert (
+        len(tokens) == sum(len(t.completion) for t in traces)
+        and json.loads(table[0]["row"])["answer"] == rows[0]["answer"]
+    )
     assert sum(row["rollouts"] for row in alternatives) == sum(m.rollouts for m in found)
     for name in ("replace", "before_after", "spread", "max_alternative", "substitute"):
         assert any(row[name] is not None and row[f"{name}_standard_error"] is not None for row in tokens), name
-    named = {name: {(row["trace"], row["position"]) for row in tokens if row[name] is not None} for name in ("replace", "substitute")}
+    named = {
+        name: {(row["trace"], row["position"]) for row in tokens if row[name] is not None}
+        for name in ("replace", "substitute")
+    }
     assert named["replace"] == named["substitute"]
     figures = record.figures(found, [row["prompt"] for row in rows])
-    assert figures["law_difference"]["low"] <= 0 <= figures["law_difference"]["high"] and figures["pivotal"]["value"] > 0
+    assert (
+        figures["law_difference"]["low"] <= 0 <= figures["law_difference"]["high"] and figures["pivotal"]["value"] > 0
+    )
     wanted = export.candidates(tokens, alternatives, 0.1, "before_after")
     assert wanted and len(wanted) <= len(export.candidates(tokens, alternatives, 0.1))
     pairs = export.verify_pairs(wanted[:12], traces, sampler, judge, store, num=32, max_new_tokens=limit, margin=0.1)
@@ -635,8 +723,16 @@ def test_pairs_of_equal_sides_are_dropped():
     """Twelve candidates at tokens that do not matter: the margin keeps nearly all of them out."""
     _, _, sampler, traces, _ = modular_study()
     wanted = [(k, 0, (traces[k].completion[0] + 1) % 9) for k in range(len(traces))]
-    pairs = export.verify_pairs(wanted, traces, sampler, lambda k, ids, truncated: sum(ids) % 2 == 0, RolloutStore(None, {}), num=64,
-                                max_new_tokens=4, margin=0.3)  # fmt: skip
+    pairs = export.verify_pairs(
+        wanted,
+        traces,
+        sampler,
+        lambda k, ids, truncated: sum(ids) % 2 == 0,
+        RolloutStore(None, {}),
+        num=64,
+        max_new_tokens=4,
+        margin=0.3,
+    )
     assert all(pair.difference[0] > 0.3 for pair in pairs)
 
 
@@ -645,22 +741,50 @@ def test_wilson_is_scipys():
 
     for k, n in ((0, 5), (3, 8), (64, 64)):
         interval = binomtest(k, n).proportion_ci(method="wilson")
-        assert [float(x) for x in wilson(np.array(k / n), np.array(n))] == pytest.approx([interval.low, interval.high], abs=1e-9)
+        assert [float(x) for x in wilson(np.array(k / n), np.array(n))] == pytest.approx(
+            [interval.low, interval.high], abs=1e-9
+        )
 
 
 def test_the_command_line(tmp_path, capsys):
-    """plan, run, run again from the store, export; a wrong setting is an error that can be mended, and leaves nothing behind."""
+    """plan, run, run again from the store, export; a wrong setting is an error that can be mended, and leaves nothing
+    behind.
+    """
     from tokencredit.cli import main
 
     few = ["--prompts", "2", "--samples", "1", "--max-new-tokens", "30"]
     out = str(tmp_path / "run")
-    assert main(["pivotality", "run", "--out", out, *few, "--temperature", "0"]) == 1 and not (tmp_path / "run" / "store").exists()
-    assert main(["pivotality", "plan", *few, "--rollouts", "4", "--tokens-per-second", "1000", "--out", str(tmp_path / "plan.json")]) == 0
+    assert (
+        main(["pivotality", "run", "--out", out, *few, "--temperature", "0"]) == 1
+        and not (tmp_path / "run" / "store").exists()
+    )
+    assert (
+        main(
+            [
+                "pivotality",
+                "plan",
+                *few,
+                "--rollouts",
+                "4",
+                "--tokens-per-second",
+                "1000",
+                "--out",
+                str(tmp_path / "plan.json"),
+            ]
+        )
+        == 0
+    )
     assert main(["pivotality", "run", "--out", out, *few, "--rollouts", "4"]) == 0
     planned, result = (json.loads((tmp_path / name).read_text()) for name in ("plan.json", "run/result.json"))
-    assert planned["figures"]["rollouts"] == result["figures"]["rollouts"]["value"] and "pivotality run" in result["command"]
+    assert (
+        planned["figures"]["rollouts"] == result["figures"]["rollouts"]["value"]
+        and "pivotality run" in result["command"]
+    )
     for figure in result["figures"].values():
-        assert figure.keys() >= {"value", "low", "high", "unit"} and (figure["seed"], figure["command"]) == (0, result["command"])
+        assert figure.keys() >= {"value", "low", "high", "unit"} and (figure["seed"], figure["command"]) == (
+            0,
+            result["command"],
+        )
     assert planned["figures"]["seconds"] == pytest.approx(planned["figures"]["generated"] / 1000, abs=0.01)
     parts = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "store" / "parts").iterdir()}
     assert main(["pivotality", "run", "--out", out, *few, "--rollouts", "4"]) == 0

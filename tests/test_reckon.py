@@ -1,4 +1,6 @@
-"""The embedded world: its grammar against plain arithmetic, its roles against hand-derived ones, its model, its builder."""
+"""The embedded world: its grammar against plain arithmetic, its roles against hand-derived ones, its model, its
+builder.
+"""
 
 import random
 
@@ -74,9 +76,17 @@ def test_an_invalid_step_changes_the_value_for_some_digits(operators):
 
 @pytest.mark.parametrize(
     ("expression", "kind"),
-    [("2 + 3", "forced"), ("2 + 3 - 4", "free"), ("2 * 3 * 4", "free"), ("2 - 3 + 4", "habit"), ("2 - 3 - 4", "habit"),
-     ("2 * 3 + 4", "fork"), ("2 - 3 + 4 * 5", "fork"), ("2 + 3 - 4 + 5", "habit")],
-)  # fmt: skip
+    [
+        ("2 + 3", "forced"),
+        ("2 + 3 - 4", "free"),
+        ("2 * 3 * 4", "free"),
+        ("2 - 3 + 4", "habit"),
+        ("2 - 3 - 4", "habit"),
+        ("2 * 3 + 4", "fork"),
+        ("2 - 3 + 4 * 5", "fork"),
+        ("2 + 3 - 4 + 5", "habit"),
+    ],
+)
 def test_decision(expression, kind):
     assert reckon.decision(tuple(expression.split())) == kind
 
@@ -132,19 +142,31 @@ def test_verify(completion, truncated, reason):
 # Roles, derived by hand from the grammar
 
 CASES = [
-    ("7 + 3 * 4 - 2", "@2 7 + 2 - 2 so @1 9 - 2 then @1 7 <eos>",
-     "fork copy copy calc copy copy join free calc copy copy join forced calc eos"),
+    (
+        "7 + 3 * 4 - 2",
+        "@2 7 + 2 - 2 so @1 9 - 2 then @1 7 <eos>",
+        "fork copy copy calc copy copy join free calc copy copy join forced calc eos",
+    ),
     # 8 - 3 + 4: taken from the right, taken back, done again from the left
-    ("8 - 3 + 4", "@2 8 - 7 wait 8 - 3 + 4 ok @1 5 + 4 so @1 9 <eos>",
-     "habit copy copy calc wait copy copy copy copy copy join habit calc copy copy join forced calc eos"),
+    (
+        "8 - 3 + 4",
+        "@2 8 - 7 wait 8 - 3 + 4 ok @1 5 + 4 so @1 9 <eos>",
+        "habit copy copy calc wait copy copy copy copy copy join habit calc copy copy join forced calc eos",
+    ),
     # a wrong digit, and the reckoning goes on from it
     ("2 * 3 + 1", "@1 7 + 1 so @1 8 <eos>", "fork slip copy copy join forced calc eos"),
     # the last step taken back, where <eos> was the alternative
-    ("2 * 3 + 1", "@1 6 + 1 so @1 8 wait 6 + 1 so @1 7 <eos>",
-     "fork calc copy copy join forced slip wait copy copy copy join forced calc eos"),
+    (
+        "2 * 3 + 1",
+        "@1 6 + 1 so @1 8 wait 6 + 1 so @1 7 <eos>",
+        "fork calc copy copy join forced slip wait copy copy copy join forced calc eos",
+    ),
     # two steps taken back, one after the other
-    ("2 * 3 + 1", "@1 6 + 1 so @1 7 wait 6 + 1 wait 2 * 3 + 1 so @1",
-     "fork calc copy copy join forced calc wait copy copy copy wait copy copy copy copy copy join fork"),
+    (
+        "2 * 3 + 1",
+        "@1 6 + 1 so @1 7 wait 6 + 1 wait 2 * 3 + 1 so @1",
+        "fork calc copy copy join forced calc wait copy copy copy wait copy copy copy copy copy join fork",
+    ),
     ("2 * 3 + 1", "@1 6 + 2 so", "fork calc copy junk junk"),  # miscopied
     ("2 * 3 + 1", "@1 6 +", "fork calc copy"),  # cut off
     ("2 * 3 + 1", "@3 6", "junk junk"),  # there is no third operator
@@ -152,7 +174,7 @@ CASES = [
     ("2 * 3 + 1", "@1 6 + 1 <eos>", "fork calc copy copy junk"),  # ends too early
     ("2 * 3 + 1", "@1 6 + 1 so @1 7 <eos> <eos>", "fork calc copy copy join forced calc eos junk"),
     ("2 * 3 + 1", "", ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("expression", "completion", "roles"), CASES)
@@ -162,7 +184,9 @@ def test_roles(expression, completion, roles):
 
 
 def test_slots_are_of_the_position():
-    """Where `wait` or a wrong digit was written, and at the first ungrammatical word, the slot is what the position offered."""
+    """Where `wait` or a wrong digit was written, and at the first ungrammatical word, the slot is what the position
+    offered.
+    """
     cases = [
         ("@1 7 + 1 wait 2 * 3 + 1 so @9 @1", "fork calc copy copy join copy copy copy copy copy join fork junk"),
         ("@1 6 + 1 so @1 8 wait", "fork calc copy copy join forced calc eos"),
@@ -172,13 +196,20 @@ def test_slots_are_of_the_position():
 
 
 def test_deciding_positions_are_all_where_credit_falls(shipped):
-    """Q − V of sampled completions, exact up to the brackets: nearly all of its square falls on the deciding positions."""
+    """Q − V of sampled completions, exact up to the brackets: nearly all of its square falls on the deciding
+    positions.
+    """
     model, tokenizer = shipped
     torch.manual_seed(0)
     rows = Reckon(operands=(3,)).rows("test", 12)
     drawn = [anatomy.draw(model, tokenizer, row, 4) for row in rows]
-    prompts, verify = [tokenizer(row["prompt"])["input_ids"] for row in rows], [on_text(TASK.verify, tokenizer, row) for row in rows]
-    credit = exact_value(model, prompts, drawn, verify, eos_token_id=tokenizer.eos_token_id, max_new_tokens=48, eps=1e-3)
+    prompts, verify = (
+        [tokenizer(row["prompt"])["input_ids"] for row in rows],
+        [on_text(TASK.verify, tokenizer, row) for row in rows],
+    )
+    credit = exact_value(
+        model, prompts, drawn, verify, eos_token_id=tokenizer.eos_token_id, max_new_tokens=48, eps=1e-3
+    )
     there = elsewhere = marked = tokens = 0
     for row, completions, values in zip(rows, drawn, credit):
         for ids, square in zip(completions, (v.square() for v in values)):
@@ -192,7 +223,9 @@ def test_deciding_positions_are_all_where_credit_falls(shipped):
 @settings(max_examples=200)
 @given(st.integers(0, 10_000), st.integers(0, 30), st.lists(st.sampled_from([*VOCABULARY, "?", ""]), max_size=20))
 def test_roles_of_anything(seed, cut, junk):
-    """A demonstration broken off anywhere and continued with anything: a role for every token, all junk after the first, slots causal."""
+    """A demonstration broken off anywhere and continued with anything: a role for every token, all junk after the
+    first, slots causal.
+    """
     rng = random.Random(seed)
     row = make_row(reckon.draw(rng.choice((3, 4, 5)), rng))
     words = [*TASK.demonstrate(row, rng, Demonstrator()).split()[:cut], *junk]
@@ -218,14 +251,22 @@ def test_streams_are_paired_and_splits_disjoint():
     for row in train + test:
         expression = tuple(row["expression"].split())
         assert row["prompt"] == f"<bos> {row['expression']} =" and row["answer"] == arithmetic(expression)
-        assert any(arithmetic(reckon.reduce(expression, k)) != row["answer"] for k in range(1, len(expression) // 2 + 1))
+        assert any(
+            arithmetic(reckon.reduce(expression, k)) != row["answer"] for k in range(1, len(expression) // 2 + 1)
+        )
     with pytest.raises(ValueError, match="train"):
         TASK.rows("validation", 1)
 
 
 def test_split_is_stable():
     """A fifth is held out, by a hash that no version of anything changes."""
-    parts = {"8 - 3 + 4": "train", "8 - 3 - 4": "test", "7 + 3 * 4 - 2": "train", "9 - 1 + 2": "test", "5 * 5 + 5": "test"}
+    parts = {
+        "8 - 3 + 4": "train",
+        "8 - 3 - 4": "test",
+        "7 + 3 * 4 - 2": "train",
+        "9 - 1 + 2": "test",
+        "5 * 5 + 5": "test",
+    }
     assert {expression: reckon.split_of(f"<bos> {expression} =") for expression in parts} == parts
     held_out = sum(reckon.split_of(f"<bos> {i} =") == "test" for i in range(5000)) / 5000
     assert abs(held_out - 0.2) < 4 * (0.2 * 0.8 / 5000) ** 0.5
@@ -261,7 +302,9 @@ def test_shipped_model_solves_a_third(shipped):
 
 
 def test_shipped_model_has_confident_pivots(shipped):
-    """Low-entropy forks that decide the outcome exist (0.02 of all tokens on many prompts), and entropy and importance part ways."""
+    """Low-entropy forks that decide the outcome exist (0.02 of all tokens on many prompts), and entropy and importance
+    part ways.
+    """
     torch.manual_seed(0)
     found = anatomy.anatomy(*shipped, TASK, prompts=24, samples=4, eps=1e-3)
     roles = found["roles"]

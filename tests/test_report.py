@@ -1,4 +1,6 @@
-"""The report in a real browser: it loads nothing, model output stays text, and the numbers shown are the numbers recorded."""
+"""The report in a real browser: it loads nothing, model output stays text, and the numbers shown are the numbers
+recorded.
+"""
 
 import json
 import math
@@ -16,22 +18,58 @@ from tokencredit.report.section import Material, Section, compact, number
 from tokencredit.report.tokens import MAX_BYTES, chosen, spread
 from tokencredit.runs import Run
 
-HOSTILE = ["<script>", "alert(1)", "</script>", "<img src=x onerror=", "alert(2)", ">", " ]]>", "<!--", "\u202e", "\u2028", "&lt;", "\n"]
+HOSTILE = [
+    "<script>",
+    "alert(1)",
+    "</script>",
+    "<img src=x onerror=",
+    "alert(2)",
+    ">",
+    " ]]>",
+    "<!--",
+    "\u202e",
+    "\u2028",
+    "&lt;",
+    "\n",
+]
 PROMPT = "2 + 3 =\n<b>bold</b> &amp; </script>"
 
 
 def row(prompt, tokens, success, scale=1.0, **changes):
     """Token t of n: log-prob -(t+1)/4, entropy (t+1)/8, credit alternating in sign and growing."""
     count = range(len(tokens))
-    scores = {"logprob": [-(at + 1) / 4 for at in count], "entropy": [(at + 1) / 8 for at in count],
-              "credit": [scale * (-1) ** at * (at + 1) / 2 for at in count]}
-    return {"group": 0, "prompt": prompt, "completion": "".join(tokens), "reward": float(success), "success": success, "reason": "<i>r</i>",
-            "token_ids": list(count), "tokens": tokens, "role": ["words" if at % 2 else "answer" for at in count], **scores, **changes}
+    scores = {
+        "logprob": [-(at + 1) / 4 for at in count],
+        "entropy": [(at + 1) / 8 for at in count],
+        "credit": [scale * (-1) ** at * (at + 1) / 2 for at in count],
+    }
+    return {
+        "group": 0,
+        "prompt": prompt,
+        "completion": "".join(tokens),
+        "reward": float(success),
+        "success": success,
+        "reason": "<i>r</i>",
+        "token_ids": list(count),
+        "tokens": tokens,
+        "role": ["words" if at % 2 else "answer" for at in count],
+        **scores,
+        **changes,
+    }
 
 
 def make_run(path, method, seed, rows, steps=(5, 10), status="finished"):
-    run = Run.create(path, name=f"{method}-{seed}", method=f"Method({method!r})", method_name=method, task="reckon", model="tiny",
-                     config={"steps": 10, "learning_rate": 1e-4 * (seed + 1)}, seed=seed, command=f"tokencredit train {method} <x>")
+    run = Run.create(
+        path,
+        name=f"{method}-{seed}",
+        method=f"Method({method!r})",
+        method_name=method,
+        task="reckon",
+        model="tiny",
+        config={"steps": 10, "learning_rate": 1e-4 * (seed + 1)},
+        seed=seed,
+        command=f"tokencredit train {method} <x>",
+    )
     for step in (0, 5, 10):
         roles = {"words": 0.5 - step / 50, "answer": {"value": 0.25, "low": 0.2, "high": 0.3}}
         run.log_evaluation({"step": step, "seconds": step * 2.0, "split": "test", "entropy_by_role": roles})
@@ -46,29 +84,61 @@ def make_run(path, method, seed, rows, steps=(5, 10), status="finished"):
 
 def curve(start):
     value = [start, start + 0.125, start + 0.25]
-    return {"step": [0, 5, 10], "value": value, "low": [each - 0.0625 for each in value], "high": [each + 0.0625 for each in value],
-            "seeds": {"0": value, "1": [each + 0.01 for each in value]}}
+    return {
+        "step": [0, 5, 10],
+        "value": value,
+        "low": [each - 0.0625 for each in value],
+        "high": [each + 0.0625 for each in value],
+        "seeds": {"0": value, "1": [each + 0.01 for each in value]},
+    }
 
 
 CURVES = {
-    "methods": [{"name": "grpo", "label": "GRPO", "source": "arXiv:2402.03300", "needs": [], "fidelity": "paper", "seeds": [0, 1],
-                 "summary": {"pass@1": {"value": 0.5, "low": 0.4375, "high": 0.5625}}},
-                {"name": "gtpo", "label": "GTPO <b>", "source": "arXiv:2508.04349", "needs": ["entropy"], "fidelity": "paper", "seeds": [0],
-                 "summary": {"pass@1": {"value": 0.75, "low": 0.6875, "high": 0.8125}}}],
-    "curves": {"pass@1": {"gtpo": curve(0.5), "grpo": curve(0.25)}, "entropy": {"gtpo": curve(1.0), "grpo": curve(0.5)},
-               "length": {"grpo": {"step": [0, 10], "value": [10.0, math.nan], "low": None, "high": None}}},
-    "findings": [{"claim": "<u>GTPO</u> keeps entropy", "verdict": "shows here", "detail": "0.2"},
-                 {"claim": "another", "verdict": "not resolved", "detail": ""}],
+    "methods": [
+        {
+            "name": "grpo",
+            "label": "GRPO",
+            "source": "arXiv:2402.03300",
+            "needs": [],
+            "fidelity": "paper",
+            "seeds": [0, 1],
+            "summary": {"pass@1": {"value": 0.5, "low": 0.4375, "high": 0.5625}},
+        },
+        {
+            "name": "gtpo",
+            "label": "GTPO <b>",
+            "source": "arXiv:2508.04349",
+            "needs": ["entropy"],
+            "fidelity": "paper",
+            "seeds": [0],
+            "summary": {"pass@1": {"value": 0.75, "low": 0.6875, "high": 0.8125}},
+        },
+    ],
+    "curves": {
+        "pass@1": {"gtpo": curve(0.5), "grpo": curve(0.25)},
+        "entropy": {"gtpo": curve(1.0), "grpo": curve(0.5)},
+        "length": {"grpo": {"step": [0, 10], "value": [10.0, math.nan], "low": None, "high": None}},
+    },
+    "findings": [
+        {"claim": "<u>GTPO</u> keeps entropy", "verdict": "shows here", "detail": "0.2"},
+        {"claim": "another", "verdict": "not resolved", "detail": ""},
+    ],
 }
 
 
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
-    rows = [row(PROMPT, HOSTILE, True), row(PROMPT, ["four", " ", "\t", "!"], False, gradient_norm=[1.0, math.nan, 3.0, 4.0]),
-            row("only here", ["x"], True)]
-    dirs = [make_run(root / "grpo-0", "grpo", 0, rows), make_run(root / "grpo-1", "grpo", 1, rows, steps=(10,), status="running"),
-            make_run(root / "gtpo-0", "gtpo", 0, [row(PROMPT, ["2", "3"], False, scale=8.0)])]
+    rows = [
+        row(PROMPT, HOSTILE, True),
+        row(PROMPT, ["four", " ", "\t", "!"], False, gradient_norm=[1.0, math.nan, 3.0, 4.0]),
+        row("only here", ["x"], True),
+    ]
+    dirs = [
+        make_run(root / "grpo-0", "grpo", 0, rows),
+        make_run(root / "grpo-1", "grpo", 1, rows, steps=(10,), status="running"),
+        make_run(root / "gtpo-0", "gtpo", 0, [row(PROMPT, ["2", "3"], False, scale=8.0)]),
+    ]
     return report.write(dirs, root / "report.html", CURVES, title="A <title>")
 
 
@@ -109,8 +179,14 @@ def test_pointing_at_a_token_shows_its_numbers(opened):
     token = opened.locator(".completion .token").nth(3)
     token.hover()
     assert opened.locator(".card .token-text").text_content() == "<img src=x onerror="
-    assert card(opened) == {"credit": "−2", "entropy": "0.5 nats", "probability": "0.368", "log-probability": "−1 nats",
-                            "role": "words", "position": "4 of 12"}
+    assert card(opened) == {
+        "credit": "−2",
+        "entropy": "0.5 nats",
+        "probability": "0.368",
+        "log-probability": "−1 nats",
+        "role": "words",
+        "position": "4 of 12",
+    }
     assert "negative" in token.get_attribute("class")
     opened.locator("#tokens h2").hover()
     assert not opened.locator(".card").is_visible()
@@ -196,7 +272,9 @@ def test_curves_show_their_values_and_can_be_hidden(opened):
     assert figure.locator("details tbody tr").last.locator("td").last.text_content() == "0.75 [0.688, 0.813]"
     opened.locator("#learning-curves .key").first.click()
     opened.set_viewport_size({"width": 700, "height": 900})
-    while float(frame.get_attribute("width")) < 600:  # one column now; the page's policy forbids the browser's own waiting, which is eval
+    while (
+        float(frame.get_attribute("width")) < 600
+    ):  # one column now; the page's policy forbids the browser's own waiting, which is eval
         opened.wait_for_timeout(20)
     assert figure.locator("g.curve.hidden").count() == 2, "hidden lines stay hidden when the plot is drawn anew"
     assert figure.locator("g.curve:not(.hidden)").count() == 2
@@ -208,7 +286,11 @@ def test_entropy_by_role_is_drawn_as_recorded(opened):
     figures.nth(1).locator("summary").click()
     figures.nth(1).locator("details tbody").wait_for()
     assert figures.nth(1).locator("details thead th").all_text_contents() == [
-        "step", "GRPO, seed 0", "GRPO, seed 1", "GTPO <b>, seed 0"]
+        "step",
+        "GRPO, seed 0",
+        "GRPO, seed 1",
+        "GTPO <b>, seed 0",
+    ]
     assert figures.nth(1).locator("details tbody td").all_text_contents() == ["0.25"] * 9
 
 
@@ -227,6 +309,7 @@ def test_it_fits_a_narrow_screen_and_stays_readable(opened, scheme):
 
 def contrast(one, other):
     """The contrast ratio of two sRGB colours (WCAG 2.2)."""
+
     def luminance(colour):
         linear = [each / 255 / 12.92 if each <= 10 else ((each / 255 + 0.055) / 1.055) ** 2.4 for each in colour[:3]]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -238,8 +321,11 @@ def contrast(one, other):
 def test_the_policy_stops_a_script_that_a_builder_forgot_to_escape(browser, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
-        leak = Section("Leak", f"<script>window.leaked = 1</script><img src='{address}'><img src='data:,' onerror='window.leaked = 2'>"
-                               f"<p style='color: red' onclick='window.leaked = 3'>press</p><link rel='stylesheet' href='{address}'>")
+        leak = Section(
+            "Leak",
+            f"<script>window.leaked = 1</script><img src='{address}'><img src='data:,' onerror='window.leaked = 2'>"
+            f"<p style='color: red' onclick='window.leaked = 3'>press</p><link rel='stylesheet' href='{address}'>",
+        )
         page = browser.new_page()
         page.goto(report.write([], tmp_path / "leak.html", {}, extra=[leak]).as_uri())
         page.locator("#leak p").click()
@@ -255,7 +341,13 @@ def test_the_policy_stops_a_script_that_a_builder_forgot_to_escape(browser, tmp_
 def test_the_file_refers_to_nothing_outside(page_path):
     document = page_path.read_text()
     assert re.findall(r"""(?:src|href|action|data)=["']?(?!#)[^"'\s>]*:""", document) == []
-    assert re.findall(r"url\(|@import|\bfetch\(|XMLHttpRequest|innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(", document) == []
+    assert (
+        re.findall(
+            r"url\(|@import|\bfetch\(|XMLHttpRequest|innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(",
+            document,
+        )
+        == []
+    )
     assert set(re.findall(r"https?://[^\s\"'<]+", document)) == {"http://www.w3.org/2000/svg"}, "a name, not an address"
     assert "default-src 'none'; script-src 'sha256-" in document and "unsafe" not in document
 
@@ -294,10 +386,16 @@ def test_a_large_study_is_cut_to_size_and_says_so(tmp_path):
 def test_completions_of_shared_and_mixed_prompts_come_first():
     from collections import Counter
 
-    rows = [{"prompt": prompt, "success": success, "id": at} for at, (prompt, success) in enumerate(
-        [("a", True), ("a", True), ("b", True), ("b", True), ("b", False), ("c", False)])]
+    rows = [
+        {"prompt": prompt, "success": success, "id": at}
+        for at, (prompt, success) in enumerate(
+            [("a", True), ("a", True), ("b", True), ("b", True), ("b", False), ("c", False)]
+        )
+    ]
     picked = chosen(rows, Counter({"c": 3, "a": 1, "b": 1}), 4)
-    assert [each["id"] for each in picked] == [5, 2, 4, 3], "the shared prompt, then the mixed one with its outcomes in turn"
+    assert [each["id"] for each in picked] == [5, 2, 4, 3], (
+        "the shared prompt, then the mixed one with its outcomes in turn"
+    )
     assert [each["id"] for each in chosen(rows, Counter(), 2)] == [2, 4]
 
 

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 import reference
 from tokencredit import Rollouts
-from tokencredit.masked import column_mean, over, pool, pool_deviation, pool_mean, pool_std, row_mean, row_min_max, zero_off
+from tokencredit.masked import (
+    column_mean,
+    over,
+    pool,
+    pool_deviation,
+    pool_mean,
+    pool_std,
+    row_mean,
+    row_min_max,
+    zero_off,
+)
 from tokencredit.testing import credit_like, rollouts_strategy
 
 GOOD = {
@@ -32,23 +42,47 @@ REFUSED = [
     ({"group": None}, TypeError, r"group must be a torch.Tensor, got NoneType"),
     ({"mask": [[True]]}, TypeError, r"mask must be a torch.Tensor, got list"),
     ({"mask": torch.ones(3).bool()}, ValueError, r"mask must be \[B, T\], got shape \[3\]"),
-    ({"mask": torch.tensor([[1, 1], [1, 2], [0, 0]])}, ValueError, r"mask must be boolean or 0/1: row 1 holds other values"),
+    (
+        {"mask": torch.tensor([[1, 1], [1, 2], [0, 0]])},
+        ValueError,
+        r"mask must be boolean or 0/1: row 1 holds other values",
+    ),
     ({"mask": torch.tensor([[1.0, NAN], [1, 0], [0, 0]])}, ValueError, r"mask must be boolean or 0/1, got non-finite"),
-    ({"reward": torch.tensor([1.0, 0.0])}, ValueError, r"reward must be \[B\] = \[3\] as the mask has 3 rows, got shape \[2\]"),
+    (
+        {"reward": torch.tensor([1.0, 0.0])},
+        ValueError,
+        r"reward must be \[B\] = \[3\] as the mask has 3 rows, got shape \[2\]",
+    ),
     ({"reward": torch.ones(3, 1)}, ValueError, r"reward must be \[B\] = \[3\].*got shape \[3, 1\]"),
     ({"group": torch.tensor([0, 1])}, ValueError, r"group must be \[B\] = \[3\].*got shape \[2\]"),
     ({"group": torch.tensor([0.0, 1.0, 1.0])}, TypeError, r"group must hold integers, got torch.float32"),
     ({"group": torch.tensor([True, True, False])}, TypeError, r"group must hold integers, got torch.bool"),
-    ({"reward": torch.tensor([1.0, NAN, 0.0])}, ValueError, r"reward must be finite: row 1 has nan. Fix the verifier, or drop the row"),
+    (
+        {"reward": torch.tensor([1.0, NAN, 0.0])},
+        ValueError,
+        r"reward must be finite: row 1 has nan. Fix the verifier, or drop the row",
+    ),
     ({"reward": torch.tensor([1.0, 0.0, -INF])}, ValueError, r"reward must be finite: row 2 has -inf"),
     ({"reward": torch.tensor([1j, 0, 0])}, TypeError, r"reward must be real"),
     ({"scores": {"x": [[1.0]]}}, TypeError, r'score "x" must be a torch.Tensor, got list'),
     ({"scores": {"x": torch.ones(3)}}, ValueError, r'score "x" must be \[B, T\] = \[3, 2\], got shape \[3\]'),
     ({"scores": {"x": torch.ones(3, 2) * 1j}}, TypeError, r'score "x" must be real'),
-    (entropy([0.5, NAN], [0.0, 0.0], [0.0, 0.0]), ValueError, r'score "entropy" must be finite on the mask: row 0, token 1 has nan'),
-    (entropy([0.5, 0.5], [INF, 0.0], [0.0, 0.0]), ValueError, r'score "entropy" must be finite on the mask: row 1, token 0 has inf'),
+    (
+        entropy([0.5, NAN], [0.0, 0.0], [0.0, 0.0]),
+        ValueError,
+        r'score "entropy" must be finite on the mask: row 0, token 1 has nan',
+    ),
+    (
+        entropy([0.5, 0.5], [INF, 0.0], [0.0, 0.0]),
+        ValueError,
+        r'score "entropy" must be finite on the mask: row 1, token 0 has inf',
+    ),
     (entropy([0.5, 0.5], [-0.25, 0.0], [0.0, 0.0]), ValueError, r"entropy must be >= 0 nats: row 1, token 0 has -0.25"),
-    ({"reward": torch.ones(3, device="meta")}, ValueError, r"reward is on meta but mask is on cpu: move them to one device"),
+    (
+        {"reward": torch.ones(3, device="meta")},
+        ValueError,
+        r"reward is on meta but mask is on cpu: move them to one device",
+    ),
     ({"group": torch.ones(3, dtype=torch.long, device="meta")}, ValueError, r"group is on meta but mask is on cpu"),
     ({"scores": {"x": torch.ones(3, 2, device="meta")}}, ValueError, r'score "x" is on meta but mask is on cpu'),
 ]
@@ -64,10 +98,14 @@ def test_bad_rollouts_are_refused_by_field_and_row(change, error, message):
 def test_scores_are_clean():
     rollouts = Rollouts(**GOOD)
     assert rollouts.score("entropy").tolist() == [[0.5, 1.0], [2.0, 0.0], [0.0, 0.0]]  # anything may stand off the mask
-    assert Rollouts(**GOOD | entropy([0.5, 1.0], [-1e-6, 0.0], [0.0, 0.0])).score("entropy")[1, 0] == 0  # a rounding below zero
+    assert (
+        Rollouts(**GOOD | entropy([0.5, 1.0], [-1e-6, 0.0], [0.0, 0.0])).score("entropy")[1, 0] == 0
+    )  # a rounding below zero
     x = Rollouts(**GOOD | {"scores": {"x": torch.tensor([[-1.0, 2.0], [-3.0, 0.0], [0.0, 0.0]])}}).score("x")
     assert x.min() == -3  # only entropies have a sign
-    with pytest.raises(KeyError, match=r'this needs the score "x"; these rollouts have: entropy. Pass scores=\{"x": \[B, T\]\}'):
+    with pytest.raises(
+        KeyError, match=r'this needs the score "x"; these rollouts have: entropy. Pass scores=\{"x": \[B, T\]\}'
+    ):
         rollouts.score("x")
 
 
@@ -142,7 +180,7 @@ def test_rollouts_are_frozen():
         rollouts.scores["x"] = torch.zeros(3, 2)
 
 
-# Masked and grouped arithmetic ----------------------------------------------------------------------------------------------------
+# Masked and grouped arithmetic ----------------------------------------------------------------------------------------
 
 
 @given(rollouts=rollouts_strategy(()), seed=st.integers(0, 999))
@@ -164,7 +202,9 @@ def test_masked_arithmetic_by_loops(rollouts, seed):
             for t in range(batch.width):
                 there = [x[k, t].item() for k in members if t in batch.tokens[k]]
                 assert columns[i, t].item() == pytest.approx(reference.mean(there) if there else 0.0)
-                assert deviation[i, t].item() == pytest.approx(x[i, t].item() - mean if t in batch.tokens[i] else 0.0, abs=1e-12)
+                assert deviation[i, t].item() == pytest.approx(
+                    x[i, t].item() - mean if t in batch.tokens[i] else 0.0, abs=1e-12
+                )
 
 
 @pytest.mark.parametrize("value", (0.1, 1e-30, 1e30, 1 / 3))

@@ -14,8 +14,16 @@ import pytest
 from tokencredit import durable
 from tokencredit.runs import Run, RunError, read_json, write_json
 
-IDENTITY = {"name": "grpo-0", "method": "Method(Chain(GroupCenter()))", "method_name": "grpo", "task": "reckon", "model": "tiny",
-            "config": {"learning_rate": 1e-4, "steps": 20, "betas": (0.9, 0.99)}, "seed": 0, "command": "tokencredit train grpo"}
+IDENTITY = {
+    "name": "grpo-0",
+    "method": "Method(Chain(GroupCenter()))",
+    "method_name": "grpo",
+    "task": "reckon",
+    "model": "tiny",
+    "config": {"learning_rate": 1e-4, "steps": 20, "betas": (0.9, 0.99)},
+    "seed": 0,
+    "command": "tokencredit train grpo",
+}
 
 
 def create(path, **changes):
@@ -24,8 +32,18 @@ def create(path, **changes):
 
 def row(group=0, tokens=("1", "2"), **changes):
     scores = {"logprob": [-0.5] * len(tokens), "entropy": [0.25] * len(tokens), "credit": [1.0] * len(tokens)}
-    return {"group": group, "prompt": "1+1=", "completion": "".join(tokens), "reward": 1.0, "success": True, "reason": "exact",
-            "token_ids": list(range(len(tokens))), "tokens": list(tokens), **scores, **changes}
+    return {
+        "group": group,
+        "prompt": "1+1=",
+        "completion": "".join(tokens),
+        "reward": 1.0,
+        "success": True,
+        "reason": "exact",
+        "token_ids": list(range(len(tokens))),
+        "tokens": list(tokens),
+        **scores,
+        **changes,
+    }
 
 
 def test_what_is_recorded_is_read_back(tmp_path):
@@ -33,10 +51,15 @@ def test_what_is_recorded_is_read_back(tmp_path):
     run.log_metrics({"step": 1, "seconds": 0.5, "reward": 0.25})
     run.log_evaluation({"step": 0, "split": "test", "pass@1": {"value": 0.5, "low": 0.4, "high": 0.6}})
     run.log_evaluation({"step": 0, "split": "train", "pass@1": {"value": 0.7, "low": 0.6, "high": 0.8}})
-    run.write_tokens(10, [row(), row(1, ("a", "b", "c"), role=["x", "y", "z"], gradient_norm=[1.5, 2.5, 3.5], success=None)])
+    run.write_tokens(
+        10, [row(), row(1, ("a", "b", "c"), role=["x", "y", "z"], gradient_norm=[1.5, 2.5, 3.5], success=None)]
+    )
     run.finish()
     again = Run.open(tmp_path / "run")
-    assert (again.status, again.info["config"]) == ("finished", {"learning_rate": 1e-4, "steps": 20, "betas": [0.9, 0.99]})
+    assert (again.status, again.info["config"]) == (
+        "finished",
+        {"learning_rate": 1e-4, "steps": 20, "betas": [0.9, 0.99]},
+    )
     assert again.info["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert again.metrics() == [{"step": 1, "seconds": 0.5, "reward": 0.25}]
     assert [record["split"] for record in again.evaluations()] == ["test", "train"]
@@ -78,7 +101,9 @@ def test_text_that_utf8_cannot_hold_is_recorded(tmp_path):
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
     run = create(tmp_path / "run")
-    run.log_metrics({"step": 1, "loss": math.nan, "grad_norm": math.inf, "nested": {"low": -math.inf, "list": [1.0, math.nan]}})
+    run.log_metrics(
+        {"step": 1, "loss": math.nan, "grad_norm": math.inf, "nested": {"low": -math.inf, "list": [1.0, math.nan]}}
+    )
     text = (run.path / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
     assert run.metrics() == [{"step": 1, "loss": None, "grad_norm": None, "nested": {"low": None, "list": [1.0, None]}}]
@@ -130,7 +155,9 @@ def test_the_same_run_is_resumed_and_its_leftovers_removed(tmp_path):
     assert create(tmp_path / "run").status == "finished", "asking for a finished run does not unfinish it"
 
 
-@pytest.mark.parametrize("tail", [b'{"step": 3, "rew', b'{"step": 3}', b"\x00\x00\x00", '{"reason": "\u00e9'.encode()[:-1]])
+@pytest.mark.parametrize(
+    "tail", [b'{"step": 3, "rew', b'{"step": 3}', b"\x00\x00\x00", '{"reason": "\u00e9'.encode()[:-1]]
+)
 def test_a_torn_last_line_is_not_read_and_the_next_append_repairs_it(tmp_path, tail):
     run = create(tmp_path / "run")
     run.log_metrics({"step": 1})
@@ -194,19 +221,24 @@ sys.modules["tokencredit"] = types.ModuleType("tokencredit")
 sys.modules["tokencredit"].__path__ = [{os.path.dirname(durable.__file__)!r}]
 """
 
-WRITER = ALONE + """
+WRITER = (
+    ALONE
+    + """
 import itertools
 from tokencredit.runs import Run
-run = Run.create(sys.argv[1], name="n", method="m", method_name="m", task="t", model="m", config={}, seed=0, command="c")
+about = dict(name="n", method="m", method_name="m", task="t", model="m", config={}, seed=0, command="c")
+run = Run.create(sys.argv[1], **about)
 start = len(run.metrics())
 run.truncate_after(start)
 for step in itertools.count(start + 1):
     run.log_metrics({"step": step, "filler": "x" * 3000, "end": step})
-    row = {"group": 0, "prompt": "p", "completion": "ab", "reward": 1.0, "success": True, "token_ids": [1, 2], "tokens": ["a", "b"]}
+    row = {"group": 0, "prompt": "p", "completion": "ab", "reward": 1.0, "success": True}
+    row |= {"token_ids": [1, 2], "tokens": ["a", "b"]}
     run.write_tokens(step, [{**row, "credit": [float(step)] * 2}] * 50)
     run.finish("failed")
     print(step, flush=True)
 """
+)
 
 
 def test_a_run_killed_at_any_moment_is_readable_and_resumable(tmp_path):
@@ -256,7 +288,9 @@ def test_a_full_disk_names_the_file_and_leaves_the_previous_version(tmp_path, mo
 def test_a_line_that_does_not_fit_is_cut_off_again(tmp_path):
     """A real short write: the process may not grow a file past 4096 bytes."""
     resource = pytest.importorskip("resource", reason="no resource limits on this system")
-    script = ALONE + f"""
+    script = (
+        ALONE
+        + f"""
 import resource
 from tokencredit.durable import append_line
 from pathlib import Path
@@ -268,18 +302,27 @@ try:
 except OSError as error:
     print(error.filename, step)
 """
-    filename, step = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
+    filename, step = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert filename == str(tmp_path / "metrics.jsonl")
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(int(step))) and int(step) > 5
 
 
 def test_reading_and_recording_need_no_torch(tmp_path):
-    script = ALONE + f"""
+    script = (
+        ALONE
+        + f"""
 from tokencredit.runs import Run
 run = Run.create({str(tmp_path / "run")!r}, **{IDENTITY!r})
 run.log_metrics({{"step": 1}})
 assert run.metrics() == [{{"step": 1}}]
 print([name for name in ("torch", "numpy", "pyarrow", "transformers") if name in sys.modules])
 """
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+        == "[]"
+    )

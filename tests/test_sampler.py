@@ -1,4 +1,6 @@
-"""Samplers: the right distribution, the same rollouts in any batch, shared prefixes that change nothing, and bad input."""
+"""Samplers: the right distribution, the same rollouts in any batch, shared prefixes that change nothing, and bad
+input.
+"""
 
 import math
 import sys
@@ -32,18 +34,35 @@ def sliding():
     """Attention to the last four tokens only, and shared key-value heads."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = MistralConfig(vocab_size=10, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-                               num_key_value_heads=2, max_position_embeddings=64, sliding_window=4, initializer_range=0.5)  # fmt: skip
+        config = MistralConfig(
+            vocab_size=10,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            sliding_window=4,
+            initializer_range=0.5,
+        )
         return MistralForCausalLM(config).eval()
 
 
-TRACES = [Trace(tuple(encode(PROMPTS[k])), completion) for k, completion in ((3, (1, 2, 9)), (40, (0, 5, 7, 2, 1, 9)), (77, (6,)))]
+TRACES = [
+    Trace(tuple(encode(PROMPTS[k])), completion)
+    for k, completion in ((3, (1, 2, 9)), (40, (0, 5, 7, 2, 1, 9)), (77, (6,)))
+]
 
 
 def all_requests(num=3):
     """From every prefix, with and without a token of its own."""
-    return [Request(k, i, LIMIT - i - (token is not None), seed_of(k, i, n, str(token)), token)
-            for k, trace in enumerate(TRACES) for i in range(len(trace.completion)) for n in range(num) for token in (None, n)]  # fmt: skip
+    return [
+        Request(k, i, LIMIT - i - (token is not None), seed_of(k, i, n, str(token)), token)
+        for k, trace in enumerate(TRACES)
+        for i in range(len(trace.completion))
+        for n in range(num)
+        for token in (None, n)
+    ]
 
 
 def slowly(model, settings, trace, request):
@@ -79,7 +98,9 @@ def test_sharing_prefixes_changes_nothing(make, settings):
 
 @pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 5}, {"batch": 500}, {"batch": 8, "prefill_tokens": 1}])
 def test_the_same_rollouts_in_any_batch(options):
-    """Fixed requests: the borders between tokens are further from the uniforms than rounding, so that equality is exact."""
+    """Fixed requests: the borders between tokens are further from the uniforms than rounding, so that equality is
+    exact.
+    """
     model, requests = tiny_model(1), all_requests(5)
     whole = dict(PrefixSampler(model, ends=[END]).continue_(TRACES, requests))
     other = dict(PrefixSampler(model, ends=[END], **options).continue_(TRACES, requests))
@@ -126,7 +147,12 @@ def test_distributions_are_the_models_own():
 
 def test_filters_are_those_of_transformers():
     logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)) * 2
-    for settings in (Settings(0.6), Settings(1.3, top_k=7), Settings(1.0, top_p=0.8), Settings(0.9, top_k=9, top_p=0.7)):
+    for settings in (
+        Settings(0.6),
+        Settings(1.3, top_k=7),
+        Settings(1.0, top_p=0.8),
+        Settings(0.9, top_k=9, top_p=0.7),
+    ):
         expected = logits / settings.temperature
         if settings.top_k:
             expected = TopKLogitsWarper(settings.top_k)(None, expected)
@@ -171,9 +197,13 @@ def test_sample_repeats_and_reports():
     prompts = [trace.prompt for trace in TRACES]
     options = {"max_new_tokens": LIMIT, "seed": 4}
     found = sample(model, tokenizer, prompts, 5, batch=4, on_batch=heard.append, **options)
-    assert found == sample(model, tokenizer, prompts, 5, **options) and found != sample(model, tokenizer, prompts, 5, max_new_tokens=LIMIT)
+    assert found == sample(model, tokenizer, prompts, 5, **options) and found != sample(
+        model, tokenizer, prompts, 5, max_new_tokens=LIMIT
+    )
     assert sum(heard) == 15 and [len(group) for group in found] == [5, 5, 5]
-    assert all(c.truncated == (c.ids[-1] != END) and (len(c.ids) == LIMIT or not c.truncated) for group in found for c in group)
+    assert all(
+        c.truncated == (c.ids[-1] != END) and (len(c.ids) == LIMIT or not c.truncated) for group in found for c in group
+    )
 
 
 def test_requests_that_need_no_model():
@@ -245,8 +275,13 @@ class FakeVllm:
             log_p = self.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         if getattr(p, "prompt_logprobs", None) is not None:
             number = log_p.shape[1] if p.prompt_logprobs == -1 else p.prompt_logprobs
-            rows = [{int(t): SimpleNamespace(logprob=float(row[t])) for t in {*row.topk(number).indices.tolist(), following}}
-                    for row, following in zip(log_p, ids[1:])]  # fmt: skip
+            rows = [
+                {
+                    int(t): SimpleNamespace(logprob=float(row[t]))
+                    for t in {*row.topk(number).indices.tolist(), following}
+                }
+                for row, following in zip(log_p, ids[1:])
+            ]
             return SimpleNamespace(prompt_logprobs=[None, *rows])
         settings, written, known = Settings(p.temperature, p.top_k, p.top_p), [], []
         while len(written) < p.max_tokens and not (written and written[-1] in p.stop_token_ids):
@@ -266,7 +301,9 @@ def test_vllm_keeps_the_contract(monkeypatch, settings):
     fake = FakeVllm(model)
     monkeypatch.setattr(vllm_sampler, "_vllm", lambda: fake)
     sampler = vllm_sampler.VllmSampler(fake, ends=[END], vocab=10, settings=settings)
-    for mine, theirs in zip(sampler.distributions(TRACES), PrefixSampler(model, ends=[END], settings=settings).distributions(TRACES)):
+    for mine, theirs in zip(
+        sampler.distributions(TRACES), PrefixSampler(model, ends=[END], settings=settings).distributions(TRACES)
+    ):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
     fake.calls.clear()
     requests = [*all_requests(), Request(0, 1, 4, 0, END)]

@@ -27,7 +27,9 @@ def test_sampled_now_then_read_back_gives_the_same_scores(tmp_path):
         assert len(row["completion_ids"]) == len(row["tokens"]) == len(row["logprob"]) == len(row["gradient_norm"])
         assert all(x <= 0 for x in row["logprob"]) and all(x >= 0 for x in row["gradient_norm"])
     data = tmp_path / "given.jsonl"
-    data.write_text("".join(json.dumps({"prompt": r["prompt_ids"], "completion": r["completion_ids"]}) + "\n" for r in rows))
+    data.write_text(
+        "".join(json.dumps({"prompt": r["prompt_ids"], "completion": r["completion_ids"]}) + "\n" for r in rows)
+    )
     run("--data", data, "--out", again, "--scores", *scores, "--batch", 2)
     for a, b in zip(rows, pyarrow.parquet.read_table(again).to_pylist()):
         assert a["completion_ids"] == b["completion_ids"]

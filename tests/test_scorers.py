@@ -9,7 +9,11 @@ from tokencredit.engines.scorers import uniform
 
 def trainer_of(seed=0, step=0, process=0):
     """What a scorer reads of a trainer."""
-    args, state, accelerator = SimpleNamespace(seed=seed), SimpleNamespace(global_step=step), SimpleNamespace(process_index=process)
+    args, state, accelerator = (
+        SimpleNamespace(seed=seed),
+        SimpleNamespace(global_step=step),
+        SimpleNamespace(process_index=process),
+    )
     return SimpleNamespace(args=args, state=state, accelerator=accelerator)
 
 
@@ -19,7 +23,9 @@ def batch_of(size, width):
 
 
 def test_uniforms_are_uniform_and_unrelated():
-    """Mean 1/2, variance 1/12 within 4 standard errors; neighbours in a row, in a column, in step and in seed are uncorrelated."""
+    """Mean 1/2, variance 1/12 within 4 standard errors; neighbours in a row, in a column, in step and in seed are
+    uncorrelated.
+    """
     n = 400 * 250
     drawn = {key: uniform(trainer_of(*key), [], batch_of(400, 250)).double() for key in ((0, 0), (0, 1), (1, 0))}
     u = drawn[0, 0]

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tokencredit.stats import Estimate, cluster_bootstrap, holm, mean_of_units, paired_difference, pass_at_k, share_of_units
+from tokencredit.stats import (
+    Estimate,
+    cluster_bootstrap,
+    holm,
+    mean_of_units,
+    paired_difference,
+    pass_at_k,
+    share_of_units,
+)
 
 LEVEL = 0.95
 DRAWS = 1000
@@ -105,7 +113,10 @@ def test_cluster_bootstrap_covers_where_the_naive_one_does_not():
     for i in range(draws):
         clusters = np.repeat(np.arange(30), 6)
         values = rng.normal(size=30)[clusters] + 0.3 * rng.normal(size=180)
-        whole, single = (cluster_bootstrap(lambda rows: values[rows].mean(), c, num=200, seed=i) for c in (clusters, np.arange(180)))  # noqa: B023
+        whole, single = (
+            cluster_bootstrap(lambda rows, values=values: values[rows].mean(), c, num=200, seed=i)
+            for c in (clusters, np.arange(180))
+        )
         hits += whole.low <= 0 <= whole.high
         naive_hits += single.low <= 0 <= single.high
     assert hits / draws > 0.93 - 4 * sqrt(0.93 * 0.07 / draws)

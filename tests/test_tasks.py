@@ -123,7 +123,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("completion", "gold", "template", "reason"), CASES, ids=[f"{i}-{case[0][:30]}" for i, case in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("completion", "gold", "template", "reason"), CASES, ids=[f"{i}-{case[0][:30]}" for i, case in enumerate(CASES)]
+)
 def test_verdicts(completion, gold, template, reason):
     forms = TEMPLATES[template].forms(strict=True) if template else answers.FORMS
     verdict = answers.verify(completion, gold, forms=forms)
@@ -242,7 +244,9 @@ def test_threads_share_the_processes():
 
 def test_a_thread_that_is_not_the_main_one_can_time_out():
     reasons = []
-    thread = threading.Thread(target=lambda: reasons.append(answers.verify(r"\boxed{9^{9^{9^{9}}}}", "1", limits=QUICK).reason))
+    thread = threading.Thread(
+        target=lambda: reasons.append(answers.verify(r"\boxed{9^{9^{9^{9}}}}", "1", limits=QUICK).reason)
+    )
     thread.start()
     thread.join(20)
     assert reasons == ["timeout"]
@@ -265,7 +269,9 @@ assert os.waitpid(child, 0)[1] == 0
 assert answers.verify(r"\\boxed{\\sqrt{16}}", "4").correct and pids() == before
 print(*before)
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert done.stdout.split()
     for pid in map(int, done.stdout.split()):
@@ -274,17 +280,22 @@ print(*before)
 
 
 def test_no_text_is_evaluated():
-    """sympy's `parse_expr`, which is Python's eval, is given no text of an answer: not even the digits, which math-verify hands it."""
+    """sympy's `parse_expr`, which is Python's eval, is given no text of an answer: not even the digits, which
+    math-verify hands it.
+    """
     code = """
 import sympy.parsing.sympy_parser as sympy_parser
 from tokencredit.tasks import judge
 parse, compare = judge.load()
 seen, parse_expr = [], sympy_parser.parse_expr
 sympy_parser.parse_expr = lambda text, *args, **kwargs: seen.append(text) or parse_expr(text, *args, **kwargs)
-for text in ["2^{10}", "1.5", "1E5", "__import__('os').getpid()", "print(1)", "\\text{print}(1)", "x_{__class__}", "lambda: 1", "40+2",
-             "1{,}000", "-1,000.5", "0,5", "007", "50\\%", "a.b", "\\operatorname{exit}()", "\\sqrt[3]{8}", "10!", "x=1", "\\{1,2\\}"]:
+for text in ["2^{10}",
+             "1.5", "1E5", "__import__('os').getpid()", "print(1)", "\\text{print}(1)", "x_{__class__}", "lambda: 1",
+             "40+2", "1{,}000", "-1,000.5", "0,5", "007", "50\\%", "a.b", "\\operatorname{exit}()", 
+             "\\sqrt[3]{8}", "10!", "x=1", "\\{1,2\\}"]:
     compare(parse("42"), parse(text))
-assert compare(parse("42"), parse("40+2")) and compare(parse("1024"), parse("2^{10}")) and not compare(parse("1"), parse("2"))
+assert compare(parse("42"), parse("40+2")) and compare(parse("1024"), parse("2^{10}"))
+assert not compare(parse("1"), parse("2"))
 assert not seen, seen
 try:
     judge.read_digits("__import__('os')")
@@ -306,8 +317,26 @@ def test_limits_are_checked(options):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        *[("1,234.5", 1234.5), ("1,2345", None), ("", None), (".", None), ("-", None), (".5", 0.5), ("--5", None), ("1e9", None)],
-        *[("1" * 121, None), ("5 x", None), ("5 sin", None), ("5 pi", None), ("5 of 6", None), ("+7", 7), ("1.5 1/2", None), ("٤", None)],
+        *[
+            ("1,234.5", 1234.5),
+            ("1,2345", None),
+            ("", None),
+            (".", None),
+            ("-", None),
+            (".5", 0.5),
+            ("--5", None),
+            ("1e9", None),
+        ],
+        *[
+            ("1" * 121, None),
+            ("5 x", None),
+            ("5 sin", None),
+            ("5 pi", None),
+            ("5 of 6", None),
+            ("+7", 7),
+            ("1.5 1/2", None),
+            ("٤", None),
+        ],
         *[("2^3", None), ("1/0", None), ("1 1/0", None), ("-1 1/2", -1.5), ("3 dozen", None), ("5 apples and", None)],
     ],
 )
@@ -427,7 +456,9 @@ def test_gsm8k_says_what_is_missing(tmp_path, problems):
     with pytest.raises(FileNotFoundError, match=r"exactly one file train\*.jsonl .*0 fit \(there are: no files"):
         (tmp_path / "empty").mkdir()
         tasks.load("gsm8k", path=str(tmp_path / "empty")).rows()
-    with pytest.raises(FileNotFoundError, match=r"no such file: .*trian.jsonl \(in .* there are: test.jsonl, train.jsonl\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no such file: .*trian.jsonl \(in .* there are: test.jsonl, train.jsonl\)"
+    ):
         tasks.load("gsm8k", path=problems + "/trian.jsonl").rows()
     with pytest.raises(ValueError, match=r"bad.jsonl, line 2: the answer has no '####'"):
         bad = write(tmp_path / "bad.jsonl", [PROBLEMS[0], {"question": "?", "answer": "5"}])
@@ -442,7 +473,10 @@ def test_jsonl_and_parquet_give_the_same_rows(tmp_path):
 
     records = [{"prompt": f"What is {n}+{n}?", "answer": str(2 * n), "level": n % 3} for n in range(40)]
     datasets.Dataset.from_list(records).to_parquet(tmp_path / "sums.parquet")
-    lines, table = tasks.load(f"jsonl:{write(tmp_path / 'sums.jsonl', records)}"), tasks.load(str(tmp_path / "sums.parquet"))
+    lines, table = (
+        tasks.load(f"jsonl:{write(tmp_path / 'sums.jsonl', records)}"),
+        tasks.load(str(tmp_path / "sums.parquet")),
+    )
     for split in ("train", "test"):
         plain = [[{key: row[key] for key in records[0]} for row in task.rows(split)] for task in (lines, table)]
         assert plain[0] == plain[1]
@@ -454,7 +488,10 @@ def test_jsonl_and_parquet_give_the_same_rows(tmp_path):
 
 def test_jsonl_columns_template_messages_and_number_answers(tmp_path):
     chat = [{"role": "user", "content": "6*7?"}]
-    train = write(tmp_path / "a.jsonl", [{"q": chat, "gold": 42}, {"q": "Half?", "gold": 0.5}, {"q": "Solve", "gold": r"So \boxed{x+1}"}])
+    train = write(
+        tmp_path / "a.jsonl",
+        [{"q": chat, "gold": 42}, {"q": "Half?", "gold": 0.5}, {"q": "Solve", "gold": r"So \boxed{x+1}"}],
+    )
     test = write(tmp_path / "b.jsonl", [{"q": "1+1?", "gold": "2"}])
     task = tasks.load(train, prompt="q", answer="gold", template="boxed", test=test)
     rows = task.rows("train")

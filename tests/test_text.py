@@ -15,7 +15,9 @@ def byte_level():
     """A tokenizer of single bytes and a few merges, so that characters are split over tokens."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     inner.train_from_iterator(["hello world, hello there"], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=False)
 

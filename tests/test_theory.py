@@ -1,4 +1,6 @@
-"""The theory study: every statement's check passes, every check rejects a claim that is false, and what the checks are built of."""
+"""The theory study: every statement's check passes, every check rejects a claim that is false, and what the checks are
+built of.
+"""
 
 import json
 import math
@@ -33,7 +35,11 @@ def test_statement_passes_its_check(key):
 
 
 PLANTED = {
-    "a hundredth less than G's bound": (entropy.check_collision, {"slack": lambda g, h: 0.99 * (1 - math.exp(-h)) - g}, "holds"),
+    "a hundredth less than G's bound": (
+        entropy.check_collision,
+        {"slack": lambda g, h: 0.99 * (1 - math.exp(-h)) - g},
+        "holds",
+    ),
     "G >= 1 - e^-H": (entropy.check_collision, {"slack": lambda g, h: g - (1 - math.exp(-h))}, "holds"),
     "G <= H, as if attained": (entropy.check_collision, {"slack": lambda g, h: h - g}, "attained"),
     "L1 with a smaller constant": (entropy.check_log_linear, {"constant": 0.49}, "mean square holds"),
@@ -42,43 +48,77 @@ PLANTED = {
     "L1 pointwise, ten times": (entropy.check_log_linear, {"pointwise": lambda p, h: 10 * h.sqrt()}, "pointwise holds"),
     "L2 broken earlier": (entropy.check_trace_bound, {"threshold": 2.0}, "broken 1 % above it"),
     "L2 broken later": (entropy.check_trace_bound, {"threshold": 3.0}, "holds up to the threshold"),
-    "a network with a smaller constant": (network.check_network, {"constant": 0.2, "prompts": 2}, "tr F <= constant D^2 G"),
+    "a network with a smaller constant": (
+        network.check_network,
+        {"constant": 0.2, "prompts": 2},
+        "tr F <= constant D^2 G",
+    ),
     "T as weights": (variance.check_weights, {"power": 1.0}, "claimed weights reach the least variance"),
     "weights ~ 1/sd": (variance.check_weights, {"power": -1.0}, "no other weights are better"),
     "q ~ |x|^2": (variance.check_sampling, {"power": 2.0}, "claimed q reach the least variance"),
     "q equal": (variance.check_sampling, {"power": 0.0}, "no other q are better"),
     "pi ~ sqrt(tr F)": (variance.check_sampling, {"rule": "root_fisher"}, "no other score of the prefix is better"),
     "shrinkage that grows with variance": (
-        weighting.check_shrinkage, {"factor": lambda s, v: v / (s + v)}, "claimed weights reach the least MSE",
+        weighting.check_shrinkage,
+        {"factor": lambda s, v: v / (s + v)},
+        "claimed weights reach the least MSE",
     ),
-    "no shrinkage": (weighting.check_shrinkage, {"factor": lambda s, v: torch.ones_like(s)}, "no other weights are better"),
-    "V as the best baseline": (weighting.check_baseline, {"formula": "V"}, "tabular: formula reaches the least variance"),
+    "no shrinkage": (
+        weighting.check_shrinkage,
+        {"factor": lambda s, v: torch.ones_like(s)},
+        "no other weights are better",
+    ),
+    "V as the best baseline": (
+        weighting.check_baseline,
+        {"formula": "V"},
+        "tabular: formula reaches the least variance",
+    ),
     "own energy with shared parameters": (
-        weighting.check_baseline, {"formula": "E[R|g|^2]/E|g|^2"}, "shared: formula reaches the least variance",
+        weighting.check_baseline,
+        {"formula": "E[R|g|^2]/E|g|^2"},
+        "shared: formula reaches the least variance",
     ),
     "surprisal as a harmless weight": (
-        weighting.check_weighting, {"unbiased": ("entropy", "root_fisher", "surprisal")}, "surprisal: a baseline cannot bias it",
+        weighting.check_weighting,
+        {"unbiased": ("entropy", "root_fisher", "surprisal")},
+        "surprisal: a baseline cannot bias it",
     ),
     "mass of the base reward alone": (gtpo.check_mass, {"mass": 1.0}, "mass is conserved"),
     "mass with geometric means": (gtpo.check_mass, {"mean": "geometric"}, "mass is conserved"),
     "mass within a rollout": (gtpo.check_mass, {"compare": "row"}, "mass is conserved"),
-    "GRPO-S's mass with geometric means": (gtpo.check_mass, {"level": "sequence", "mean": "geometric"}, "mass is conserved"),
-    "alike entropies that keep a bias": (gtpo.check_consistency, {"ratio": 1.0}, "entropies that only go to 0: it stays"),
+    "GRPO-S's mass with geometric means": (
+        gtpo.check_mass,
+        {"level": "sequence", "mean": "geometric"},
+        "mass is conserved",
+    ),
+    "alike entropies that keep a bias": (
+        gtpo.check_consistency,
+        {"ratio": 1.0},
+        "entropies that only go to 0: it stays",
+    ),
     "GTPO compared within the rollout": (gtpo.check_optimum, {"compare": "row"}, "rows are parallel to the gradient's"),
     "GTPO's factors": (gtpo.check_optimum, {"least_factor": 4.0}, "factors are large enough"),
     "GRPO's credit against its sign": (gtpo.check_sign, {"method": "grpo"}, "credit does not with 15 of 16 right"),
     "token means up to a larger correlation": (means.check_means, {"rho_star": 0.4}, "token mean better below rho*"),
-    "token means up to a smaller correlation": (means.check_means, {"rho_star": 0.2}, "token mean worse above rho*, and at rho = 1"),
+    "token means up to a smaller correlation": (
+        means.check_means,
+        {"rho_star": 0.2},
+        "token mean worse above rho*, and at rho = 1",
+    ),
     "recursion without failures": (
-        grpo.check_recursion, {"claimed": lambda p: 1 / math.sqrt(p)}, "mean and std: solved = recursion",
+        grpo.check_recursion,
+        {"claimed": lambda p: 1 / math.sqrt(p)},
+        "mean and std: solved = recursion",
     ),
     "always convergent": (grpo.check_fixed_point, {"stable": lambda slope: True}, "slope decides convergence"),
     "a wider clip": (grpo.check_clip, {"clip": 0.3}, "no ascent beats the claimed optimum"),
     "no clip": (grpo.check_clip, {"clip": 100.0}, "the ascent comes to the same place"),
     "groups as if infinite": (
-        grpo.check_groups, {"claimed": lambda p, size: grpo.whitened(p)}, "closed form = enumeration",
+        grpo.check_groups,
+        {"claimed": lambda p, size: grpo.whitened(p)},
+        "closed form = enumeration",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -97,7 +137,9 @@ def test_a_check_must_be_able_to_fail():
 
 
 def test_collision_bound_by_hand():
-    """A fair coin: G = 1/2 at H = ln 2. Two bits, four even sides: G = 3/4 at H = 2 ln 2, where 1 − e^−H is the smaller bound."""
+    """A fair coin: G = 1/2 at H = ln 2. Two bits, four even sides: G = 3/4 at H = 2 ln 2, where 1 − e^−H is the smaller
+    bound.
+    """
     assert entropy.collision_bound(math.log(2)) == pytest.approx(0.5)
     assert entropy.collision_bound(2 * math.log(2)) == pytest.approx(0.75)
     assert entropy.collision_bound(0.1) == pytest.approx(0.1 / (2 * math.log(2)))
@@ -148,7 +190,9 @@ def test_groups_of_two_by_hand():
 @pytest.mark.parametrize("p,ref", [(0.2, 0.2), (0.4, 0.1), (0.9, 0.3), (0.6, 0.05), (0.3, 0.6)])
 @pytest.mark.parametrize("beta", [0.04, 1.0, 1.5, 2.0, 5.0, 9.0])
 def test_clipped_step_is_the_maximum_on_a_grid(p, ref, beta):
-    """Of Δ min(x, p(1 + c)) (1 − p) − Δ p max(1 − x, (1 − c)(1 − p)) − β KL(x ‖ ref), where x is the success probability."""
+    """Of Δ min(x, p(1 + c)) (1 − p) − Δ p max(1 − x, (1 − c)(1 − p)) − β KL(x ‖ ref), where x is the success
+    probability.
+    """
     x = torch.linspace(1e-6, 1 - 1e-6, 400_001, dtype=torch.float64)
     gain = grpo.whitened(p)
     earned = (1 - p) * x.clamp(max=p * 1.2) - p * (1 - x).clamp(min=0.8 * (1 - p))

@@ -1,4 +1,6 @@
-"""`train`: what a run leaves behind, how it goes on after a kill or a full disk, and what it refuses. Real TRL, the shipped model."""
+"""`train`: what a run leaves behind, how it goes on after a kill or a full disk, and what it refuses. Real TRL, the
+shipped model.
+"""
 
 import errno
 import json
@@ -29,14 +31,42 @@ from tokencredit.tasks.reckon import VOCABULARY, Reckon, model_path
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-TINY = {"prompts": 8, "group": 4, "steps": 4, "eval_every": 2, "eval_prompts": 16, "eval_samples": 2, "record_every": 1, "record_rows": 6,
-        "save_every": 2, "threads": 1}  # fmt: skip
+TINY = {
+    "prompts": 8,
+    "group": 4,
+    "steps": 4,
+    "eval_every": 2,
+    "eval_prompts": 16,
+    "eval_samples": 2,
+    "record_every": 1,
+    "record_rows": 6,
+    "save_every": 2,
+    "threads": 1,
+}
 NEVER = {"eval_every": 0, "record_every": 0, "save_every": 0}
 EVERY_STEP = (
-    "loss", "grad_norm", "learning_rate", "reward", "pass_rate", "entropy", "length", "truncated", "clip_low", "clip_high",
-    "credit_against_outcome", "credited_tokens", "credited_share", "credit_mean", "credit_std", "zero_variance_groups", "tokens_per_second",
-    "seconds", "seconds_generation", "seconds_scoring", "seconds_update",
-)  # fmt: skip
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "reward",
+    "pass_rate",
+    "entropy",
+    "length",
+    "truncated",
+    "clip_low",
+    "clip_high",
+    "credit_against_outcome",
+    "credited_tokens",
+    "credited_share",
+    "credit_mean",
+    "credit_std",
+    "zero_variance_groups",
+    "tokens_per_second",
+    "seconds",
+    "seconds_generation",
+    "seconds_scoring",
+    "seconds_update",
+)
 CLOCKS = ("seconds", "tokens_per_second")
 
 
@@ -53,17 +83,30 @@ def timeless(records):
 def whole(tmp_path_factory):
     """A finished run, and what it told while it ran."""
     told = []
-    run = train(tiny(method="gtpo"), tmp_path_factory.mktemp("whole") / "run", command="here", listen=lambda *e: told.append(e))
+    run = train(
+        tiny(method="gtpo"), tmp_path_factory.mktemp("whole") / "run", command="here", listen=lambda *e: told.append(e)
+    )
     return run, told
 
 
 def test_a_run_records_what_it_was(whole):
     run, told = whole
     info = Run.open(run.path).info
-    assert [info[k] for k in ("status", "method_name", "task", "model", "command")] == ["finished", "gtpo", "reckon", "reckon", "here"]
+    assert [info[k] for k in ("status", "method_name", "task", "model", "command")] == [
+        "finished",
+        "gtpo",
+        "reckon",
+        "reckon",
+        "here",
+    ]
     assert info["config"] == tiny(method="gtpo").as_dict() and info["method"].startswith("Method(name='gtpo'")
     events = [event for event, _ in told]
-    assert events[0] == "start" and events[-1] == "finished" and events.count("step") == 8 and events.count("evaluation") == 3
+    assert (
+        events[0] == "start"
+        and events[-1] == "finished"
+        and events.count("step") == 8
+        and events.count("evaluation") == 3
+    )
 
 
 def test_every_step_has_every_figure(whole):
@@ -71,8 +114,12 @@ def test_every_step_has_every_figure(whole):
     assert [r["step"] for r in records] == list(range(1, 9))
     for record in records:
         assert not [name for name in EVERY_STEP if not isinstance(record.get(name), float)]
-    assert all(0 < r["pass_rate"] < 1 and r["entropy"] > 0 and r["length"] > 5 and r["tokens_per_second"] > 0 for r in records)
-    assert [r["reward"] for r in records[::2]] == [r["reward"] for r in records[1::2]]  # two updates on each rollout batch
+    assert all(
+        0 < r["pass_rate"] < 1 and r["entropy"] > 0 and r["length"] > 5 and r["tokens_per_second"] > 0 for r in records
+    )
+    assert [r["reward"] for r in records[::2]] == [
+        r["reward"] for r in records[1::2]
+    ]  # two updates on each rollout batch
     assert all(a["seconds"] < b["seconds"] for a, b in pairwise(records))
 
 
@@ -80,7 +127,16 @@ def test_evaluations_are_on_held_out_prompts(whole):
     found = whole[0].evaluations()
     assert [(e["step"], e["split"]) for e in found] == [(0, "test"), (4, "test"), (8, "test")]
     for e in found:
-        assert {"pass@1", "pass@2", "greedy", "entropy", "length", "truncated", "entropy_by_role", "reasons"} <= e.keys()
+        assert {
+            "pass@1",
+            "pass@2",
+            "greedy",
+            "entropy",
+            "length",
+            "truncated",
+            "entropy_by_role",
+            "reasons",
+        } <= e.keys()
         assert e["pass@1"]["num"] == 16 and sum(e["reasons"].values()) == 32
     trained = {row["prompt"] for row in Reckon().rows("train", 32, 0)}
     assert not trained & {row["prompt"] for row in Reckon().rows("test", 16, 0)}
@@ -92,20 +148,30 @@ def test_token_records_are_aligned_and_have_roles(whole):
     rows, task = run.tokens(2), Reckon()
     assert len(rows) == 6 and [r["group"] for r in rows] == [0, 0, 0, 0, 1, 1]
     prompts = [row["prompt"] for row in task.rows("train", 32, 0)]
-    assert rows[0]["prompt"] == prompts[8] and rows[4]["prompt"] == prompts[9]  # the second batch of 8, in the order of the stream
+    assert (
+        rows[0]["prompt"] == prompts[8] and rows[4]["prompt"] == prompts[9]
+    )  # the second batch of 8, in the order of the stream
     by_prompt = {row["prompt"]: row for row in task.rows("train", 32, 0)}
     for row in rows:
         verdict = task.verify(row["completion"], by_prompt[row["prompt"]], row["reason"] == "truncated")
-        assert (row["success"], row["reason"], row["reward"]) == (verdict.correct, verdict.reason, float(verdict.correct))
+        assert (row["success"], row["reason"], row["reward"]) == (
+            verdict.correct,
+            verdict.reason,
+            float(verdict.correct),
+        )
         words = [VOCABULARY[i] for i in row["token_ids"]]
-        assert [token.strip() for token in row["tokens"]] == words and row["role"] == task.roles(by_prompt[row["prompt"]], words)
+        assert [token.strip() for token in row["tokens"]] == words and row["role"] == task.roles(
+            by_prompt[row["prompt"]], words
+        )
         assert len(row["entropy"]) == len(row["logprob"]) == len(row["credit"]) == len(row["tokens"])
 
 
 def test_checkpoints_are_whole_and_can_be_evaluated(whole, capsys):
     run = whole[0]
     names = sorted(p.name for p in (run.path / "checkpoints").glob("checkpoint-*"))
-    assert names == ["checkpoint-4", "checkpoint-8"] and all((run.path / "checkpoints" / n / COMPLETE).exists() for n in names)
+    assert names == ["checkpoint-4", "checkpoint-8"] and all(
+        (run.path / "checkpoints" / n / COMPLETE).exists() for n in names
+    )
     assert main(["evaluate", "--model", str(run.path), "--prompts", "16", "--samples", "2"]) == 0
     assert "on reckon (test), 16 prompts" in capsys.readouterr().out
 
@@ -120,7 +186,11 @@ def test_a_finished_run_is_not_repeated(whole):
 def test_a_directory_with_a_different_run_is_refused(whole, capsys):
     with pytest.raises(RunError) as caught:
         train(tiny(method="gtpo", seed=3, method_options={"alpha": (1, 0.3)}), whole[0].path)
-    for part in ("already holds a different run", "config.seed: 0 in the directory, 3 asked for", "config.method_options.alpha:"):
+    for part in (
+        "already holds a different run",
+        "config.seed: 0 in the directory, 3 asked for",
+        "config.method_options.alpha:",
+    ):
         assert part in str(caught.value)
     assert main(["train", "--out", str(whole[0].path)]) == 1
     assert "config.method: 'gtpo' in the directory, 'grpo' asked for" in capsys.readouterr().err
@@ -149,7 +219,9 @@ train(TrainConfig(**{config!r}), {out!r}, listen=listen)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
-    """Killed after step 7 was recorded; the last whole checkpoint is that of step 4, and an unfinished one lies about."""
+    """Killed after step 7 was recorded; the last whole checkpoint is that of step 4, and an unfinished one lies
+    about.
+    """
     out = tmp_path / "run"
     script = KILLED.format(config=tiny(method="gtpo").as_dict(), out=str(out))
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
@@ -168,12 +240,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
     for step in whole[0].token_steps():
         assert run.tokens(step) == whole[0].tokens(step)
     weights = [torch.load(r.path / "checkpoints" / "checkpoint-8" / "optimizer.pt") for r in (run, whole[0])]
-    assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in zip(weights[0]["state"].values(), weights[1]["state"].values()))
+    assert all(
+        torch.equal(a["exp_avg"], b["exp_avg"])
+        for a, b in zip(weights[0]["state"].values(), weights[1]["state"].values())
+    )
 
 
 @pytest.mark.parametrize("room", [300_000, 600_000], ids=["weights", "optimizer"])
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, room):
-    """Files may not grow beyond `room` bytes once step 3 is done: the weights (safetensors) or the optimizer (torch) do not fit."""
+    """Files may not grow beyond `room` bytes once step 3 is done: the weights (safetensors) or the optimizer (torch) do
+    not fit.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     config, out = tiny(steps=2, save_every=1, eval_every=0, record_every=0), tmp_path / "run"
 
@@ -182,13 +259,19 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, room):
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
 
     try:
-        with pytest.raises(OSError, match=r"a file could not be written \(.*run the same command again; it goes on from") as e:
+        with pytest.raises(
+            OSError, match=r"a file could not be written \(.*run the same command again; it goes on from"
+        ) as e:
             train(config, out, listen=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "the checkpoint checkpoint-2" in str(e.value) and Run.open(out).status == "failed"
     run = train(config, out)
-    assert run.status == "finished" and [m["step"] for m in run.metrics()] == [1, 2, 3, 4] and len(run.info["resumed"]) == 1
+    assert (
+        run.status == "finished"
+        and [m["step"] for m in run.metrics()] == [1, 2, 3, 4]
+        and len(run.info["resumed"]) == 1
+    )
 
 
 def test_no_space_for_a_record_is_the_same(tmp_path, monkeypatch):
@@ -208,7 +291,9 @@ def test_one_process_writes_a_run(tmp_path):
 
 
 def test_exact_value_uses_the_prefix_tree(tmp_path):
-    run = train(tiny(method="exact_value", prompts=3, steps=1, task_options={"operands": [3]}, eval_every=0), tmp_path / "run")
+    run = train(
+        tiny(method="exact_value", prompts=3, steps=1, task_options={"operands": [3]}, eval_every=0), tmp_path / "run"
+    )
     rows = run.tokens(0)
     assert all(torch.tensor(row["exact_value"]).abs().max() <= 1 for row in rows)
     assert any(max(map(abs, row["exact_value"])) > 0.05 for row in rows)
@@ -230,11 +315,14 @@ def test_completions_without_a_word(tmp_path):
     others = [i for i, word in enumerate(VOCABULARY) if word != "<eos>"]
     changes = {"trl": {"generation_kwargs": {"suppress_tokens": others}}, "steps": 1, "record_every": 1}
     run = train(tiny(**NEVER | changes), tmp_path / "run")
-    assert all(m["length"] == 1 and m["pass_rate"] == 0 and m["zero_variance_groups"] == 1 and m["loss"] == 0 for m in run.metrics())
+    assert all(
+        m["length"] == 1 and m["pass_rate"] == 0 and m["zero_variance_groups"] == 1 and m["loss"] == 0
+        for m in run.metrics()
+    )
     assert {(row["completion"], row["reason"]) for row in run.tokens(0)} == {("", "unparsed")}
 
 
-# --- tasks of one's own ---------------------------------------------------------------------------------------------------------------
+# --- tasks of one's own -----------------------------------------------------------------------------------------------
 
 ROWS = [
     {"prompt": "<bos> 7 + 3 * 2 =", "answer": {"value": "3"}, "only_here": [1, {"a": None}]},
@@ -253,14 +341,20 @@ def write_own(folder, body, rows=ROWS):
 
 
 def test_a_verifier_of_ones_own_sees_its_rows_whole(tmp_path):
-    """Arrow would give all rows the same columns and one type to each; the rows reach the verifier as they were written."""
-    own = write_own(tmp_path, """
+    """Arrow would give all rows the same columns and one type to each; the rows reach the verifier as they were
+    written.
+    """
+    own = write_own(
+        tmp_path,
+        """
         import json
         def verify(completion, row):
             with open(__file__ + ".seen", "a") as file:
                 file.write(json.dumps(row) + "\\n")
-            return completion.split()[-2:] == ["@1", str(row["answer"]["value"] if isinstance(row["answer"], dict) else row["answer"])]
-        """)  # fmt: skip
+            answer = row["answer"]["value"] if isinstance(row["answer"], dict) else row["answer"]
+            return completion.split()[-2:] == ["@1", str(answer)]
+        """,
+    )
     run = train(tiny(**own, max_new_tokens=30, steps=3, prompts=4, eval_prompts=5), tmp_path / "run")
     assert run.status == "finished" and run.tokens(0)[0]["reason"] in ("correct", "wrong")
     seen = [json.loads(line) for line in (tmp_path / "own.py.seen").read_text().splitlines()]
@@ -273,8 +367,14 @@ def test_a_verifier_of_ones_own_sees_its_rows_whole(tmp_path):
 @pytest.mark.parametrize(
     "body, message",
     [
-        ("def verify(completion, row):\n    return row['nothing']", "verifier verify failed on rows.jsonl, line .: KeyError: 'nothing'"),
-        ("def verify(completion, row):\n    return float('nan')", "verifier verify failed on .* a Verdict or a bool, not float .'nan'"),
+        (
+            "def verify(completion, row):\n    return row['nothing']",
+            "verifier verify failed on rows.jsonl, line .: KeyError: 'nothing'",
+        ),
+        (
+            "def verify(completion, row):\n    return float('nan')",
+            "verifier verify failed on .* a Verdict or a bool, not float .'nan'",
+        ),
     ],
 )
 def test_a_verifier_that_fails_names_the_row(tmp_path, capsys, body, message):
@@ -292,7 +392,9 @@ def test_finite_tasks_are_used_whole_and_shuffled_by_epoch(tmp_path):
     assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5)) and order[:5] != order[5:10]
     again, other = (training_rows(tiny(**own, seed=seed, steps=3, prompts=4), task)[1] for seed in (0, 1))
     assert order == again != other
-    assert prompts_of(rows, order)["row"][:] == order and prompts_of(rows, order)[0]["prompt"] == rows[order[0]]["prompt"]
+    assert (
+        prompts_of(rows, order)["row"][:] == order and prompts_of(rows, order)[0]["prompt"] == rows[order[0]]["prompt"]
+    )
     rows, order = training_rows(tiny(), Reckon())
     assert len(rows) == 32 and order == list(range(32)) and rows == Reckon().rows("train", 32, 0)
 
@@ -321,11 +423,14 @@ def test_the_reward_reads_a_datasets_own_columns_too():
     ids = [[9, tokenizer.eos_token_id], [9, 9]]
     chat = [{"role": "assistant", "content": "@1 4"}]
     assert reward(["p", "q"], ["@1 3", chat], ids, log_extra=extra.__setitem__, **columns) == [1.0, 0.0]
-    assert seen == [("@1 3", {"prompt": "p", "answer": "3"}, False), ("@1 4", {"prompt": "q", "answer": "4", "note": "x"}, True)]
+    assert seen == [
+        ("@1 3", {"prompt": "p", "answer": "3"}, False),
+        ("@1 4", {"prompt": "q", "answer": "4", "note": "x"}, True),
+    ]
     assert extra == {"reason": ["correct", "truncated"]}
 
 
-# --- what is refused, before a directory is made -------------------------------------------------------------------------------------
+# --- what is refused, before a directory is made ----------------------------------------------------------------------
 
 
 def refusals(folder):
@@ -347,8 +452,14 @@ def refusals(folder):
         (tiny(method="gtop"), 'Did you mean "gtpo"'),
         (tiny(model=str(bare)), "has no tokenizer that can be loaded; save the model's tokenizer beside it"),
         (tiny(task=str(folder / "gap.jsonl"), **NEVER), "gap.jsonl.*line 2: no answer"),
-        (tiny(**own, **NEVER), r"row 2 \(rows.jsonl, line 3\): the prompt has 243 tokens and 256 may be written|row 0 .*context of 256"),
-        (tiny(**own, **NEVER, max_new_tokens=14), r"row 2 \(rows.jsonl, line 3\): the prompt has 243 tokens and 14 may be written"),
+        (
+            tiny(**own, **NEVER),
+            r"row 2 \(rows.jsonl, line 3\): the prompt has 243 tokens and 256 may be written|row 0 .*context of 256",
+        ),
+        (
+            tiny(**own, **NEVER, max_new_tokens=14),
+            r"row 2 \(rows.jsonl, line 3\): the prompt has 243 tokens and 14 may be written",
+        ),
         (tiny(trl={"num_generations": 3}), "trl.num_generations is decided by group: set that instead"),
         (tiny(trl={"warmup_step": 3}), "no option warmup_step; did you mean warmup_steps?"),
         (tiny(trl={"epsilon": 0.5}), 'method "grpo" cannot honour'),
@@ -379,5 +490,10 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
 
 def test_options_of_trl_are_passed_on(tmp_path):
     args = make_args(tiny(trl={"warmup_steps": 3, "beta": 0.1}, accumulate=2, minibatches=4), 48, tmp_path)
-    assert (args.warmup_steps, args.beta, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (3, 0.1, 4, 2)
+    assert (args.warmup_steps, args.beta, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (
+        3,
+        0.1,
+        4,
+        2,
+    )
     assert (args.steps_per_generation, args.max_steps, args.save_steps) == (8, 32, 16)

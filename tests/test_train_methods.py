@@ -1,4 +1,6 @@
-"""Methods whose scores the engine or the task gives, through `train` on the embedded world: what the records hold fits together."""
+"""Methods whose scores the engine or the task gives, through `train` on the embedded world: what the records hold fits
+together.
+"""
 
 import os
 
@@ -17,8 +19,18 @@ from tokencredit.tasks.reckon import DECIDING, Reckon
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-TINY = {"prompts": 8, "group": 4, "steps": 2, "updates": 1, "eval_every": 0, "record_every": 1, "record_rows": 32, "save_every": 0,
-        "threads": 1, "max_rounds": 1}  # fmt: skip
+TINY = {
+    "prompts": 8,
+    "group": 4,
+    "steps": 2,
+    "updates": 1,
+    "eval_every": 0,
+    "record_every": 1,
+    "record_rows": 32,
+    "save_every": 0,
+    "threads": 1,
+    "max_rounds": 1,
+}
 NAMES = ("otb", "random_tokens", "oracle_positions", "token_sampling", "vineppo")
 
 
@@ -58,7 +70,9 @@ def test_the_scores_are_what_they_are_called(trained):
         if "sum_p2" in method.needs:  # π(a)² ≤ Σ π² ≤ 1, and Σ π² ≥ exp(−H)
             for p2, logprob, entropy in zip(row["sum_p2"], row["logprob"], row["entropy"]):
                 assert max(2.71828 ** (2 * logprob), 2.71828**-entropy) - 1e-4 <= p2 <= 1 + 1e-5
-        if "step_gain" in method.needs:  # K = 9 rollouts, so gains are multiples of 1/9 but for the last, which ends in the reward
+        if (
+            "step_gain" in method.needs
+        ):  # K = 9 rollouts, so gains are multiples of 1/9 but for the last, which ends in the reward
             assert all(abs(9 * gain - round(9 * gain)) < 1e-4 for gain in row["step_gain"])
 
 

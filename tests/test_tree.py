@@ -12,7 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tokencredit.pivotality.tree import PrefixTree, exact_value, exact_value_scores, grow_forest, on_text
 from tokencredit.tasks import reckon
-from tokencredit.tasks.exact import PROMPTS, ExactWorld, PromptedPolicy, TabularPolicy, encode, modular_world, tiny_model
+from tokencredit.tasks.exact import (
+    PROMPTS,
+    ExactWorld,
+    PromptedPolicy,
+    TabularPolicy,
+    encode,
+    modular_world,
+    tiny_model,
+)
 
 torch.set_num_threads(1)
 
@@ -118,7 +126,9 @@ def test_temperature_is_that_of_the_sampler():
 
 
 def test_brackets_hold_and_only_tighten():
-    """At every prefix that a tree knows, coarse or fine: low ≤ V ≤ high, and the finer bracket lies inside the coarser."""
+    """At every prefix that a tree knows, coarse or fine: low ≤ V ≤ high, and the finer bracket lies inside the
+    coarser.
+    """
     world, _, exact = modular(4)
     trees = [modular_tree(4, eps=eps) for eps in (0.03, 3e-3, 3e-4, 3e-5)]
     assert [tree.num_prefixes for tree in trees] == sorted({tree.num_prefixes for tree in trees})
@@ -160,7 +170,9 @@ def test_next_values_average_to_the_value(eps):
 
 
 def test_included_completions_are_known_to_the_end():
-    """Eight rare completions: the coarse tree alone loses them; included, each token has a bracket that holds, and credit telescopes."""
+    """Eight rare completions: the coarse tree alone loses them; included, each token has a bracket that holds, and
+    credit telescopes.
+    """
     _, _, exact = modular(4)
     sequences, mask, probability, reward = exact.completions
     rare = probability.argsort()[:4000:500].tolist()
@@ -189,7 +201,9 @@ def test_replacement_excludes_the_token():
         others = tree.alternatives(ids[:i])
         rest = others.token != token
         without = (others.probability[rest] @ others.value[rest, 0]) / others.probability[rest].sum()
-        assert tree.path(ids).replace[i].item() == pytest.approx(tree.value(ids[: i + 1])[0] - float(without), abs=1e-12)
+        assert tree.path(ids).replace[i].item() == pytest.approx(
+            tree.value(ids[: i + 1])[0] - float(without), abs=1e-12
+        )
 
 
 def test_a_token_without_an_alternative_is_undefined_not_zero():
@@ -197,7 +211,9 @@ def test_a_token_without_an_alternative_is_undefined_not_zero():
     policy = TabularPolicy(world)
     with torch.no_grad():
         policy.tables[0][0] = torch.tensor([-math.inf, 0.0])
-    path = PrefixTree.grow(TableModel(policy), [0], world.verify, eos_token_id=(), max_new_tokens=2, eps=0.0, use_cache=False).path([1, 0])
+    path = PrefixTree.grow(
+        TableModel(policy), [0], world.verify, eos_token_id=(), max_new_tokens=2, eps=0.0, use_cache=False
+    ).path([1, 0])
     assert math.isnan(path.replace[0]) and not math.isnan(path.replace[1])
     assert path.credit[0].item() == 0
 
@@ -224,7 +240,9 @@ def test_length_limit_and_eos_end_the_path():
     assert ended.before[:, 0].isnan().tolist() == [False, True, True], "nothing is decided after the end"
     assert tree.path([]).credit.shape == (0,)
     one = table_tree(max_new_tokens=1)
-    assert one.num_prefixes == 1 and one.root == pytest.approx((one.alternatives([]).probability[[1, 3]].sum().item(),) * 2)
+    assert one.num_prefixes == 1 and one.root == pytest.approx(
+        (one.alternatives([]).probability[[1, 3]].sum().item(),) * 2
+    )
     several = table_tree(eos_token_id=[2, 3])
     assert several.value([2]) == (0.0, 0.0) and several.num_prefixes == 1 + 2 + 4
 
@@ -240,7 +258,9 @@ def test_rewards_of_any_range_are_bracketed():
 
 
 def test_a_forest_is_its_trees():
-    """Prompts of two lengths, grown together, in small pieces, and alone: the same numbers; each answers to its own verifier."""
+    """Prompts of two lengths, grown together, in small pieces, and alone: the same numbers; each answers to its own
+    verifier.
+    """
     prompts = [encode(PROMPTS[k]) for k in (3, 40, 77)] + [encode("0 + 1 =")]
     worlds = [modular_world(PROMPTS[k], 4) for k in (3, 40, 77, 77)]
     model, options = tiny_model(1), {"eos_token_id": END, "max_new_tokens": 4, "eps": 1e-3}
@@ -251,7 +271,9 @@ def test_a_forest_is_its_trees():
         alone = PrefixTree.grow(model, prompt, world.verify, include=some, **options)
         for tree in (together[k], pieces[k]):
             assert tree.num_prefixes == alone.num_prefixes
-            assert tree.root == pytest.approx(alone.root, abs=1e-6) and tree.entropy() == pytest.approx(alone.entropy(), abs=1e-6)
+            assert tree.root == pytest.approx(alone.root, abs=1e-6) and tree.entropy() == pytest.approx(
+                alone.entropy(), abs=1e-6
+            )
             for ids in some:
                 torch.testing.assert_close(tree.path(ids).after, alone.path(ids).after, atol=1e-6, rtol=0)
 
@@ -269,12 +291,20 @@ def test_scores_of_a_batch():
     expected = torch.where(group[:, None] == 5, exact.q_minus_v(completions, mask), other.q_minus_v(completions, mask))
     torch.testing.assert_close(scores, expected.float(), atol=2e-6, rtol=0)
     assert bool((scores[~mask] == 0).all())
-    lists = exact_value(model, prompts[:2], [[completions[0][mask[0]].tolist()], [completions[1][mask[1]].tolist()]], verify[:2], **options)
+    lists = exact_value(
+        model,
+        prompts[:2],
+        [[completions[0][mask[0]].tolist()], [completions[1][mask[1]].tolist()]],
+        verify[:2],
+        **options,
+    )
     assert [len(rows[0]) for rows in lists] == mask[:2].sum(1).tolist()
     torch.testing.assert_close(lists[1][0].float(), scores[1][mask[1]])
     with pytest.raises(ValueError, match="row 1 goes on at token 1"):
         late = torch.tensor([[0, 1, 2], [END, 1, 2]])
-        exact_value_scores(model, prompts[:2], late, torch.ones(2, 3).bool(), torch.tensor([0, 0]), world.verify, **options)
+        exact_value_scores(
+            model, prompts[:2], late, torch.ones(2, 3).bool(), torch.tensor([0, 0]), world.verify, **options
+        )
 
 
 def test_growing_leaves_the_model_as_it_was():
@@ -285,7 +315,11 @@ def test_growing_leaves_the_model_as_it_was():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_new_tokens": 0}, "max_new_tokens"), ({"temperature": 0.0}, "temperature"), ({"include": [[4]]}, "outside the vocabulary of 4")],
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"include": [[4]]}, "outside the vocabulary of 4"),
+    ],
 )
 def test_errors_name_what_is_wrong(options, message):
     with pytest.raises(ValueError, match=message):
@@ -305,17 +339,30 @@ def test_lookups_outside_the_tree_say_so():
 
 
 def test_reckon_samples_lie_in_the_bracket():
-    """4,096 completions of three held-out prompts by transformers' own generate: success within 4 standard errors of the bracket."""
+    """4,096 completions of three held-out prompts by transformers' own generate: success within 4 standard errors of
+    the bracket.
+    """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(reckon.model_path()).eval()
     tokenizer = AutoTokenizer.from_pretrained(reckon.model_path())
     end = tokenizer.eos_token_id
     for row in reckon.Reckon().rows("test", 3, 1):
-        prompt, verify = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"], on_text(reckon.verify, tokenizer, row)
-        low, high = PrefixTree.grow(model, prompt, verify, eos_token_id=end, max_new_tokens=reckon.MAX_NEW_TOKENS, eps=5e-6).root
+        prompt, verify = (
+            tokenizer(row["prompt"], add_special_tokens=False)["input_ids"],
+            on_text(reckon.verify, tokenizer, row),
+        )
+        low, high = PrefixTree.grow(
+            model, prompt, verify, eos_token_id=end, max_new_tokens=reckon.MAX_NEW_TOKENS, eps=5e-6
+        ).root
         assert 0 <= high - low <= 0.05
         ids = torch.tensor([prompt]).expand(4096, -1)
-        settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": reckon.MAX_NEW_TOKENS}
+        settings = {
+            "do_sample": True,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "max_new_tokens": reckon.MAX_NEW_TOKENS,
+        }
         drawn = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[:, len(prompt) :].tolist()
         cut = [end not in word for word in drawn]
         rate = sum(verify(word, short) for word, short in zip(drawn, cut)) / 4096

@@ -1,4 +1,6 @@
-"""The TRL engine against stock TRL, and against itself: accumulated, reusing rollouts, without the rows that carry no credit."""
+"""The TRL engine against stock TRL, and against itself: accumulated, reusing rollouts, without the rows that carry no
+credit.
+"""
 
 from dataclasses import dataclass
 
@@ -32,7 +34,9 @@ REUSED = {"num_iterations": 2, "steps_per_generation": 2, "per_device_train_batc
 
 
 def same_trajectory(stock, ours):
-    """Losses and gradient norms of every step within 1e-5, with a floor where on-policy losses cancel to rounding; and the weights."""
+    """Losses and gradient norms of every step within 1e-5, with a floor where on-policy losses cancel to rounding; and
+    the weights.
+    """
     assert len(steps(stock)) == len(steps(ours)) > 0
     for a, b in zip(steps(stock), steps(ours)):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5, abs=1e-6)
@@ -59,7 +63,9 @@ def test_trajectory_is_stock_trls(tmp_path, name, mode):
         clipped = [[s[f"clip_ratio/{side}_mean"] for side in ("low", "high")] for s in steps(stock)]
         assert sum(map(sum, clipped)) > 0  # the clip was at work
         if name != "gspo":  # TRL averages a sequence ratio's clips over sequences, not tokens
-            assert [[s["clip_low"], s["clip_high"]] for s in steps(ours)] == [pytest.approx(c, abs=1e-6) for c in clipped]
+            assert [[s["clip_low"], s["clip_high"]] for s in steps(ours)] == [
+                pytest.approx(c, abs=1e-6) for c in clipped
+            ]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +86,10 @@ def test_trls_options_mean_what_they_mean_there(tmp_path, name, changes):
     method = method.replace(scale=changes.get("scale_rewards", "group"))
     changes, functions = options | {"max_steps": 4} | changes, reward
     if "reward_weights" in changes:
-        functions = [reward, lambda completions, **_: [len(c) / 10 if i % 3 else None for i, c in enumerate(completions)]]
+        functions = [
+            reward,
+            lambda completions, **_: [len(c) / 10 if i % 3 else None for i, c in enumerate(completions)],
+        ]
     stock = train(GRPOTrainer, tmp_path, changes, reward_funcs=functions)
     same_trajectory(stock, train(CreditTrainer, tmp_path, changes, reward_funcs=functions, method=method))
 
@@ -90,7 +99,11 @@ def test_trls_options_mean_what_they_mean_there(tmp_path, name, changes):
 def test_kl_to_the_reference_is_stock_trls(tmp_path, mode, corrected):
     tiny_model().save_pretrained(tmp_path / "model")
     method, options = PEERS["grpo"]
-    changes = options | {"beta": 0.5, "max_steps": 5, "use_bias_correction_kl": corrected} | (REUSED if mode == "reused" else {})
+    changes = (
+        options
+        | {"beta": 0.5, "max_steps": 5, "use_bias_correction_kl": corrected}
+        | (REUSED if mode == "reused" else {})
+    )
     changes |= {"model_init_kwargs": {"dtype": "float32"}}
     stock = train(GRPOTrainer, tmp_path, changes, model=str(tmp_path / "model"))
     ours = train(CreditTrainer, tmp_path, changes, model=str(tmp_path / "model"), method=method)
@@ -98,7 +111,9 @@ def test_kl_to_the_reference_is_stock_trls(tmp_path, mode, corrected):
     assert steps(ours)[-1]["kl"] == pytest.approx(steps(stock)[-1]["kl"], rel=1e-4) and steps(ours)[-1]["kl"] > 0
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "clip_cov", "kl_cov", "forking_tokens", "grpo_s", "gtpo", "rloo"])
+@pytest.mark.parametrize(
+    "name", ["grpo", "dr_grpo", "dapo", "clip_cov", "kl_cov", "forking_tokens", "grpo_s", "gtpo", "rloo"]
+)
 def test_accumulated_gradient_is_the_gradient(tmp_path, name):
     """One batch of 8 or 8 batches of 1: the step of plain SGD, which is the gradient, is the same."""
     method = METHODS[name].replace(mixed_groups_only=False)
@@ -136,7 +151,9 @@ def test_dropping_rows_without_credit_changes_nothing_but_time(tmp_path, method)
     changes = REUSED | {"max_steps": 8, "learning_rate": 0.05}
     seldom = lambda completions, **_: [float("3 3" in c) for c in completions]  # noqa: E731
     few, everything = (train(cls, tmp_path, changes, method=method, reward_funcs=seldom) for cls in (FixedCredit, All))
-    assert min(s["credited_share"] for s in steps(few)) < 0.9 and {s["credited_share"] for s in steps(everything)} == {1.0}
+    assert min(s["credited_share"] for s in steps(few)) < 0.9 and {s["credited_share"] for s in steps(everything)} == {
+        1.0
+    }
     assert (weights(few) - weights(everything)).abs().max() < 1e-5
     for a, b in zip(steps(few), steps(everything)):
         for figure in ("loss", "entropy", "clip_low", "clip_high"):
@@ -151,10 +168,19 @@ def test_entropy_logged_is_that_of_all_rows_as_in_stock_trl(tmp_path):
 
 
 def test_four_updates_on_a_rollout_batch_move_the_ratios(tmp_path):
-    changes = {"num_iterations": 4, "steps_per_generation": 4, "per_device_train_batch_size": 4, "max_steps": 16, "learning_rate": 0.3}
+    changes = {
+        "num_iterations": 4,
+        "steps_per_generation": 4,
+        "per_device_train_batch_size": 4,
+        "max_steps": 16,
+        "learning_rate": 0.3,
+    }
     records = steps(train(CreditTrainer, tmp_path, changes, method="grpo"))
     assert len(records) == 16
-    assert records[0]["ratio_min"] == records[0]["ratio_max"] == 1 and records[0]["clip_low"] + records[0]["clip_high"] == 0
+    assert (
+        records[0]["ratio_min"] == records[0]["ratio_max"] == 1
+        and records[0]["clip_low"] + records[0]["clip_high"] == 0
+    )
     assert all(s["kl_old"] > 0 for s in records[4:])
     assert max(s["ratio_max"] for s in records) > 1.1 and min(s["ratio_min"] for s in records) < 0.9
     assert sum(s["clip_low"] for s in records) > 0 and sum(s["clip_high"] for s in records) > 0
@@ -188,10 +214,15 @@ TRUTHS = ("exact_value", "oracle_positions", "step_gain")
 def test_every_method_trains_on_the_old_policys_entropies(tmp_path, name, changes):
     seen = []
     trainer = build(
-        CreditTrainer, tmp_path, {"max_steps": 3, "per_device_train_batch_size": 8} | changes, method=name, max_rounds=2, record_every=1,
+        CreditTrainer,
+        tmp_path,
+        {"max_steps": 3, "per_device_train_batch_size": 8} | changes,
+        method=name,
+        max_rounds=2,
+        record_every=1,
         scorers=dict.fromkeys(TRUTHS, lambda trainer, inputs, batch: torch.rand(batch["completion_ids"].shape) - 0.5),
         record=lambda batch: seen.append(check_entropies(trainer, batch)),
-    )  # fmt: skip
+    )
     trainer.train()
     assert len(seen) == (3 if not changes else 2)
     assert all(torch.isfinite(torch.tensor([s["loss"], s["grad_norm"]])).all() for s in steps(trainer))
@@ -209,7 +240,9 @@ def test_lora_takes_the_entropies_of_the_policy_not_of_the_reference(tmp_path, b
             base = entropy_by_hand(trainer.model, batch, -1, 1.0)
         seen.append(float((policy - base).abs().max()))
 
-    adapter = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapter = LoraConfig(
+        r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     changes = {"beta": beta, "max_steps": 4} | (REUSED if mode == "reused" else {})
     trainer = build(CreditTrainer, tmp_path, changes, method="gtpo", peft_config=adapter, record=record, record_every=1)
     before = {n: p.clone() for n, p in trainer.model.named_parameters()}
@@ -223,13 +256,18 @@ def test_lora_takes_the_entropies_of_the_policy_not_of_the_reference(tmp_path, b
 @pytest.mark.parametrize("name", ["grpo", "gtpo", "clip_cov"])
 def test_half_precision_and_checkpointed_activations(tmp_path, name):
     changes = REUSED | {"bf16": True, "gradient_checkpointing": True, "max_steps": 4, "learning_rate": 0.02}
-    for more in ({}, {"gradient_checkpointing_kwargs": {"use_reentrant": True}, "num_iterations": 1, "steps_per_generation": 1}):
+    for more in (
+        {},
+        {"gradient_checkpointing_kwargs": {"use_reentrant": True}, "num_iterations": 1, "steps_per_generation": 1},
+    ):
         records = steps(train(CreditTrainer, tmp_path, changes | more, method=name))
         assert all(0 < s["entropy"] < 3 and torch.isfinite(torch.tensor(s["grad_norm"])) for s in records)
 
 
 def passes(monkeypatch, folder, changes, cls=CreditTrainer, **keywords):
-    """Rows per rollout batch that went through the model: (without a gradient, with one), completions generated apart."""
+    """Rows per rollout batch that went through the model: (without a gradient, with one), completions generated
+    apart.
+    """
     rows = {True: 0, False: 0}
     original = GRPOTrainer._get_per_token_logps_and_entropies
 
@@ -275,4 +313,7 @@ def test_vllms_importance_ratio_scales_the_gradient(tmp_path, shape):
 
     plain = gradient()
     width = min(shape[1], inputs["completion_ids"].shape[1])
-    assert torch.allclose(gradient(importance_sampling_ratio=torch.full((16, width), 2.0)), 2 * plain, atol=1e-6) and plain.norm() > 0
+    assert (
+        torch.allclose(gradient(importance_sampling_ratio=torch.full((16, width), 2.0)), 2 * plain, atol=1e-6)
+        and plain.norm() > 0
+    )

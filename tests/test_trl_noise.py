@@ -1,4 +1,6 @@
-"""The gradient noise scale while training: by hand, however the step is split, and without a trace in the training itself."""
+"""The gradient noise scale while training: by hand, however the step is split, and without a trace in the training
+itself.
+"""
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ class ByHand(FixedCredit):
         gradients = []
         for prompt in inputs["group"].unique():
             loss = self._loss(model, trimmed(inputs, inputs["group"] == prompt), routers=False)[0]
-            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).double())
+            gradients.append(
+                torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).double()
+            )
         self.seen = [*getattr(self, "seen", []), torch.stack(gradients) * len(gradients)]
         return super()._compute_loss(model, inputs)
 
@@ -38,7 +42,9 @@ def test_the_figures_are_those_of_the_prompts_gradients(tmp_path, name):
         assert record["noise_scale/noise"] == pytest.approx(noise / weight, rel=1e-4)
         assert record.get("noise_scale") == (pytest.approx(noise / signal, rel=1e-4) if signal > 0 else None)
     first = steps(trainer)[0]
-    assert first["grad_norm"] ** 2 == pytest.approx(first["noise_scale/signal"] + first["noise_scale/noise"] / 4, rel=1e-4)
+    assert first["grad_norm"] ** 2 == pytest.approx(
+        first["noise_scale/signal"] + first["noise_scale/noise"] / 4, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,9 @@ def test_the_training_is_the_same_to_the_last_bit(tmp_path, changes):
     torch.manual_seed(0)
     probed = train(CreditTrainer, tmp_path, changes, method="gtpo", peft_config=lora, noise_scale_every=2)
     assert torch.equal(weights(plain), weights(probed))
-    figures = [[[s[name] for name in ("loss", "grad_norm", "entropy")] for s in steps(trainer)] for trainer in (plain, probed)]
+    figures = [
+        [[s[name] for name in ("loss", "grad_norm", "entropy")] for s in steps(trainer)] for trainer in (plain, probed)
+    ]
     assert figures[0] == figures[1]
     assert not any("noise_scale/noise" in s for s in steps(plain))
     assert ["noise_scale/noise" in s for s in steps(probed)] == [True, False, True, False, True]
@@ -101,4 +109,8 @@ def test_a_run_records_it(tmp_path):
     config = TrainConfig(steps=2, prompts=8, group=4, updates=2, noise_scale_every=2, eval_every=0, record_every=0)
     run = run_training(config, tmp_path / "run")
     assert ["noise_scale/noise" in m for m in run.metrics()] == [True, False, True, False]
-    assert all(m["noise_scale"] == m["noise_scale/noise"] / m["noise_scale/signal"] for m in run.metrics() if "noise_scale" in m)
+    assert all(
+        m["noise_scale"] == m["noise_scale/noise"] / m["noise_scale/signal"]
+        for m in run.metrics()
+        if "noise_scale" in m
+    )

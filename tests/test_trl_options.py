@@ -36,7 +36,9 @@ from trl_tiny import build, settings, steps, sums, train
 def test_options_that_contradict_the_method_are_refused_by_name(tmp_path, method, option, value, alternative):
     with pytest.raises(ValueError) as caught:
         build(CreditTrainer, tmp_path, {option: value}, method=method)
-    assert f"{option}={value!r}" in str(caught.value) and method in str(caught.value) and alternative in str(caught.value)
+    assert (
+        f"{option}={value!r}" in str(caught.value) and method in str(caught.value) and alternative in str(caught.value)
+    )
 
 
 def test_every_contradiction_is_named_at_once(tmp_path):
@@ -48,7 +50,9 @@ def test_every_contradiction_is_named_at_once(tmp_path):
 def test_trls_defaults_and_the_methods_own_values_are_accepted(tmp_path, name):
     refuse_what_conflicts(settings(tmp_path), METHODS[name])
     own = {
-        option: verdict.agrees[0] for option, verdict in decided(METHODS[name]).items() if verdict.agrees and verdict.agrees[0] is not None
+        option: verdict.agrees[0]
+        for option, verdict in decided(METHODS[name]).items()
+        if verdict.agrees and verdict.agrees[0] is not None
     }
     refuse_what_conflicts(settings(tmp_path, **own), METHODS[name])
 
@@ -56,7 +60,9 @@ def test_trls_defaults_and_the_methods_own_values_are_accepted(tmp_path, name):
 def test_unknown_methods_and_missing_scores_are_named_before_the_first_step(tmp_path):
     with pytest.raises(KeyError, match='Did you mean "gtpo"'):
         build(CreditTrainer, tmp_path, method="gtpoo")
-    with pytest.raises(ValueError, match=r"exact_value.*a forward pass gives entropy, logprob.*scorers=\{'exact_value'"):
+    with pytest.raises(
+        ValueError, match=r"exact_value.*a forward pass gives entropy, logprob.*scorers=\{'exact_value'"
+    ):
         build(CreditTrainer, tmp_path, method="exact_value")
     with pytest.raises(ValueError, match="max_rounds must be at least 1"):
         build(CreditTrainer, tmp_path, method="dapo", max_rounds=0)
@@ -94,7 +100,11 @@ async def awaited(completions, **_):
         (lambda completions, **_: [0.0, float("nan")] * 8, ValueError, "returned nan for completion 1"),
         (lambda completions, **_: ["yes"] * 16, TypeError, "returned 'yes' for completion 0.*not a number"),
         (lambda completions, **_: 1.0, TypeError, "returned float, not a list"),
-        (lambda completions, **_: [1.0] * 15 + [None], ValueError, r"every reward function \(<lambda>\) returned None for completion 15"),
+        (
+            lambda completions, **_: [1.0] * 15 + [None],
+            ValueError,
+            r"every reward function \(<lambda>\) returned None for completion 15",
+        ),
         (awaited, ValueError, "reward function awaited returned nan for completion 0"),
     ],
 )
@@ -107,7 +117,14 @@ def test_rewards_may_be_any_kind_of_number():
     import numpy
     import torch
 
-    for values in ([1, 0], [True, False], numpy.array([1, 0]), torch.tensor([1.0, 0.0]), (1.0, numpy.float32(0)), [torch.tensor(1), 0]):
+    for values in (
+        [1, 0],
+        [True, False],
+        numpy.array([1, 0]),
+        torch.tensor([1.0, 0.0]),
+        (1.0, numpy.float32(0)),
+        [torch.tensor(1), 0],
+    ):
         assert check(values, ["a", "b"], "f") == [1.0, 0.0]
     assert check([None, 1], ["a", "b"], "f") == [None, 1.0]
     module = torch.nn.Linear(1, 1)

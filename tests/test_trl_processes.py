@@ -30,7 +30,9 @@ def launched(tmp_path_factory):
     for name, command in commands.items():
         folder = tmp_path_factory.mktemp(name)
         with open(folder / "output.txt", "w") as output:
-            started = subprocess.Popen([sys.executable, *map(str, command), str(folder)], stdout=output, stderr=output, env=QUIET)
+            started = subprocess.Popen(
+                [sys.executable, *map(str, command), str(folder)], stdout=output, stderr=output, env=QUIET
+            )
         found[name] = (folder, started)
     yield found
     for _, process in found.values():
@@ -54,7 +56,9 @@ def test_two_processes_train_on_the_credit_of_one(launched, tmp_path, case):
         for turn, batch in enumerate(one.kept):
             assert {f"{turn}.{name}" for name in batch} == {name for name in two if name.startswith(f"{turn}.")}
             for name, x in batch.items():
-                assert torch.allclose(two[f"{turn}.{name}"], x, rtol=0, atol=1e-6), f"{name} of rollout batch {turn}, process {rank}"
+                assert torch.allclose(two[f"{turn}.{name}"], x, rtol=0, atol=1e-6), (
+                    f"{name} of rollout batch {turn}, process {rank}"
+                )
         assert (two["weights"] - weights(one)).abs().max() < 1e-6
         compare_logs(steps(one), json.loads((folder / f"{case}.{rank}.json").read_text()), rank)
     assert sum(batch["advantages"].abs().sum() for batch in one.kept) > 0

@@ -37,14 +37,19 @@ def batch(checkpoint):
 
 
 def trained(checkpoint, batch, optimizer, method, max_norm, steps):
-    """{name: change} of the last of some real steps, the gradient through the model's own loss; the model ends where it began."""
+    """{name: change} of the last of some real steps, the gradient through the model's own loss; the model ends where it
+    began.
+    """
     model, named = checkpoint.model, dict(checkpoint.model.named_parameters())
     trainable = [p for p in named.values() if p.requires_grad]
     start, state = {name: p.detach().clone() for name, p in named.items()}, None
     for step in range(steps):
         if step == steps - 1:
             state, before = optimizer.state_dict(), {name: p.detach().clone() for name, p in named.items()}
-            moments = {k: {n: torch.as_tensor(x).clone() for n, x in v.items() if x is not None} for k, v in state["state"].items()}
+            moments = {
+                k: {n: torch.as_tensor(x).clone() for n, x in v.items() if x is not None}
+                for k, v in state["state"].items()
+            }
             state = {"param_groups": state["param_groups"], "state": moments}
             here = draw_again(checkpoint, batch)
         ids, mask, place = tokens(batch)
@@ -86,7 +91,10 @@ def tokens(batch):
 def trainer_groups(model):
     """As transformers' Trainer groups parameters: matrices and embeddings with weight decay, norms without."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return [{"params": [p for n, p in named if "norm" not in n]}, {"params": [p for n, p in named if "norm" in n], "weight_decay": 0.0}]
+    return [
+        {"params": [p for n, p in named if "norm" not in n]},
+        {"params": [p for n, p in named if "norm" in n], "weight_decay": 0.0},
+    ]
 
 
 @pytest.mark.parametrize("max_norm", (None, 0.01))
@@ -119,7 +127,9 @@ def test_lora_parameters_alone(checkpoint, batch):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    model = get_peft_model(open_checkpoint("reckon", dtype=torch.float64).model, LoraConfig(r=4, target_modules="all-linear"))
+    model = get_peft_model(
+        open_checkpoint("reckon", dtype=torch.float64).model, LoraConfig(r=4, target_modules="all-linear")
+    )
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
@@ -129,7 +139,9 @@ def test_lora_parameters_alone(checkpoint, batch):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     real, state, offset, scored = trained(lora, here, optimizer, METHODS["grpo"], 0.05, 3)
     with moved(dict(model.named_parameters()), offset):
-        update = update_vector(replace(lora, optimizer=match_state(state, model), max_grad_norm=0.05), scored, METHODS["grpo"])
+        update = update_vector(
+            replace(lora, optimizer=match_state(state, model), max_grad_norm=0.05), scored, METHODS["grpo"]
+        )
     assert all("lora_" in name for name in update.vector)
     assert 1 - cosine(update.vector, real) < 1e-6 and abs(norm(update.vector) / norm(real) - 1) < 1e-5
 
@@ -156,7 +168,9 @@ def test_the_split_is_exact(update):
         weight = torch.zeros_like(update.coefficient)
         weight[row, t] = 1
         each.append(update.of_tokens(weight))
-    assert norm(total(*each, scaled(rollouts[row], -1))) < 1e-6 * norm(rollouts[row])  # the model computes its norms in float32
+    assert norm(total(*each, scaled(rollouts[row], -1))) < 1e-6 * norm(
+        rollouts[row]
+    )  # the model computes its norms in float32
 
 
 def test_shares_along_a_direction(update):
@@ -164,7 +178,9 @@ def test_shares_along_a_direction(update):
     direction = update.passes.reverse(None, update.batch.rollouts.mask.double())
     shares = update.shares(direction)
     assert float(shares.sum()) == pytest.approx(dot(direction, update.fresh), rel=1e-5)
-    assert sum(update.rest(direction).values()) + float(shares.sum()) == pytest.approx(dot(direction, update.vector), rel=1e-5)
+    assert sum(update.rest(direction).values()) + float(shares.sum()) == pytest.approx(
+        dot(direction, update.vector), rel=1e-5
+    )
     row = int(shares.abs().sum(1).argmax())
     assert float(shares[row].sum()) == pytest.approx(dot(direction, update.of_rollout(row)), rel=1e-4)
 
@@ -181,7 +197,9 @@ def test_every_part_is_proportional_to_the_rate(checkpoint, batch, update):
 
 
 def test_forward_mode_is_the_derivative(checkpoint, batch, update):
-    """Central differences of log-probs and entropies along the step, in float64 as far as the model's float32 norms allow."""
+    """Central differences of log-probs and entropies along the step, in float64 as far as the model's float32 norms
+    allow.
+    """
     passes, eps = update.passes, 0.5
     d_logprob, d_entropy = passes.forward(update.vector)
     with moved(passes.parameters, update.vector, eps):
@@ -196,7 +214,10 @@ def test_forward_mode_is_the_derivative(checkpoint, batch, update):
 
 def test_reverse_is_the_transpose_of_forward(update):
     generator = torch.Generator().manual_seed(0)
-    u = {name: torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in update.passes.parameters.items()}
+    u = {
+        name: torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        for name, p in update.passes.parameters.items()
+    }
     w, e = (torch.randn(update.coefficient.shape, generator=generator, dtype=torch.float64) for _ in range(2))
     d_logprob, d_entropy = update.passes.forward(u)
     assert dot(update.passes.reverse(w, e), u) == pytest.approx(float((w * d_logprob + e * d_entropy).sum()), rel=1e-5)
@@ -247,7 +268,9 @@ def test_no_state_is_said_with_what_to_do(checkpoint, tmp_path):
 def test_other_optimizers_are_refused_by_name(checkpoint, groups, state, told):
     params = list(range(sum(1 for _ in checkpoint.model.parameters())))
     with pytest.raises(ValueError, match=told):
-        match_state({"param_groups": [groups | {"params": params}], "state": dict.fromkeys(params, state)}, checkpoint.model)
+        match_state(
+            {"param_groups": [groups | {"params": params}], "state": dict.fromkeys(params, state)}, checkpoint.model
+        )
 
 
 def test_a_state_of_other_parameters_is_refused(checkpoint):
@@ -270,9 +293,17 @@ def test_nothing_but_tensors_is_unpickled(checkpoint, tmp_path):
 
 
 def test_one_step_by_hand():
-    """AdamW, t = 1: m′ = .1 g, v′ = .001 g², both bias-corrected to g and g², so the step is −η sign(g) − η λ θ up to ε."""
-    parts = step_parts(torch.tensor([2.0]), torch.tensor([-0.5]), Rule("adamw", lr=0.1, eps=0.0, weight_decay=0.1), Moments())
-    assert float(parts.gain * -0.5) == pytest.approx(-0.1) and float(parts.decay) == pytest.approx(-0.02) and float(parts.momentum) == 0
+    """AdamW, t = 1: m′ = .1 g, v′ = .001 g², both bias-corrected to g and g², so the step is −η sign(g) − η λ θ up to
+    ε.
+    """
+    parts = step_parts(
+        torch.tensor([2.0]), torch.tensor([-0.5]), Rule("adamw", lr=0.1, eps=0.0, weight_decay=0.1), Moments()
+    )
+    assert (
+        float(parts.gain * -0.5) == pytest.approx(-0.1)
+        and float(parts.decay) == pytest.approx(-0.02)
+        and float(parts.momentum) == 0
+    )
 
 
 def test_checkpoints_that_are_not_there(tmp_path):
@@ -283,23 +314,42 @@ def test_checkpoints_that_are_not_there(tmp_path):
 
 
 def test_the_vector_leads_from_one_checkpoint_to_the_next(tmp_path):
-    """End to end: from a run's checkpoint and the rollouts that it drew next to the checkpoint that TRL saved after its step."""
+    """End to end: from a run's checkpoint and the rollouts that it drew next to the checkpoint that TRL saved after its
+    step.
+    """
     from tokencredit.dynamics.batch import Batch
     from tokencredit.engines.config import TrainConfig
     from tokencredit.engines.train import train
     from tokencredit.lm.prompts import encode_prompt
     from tokencredit.rollouts import Rollouts
 
-    own = {"steps": 3, "prompts": 8, "group": 4, "updates": 1, "save_every": 1, "eval_every": 0, "record_every": 1, "record_rows": 32}
-    run = train(TrainConfig(method="gtpo", threads=1, trl={"weight_decay": 0.1, "max_grad_norm": 0.05}, **own), tmp_path / "run")
+    own = {
+        "steps": 3,
+        "prompts": 8,
+        "group": 4,
+        "updates": 1,
+        "save_every": 1,
+        "eval_every": 0,
+        "record_every": 1,
+        "record_rows": 32,
+    }
+    run = train(
+        TrainConfig(method="gtpo", threads=1, trl={"weight_decay": 0.1, "max_grad_norm": 0.05}, **own), tmp_path / "run"
+    )
     before, after = (open_checkpoint(run.path, step) for step in (2, 3))
     rows = run.tokens(2)
     prompts = [encode_prompt(before.tokenizer, row["prompt"]) for row in rows]
     passes = Passes(before.model, prompts, [row["token_ids"] for row in rows])
     logprob, entropy = passes.values()
-    rollouts = Rollouts(reward=torch.tensor([row["reward"] for row in rows]), group=torch.tensor([row["group"] for row in rows]),
-                        mask=passes.grid(torch.ones(len(passes.batch))) > 0, scores={"logprob": logprob, "entropy": entropy})  # fmt: skip
-    batch = Batch(rows, prompts, [tuple(row["token_ids"]) for row in rows], [False] * len(rows), [""] * len(rows), rollouts)
+    rollouts = Rollouts(
+        reward=torch.tensor([row["reward"] for row in rows]),
+        group=torch.tensor([row["group"] for row in rows]),
+        mask=passes.grid(torch.ones(len(passes.batch))) > 0,
+        scores={"logprob": logprob, "entropy": entropy},
+    )
+    batch = Batch(
+        rows, prompts, [tuple(row["token_ids"]) for row in rows], [False] * len(rows), [""] * len(rows), rollouts
+    )
     update = update_vector(before, batch)
     named = dict(before.model.named_parameters())
     real = {name: p.detach().double() - named[name].detach().double() for name, p in after.model.named_parameters()}

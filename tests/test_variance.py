@@ -1,4 +1,6 @@
-"""Bias and variance of weighted gradients: against enumeration, autograd, subsets counted one by one, rollouts drawn from known laws."""
+"""Bias and variance of weighted gradients: against enumeration, autograd, subsets counted one by one, rollouts drawn
+from known laws.
+"""
 
 import itertools
 import json
@@ -15,9 +17,23 @@ from tokencredit.dynamics.batch import draw
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.update import loss_coefficients
 from tokencredit.methods import METHODS
-from tokencredit.studies.variance.estimators import Moments, exact_figures_of, figures_of, inverse, p_value, statistics_of
+from tokencredit.studies.variance.estimators import (
+    Moments,
+    exact_figures_of,
+    figures_of,
+    inverse,
+    p_value,
+    statistics_of,
+)
 from tokencredit.studies.variance.exact import ANSWERS, Law, World, measurable
-from tokencredit.studies.variance.gradients import Reference, by_prompt, exact_gradients, sketched_gradients, token_derivatives, weights_of
+from tokencredit.studies.variance.gradients import (
+    Reference,
+    by_prompt,
+    exact_gradients,
+    sketched_gradients,
+    token_derivatives,
+    weights_of,
+)
 from tokencredit.studies.variance.plan import EXACT, VarianceConfig, checkpoints
 from tokencredit.studies.variance.sampling import SCHEMES, added_variance, drawn_check
 from tokencredit.studies.variance.study import run
@@ -79,7 +95,9 @@ def test_length_normalisation_and_overweighting_turn_the_gradient(world):
 
 
 def test_moments_of_groups_against_a_sum_over_ordered_groups(world):
-    """GRPO with groups of 2, by its formula: credit ±1/√2 where rewards differ, divided by the length, every ordered pair."""
+    """GRPO with groups of 2, by its formula: credit ±1/√2 where rewards differ, divided by the length, every ordered
+    pair.
+    """
     small = World(group=2)
     found = small.estimator(METHODS["grpo"].within(64))
     moments = found.moments(found, small)
@@ -110,11 +128,16 @@ def sampled(law, prompts, seed):
 
 
 def test_estimates_are_unbiased_and_intervals_cover(world, law):
-    """250 samples of 60 prompts; a squared norm of the mean, which is not unbiased, misses by far more than 4 standard errors."""
+    """250 samples of 60 prompts; a squared norm of the mean, which is not unbiased, misses by far more than 4 standard
+    errors.
+    """
     base = world.estimator(METHODS["grpo"].within(64))
     exact = world.estimator(METHODS["ptw_entropy"].within(64)).moments(base, world)
     # The world's own truth is the mean of `rloo`, up to the factor that the test before finds to be 1.
-    known = {name: float(getattr(exact, name)[0]) for name in ("second", "signal", "pair", "with_base", "with_truth", "truth", "noise")}
+    known = {
+        name: float(getattr(exact, name)[0])
+        for name in ("second", "signal", "pair", "with_base", "with_truth", "truth", "noise")
+    }
     figures = exact_figures_of(exact, base.moments(base, world), 64)
     draws = [sampled(law, 60, seed) for seed in range(250)]
     for name, value in known.items():
@@ -148,7 +171,9 @@ def test_without_a_prompt_is_what_it_says(world):
 
 
 def test_the_figures_mean_what_they_say(law):
-    """Least error over lengths by search; effective sample size by putting it back; scale changes the length and nothing else."""
+    """Least error over lengths by search; effective sample size by putting it back; scale changes the length and
+    nothing else.
+    """
     (own, base), n = sampled(law, 200, seed=5), 16
     found = {name: x[0] for name, x in statistics_of(own, base, n).items()}
     scales = np.linspace(0, 20, 200_001)
@@ -161,8 +186,11 @@ def test_the_figures_mean_what_they_say(law):
     itself = figures_of(base, base, n)
     assert [itself[name].value for name in ("cosine", "length", "ess", "ess_variance")] == pytest.approx([1, 1, 1, 1])
     assert itself["angle"].value == 0 and itself["ess"].high - itself["ess"].low < 1e-6
-    doubled = replace(own, **{name: getattr(own, name) * 4 for name in ("second", "signal", "pair", "tokens_apart")},
-                      **{name: getattr(own, name) * 2 for name in ("with_base", "with_truth")})  # fmt: skip
+    doubled = replace(
+        own,
+        **{name: getattr(own, name) * 4 for name in ("second", "signal", "pair", "tokens_apart")},
+        **{name: getattr(own, name) * 2 for name in ("with_base", "with_truth")},
+    )
     scaled = {name: x[0] for name, x in statistics_of(doubled, base, n).items()}
     assert scaled.pop("length") == pytest.approx(2 * found.pop("length"))
     assert scaled.pop("mse_raw") != pytest.approx(found.pop("mse_raw"))
@@ -175,9 +203,13 @@ def test_a_mean_that_may_be_zero_has_no_direction():
     x, truth = torch.randn(2, 40, 50, generator=generator, dtype=torch.float64)
     reference = Reference(by_prompt(truth) + 1, by_prompt(truth) + 1)
     counts = {"credited": np.ones(20), "tokens_apart": np.ones(20)}
-    own, base = (Moments.of(reference.products(each) | counts, reference.products(truth + 1) | counts) for each in (x, truth + 1))
+    own, base = (
+        Moments.of(reference.products(each) | counts, reference.products(truth + 1) | counts) for each in (x, truth + 1)
+    )
     found = figures_of(own, base, 8)
-    assert all(np.isnan(found[name].value) for name in ("cosine", "truth_angle", "length", "ess", "mse", "efficiency_ratio"))
+    assert all(
+        np.isnan(found[name].value) for name in ("cosine", "truth_angle", "length", "ess", "mse", "efficiency_ratio")
+    )
     assert np.isinf(found["relative_variance"].high)
     assert np.isfinite(figures_of(base, base, 8)["truth_cosine"].value)
 
@@ -209,7 +241,9 @@ def test_group_gradients_add_up_to_the_batch_gradient(checkpoint, batch):
 
     for k in range(3):
         generator = torch.Generator().manual_seed(seed_of("direction", 4, k))
-        u = torch.cat([(torch.randint(0, 2, p.shape, generator=generator).float() * 2 - 1).flatten() for p in parameters.values()])
+        u = torch.cat(
+            [(torch.randint(0, 2, p.shape, generator=generator).float() * 2 - 1).flatten() for p in parameters.values()]
+        )
         assert torch.allclose(sketch[:, k] * math.sqrt(3), x @ u, rtol=1e-3, atol=1e-3 * float((x @ u).abs().max()))
 
 
@@ -224,8 +258,8 @@ def test_dynamic_sampling_gives_groups_of_one_outcome_no_weight(batch):
 
 
 def test_the_variance_that_sampling_adds_by_counting_subsets(world):
-    """Five tokens with real, correlated gradients: all 32 subsets with their probabilities. Inverse weights are unbiased, and the formula
-    is their variance; without 1/q the mean moves."""
+    """Five tokens with real, correlated gradients: all 32 subsets with their probabilities. Inverse weights are
+    unbiased, and the formula is their variance; without 1/q the mean moves."""
     gradients = world.token_gradients[world.token_gradients.square().sum(1) > 0][:5]
     weight = torch.tensor([0.5, -1.0, 0.2, 0.8, -0.3], dtype=torch.float64)
     q = torch.tensor([0.2, 0.9, 0.5, 1.0, 0.05], dtype=torch.float64)
@@ -234,18 +268,24 @@ def test_the_variance_that_sampling_adds_by_counting_subsets(world):
         kept = torch.tensor(subset, dtype=torch.float64)
         chance = float(torch.where(kept > 0, q, 1 - q).prod())
         estimate = (kept / q * weight) @ gradients
-        mean, masked, variance = mean + chance * estimate, masked + chance * (kept * weight) @ gradients, variance + chance * float(
-            (estimate - whole).square().sum())  # fmt: skip
+        mean, masked, variance = (
+            mean + chance * estimate,
+            masked + chance * (kept * weight) @ gradients,
+            variance + chance * float((estimate - whole).square().sum()),
+        )
     rollouts = replace(
-        world.prompts[0].rollouts.rows(torch.zeros(1, dtype=torch.long)), mask=torch.ones(1, 5, dtype=torch.bool),
+        world.prompts[0].rollouts.rows(torch.zeros(1, dtype=torch.long)),
+        mask=torch.ones(1, 5, dtype=torch.bool),
         scores={"gradient_norm": gradients.norm(dim=1)[None]},
-    )  # fmt: skip
+    )
     assert torch.allclose(mean, whole) and (masked - whole).norm() > 0.1 * whole.norm()
     assert float(added_variance(weight[None], rollouts, q[None])) == pytest.approx(variance, rel=1e-9)
 
 
 def test_the_optimum_is_least_and_draws_agree(checkpoint, batch):
-    """At an equal number of tokens no other probabilities add less, random ones included; real subsets have the formula's variance."""
+    """At an equal number of tokens no other probabilities add less, random ones included; real subsets have the
+    formula's variance.
+    """
     weight, rollouts = weights_of(METHODS["grpo"], batch.rollouts), batch.rollouts
     added, kept = {}, {}
     for name, scheme in SCHEMES.items():
@@ -269,7 +309,12 @@ def test_the_optimum_is_least_and_draws_agree(checkpoint, batch):
     assert abs(off.value - 1) > 4 * (off.high - off.low) / 2 / 2.2
 
 
-SMALL = {"prompts": 8, "group": 4, "draws": 2, "methods": ("grpo", "random_tokens", "ptw_entropy", "exact_value", "vineppo")}
+SMALL = {
+    "prompts": 8,
+    "group": 4,
+    "draws": 2,
+    "methods": ("grpo", "random_tokens", "ptw_entropy", "exact_value", "vineppo"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -290,14 +335,22 @@ def test_a_study_writes_figures_and_a_table_of_prompts(study):
     (block,) = result["checkpoints"]
     assert list(block["methods"]) == ["dapo", "grpo", "random_tokens", "ptw_entropy", "exact_value", "vineppo"]
     figure = result["figures"]["reckon/grpo/tokens_apart"]
-    assert figure["low"] < figure["value"] < figure["high"] and figure["num"] == 8 and figure["seed"] == 0 and figure["command"]
+    assert (
+        figure["low"] < figure["value"] < figure["high"]
+        and figure["num"] == 8
+        and figure["seed"] == 0
+        and figure["command"]
+    )
     rows = parquet.read_table(study.path / "prompts.parquet").to_pylist()
     assert len(rows) == 8 * 7 and {"square", "pair", "sum", "truth_own", "credited"} <= rows[0].keys()
     grpo = [row["square"] for row in rows if row["method"] == "grpo"]
     signal = result["figures"]["reckon/grpo/signal"]["value"]
     assert np.mean(grpo) - signal > 0 and {row["prompt"] for row in rows} == set(range(8))
     exact = result["exact"]["methods"]
-    assert "random_tokens" not in exact and result["figures"][exact["exact_value"]["figures"]["truth_angle"]]["value"] < 1e-5
+    assert (
+        "random_tokens" not in exact
+        and result["figures"][exact["exact_value"]["figures"]["truth_angle"]]["value"] < 1e-5
+    )
 
 
 def test_an_interrupted_study_ends_with_the_same_numbers(study, tmp_path, monkeypatch):
@@ -314,7 +367,8 @@ def test_an_interrupted_study_ends_with_the_same_numbers(study, tmp_path, monkey
     assert not (out / "result.json").exists() and len(list(out.glob("stages/*/method_*.npz"))) == 3
     again = run(VarianceConfig(**SMALL), out, command="tokencredit study variance")
     assert {name: each["value"] for name, each in again.figures.items()} == pytest.approx(
-        {name: each["value"] for name, each in study.figures.items()}, nan_ok=True)  # fmt: skip
+        {name: each["value"] for name, each in study.figures.items()}, nan_ok=True
+    )
 
 
 def test_sketches_estimate_the_same_moments(study, tmp_path):
@@ -370,4 +424,8 @@ def test_equal_rewards_give_nothing_to_compare(checkpoint, tmp_path, monkeypatch
 
 def test_methods_that_draw_are_left_out_of_the_enumeration():
     names = {method.name for method in measurable([*METHODS.values(), EXACT])}
-    assert {"grpo", "otb", "ptw_attention", EXACT.name} <= names and not names & {"random_tokens", "token_sampling", "vineppo"}
+    assert {"grpo", "otb", "ptw_attention", EXACT.name} <= names and not names & {
+        "random_tokens",
+        "token_sampling",
+        "vineppo",
+    }

@@ -24,11 +24,15 @@ def shipped():
 
 @pytest.mark.parametrize("max_new_tokens", [48, 12])
 def test_values_are_those_of_the_prefix_tree(shipped, max_new_tokens):
-    """Every V̂ of 400 rollouts within 4 standard errors of V (and 4 rollouts, where V is all but certain), the remaining length included."""
+    """Every V̂ of 400 rollouts within 4 standard errors of V (and 4 rollouts, where V is all but certain), the
+    remaining length included.
+    """
     model, tokenizer = shipped
     num, rows = 400, TASK.rows("test", 6)
     prompts = [tokenizer(row["prompt"])["input_ids"] for row in rows]
-    drawn = [[list(c.ids) for c in some] for some in sample(model, tokenizer, prompts, 3, max_new_tokens=max_new_tokens)]
+    drawn = [
+        [list(c.ids) for c in some] for some in sample(model, tokenizer, prompts, 3, max_new_tokens=max_new_tokens)
+    ]
     verify = [on_text(TASK.verify, tokenizer, row) for row in rows]
     ends = {"eos_token_id": tokenizer.eos_token_id, "max_new_tokens": max_new_tokens}
     trees = grow_forest(model, prompts, verify, include=drawn, eps=1e-4, **ends)
@@ -72,7 +76,14 @@ def test_equal_prefixes_share_their_rollouts():
     values = step_values(sampler, traces, [[0, 1, 2], [0, 1, 2], [0, 1]], coin, max_new_tokens=5, num=7)
     asked = Counter(sampler.asked)
     assert set(asked.values()) == {7}
-    assert set(asked) == {((1,), (), 5), ((1,), (5,), 4), ((1,), (5, 6), 3), ((1,), (5, 8), 3), ((2,), (), 5), ((2,), (5,), 4)}
+    assert set(asked) == {
+        ((1,), (), 5),
+        ((1,), (5,), 4),
+        ((1,), (5, 6), 3),
+        ((1,), (5, 8), 3),
+        ((2,), (), 5),
+        ((2,), (5,), 4),
+    }
     assert values[0][:2] == values[1][:2] and values[0][2] != values[1][2]
     told_apart = Coins()
     step_values(told_apart, traces[:2], [[0], [0]], coin, max_new_tokens=5, num=7, labels=["a", "b"])
@@ -116,21 +127,35 @@ def scored(shipped, task, ids, rows, **settings):
     model, tokenizer = shipped
     prompts = torch.tensor([tokenizer(row["prompt"])["input_ids"] for row in rows])
     width = max(map(len, ids))
-    out = {"prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts),
-           "completion_ids": torch.tensor([[*some, *[0] * (width - len(some))] for some in ids]),
-           "completion_mask": torch.tensor([[1] * len(some) + [0] * (width - len(some)) for some in ids])}  # fmt: skip
+    out = {
+        "prompt_ids": prompts,
+        "prompt_mask": torch.ones_like(prompts),
+        "completion_ids": torch.tensor([[*some, *[0] * (width - len(some))] for some in ids]),
+        "completion_mask": torch.tensor([[1] * len(some) + [0] * (width - len(some)) for some in ids]),
+    }
     trainer = SimpleNamespace(
-        temperature=1.0, top_k=None, top_p=None, min_p=None, repetition_penalty=1.0, args=SimpleNamespace(seed=0), model=model,
-        state=SimpleNamespace(global_step=0), accelerator=SimpleNamespace(unwrap_model=lambda m: m),
-    )  # fmt: skip
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        min_p=None,
+        repetition_penalty=1.0,
+        args=SimpleNamespace(seed=0),
+        model=model,
+        state=SimpleNamespace(global_step=0),
+        accelerator=SimpleNamespace(unwrap_model=lambda m: m),
+    )
     return step_gain(task, tokenizer, 48, num=5)(SimpleNamespace(**vars(trainer) | settings), rows, out)
 
 
 def test_the_scorer_spreads_gains_over_steps(shipped):
-    """Gains of a rollout's steps and V̂ of its prompt, which siblings share, make its reward; the end token is of the last step."""
+    """Gains of a rollout's steps and V̂ of its prompt, which siblings share, make its reward; the end token is of the
+    last step.
+    """
     tokenizer = shipped[1]
     rows = [make_row(("2", "*", "3", "+", "1"))] * 2
-    ids = [tokenizer.convert_tokens_to_ids(text.split()) for text in ("@2 2 * 4 so @1 8 <eos>", "@1 6 + 1 so @1 7 <eos>")]
+    ids = [
+        tokenizer.convert_tokens_to_ids(text.split()) for text in ("@2 2 * 4 so @1 8 <eos>", "@1 6 + 1 so @1 7 <eos>")
+    ]
     gain = scored(shipped, TASK, ids, rows)
     assert gain.shape == (2, 8)
     for row in gain:

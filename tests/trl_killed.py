@@ -10,7 +10,14 @@ import sys
 from tokencredit.engines.trl import CreditTrainer
 from trl_tiny import build, reward
 
-STEPS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "num_iterations": 2, "optim": "adamw_torch", "learning_rate": 1e-3}
+STEPS = {
+    "max_steps": 6,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "num_iterations": 2,
+    "optim": "adamw_torch",
+    "learning_rate": 1e-3,
+}
 
 
 def deadly(trainer_state, **columns):

@@ -1,4 +1,6 @@
-"""A language model that TRL trains in milliseconds, its prompts and rewards, and rollouts that are the same wherever they are drawn."""
+"""A language model that TRL trains in milliseconds, its prompts and rewards, and rollouts that are the same wherever
+they are drawn.
+"""
 
 import gc
 import os
@@ -35,15 +37,26 @@ def tiny_tokenizer():
 def tiny_model(seed=0):
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=len(VOCAB), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        max_position_embeddings=64, initializer_range=0.2, pad_token_id=PAD, eos_token_id=EOS, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(VOCAB),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        tie_word_embeddings=True,
+    )
     return Qwen2ForCausalLM(config)
 
 
 def sums(number=36):
     """Prompts "a + b =" and longer, with a column of their own."""
-    return Dataset.from_list([{"prompt": f"{i % 6} + {i // 6 % 10}{' + 1' * (i % 4)} =", "index": i} for i in range(number)])
+    return Dataset.from_list(
+        [{"prompt": f"{i % 6} + {i // 6 % 10}{' + 1' * (i % 4)} =", "index": i} for i in range(number)]
+    )
 
 
 def reward(completions, **_):
@@ -57,17 +70,38 @@ def _text(completion):
 
 def settings(folder, **changes):
     values = dict(
-        output_dir=str(folder), per_device_train_batch_size=16, num_generations=4, max_completion_length=LONGEST, max_steps=2,
-        learning_rate=0.05, lr_scheduler_type="constant", optim="sgd", bf16=False, gradient_checkpointing=False, logging_steps=1,
-        report_to="none", save_strategy="no", disable_tqdm=True, seed=1, temperature=1.0, use_cpu=True, max_grad_norm=0.0,
-        log_level="error", generation_kwargs={"suppress_tokens": [PAD]},
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=16,
+        num_generations=4,
+        max_completion_length=LONGEST,
+        max_steps=2,
+        learning_rate=0.05,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=1,
+        temperature=1.0,
+        use_cpu=True,
+        max_grad_norm=0.0,
+        log_level="error",
+        generation_kwargs={"suppress_tokens": [PAD]},
+    )
     return GRPOConfig(**values | changes)
 
 
 def build(cls, folder, changes=None, **keywords):
     """A trainer of class `cls`; `changes` to GRPOConfig, keywords to the trainer."""
-    keywords = {"model": None, "reward_funcs": reward, "train_dataset": sums(), "processing_class": tiny_tokenizer()} | keywords
+    keywords = {
+        "model": None,
+        "reward_funcs": reward,
+        "train_dataset": sums(),
+        "processing_class": tiny_tokenizer(),
+    } | keywords
     keywords["model"] = keywords["model"] or tiny_model()
     return cls(args=settings(folder, **changes or {}), **keywords)
 
@@ -85,20 +119,26 @@ def steps(trainer):
 
 def weights(trainer):
     """All parameters in one vector."""
-    return torch.cat([p.detach().flatten().double() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
+    return torch.cat(
+        [p.detach().flatten().double() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]
+    )
 
 
 def written(prompt, place, turn):
-    """Token ids of the completion of a prompt at a place in its group: ragged, ended by <eos> unless it has full length."""
+    """Token ids of the completion of a prompt at a place in its group: ragged, ended by <eos> unless it has full
+    length.
+    """
     draw = random.Random(f"{prompt} {place} {turn}")
     ids = [draw.randrange(2, 12) for _ in range(draw.randint(0, LONGEST))]
     return ids if len(ids) == LONGEST else [*ids, EOS]
 
 
 class Fixed:
-    """Completions that depend on the prompt, the place in the group and the optimizer step alone, not on processes or random states.
+    """Completions that depend on the prompt, the place in the group and the optimizer step alone, not on processes or
+    random states.
 
-    Keeps what the loss is given: `kept` holds, per rollout batch, the rows of all processes, `asked` the prompts of this one.
+    Keeps what the loss is given: `kept` holds, per rollout batch, the rows of all processes, `asked` the prompts of
+    this one.
     """
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):

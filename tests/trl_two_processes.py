@@ -1,8 +1,10 @@
-"""Trains the cases below on fixed completions and writes what the loss was given; launched by torchrun, and imported for the comparison.
+"""Trains the cases below on fixed completions and writes what the loss was given; launched by torchrun, and imported
+for the comparison.
 
     torchrun --standalone --nproc_per_node 2 tests/trl_two_processes.py FOLDER
 
-Every process writes its own file, so that decisions can be compared: FOLDER/<case>.<rank>.json, and FOLDER/<case>.<rank>.safetensors.
+Every process writes its own file, so that decisions can be compared: FOLDER/<case>.<rank>.json, and
+FOLDER/<case>.<rank>.safetensors.
 """
 
 import json
@@ -38,7 +40,11 @@ def run(case: str, processes: int, folder):
     """The trainer after two steps of a case; groups of 4 in batches of 6 span two processes."""
     method, changes = CASES[case]
     keywords = {"reward_funcs": one_sided} if method.mixed_groups_only else {}
-    size = {"per_device_train_batch_size": ROWS // processes, "num_generations": GROUP, "ddp_find_unused_parameters": False}
+    size = {
+        "per_device_train_batch_size": ROWS // processes,
+        "num_generations": GROUP,
+        "ddp_find_unused_parameters": False,
+    }
     return train(FixedCredit, folder, size | changes, method=method, max_rounds=3, noise_scale_every=1, **keywords)
 
 
@@ -46,7 +52,9 @@ def main(folder: Path) -> None:
     for case in CASES:
         trainer = run(case, 2, folder)
         stem = folder / f"{case}.{trainer.accelerator.process_index}"
-        kept = {f"{turn}.{name}": x.contiguous() for turn, batch in enumerate(trainer.kept) for name, x in batch.items()}
+        kept = {
+            f"{turn}.{name}": x.contiguous() for turn, batch in enumerate(trainer.kept) for name, x in batch.items()
+        }
         save_file(kept | {"weights": weights(trainer)}, f"{stem}.safetensors")
         Path(f"{stem}.json").write_text(json.dumps(steps(trainer), allow_nan=False))
 

@@ -5,7 +5,8 @@
     credit = method.credit(rollouts)
     loss, stats = method.loss(logprob=logprob, old_logprob=old_logprob, credit=credit, rollouts=rollouts)
 
-These names need torch alone, and import it when they are first used; models, tasks, engines and reports have modules of their own.
+These names need torch alone, and import it when they are first used; models, tasks, engines and reports have modules of
+their own.
 """
 
 from importlib import import_module
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["METHODS", "Chain", "Method", "Plan", "Rollouts", "Transform", "__version__"]
 
-_HOMES = {"Rollouts": "rollouts", "Chain": "credit", "Transform": "credit", "METHODS": "methods", "Method": "method", "Plan": "method"}
+_HOMES = {
+    "Rollouts": "rollouts",
+    "Chain": "credit",
+    "Transform": "credit",
+    "METHODS": "methods",
+    "Method": "method",
+    "Plan": "method",
+}
 
 
 def __getattr__(name: str):

@@ -53,7 +53,10 @@ def _message(error: Exception) -> str:
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     if " " in message:
         return message
-    return f"{type(error).__name__}: {message}. This looks like a fault in tokencredit; TOKENCREDIT_TRACEBACK=1 shows where it comes from"
+    return (
+        f"{type(error).__name__}: {message}. This looks like a fault in tokencredit; TOKENCREDIT_TRACEBACK=1 shows"
+        " where it comes from"
+    )
 
 
 def _quiet() -> None:
@@ -71,7 +74,9 @@ def _quiet() -> None:
 
 
 def _as_command() -> None:
-    """What a process of our own may do: a verifier in the current directory is found, and who is ended stops what it started."""
+    """What a process of our own may do: a verifier in the current directory is found, and who is ended stops what it
+    started.
+    """
     sys.path.append(os.getcwd())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
@@ -91,17 +96,34 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _command(commands, name: str, run, summary: str, examples: str) -> argparse.ArgumentParser:
     # argparse formats `help` with %, but not `description`.
-    parser = commands.add_parser(name, help=summary.replace("%", "%%"), description=summary, epilog=f"examples:\n{examples}",
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = commands.add_parser(
+        name,
+        help=summary.replace("%", "%%"),
+        description=summary,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=run)
     return parser
 
 
 def _demo_parser(commands) -> None:
-    p = _command(commands, "demo", _demo, "Train GRPO, DAPO and GTPO on the embedded world, on this CPU, and write a report.",
-                 "  tokencredit demo\n  tokencredit demo --methods grpo ptw_entropy --seeds 3 --out runs/mine")  # fmt: skip
-    p.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory of the runs and the report (default: %(default)s)")
-    p.add_argument("--methods", nargs="+", default=["grpo", "dapo", "gtpo"], help="methods to compare (default: grpo dapo gtpo)")
+    p = _command(
+        commands,
+        "demo",
+        _demo,
+        "Train GRPO, DAPO and GTPO on the embedded world, on this CPU, and write a report.",
+        "  tokencredit demo\n  tokencredit demo --methods grpo ptw_entropy --seeds 3 --out runs/mine",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        help="directory of the runs and the report (default: %(default)s)",
+    )
+    p.add_argument(
+        "--methods", nargs="+", default=["grpo", "dapo", "gtpo"], help="methods to compare (default: grpo dapo gtpo)"
+    )
     p.add_argument("--seeds", type=int, default=3, help="seeds per method (default: %(default)s)")
     p.add_argument("--steps", type=int, default=None, help="rollout batches per run (default: 30)")
     p.add_argument("--workers", type=int, default=None, help="runs side by side (default: one per core, at most 4)")
@@ -110,34 +132,59 @@ def _demo_parser(commands) -> None:
 def _train_parser(commands) -> None:
     from tokencredit.engines.config import field_table
 
-    p = _command(commands, "train", _train, "Train a model on a task with a method; an interrupted run goes on where it was.",
-                 "  tokencredit train --method gtpo --out runs/gtpo\n"
-                 "  tokencredit train --config run.yaml --out runs/mine --set learning_rate=1e-4 --set method_options.alpha='[1, 0.2]'\n"
-                 "  tokencredit train --task my_verifier.py:verify --set task_options.path=train.jsonl --out runs/own\n"
-                 "  tokencredit train --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --method dapo --out runs/q \\\n"
-                 "      --set trl.use_vllm=true --set max_new_tokens=1024\n\n"
-                 f"fields of --config and --set:\n{field_table()}")  # fmt: skip
+    p = _command(
+        commands,
+        "train",
+        _train,
+        "Train a model on a task with a method; an interrupted run goes on where it was.",
+        "  tokencredit train --method gtpo --out runs/gtpo\n  tokencredit train --config run.yaml --out runs/mine"
+        " --set learning_rate=1e-4 --set method_options.alpha='[1, 0.2]'\n  tokencredit train --task"
+        " my_verifier.py:verify --set task_options.path=train.jsonl --out runs/own\n  tokencredit train --task gsm8k"
+        " --model Qwen/Qwen2.5-0.5B-Instruct --method dapo --out runs/q \\\n      --set trl.use_vllm=true --set"
+        f" max_new_tokens=1024\n\nfields of --config and --set:\n{field_table()}",
+    )
     p.add_argument("--out", type=Path, required=True, help="run directory")
     p.add_argument("--config", type=Path, help="YAML or JSON file with any field of TrainConfig")
     p.add_argument("--task", help="reckon, gsm8k, a .jsonl or .parquet file, or module:function (default: reckon)")
-    p.add_argument("--model", help="a path, a hub name or a run directory; reckon is the shipped model (default: reckon)")
+    p.add_argument(
+        "--model", help="a path, a hub name or a run directory; reckon is the shipped model (default: reckon)"
+    )
     p.add_argument("--method", help="a name that `tokencredit methods` lists (default: grpo)")
     p.add_argument("--steps", type=int, help="rollout batches (default: 40)")
     p.add_argument("--seed", type=int, help="seed of prompts, sampling and initialisation (default: 0)")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="any other field; repeatable")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="any other field; repeatable"
+    )
     p.add_argument("--quiet", action="store_true", help="no progress display")
 
 
 def _evaluate_parser(commands) -> None:
-    p = _command(commands, "evaluate", _evaluate, "pass@1 and pass@k, sampled and greedy, with 95 % intervals by prompt.",
-                 "  tokencredit evaluate\n  tokencredit evaluate --model runs/demo/gtpo-0 --samples 16\n"
-                 "  tokencredit evaluate --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --prompts 200 --out eval.json")  # fmt: skip
-    p.add_argument("--model", default="reckon", help="a path, hub name, or run directory (its last checkpoint) (default: %(default)s)")
+    p = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "pass@1 and pass@k, sampled and greedy, with 95 % intervals by prompt.",
+        "  tokencredit evaluate\n  tokencredit evaluate --model runs/demo/gtpo-0 --samples 16\n"
+        "  tokencredit evaluate --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --prompts 200 --out eval.json",
+    )
+    p.add_argument(
+        "--model",
+        default="reckon",
+        help="a path, hub name, or run directory (its last checkpoint) (default: %(default)s)",
+    )
     p.add_argument("--task", help="as for train (default: the run's own, else reckon)")
-    p.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the task, like path=test.jsonl; repeatable")
+    p.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="option of the task, like path=test.jsonl; repeatable",
+    )
     p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
     p.add_argument("--prompts", type=int, default=512, help="how many prompts (default: %(default)s)")
-    p.add_argument("--samples", type=int, default=8, help="completions per prompt; pass@k up to this k (default: %(default)s)")
+    p.add_argument(
+        "--samples", type=int, default=8, help="completions per prompt; pass@k up to this k (default: %(default)s)"
+    )
     p.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
     p.add_argument("--batch", type=int, default=512, help="completions sampled at once (default: %(default)s)")
     p.add_argument("--max-new-tokens", type=int, default=None, help="(default: the task's own limit)")
@@ -146,30 +193,56 @@ def _evaluate_parser(commands) -> None:
 
 
 def _methods_parser(commands) -> None:
-    p = _command(commands, "methods", _methods, "The table of methods, or one method in full.",
-                 "  tokencredit methods\n  tokencredit methods gtpo")  # fmt: skip
+    p = _command(
+        commands,
+        "methods",
+        _methods,
+        "The table of methods, or one method in full.",
+        "  tokencredit methods\n  tokencredit methods gtpo",
+    )
     p.add_argument("name", nargs="?", help="a method: its formula, fields and source")
 
 
 def _world_parser(commands) -> None:
-    p = _command(commands, "world", None, "The embedded world: build its base model, or look at it.",
-                 "  tokencredit world build --seed 1 --out my_base\n  tokencredit world show")  # fmt: skip
+    p = _command(
+        commands,
+        "world",
+        None,
+        "The embedded world: build its base model, or look at it.",
+        "  tokencredit world build --seed 1 --out my_base\n  tokencredit world show",
+    )
     p.set_defaults(run=lambda args: p.print_help())
     actions = p.add_subparsers(title="actions", metavar="")
-    b = _command(actions, "build", _build, "Teach the base model from scratch (about a minute on two cores).",
-                 "  tokencredit world build --out my_base")  # fmt: skip
+    b = _command(
+        actions,
+        "build",
+        _build,
+        "Teach the base model from scratch (about a minute on two cores).",
+        "  tokencredit world build --out my_base",
+    )
     b.add_argument("--out", type=Path, required=True, help="directory for the model and its tokenizer")
     b.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     b.add_argument("--operands", type=int, nargs="+", default=[3, 4], help="numbers per prompt (default: 3 4)")
     b.add_argument("--no-wording", action="store_true", help="one joint word only: entropy becomes a good proxy")
-    s = _command(actions, "show", _show, "A few prompts with demonstrations, tokens labelled by role.", "  tokencredit world show --num 3")
+    s = _command(
+        actions,
+        "show",
+        _show,
+        "A few prompts with demonstrations, tokens labelled by role.",
+        "  tokencredit world show --num 3",
+    )
     s.add_argument("--num", type=int, default=3, help="(default: %(default)s)")
 
 
 def _report_parser(commands) -> None:
-    p = _command(commands, "report", _report, "One self-contained HTML page of training runs and studies.",
-                 "  tokencredit report runs/demo/* --out report.html\n"
-                 "  tokencredit report runs/gtpo runs/correlation --out both.html")  # fmt: skip
+    p = _command(
+        commands,
+        "report",
+        _report,
+        "One self-contained HTML page of training runs and studies.",
+        "  tokencredit report runs/demo/* --out report.html\n"
+        "  tokencredit report runs/gtpo runs/correlation --out both.html",
+    )
     p.add_argument("runs", type=Path, nargs="+", help="directories of runs and studies, or directories of these")
     p.add_argument("--out", type=Path, default=Path("report.html"), help="(default: %(default)s)")
     p.add_argument("--title", default="tokencredit report", help="(default: %(default)s)")
@@ -178,7 +251,9 @@ def _report_parser(commands) -> None:
 def _demo(args) -> int:
     from tokencredit.studies.demo import demo
 
-    page, failed = demo(args.out, methods=args.methods, seeds=args.seeds, steps=args.steps, workers=args.workers, console=console)
+    page, failed = demo(
+        args.out, methods=args.methods, seeds=args.seeds, steps=args.steps, workers=args.workers, console=console
+    )
     console.print(f"\nReport: {page.resolve()}", soft_wrap=True)
     if failed:
         console.print(f"{len(failed)} runs failed and are not in it: {', '.join(failed)}", style="red", soft_wrap=True)
@@ -189,7 +264,13 @@ def _train(args) -> int:
     from tokencredit.engines.config import read_config
 
     config = read_config(
-        args.config, args.settings, task=args.task, model=args.model, method=args.method, steps=args.steps, seed=args.seed
+        args.config,
+        args.settings,
+        task=args.task,
+        model=args.model,
+        method=args.method,
+        steps=args.steps,
+        seed=args.seed,
     )
     config.build_method()
     from tokencredit.engines.train import train
@@ -197,7 +278,9 @@ def _train(args) -> int:
 
     with TrainProgress(console, config, quiet=args.quiet) as progress:
         train(config, args.out, command=args.command_line, listen=progress.listen)
-    console.print(f"Run: {args.out}. Look at it with: {shlex.join(['tokencredit', 'report', str(args.out)])}", soft_wrap=True)
+    console.print(
+        f"Run: {args.out}. Look at it with: {shlex.join(['tokencredit', 'report', str(args.out)])}", soft_wrap=True
+    )
     return 0
 
 
@@ -217,9 +300,22 @@ def _evaluate(args) -> int:
     rows = task.rows(args.split, args.prompts, args.seed)
     limit = args.max_new_tokens or getattr(task, "max_new_tokens", 256)
     with bar(console, "sampling", len(rows) * (args.samples + 1)) as advance:
-        figures = evaluate(model, tokenizer, task, rows, num_samples=args.samples, ks=sorted({1, args.samples}), max_new_tokens=limit,
-                           temperature=args.temperature, seed=args.seed, batch=args.batch, progress=advance)  # fmt: skip
-    console.print(f"{args.model} on {name} ({args.split}), {len(rows)} prompts, temperature {args.temperature:g}", soft_wrap=True)
+        figures = evaluate(
+            model,
+            tokenizer,
+            task,
+            rows,
+            num_samples=args.samples,
+            ks=sorted({1, args.samples}),
+            max_new_tokens=limit,
+            temperature=args.temperature,
+            seed=args.seed,
+            batch=args.batch,
+            progress=advance,
+        )
+    console.print(
+        f"{args.model} on {name} ({args.split}), {len(rows)} prompts, temperature {args.temperature:g}", soft_wrap=True
+    )
     console.print(_figures(figures))
     if args.out:
         write_json(args.out, {"command": args.command_line, "seed": args.seed, "figures": figures})
@@ -269,8 +365,11 @@ def _explain(method) -> str:
     import inspect
 
     parts = [*method.chain.parts, method.surrogate, method.aggregate]
-    lines = [f"{method.name}: {method.summary}", f"source: {method.source} (fidelity: {method.fidelity})",
-             f"needs: {', '.join(sorted(method.needs)) or 'no scores'}"]  # fmt: skip
+    lines = [
+        f"{method.name}: {method.summary}",
+        f"source: {method.source} (fidelity: {method.fidelity})",
+        f"needs: {', '.join(sorted(method.needs)) or 'no scores'}",
+    ]
     if method.mixed_groups_only:
         lines.append("dynamic sampling: prompts are drawn again until every group holds both outcomes")
     for part in parts:
@@ -285,9 +384,19 @@ def _build(args) -> int:
     from tokencredit.tasks import world
 
     with bar(console, "teaching", None) as advance:
-        figures = world.build(args.out, seed=args.seed, operands=tuple(args.operands), wording=not args.no_wording,
-                              progress=lambda step, total, found: advance(step, total=total, absolute=True))  # fmt: skip
-    console.print("\n".join(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}" for name, value in figures.items()))
+        figures = world.build(
+            args.out,
+            seed=args.seed,
+            operands=tuple(args.operands),
+            wording=not args.no_wording,
+            progress=lambda step, total, found: advance(step, total=total, absolute=True),
+        )
+    console.print(
+        "\n".join(
+            f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
+            for name, value in figures.items()
+        )
+    )
     return 0
 
 
@@ -311,8 +420,11 @@ def _report(args) -> int:
 
     runs, studies = apart(find_runs(args.runs))
     page = report.write(runs, args.out, compare(runs) if runs else {}, title=args.title, extra=sections_of(studies))
-    counts = [f"{len(some)} {one if len(some) == 1 else many}" for some, one, many in
-              ((runs, "run", "runs"), (studies, "study", "studies")) if some]  # fmt: skip
+    counts = [
+        f"{len(some)} {one if len(some) == 1 else many}"
+        for some, one, many in ((runs, "run", "runs"), (studies, "study", "studies"))
+        if some
+    ]
     console.print(f"Report of {' and '.join(counts)}: {page.resolve()}", soft_wrap=True)
     return 0
 

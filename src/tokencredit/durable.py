@@ -1,9 +1,9 @@
 """Files that survive a kill: whole files replaced atomically, and JSON lines appended whole.
 
-A file is replaced by writing a temporary file beside it, fsync, and a rename: a reader sees the old version or the new one. A line is one
-write of the whole line; a last line without its newline was torn by a kill and was never written, for the reader and for the next append
-alike. When a write fails (disk full, quota), the error names the file and the previous version is intact. Numbers that are not finite are
-stored as null, so that every file is strict JSON.
+A file is replaced by writing a temporary file beside it, fsync, and a rename: a reader sees the old version or the new
+one. A line is one write of the whole line; a last line without its newline was torn by a kill and was never written,
+for the reader and for the next append alike. When a write fails (disk full, quota), the error names the file and the
+previous version is intact. Numbers that are not finite are stored as null, so that every file is strict JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class DamagedFile(ValueError):
 
 
 def plain(value: Any, *, finite: bool = True) -> Any:
-    """The value as JSON types: tensors and arrays as lists, paths as text and, when `finite`, NaN and infinities as None."""
+    """The value as JSON types: tensors and arrays as lists, paths as text and, when `finite`, NaN and infinities as
+    None.
+    """
     if isinstance(value, float):
         return value if not finite or math.isfinite(value) else None
     if value is None or isinstance(value, str | bool | int):
@@ -38,12 +40,18 @@ def plain(value: Any, *, finite: bool = True) -> Any:
         return plain(value.tolist(), finite=finite)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} is not a number, text, list or mapping, so it cannot be recorded: {value!r:.80}")
+    raise TypeError(
+        f"{type(value).__name__} is not a number, text, list or mapping, so it cannot be recorded: {value!r:.80}"
+    )
 
 
 def _failure(error: OSError, path: Path) -> OSError:
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return OSError(error.errno, f"{reason}; what was there before is intact. Make room or fix the cause, then resume the run", str(path))
+    return OSError(
+        error.errno,
+        f"{reason}; what was there before is intact. Make room or fix the cause, then resume the run",
+        str(path),
+    )
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -134,5 +142,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            raise DamagedFile(f"{path}, line {number} is not JSON ({error}): the file was edited or damaged; remove that line.") from error
+            raise DamagedFile(
+                f"{path}, line {number} is not JSON ({error}): the file was edited or damaged; remove that line."
+            ) from error
     return records

@@ -1,7 +1,8 @@
 """Masked and grouped arithmetic: the only place where padding, empty rows and groups are handled.
 
-Shapes: x, mask are [B, T]; row values are [B]; `index` [B] numbers the population of each row (its group, or 0 for the whole batch).
-Padding may hold anything, NaN included: it is replaced by zero before it is touched. Sums of nothing are 0, means of nothing are 0.
+Shapes: x, mask are [B, T]; row values are [B]; `index` [B] numbers the population of each row (its group, or 0 for the
+whole batch). Padding may hold anything, NaN included: it is replaced by zero before it is touched. Sums of nothing are
+0, means of nothing are 0.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def pool_mean(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
 def pool_deviation(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
     """[B, T]: x minus its population's mean, 0 off the mask.
 
-    The mean is taken of differences from one member, so the deviations of equal numbers are exactly 0 however many they are. Values
-    that differ by no more than roundings upstream count as equal too: a population without spread must not get one that a division
-    by its standard deviation would blow up.
+    The mean is taken of differences from one member, so the deviations of equal numbers are exactly 0 however many they
+    are. Values that differ by no more than roundings upstream count as equal too: a population without spread must not
+    get one that a division by its standard deviation would blow up.
     """
     shifted = zero_off(x - _pool_max(x, mask, index), mask)
     deviation = zero_off(shifted - pool_mean(shifted, mask, index), mask)
@@ -87,7 +88,9 @@ def _pool_max(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
 
 
 def column_mean(x: Tensor, mask: Tensor, index: Tensor, weight: Tensor | None = None) -> Tensor:
-    """[B, T]: mean over the rows of a population that are alive at the same position, by `weight` >= 0 [B, T] where any of it is not 0."""
+    """[B, T]: mean over the rows of a population that are alive at the same position, by `weight` >= 0 [B, T] where any
+    of it is not 0.
+    """
     alike = mask.to(x.dtype)
     if weight is not None:
         weight = zero_off(weight, mask)

@@ -1,4 +1,6 @@
-"""Method, what an entry of METHODS is; Plan, what its loss takes from a whole batch; parse, the way back from a method's repr."""
+"""Method, what an entry of METHODS is; Plan, what its loss takes from a whole batch; parse, the way back from a
+method's repr.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ PARTS = ("chain", "surrogate", "aggregate")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What the loss takes from the whole rollout batch before it is split: token weights ω [B, T] and selected tokens [B, T] or None."""
+    """What the loss takes from the whole rollout batch before it is split: token weights ω [B, T] and selected tokens
+    [B, T] or None.
+    """
 
     weight: Tensor
     selected: Tensor | None
@@ -32,7 +36,8 @@ class Plan:
 class Method:
     """A way to train: credit chain + surrogate + aggregate + group filter, with its source.
 
-    fidelity  "paper"; "code", where paper and released code disagree and the code is followed; "reconstructed", from an abstract
+    fidelity  "paper"; "code", where paper and released code disagree and the code is followed; "reconstructed", from an
+              abstract
     mixed_groups_only  DAPO's dynamic sampling: engines draw again until every group holds both a success and a failure
     """
 
@@ -59,16 +64,22 @@ class Method:
         return self.chain(rollouts.reward.new_zeros(rollouts.mask.shape), rollouts)
 
     def plan(self, *, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Plan:
-        """Token weights and selections over the whole rollout batch; engines make it once and slice it with the micro-batches."""
-        logprob, old_logprob, credit = (zero_off(wide(x.detach()), rollouts.mask) for x in (logprob, old_logprob, credit))
+        """Token weights and selections over the whole rollout batch; engines make it once and slice it with the
+        micro-batches.
+        """
+        logprob, old_logprob, credit = (
+            zero_off(wide(x.detach()), rollouts.mask) for x in (logprob, old_logprob, credit)
+        )
         return Plan(self.aggregate.weights(rollouts), self.surrogate.select(logprob, old_logprob, credit, rollouts))
 
     def loss(
         self, *, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts, plan: Plan | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, stats): L = Σᵢₜ ωᵢₜ ℓᵢₜ, a scalar with the gradient of logprob [B, T]; stats are detached 0-dim tensors.
+        """(loss, stats): L = Σᵢₜ ωᵢₜ ℓᵢₜ, a scalar with the gradient of logprob [B, T]; stats are detached 0-dim
+        tensors.
 
-        Give a slice of the batch's `plan` with a micro-batch: then the losses of the micro-batches add up to the loss of the batch.
+        Give a slice of the batch's `plan` with a micro-batch: then the losses of the micro-batches add up to the loss
+        of the batch.
         """
         for name, x in (("logprob", logprob), ("old_logprob", old_logprob), ("credit", credit)):
             if x.shape != rollouts.mask.shape:
@@ -85,7 +96,8 @@ class Method:
 
             METHODS["gtpo"].replace(alpha=(1, 0.2), scope="batch")
 
-        A name sets every part that has such a field. Write {"Clip.high": 0.3} to set one part's. ValueError names the fields there are.
+        A name sets every part that has such a field. Write {"Clip.high": 0.3} to set one part's. ValueError names the
+        fields there are.
         """
         own = {f.name for f in fields(self)}
         changed = replace(self, **{k: v for k, v in values.items() if k in own})
@@ -94,7 +106,9 @@ class Method:
         parts = {name: _replace(getattr(changed, name), inner, used) for name in PARTS}
         unknown = sorted(set(inner) - used)
         if unknown:
-            raise ValueError(f"{self.name} has no field {', '.join(unknown)}; it has: {', '.join(sorted(self.hyperparameters()))}")
+            raise ValueError(
+                f"{self.name} has no field {', '.join(unknown)}; it has: {', '.join(sorted(self.hyperparameters()))}"
+            )
         return replace(changed, **parts)
 
     def hyperparameters(self) -> dict[str, object]:
@@ -148,7 +162,8 @@ def _collect(part, found: dict) -> None:
 def parse(text: str, **known: type) -> Method:
     """The method whose `repr` is `text`. Only constructor calls and literals are read; nothing is evaluated.
 
-    A transform of your own is read when its class is given by name: parse(text, MyTransform=MyTransform). ValueError otherwise.
+    A transform of your own is read when its class is given by name: parse(text, MyTransform=MyTransform). ValueError
+    otherwise.
     """
     parts = {n: getattr(m, n) for m in (_credit, _objective) for n in m.__all__}
     names = {n: c for n, c in parts.items() if isinstance(c, type)} | {"Method": Method} | known
@@ -156,7 +171,9 @@ def parse(text: str, **known: type) -> Method:
     def build(node):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
             if node.func.id not in names:
-                raise ValueError(f"unknown part {node.func.id}: give its class, parse(text, {node.func.id}={node.func.id})")
+                raise ValueError(
+                    f"unknown part {node.func.id}: give its class, parse(text, {node.func.id}={node.func.id})"
+                )
             return names[node.func.id](*map(build, node.args), **{k.arg: build(k.value) for k in node.keywords})
         if isinstance(node, ast.Tuple):
             return tuple(map(build, node.elts))

@@ -17,9 +17,16 @@ WATCHED = (
 
 
 def columns() -> tuple:
-    """What a line of progress shows: name, bar, count, time left (then time taken), figures. Names are text, never markup."""
-    return (TextColumn("{task.description}", markup=False), BarColumn(bar_width=8), MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("{task.fields[figures]}", markup=False))  # fmt: skip
+    """What a line of progress shows: name, bar, count, time left (then time taken), figures. Names are text, never
+    markup.
+    """
+    return (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=8),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[figures]}", markup=False),
+    )
 
 
 @contextmanager
@@ -59,7 +66,9 @@ class TrainProgress:
         if event == "evaluation":
             self._say(f"step {figures['step']:>5}, held out: {held_out(figures)}")
             return
-        self.progress.update(self.task, completed=figures["step"], **({"figures": watched(figures)} if event == "step" else {}))
+        self.progress.update(
+            self.task, completed=figures["step"], **({"figures": watched(figures)} if event == "step" else {})
+        )
         if event == "resume":
             self._say(f"going on from the checkpoint of step {figures['step']}")
         elif event == "start":

@@ -23,9 +23,11 @@ class Rollouts:
     scores         name -> [B, T] measured per token by the policy that sampled; finite on the mask, anything off it
     success_above  a rollout is a success when its reward exceeds this: outcomes are kept apart from any length penalty
 
-    Entropies are in nats, of the sampling distribution over the full vocabulary. Raises ValueError or TypeError naming the field and row.
+    Entropies are in nats, of the sampling distribution over the full vocabulary. Raises ValueError or TypeError naming
+    the field and row.
 
-    >>> Rollouts(reward=torch.tensor([1.0, 0.0]), group=torch.tensor([0, 0]), mask=torch.ones(2, 3, dtype=torch.bool)).success
+    >>> mask = torch.ones(2, 3, dtype=torch.bool)
+    >>> Rollouts(reward=torch.tensor([1.0, 0.0]), group=torch.tensor([0, 0]), mask=mask).success
     tensor([ True, False])
     """
 
@@ -90,14 +92,18 @@ class Rollouts:
         return (wins > 0) & (losses > 0)
 
     def index(self, scope: str) -> Tensor:
-        """[B] int: the population of each rollout for statistics over `scope`: its "group", or 0 for the whole "batch"."""
+        """[B] int: the population of each rollout for statistics over `scope`: its "group", or 0 for the whole
+        "batch".
+        """
         return self.group_index if scope == "group" else torch.zeros_like(self.group_index)
 
     def score(self, name: str) -> Tensor:
         """[B, T]: a score, zero off the mask. KeyError names what is missing and what is there."""
         if name not in self.scores:
             there = ", ".join(sorted(self.scores)) or "none"
-            raise KeyError(f'this needs the score "{name}"; these rollouts have: {there}. Pass scores={{"{name}": [B, T]}}')
+            raise KeyError(
+                f'this needs the score "{name}"; these rollouts have: {there}. Pass scores={{"{name}": [B, T]}}'
+            )
         return self.scores[name]
 
     def rows(self, keep: Tensor) -> Rollouts:
@@ -123,7 +129,9 @@ def _check_rows(rollouts: Rollouts) -> None:
     reward, group, mask = rollouts.reward, rollouts.group, rollouts.mask
     for name, x in (("reward", reward), ("group", group)):
         if x.shape != (len(mask),):
-            raise ValueError(f"{name} must be [B] = [{len(mask)}] as the mask has {len(mask)} rows, got shape {list(x.shape)}")
+            raise ValueError(
+                f"{name} must be [B] = [{len(mask)}] as the mask has {len(mask)} rows, got shape {list(x.shape)}"
+            )
         if x.device != mask.device:
             raise ValueError(f"{name} is on {x.device} but mask is on {mask.device}: move them to one device")
     if group.is_floating_point() or group.is_complex() or group.dtype == torch.bool:
@@ -134,7 +142,9 @@ def _check_rows(rollouts: Rollouts) -> None:
     bad = ~torch.isfinite(rollouts.reward)
     if bad.any():
         row = _first(bad)
-        raise ValueError(f"reward must be finite: row {row} has {rollouts.reward[row].item()}. Fix the verifier, or drop the row")
+        raise ValueError(
+            f"reward must be finite: row {row} has {rollouts.reward[row].item()}. Fix the verifier, or drop the row"
+        )
 
 
 def _clean_score(name: str, score: Tensor, mask: Tensor) -> Tensor:
@@ -151,13 +161,17 @@ def _clean_score(name: str, score: Tensor, mask: Tensor) -> Tensor:
     bad = ~torch.isfinite(score)
     if bad.any():
         row, column = torch.nonzero(bad)[0].tolist()
-        raise ValueError(f'score "{name}" must be finite on the mask: row {row}, token {column} has {score[row, column].item()}')
+        raise ValueError(
+            f'score "{name}" must be finite on the mask: row {row}, token {column} has {score[row, column].item()}'
+        )
     # A float32 entropy of a near-certain token can round to just below zero; anything lower is a mistake upstream.
     if name == "entropy":
         negative = score < -1e-4
         if negative.any():
             row, column = torch.nonzero(negative)[0].tolist()
-            raise ValueError(f"entropy must be >= 0 nats: row {row}, token {column} has {score[row, column].item():.6g}")
+            raise ValueError(
+                f"entropy must be >= 0 nats: row {row}, token {column} has {score[row, column].item():.6g}"
+            )
         score = score.clamp(min=0)
     return score
 

@@ -30,7 +30,19 @@ FORMAT = 1
 IDENTITY = ("name", "method", "method_name", "task", "model", "config", "seed")
 STATUSES = ("running", "finished", "failed")
 REQUIRED_COLUMNS = ("group", "prompt", "completion", "reward", "success", "token_ids", "tokens")
-PACKAGES = ("tokencredit", "torch", "transformers", "trl", "verl", "vllm", "accelerate", "peft", "datasets", "numpy", "pyarrow")
+PACKAGES = (
+    "tokencredit",
+    "torch",
+    "transformers",
+    "trl",
+    "verl",
+    "vllm",
+    "accelerate",
+    "peft",
+    "datasets",
+    "numpy",
+    "pyarrow",
+)
 
 
 class RunError(ValueError):
@@ -61,21 +73,37 @@ def _differences(there: Any, here: Any, name: str) -> Iterable[str]:
 def token_table(step: int, rows: Sequence[Mapping[str, Any]]) -> Any:
     """The Arrow table of one step's completions.
 
-    Columns: step int, group int, prompt, completion, reward double, success bool, reason, token_ids list<int32>, tokens list<str>, role
-    list<str> (or null), and one list<float32> per score (logprob, entropy, credit, any other). A number per completion may be added too.
+    Columns: step int, group int, prompt, completion, reward double, success bool, reason, token_ids list<int32>, tokens
+    list<str>, role list<str> (or null), and one list<float32> per score (logprob, entropy, credit, any other). A number
+    per completion may be added too.
     """
     import pyarrow as arrow
 
     text, words = arrow.string(), arrow.list_(arrow.string())
-    types = {"step": arrow.int64(), "group": arrow.int64(), "prompt": text, "completion": text, "reward": arrow.float64(),
-             "success": arrow.bool_(), "reason": text, "token_ids": arrow.list_(arrow.int32()), "tokens": words, "role": words}
+    types = {
+        "step": arrow.int64(),
+        "group": arrow.int64(),
+        "prompt": text,
+        "completion": text,
+        "reward": arrow.float64(),
+        "success": arrow.bool_(),
+        "reason": text,
+        "token_ids": arrow.list_(arrow.int32()),
+        "tokens": words,
+        "role": words,
+    }
     rows = [{**plain(row, finite=False), "step": step} for row in rows]
     for number, row in enumerate(rows):
         if missing := [column for column in REQUIRED_COLUMNS if row.get(column) is None and column != "success"]:
-            raise RunError(f"Completion {number} of step {step} lacks {', '.join(missing)}; it has {', '.join(sorted(row))}.")
+            raise RunError(
+                f"Completion {number} of step {step} lacks {', '.join(missing)}; it has {', '.join(sorted(row))}."
+            )
         for name, value in row.items():
             if isinstance(value, list) and len(value) != len(row["tokens"]):
-                raise RunError(f"Completion {number} of step {step}: {name} has {len(value)} values for {len(row['tokens'])} tokens.")
+                raise RunError(
+                    f"Completion {number} of step {step}: {name} has {len(value)} values for {len(row['tokens'])}"
+                    " tokens."
+                )
     columns = dict.fromkeys([*types, *(name for row in rows for name in row)])
     arrays = {}
     for name in columns:
@@ -95,7 +123,7 @@ def _encodable(value: Any) -> Any:
 class Run:
     """One run directory, open for reading and for recording. One process writes it at a time.
 
-    >>> run = Run.create("runs/grpo-0", name="grpo-0", method="Method(...)", method_name="grpo", task="reckon", model="...",
+    >>> run = Run.create("runs/grpo-0", name="grpo-0", method="Method(...)", method_name="grpo", task="reckon",
     ...                  config={"steps": 200}, seed=0, command="tokencredit train ...")
     >>> run.log_metrics({"step": 1, "seconds": 2.5, "reward": 0.25})
     >>> run.finish("finished")
@@ -107,19 +135,48 @@ class Run:
         self._seen: dict[str, set[tuple]] = {}
 
     @classmethod
-    def create(cls, path: str | os.PathLike, *, name: str, method: str, method_name: str, task: str, model: str,
-               config: Mapping[str, Any], seed: int, command: str) -> Run:
+    def create(
+        cls,
+        path: str | os.PathLike,
+        *,
+        name: str,
+        method: str,
+        method_name: str,
+        task: str,
+        model: str,
+        config: Mapping[str, Any],
+        seed: int,
+        command: str,
+    ) -> Run:
         """A new run, or the same run opened for resuming; a directory that holds a different run is refused."""
         path = Path(path)
-        asked = plain({"name": name, "method": method, "method_name": method_name, "task": task, "model": model,
-                       "config": config, "seed": seed})
+        asked = plain(
+            {
+                "name": name,
+                "method": method,
+                "method_name": method_name,
+                "task": task,
+                "model": model,
+                "config": config,
+                "seed": seed,
+            }
+        )
         if (path / "run.json").exists():
             return cls._resume(path, asked, command)
         if (path / "metrics.jsonl").exists() or (path / "evaluations.jsonl").exists():
-            raise RunError(f"{path} holds records but no run.json, so nobody can say what they are. Use another directory.")
+            raise RunError(
+                f"{path} holds records but no run.json, so nobody can say what they are. Use another directory."
+            )
         system = {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()}
-        info = {"format": FORMAT, **asked, "command": command, "versions": _versions(), "platform": system, "started": _now(),
-                "status": "running"}
+        info = {
+            "format": FORMAT,
+            **asked,
+            "command": command,
+            "versions": _versions(),
+            "platform": system,
+            "started": _now(),
+            "status": "running",
+        }
         write_json(path / "run.json", info)
         return cls(path, info)
 
@@ -128,8 +185,15 @@ class Run:
         run = cls.open(path)
         differences = [line for field in IDENTITY for line in _differences(run.info.get(field), asked[field], field)]
         if differences:
-            raise RunError("\n".join([f"{path} already holds a different run:", *differences,
-                                      "Choose another directory, remove this one, or ask for the run that is there to resume it."]))
+            raise RunError(
+                "\n".join(
+                    [
+                        f"{path} already holds a different run:",
+                        *differences,
+                        "Choose another directory, remove this one, or ask for the run that is there to resume it.",
+                    ]
+                )
+            )
         for leftover in [*path.glob(".*.tmp"), *path.glob("tokens/.*.tmp")]:
             leftover.unlink(missing_ok=True)
         if run.info["status"] != "finished":
@@ -144,7 +208,9 @@ class Run:
             raise RunError(f"{path} holds no run: it has no run.json.")
         info = read_json(Path(path) / "run.json")
         if info.get("format") != FORMAT:
-            raise RunError(f"{path} has format {info.get('format')!r}; this version of tokencredit reads format {FORMAT}.")
+            raise RunError(
+                f"{path} has format {info.get('format')!r}; this version of tokencredit reads format {FORMAT}."
+            )
         return cls(path, info)
 
     def __repr__(self) -> str:
@@ -232,7 +298,9 @@ class Run:
             self._seen[name] = {tuple(each.get(field) for field in key) for each in read_lines(self.path / name)}
         identity = tuple(record.get(field) for field in key)
         if identity in self._seen[name]:
-            raise RunError(f"{self.path / name} already holds step {record['step']}. A run that goes on from a checkpoint calls "
-                           "truncate_after(step of the checkpoint) first.")
+            raise RunError(
+                f"{self.path / name} already holds step {record['step']}. A run that goes on from a checkpoint calls "
+                "truncate_after(step of the checkpoint) first."
+            )
         append_line(self.path / name, record)
         self._seen[name].add(identity)

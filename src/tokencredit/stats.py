@@ -1,4 +1,6 @@
-"""Estimates with intervals. The unit of inference is the prompt (or the seed): tokens and rollouts of one prompt are not independent."""
+"""Estimates with intervals. The unit of inference is the prompt (or the seed): tokens and rollouts of one prompt are
+not independent.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,12 @@ def pass_at_k(correct: Sequence[int], samples: Sequence[int] | int, k: int) -> n
         raise ValueError(f"pass@{k} needs at least {k} samples of every prompt; there are as few as {int(n.min())}")
     # In logarithms: C(n - c, k) / C(n, k), which is 0 as soon as fewer than k samples are wrong.
     wrong = np.maximum(n - c, k)
-    ratio = np.exp(special.gammaln(wrong + 1) - special.gammaln(wrong - k + 1) - special.gammaln(n + 1) + special.gammaln(n - k + 1))
+    ratio = np.exp(
+        special.gammaln(wrong + 1)
+        - special.gammaln(wrong - k + 1)
+        - special.gammaln(n + 1)
+        + special.gammaln(n - k + 1)
+    )
     return 1 - np.where(n - c >= k, ratio, 0.0)
 
 
@@ -55,12 +62,13 @@ def mean_of_units(values: Sequence[float], level: float = 0.95) -> Estimate:
 
 
 def share_of_units(values: Sequence[float], level: float = 0.95) -> Estimate:
-    """Mean of per-prompt rates in [0, 1], clustered by prompt: Wilson's interval at the effective number of independent prompts.
+    """Mean of per-prompt rates in [0, 1], clustered by prompt: Wilson's interval at the effective number of independent
+    prompts.
 
         n* = p̄ (1 − p̄) / Var(p̄)         Var(p̄) from the spread between prompts
 
-    Stays inside [0, 1] and keeps a width when every prompt agrees (n* = P then). Covers 95 % from about 64 prompts on; with fewer, or with
-    fewer than about 5 prompts that differ from the rest, it may cover only 89 %.
+    Stays inside [0, 1] and keeps a width when every prompt agrees (n* = P then). Covers 95 % from about 64 prompts on;
+    with fewer, or with fewer than about 5 prompts that differ from the rest, it may cover only 89 %.
     """
     x = np.asarray(values, float)
     if len(x) == 0:
@@ -83,15 +91,18 @@ def paired_difference(treatment: Sequence[float], baseline: Sequence[float], lev
 
 @dataclass(frozen=True)
 class OverSeedsAndPrompts:
-    """The mean over seeds of a statistic of prompts, all seeds measured on the same prompts: other seeds and other prompts would differ.
+    """The mean over seeds of a statistic of prompts, all seeds measured on the same prompts: other seeds and other
+    prompts would differ.
 
         Var = s² / S + b²        ν = Var² / ((s² / S)² / (S − 1) + b⁴ / (P − 1))
 
-    s² is the variance over the S seeds, b² that of the mean over seeds when the P prompts are drawn again, ν Satterthwaite's degrees of
-    freedom of Student's t. The noise of single samples is in both terms, so intervals are a little too wide rather than too narrow; with
-    two seeds they may cover only 89 %. With one seed there is no s²: the interval is then over prompts alone, and nothing is tested.
+    s² is the variance over the S seeds, b² that of the mean over seeds when the P prompts are drawn again, ν
+    Satterthwaite's degrees of freedom of Student's t. The noise of single samples is in both terms, so intervals are a
+    little too wide rather than too narrow; with two seeds they may cover only 89 %. With one seed there is no s²: the
+    interval is then over prompts alone, and nothing is tested.
 
-    draws   [1 + R, S]: row 0 is the statistic of every seed, the others the same when prompts are drawn with replacement
+    draws   [1 + R, S]: row 0 is the statistic of every seed, the others the same when prompts are drawn with
+            replacement
     """
 
     draws: np.ndarray
@@ -106,7 +117,9 @@ class OverSeedsAndPrompts:
         """(standard error, degrees of freedom)."""
         prompts = float(self.draws[1:].mean(1).var()) if len(self.draws) > 1 else 0.0
         seeds = float(self.draws[0].var(ddof=1) / self.num_seeds) if self.num_seeds > 1 else 0.0
-        scale = sum(part**2 / (num - 1) for part, num in ((seeds, self.num_seeds), (prompts, self.num_prompts)) if num > 1)
+        scale = sum(
+            part**2 / (num - 1) for part, num in ((seeds, self.num_seeds), (prompts, self.num_prompts)) if num > 1
+        )
         return float(np.sqrt(seeds + prompts)), (seeds + prompts) ** 2 / scale if scale > 0 else np.inf
 
     def estimate(self, level: float = 0.95) -> Estimate:
@@ -124,7 +137,12 @@ class OverSeedsAndPrompts:
 
 
 def cluster_bootstrap(
-    statistic: Callable[[np.ndarray], float], clusters: Sequence[int], *, num: int = 2000, seed: int = 0, level: float = 0.95
+    statistic: Callable[[np.ndarray], float],
+    clusters: Sequence[int],
+    *,
+    num: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Estimate:
     """Percentile interval of statistic(rows), rows [n] int, when whole clusters (prompts) are drawn with replacement.
 
@@ -137,7 +155,9 @@ def cluster_bootstrap(
     value = float(statistic(np.arange(len(clusters))))
     if len(names) < 2:
         return Estimate(value, -np.inf, np.inf, len(names), level)
-    draws = np.array([statistic(np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])) for _ in range(num)])
+    draws = np.array(
+        [statistic(np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])) for _ in range(num)]
+    )
     draws = draws[~np.isnan(draws)]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) if len(draws) else (-np.inf, np.inf)
     return Estimate(value, float(low), float(high), len(names), level)
@@ -154,9 +174,10 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def jackknife(value: float, left_out: Sequence[float], level: float = 0.95) -> Estimate:
-    """A statistic with the interval that its values without one unit each give: Student's, at num − 1 degrees of freedom.
+    """A statistic with the interval that its values without one unit each give: Student's, at num − 1 degrees of
+    freedom.
 
-        se² = (n − 1)/n Σᵢ (θ₍ᵢ₎ − mean θ₍·₎)²          Source: Efron and Stein (1981).
+    se² = (n − 1)/n Σᵢ (θ₍ᵢ₎ − mean θ₍·₎)²          Source: Efron and Stein (1981).
     """
     x = np.asarray(left_out, float)
     half = _student(len(x), level) * float(np.sqrt(_jackknife_covariance(x[None])[0, 0]))
@@ -166,12 +187,13 @@ def jackknife(value: float, left_out: Sequence[float], level: float = 0.95) -> E
 def jackknife_ratio(
     numerator: float, denominator: float, left_out: tuple[Sequence[float], Sequence[float]], level: float = 0.95
 ) -> Estimate:
-    """A ratio of two quantities that cannot be negative, with Fieller's interval: every ρ for which numerator − ρ denominator may be 0.
+    """A ratio of two quantities that cannot be negative, with Fieller's interval: every ρ for which numerator − ρ
+    denominator may be 0.
 
     left_out   both statistics without one unit each
 
-    Where the denominator may be 0 the ratio has no upper bound, and the interval says so (inf). An estimate of it that is below 0 counts
-    as 0, and the value is inf as well. Source: Fieller (1954).
+    Where the denominator may be 0 the ratio has no upper bound, and the interval says so (inf). An estimate of it that
+    is below 0 counts as 0, and the value is inf as well. Source: Fieller (1954).
     """
     cov, n, d = _jackknife_covariance(np.asarray(left_out, float)), float(numerator), max(float(denominator), 0.0)
     num = len(left_out[0])

@@ -3,8 +3,9 @@
     confidence of an answer = share of the prompt's other completions that give the same answer
     ECE = Σ_bins (n_b / n) |mean confidence − mean success|          overconfidence = mean confidence − mean success
 
-Leaving the completion itself out makes the confidence an unbiased estimate of the answer's probability. Even a calibrated policy has a
-positive ECE in a finite sample, so the ECE that it would have comes along: answers are called right with the probability they have.
+Leaving the completion itself out makes the confidence an unbiased estimate of the answer's probability. Even a
+calibrated policy has a positive ECE in a finite sample, so the ECE that it would have comes along: answers are called
+right with the probability they have.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """Draws [1 + num] of each figure; `curve` rows are (mean confidence, mean success, share of completions) of the bins that occur."""
+    """Draws [1 + num] of each figure; `curve` rows are (mean confidence, mean success, share of completions) of the
+    bins that occur.
+    """
 
     ece: np.ndarray
     overconfidence: np.ndarray
@@ -41,7 +44,9 @@ def confidences(answers: Sequence[Sequence[str]]) -> np.ndarray:
     return np.array(found, float)
 
 
-def calibration(answers: Sequence[Sequence[str]], correct: np.ndarray, *, num: int = 1000, seed: int = 0) -> Calibration:
+def calibration(
+    answers: Sequence[Sequence[str]], correct: np.ndarray, *, num: int = 1000, seed: int = 0
+) -> Calibration:
     """From S ≥ 2 sampled answers of every prompt and whether each is correct [P,S]."""
     confidence, correct = confidences(answers), np.asarray(correct, float)
     prompts, samples = confidence.shape
@@ -52,8 +57,14 @@ def calibration(answers: Sequence[Sequence[str]], correct: np.ndarray, *, num: i
     nulls = [_bin_sums(x, _as_if_calibrated(answers, rng), Bootstrap(bootstrap.cluster, 0)) for _ in range(50)]
     total = sums[:, 0].sum(1)
     curve = [(float(c / n), float(s / n), float(n / total[0])) for n, c, s in sums[0].T if n > 0]
-    return Calibration(_ece(sums), (sums[:, 1].sum(1) - sums[:, 2].sum(1)) / total, sums[:, 2].sum(1) / total,
-                       float(np.mean([_ece(null)[0] for null in nulls])), curve, bootstrap)  # fmt: skip
+    return Calibration(
+        _ece(sums),
+        (sums[:, 1].sum(1) - sums[:, 2].sum(1)) / total,
+        sums[:, 2].sum(1) / total,
+        float(np.mean([_ece(null)[0] for null in nulls])),
+        curve,
+        bootstrap,
+    )
 
 
 def _bin_sums(confidence: np.ndarray, correct: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
@@ -69,5 +80,10 @@ def _ece(sums: np.ndarray) -> np.ndarray:
 
 def _as_if_calibrated(answers: Sequence[Sequence[str]], rng: np.random.Generator) -> np.ndarray:
     """[P·S]: one of the prompt's answers, drawn as often as it occurs, is called the right one."""
-    return np.concatenate([np.array([answer == group[right] for answer in group], float)
-                           for group in answers for right in [int(rng.integers(len(group)))]])  # fmt: skip
+    return np.concatenate(
+        [
+            np.array([answer == group[right] for answer in group], float)
+            for group in answers
+            for right in [int(rng.integers(len(group)))]
+        ]
+    )

@@ -1,11 +1,13 @@
 """What is unbiased at any budget: second moments of effects from independent halves of the rollouts.
 
     U = effect̂² − Var̂(effect̂)           E[U] = effect²
-    ρ(effect², x) = Cov(U, x) / (sd(x) √Cov(U_A, U_B))          U_A, U_B from disjoint halves, averaged over random partitions
+    ρ(effect², x) = Cov(U, x) / (sd(x) √Cov(U_A, U_B))
+                                                         U_A, U_B from disjoint halves, averaged over random partitions
 
-The size of a noisy effect is not a noisy size: |effect̂| carries V(1 − V), π and the number of rollouts as hidden variables, and any proxy
-that knows one of them correlates with it in a world without effects, at every budget. U does not. When Cov(U_A, U_B) is not clearly above
-zero, the effects' own variance is not resolved, there is nothing to divide by, and the correlation is refused.
+The size of a noisy effect is not a noisy size: |effect̂| carries V(1 − V), π and the number of rollouts as hidden
+variables, and any proxy that knows one of them correlates with it in a world without effects, at every budget. U does
+not. When Cov(U_A, U_B) is not clearly above zero, the effects' own variance is not resolved, there is nothing to divide
+by, and the correlation is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Squares:
     halves: np.ndarray
 
     @classmethod
-    def of(cls, rollouts: Rollouts, estimands: tuple[str, ...], seed: int = 0, partitions: int = PARTITIONS) -> dict[str, Squares]:
+    def of(
+        cls, rollouts: Rollouts, estimands: tuple[str, ...], seed: int = 0, partitions: int = PARTITIONS
+    ) -> dict[str, Squares]:
         """One for each estimand, from the same partitions."""
         whole = rollouts.effects()
         split = [rollouts.effects(keep) for keep in rollouts.subsets(2, partitions, seed)]
@@ -54,7 +58,8 @@ def resolved(variance: np.ndarray, level: float = 0.95) -> bool:
 
 
 def corrected_draws(x: np.ndarray, squares: Squares, bootstrap: Bootstrap, *, ranks: bool = False) -> np.ndarray | None:
-    """[1 + num]: the noise-corrected correlation of effect² with x [N] (or with its ranks); None where it is unresolved.
+    """[1 + num]: the noise-corrected correlation of effect² with x [N] (or with its ranks); None where it is
+    unresolved.
 
     A value above 1 is left as it is: it says how noisy the estimate still is.
     """
@@ -100,9 +105,11 @@ def _variance(values: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
 
 
 def budget_law(rollouts: Rollouts, reached: np.ndarray, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(Σᵢ before_after², V̂₀(1 − V̂₀)) per completion [B], both unbiased; on-policy their means agree: E Σ (Vᵢ − V_{i−1})² = V₀(1 − V₀).
+    """(Σᵢ before_after², V̂₀(1 − V̂₀)) per completion [B], both unbiased; on-policy their means agree: E Σ (Vᵢ −
+    V_{i−1})² = V₀(1 − V₀).
 
-    reached [N]   tokens that count (all, unless a completion was cut);  prompt [B]   completions of one prompt share V₀, so
+    reached [N]   tokens that count (all, unless a completion was cut);  prompt [B]
+                                                                                 completions of one prompt share V₀, so
                   V₀(1 − V₀) is taken from the rewards of its completions where it has two or more, NaN otherwise
     """
     square = np.nan_to_num(rollouts.effects().square("before_after")) * reached

@@ -3,8 +3,8 @@
     V₋ᵢ = Vᵢ  with probability q₀ (the choice did not matter),   else  V₋ᵢ = one of GRID with probabilities q
     successes at i ~ Binomial(nᵢ, V₋ᵢ)
 
-From the end of a completion backwards a V₋ is drawn given V and the counts, then V_{i−1} follows: a particle filter with a fixed lag.
-q₀ and q are fitted by expectation maximisation over such draws.
+From the end of a completion backwards a V₋ is drawn given V and the counts, then V_{i−1} follows: a particle filter
+with a fixed lag. q₀ and q are fitted by expectation maximisation over such draws.
 """
 
 from __future__ import annotations
@@ -57,16 +57,23 @@ def _likelihood(successes: np.ndarray, count: np.ndarray, p: np.ndarray) -> np.n
     return np.exp(special.xlogy(successes, p) + special.xlog1py(count - successes, -p))
 
 
-def _sweep(rollouts: Rollouts, prior: np.ndarray, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sweep(
+    rollouts: Rollouts, prior: np.ndarray, draws: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(V after [D,N], V₋ [D,N], expected prior [1 + G]): particles go backwards through all completions at once.
 
-    A particle's weight is the likelihood of the counts under the prior and its V; where the weights of a completion become uneven its
-    particles are drawn again, with what they said about the last LAG tokens, so that rollouts at earlier tokens correct later ones.
+    A particle's weight is the likelihood of the counts under the prior and its V; where the weights of a completion
+    become uneven its particles are drawn again, with what they said about the last LAG tokens, so that rollouts at
+    earlier tokens correct later ones.
     """
     row, column = rollouts.places
     shape = (len(rollouts.reward), int(column.max()) + 1)
     count, successes, pi = np.zeros(shape), np.zeros(shape), np.ones(shape)
-    count[row, column], successes[row, column], pi[row, column] = rollouts.count, np.nansum(rollouts.rewards, 1), rollouts.pi
+    count[row, column], successes[row, column], pi[row, column] = (
+        rollouts.count,
+        np.nansum(rollouts.rewards, 1),
+        rollouts.pi,
+    )
     after, other, picked = np.full((3, draws, *shape), np.nan)
     value = np.repeat(rollouts.reward[None].astype(float), draws, 0)
     log_weight = np.zeros((draws, len(rollouts.reward)))
@@ -108,8 +115,12 @@ def _systematic(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack(found, 1).clip(max=draws - 1) if found else np.zeros((draws, 0), int)
 
 
-def ceiling_draws(rollouts: Rollouts, posterior: Posterior, estimand: str, tokens: np.ndarray, seed: int = 0, num: int = 50) -> np.ndarray:
-    """[num]: Spearman of |effect| with its own estimate at this budget, when a posterior draw is the truth: no proxy can do better."""
+def ceiling_draws(
+    rollouts: Rollouts, posterior: Posterior, estimand: str, tokens: np.ndarray, seed: int = 0, num: int = 50
+) -> np.ndarray:
+    """[num]: Spearman of |effect| with its own estimate at this budget, when a posterior draw is the truth: no proxy
+    can do better.
+    """
     rng, found, ones = np.random.default_rng(seed), [], np.ones((1, int(tokens.sum())))
     for draw in rng.integers(len(posterior.value), size=num):
         truth = np.nan_to_num(posterior.value[draw])
@@ -121,6 +132,8 @@ def ceiling_draws(rollouts: Rollouts, posterior: Posterior, estimand: str, token
 
 
 def redraw(rollouts: Rollouts, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[N]: means of fresh rollouts, as many as there were, that succeed with probability p [N]; NaN where there were none."""
+    """[N]: means of fresh rollouts, as many as there were, that succeed with probability p [N]; NaN where there were
+    none.
+    """
     count = rollouts.count
     return np.where(count > 0, rng.binomial(count, np.clip(p, 0, 1)) / np.maximum(count, 1), np.nan)

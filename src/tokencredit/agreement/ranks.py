@@ -1,7 +1,8 @@
 """Measures of agreement between two columns of tokens, each under many weightings at once.
 
-Arrays: x, y, label [N] over tokens; weights [R,N], one row per weighting (row 0 all ones gives the plain value); every measure answers
-[R], NaN where it is undefined. A token of weight 2 counts as two tokens, so a bootstrap over prompts is a matrix of weights.
+Arrays: x, y, label [N] over tokens; weights [R,N], one row per weighting (row 0 all ones gives the plain value); every
+measure answers [R], NaN where it is undefined. A token of weight 2 counts as two tokens, so a bootstrap over prompts is
+a matrix of weights.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def _in_blocks(weights: np.ndarray, measure) -> np.ndarray:
 
 def spearman_matrix(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """[R,K,K]: Spearman's correlation of every pair of columns [K,N]."""
-    return _in_blocks(weights, lambda some: correlations(covariances(np.stack([midranks(x, some) for x in columns]), some)))
+    return _in_blocks(
+        weights, lambda some: correlations(covariances(np.stack([midranks(x, some) for x in columns]), some))
+    )
 
 
 def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -68,7 +71,7 @@ def pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def partial_spearman(x: np.ndarray, y: np.ndarray, controls: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """[R]: correlation of the ranks of x and y after the ranks of the controls [K,N] were regressed out of both.
 
-        C = S_aa − S_ab S_bb⁺ S_ba      a = (x, y), b = controls
+    C = S_aa − S_ab S_bb⁺ S_ba      a = (x, y), b = controls
     """
 
     def measure(some: np.ndarray) -> np.ndarray:
@@ -82,15 +85,19 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, controls: np.ndarray, weights
 
 
 def within_matrix(columns: np.ndarray, cluster: np.ndarray, cluster_weights: np.ndarray) -> np.ndarray:
-    """[R,K,K]: Spearman within clusters (prompts): ranks, as shares of the cluster's size, are taken and centred inside each cluster.
+    """[R,K,K]: Spearman within clusters (prompts): ranks, as shares of the cluster's size, are taken and centred inside
+    each cluster.
 
-        ρ = Σ_c w_c S_c(x, y) / √(Σ_c w_c S_c(x, x) · Σ_c w_c S_c(y, y))        cluster_weights [R,C], S_c: sums of products
+        ρ = Σ_c w_c S_c(x, y) / √(Σ_c w_c S_c(x, x) · Σ_c w_c S_c(y, y))
+                                                                           cluster_weights [R,C], S_c: sums of products
 
-    Differences between prompts, such as their difficulty, cannot enter; a prompt where nothing varies adds nothing. `cluster` [N] are
-    columns of the weights.
+    Differences between prompts, such as their difficulty, cannot enter; a prompt where nothing varies adds nothing.
+    `cluster` [N] are columns of the weights.
     """
     sums = []
-    for members in np.split(np.argsort(cluster, kind="stable"), np.bincount(cluster, minlength=cluster_weights.shape[1]).cumsum()[:-1]):
+    for members in np.split(
+        np.argsort(cluster, kind="stable"), np.bincount(cluster, minlength=cluster_weights.shape[1]).cumsum()[:-1]
+    ):
         ones = np.ones((1, len(members)))
         if not len(members):
             sums.append(np.zeros((len(columns), len(columns))))
@@ -104,7 +111,8 @@ def within_matrix(columns: np.ndarray, cluster: np.ndarray, cluster_weights: np.
 def kendall(x: np.ndarray, y: np.ndarray, cluster: np.ndarray, cluster_weights: np.ndarray) -> np.ndarray:
     """[R]: Kendall's tau-b, whole clusters weighted by cluster_weights [R,C].
 
-        τ_b = wᵀ K w / √(wᵀ X w · wᵀ Y w)       K_cd = Σ_{i∈c, j∈d} sgn(x_i − x_j) sgn(y_i − y_j),  X, Y: pairs that are not tied
+        τ_b = wᵀ K w / √(wᵀ X w · wᵀ Y w)       K_cd = Σ_{i∈c, j∈d} sgn(x_i − x_j) sgn(y_i − y_j),
+                                                                                          X, Y: pairs that are not tied
 
     All pairs are compared once, whatever the number of weightings.
     """
@@ -121,13 +129,16 @@ def kendall(x: np.ndarray, y: np.ndarray, cluster: np.ndarray, cluster_weights: 
         for which, product in enumerate((a * b, a * a, b * b)):
             by_column = np.add.reduceat(product, starts, axis=1, dtype=np.int32)
             np.add.at(sums[which], group[rows], by_column)
-    agree, untied_x, untied_y = (np.einsum("rc,cd,rd->r", cluster_weights, each, cluster_weights, optimize=True) for each in sums)
+    agree, untied_x, untied_y = (
+        np.einsum("rc,cd,rd->r", cluster_weights, each, cluster_weights, optimize=True) for each in sums
+    )
     scale = np.sqrt(untied_x * untied_y)
     return np.divide(agree, scale, out=np.full(len(scale), np.nan), where=scale > 0)
 
 
 def auroc(x: np.ndarray, label: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[R]: chance that a token drawn in proportion to `label` has the larger x than one drawn in proportion to 1 − label (ties half).
+    """[R]: chance that a token drawn in proportion to `label` has the larger x than one drawn in proportion to 1 −
+    label (ties half).
 
     `label` [N] in [0, 1] is a probability (soft) or 0 and 1 (confirmed).
     """
@@ -143,7 +154,9 @@ def auroc(x: np.ndarray, label: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def average_precision(x: np.ndarray, label: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[R]: mean precision over the positives, tokens taken from the largest x down, tied tokens together; `label` as in `auroc`."""
+    """[R]: mean precision over the positives, tokens taken from the largest x down, tied tokens together; `label` as in
+    `auroc`.
+    """
     order, starts, _ = _ties(-x)
 
     def measure(some: np.ndarray) -> np.ndarray:
@@ -156,9 +169,11 @@ def average_precision(x: np.ndarray, label: np.ndarray, weights: np.ndarray) -> 
     return _in_blocks(weights, measure)
 
 
-def share_of_top(x: np.ndarray, amount: np.ndarray, share: float, weights: np.ndarray, *, per_token: bool) -> np.ndarray:
-    """[R]: of the `share` of tokens with the largest x, the mean `amount` (precision at k, if amount is a label) or, unless `per_token`,
-    their part of the total amount. Tokens tied at the border count in part.
+def share_of_top(
+    x: np.ndarray, amount: np.ndarray, share: float, weights: np.ndarray, *, per_token: bool
+) -> np.ndarray:
+    """[R]: of the `share` of tokens with the largest x, the mean `amount` (precision at k, if amount is a label) or,
+    unless `per_token`, their part of the total amount. Tokens tied at the border count in part.
     """
     order, starts, _ = _ties(-x)
 

@@ -81,5 +81,7 @@ def compare(bootstrap: Bootstrap, draws: Mapping[str, np.ndarray], baseline: str
         return {}
     differences = {name: draws[name] - draws[baseline] for name in others}
     p_values = [bootstrap.p_value(differences[name]) for name in others]
-    return {name: {"difference": bootstrap.estimate(differences[name]), "p": p, "holm": float(adjusted)}
-            for name, p, adjusted in zip(others, p_values, holm(p_values))}  # fmt: skip
+    return {
+        name: {"difference": bootstrap.estimate(differences[name]), "p": p, "holm": float(adjusted)}
+        for name, p, adjusted in zip(others, p_values, holm(p_values))
+    }

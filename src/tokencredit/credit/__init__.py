@@ -1,6 +1,13 @@
 """Credit: reward -> credit [B, T]. Pure functions on torch tensors, no gradients."""
 
-from tokencredit.credit.baselines import BatchWhiten, GroupCenter, LeaveOneOut, OptimalTokenBaseline, Outcome, PolarityCenter
+from tokencredit.credit.baselines import (
+    BatchWhiten,
+    GroupCenter,
+    LeaveOneOut,
+    OptimalTokenBaseline,
+    Outcome,
+    PolarityCenter,
+)
 from tokencredit.credit.sampling import TokenSampling
 from tokencredit.credit.shaping import EntropyReward, GroupRelativeOverlong, Overlong
 from tokencredit.credit.transform import LAWS, Chain, Transform

@@ -1,7 +1,7 @@
 """Transforms that set a rollout's total: the outcome, and the outcome against a baseline.
 
-They read each rollout's value Rᵢ, the mean of its incoming credit over its tokens, or its reward where it has no token; the baseline per
-token reads the credit of each token.
+They read each rollout's value Rᵢ, the mean of its incoming credit over its tokens, or its reward where it has no token;
+the baseline per token reads the credit of each token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokencredit.rollouts import Rollouts
 class Outcome(Transform):
     """The verifier's number, at every token.
 
-        cᵢₜ ← rᵢ
+    cᵢₜ ← rᵢ
     """
 
     laws: ClassVar = frozenset({"row_local", "group_local", "idempotent"})
@@ -35,11 +35,12 @@ class Outcome(Transform):
 class GroupCenter(Transform):
     """A rollout against its siblings.
 
-        cᵢₜ ← (Rᵢ − mean_g R) / (σ + eps)        σ = std of R over the group, over the batch, or (scale="none") no division
+        cᵢₜ ← (Rᵢ − mean_g R) / (σ + eps)        σ = std of R over the group, over the batch, or (scale="none") no
+                                                 division
 
-    A group of equal rewards, or of one rollout, gets 0. `ddof=1` and an eps inside the division are what the public engines do
-    (verl eps 1e-6, TRL 1e-4); the paper prints neither. Source: GRPO (arXiv:2402.03300) sec. 4.1.2; scale="none": Dr. GRPO
-    (arXiv:2503.20783) eq. 5.
+    A group of equal rewards, or of one rollout, gets 0. `ddof=1` and an eps inside the division are what the public
+    engines do (verl eps 1e-6, TRL 1e-4); the paper prints neither. Source: GRPO (arXiv:2402.03300) sec. 4.1.2;
+    scale="none": Dr. GRPO (arXiv:2503.20783) eq. 5.
 
     >>> GroupCenter(scale="none")(credit, rollouts)     # rewards 1, 0, 0, 1 -> 0.5, -0.5, -0.5, 0.5
     """
@@ -85,16 +86,18 @@ class LeaveOneOut(Transform):
 
 @dataclass(frozen=True)
 class OptimalTokenBaseline(Transform):
-    """Each token against the group's return at the same position, weighted by how much each rollout has moved the logits so far.
+    """Each token against the group's return at the same position, weighted by how much each rollout has moved the
+    logits so far.
 
         cᵢₜ ← cᵢₜ − B_gt       B_gt = Σᵢ cᵢₜ Wᵢₜ / Σᵢ Wᵢₜ        over the rollouts i of the group that are alive at t
         Wᵢₜ = Σ_{j≤t} ‖sᵢⱼ‖²    ‖s‖² = ‖e_a − π‖² = 1 − 2 π(a) + Σᵥ π(v)²        the gradient of log π(a) in the logits
 
-    The incoming credit is the return from t on: with an outcome reward the reward, Chain(Outcome(), OptimalTokenBaseline()). Reads the
-    scores `logprob` and `sum_p2`. `alone` is about positions where no sibling is alive, the tail of the longest rollout and a group of
-    one: "zero" has B = 0 there, as verl's code by default, so that the whole return stays; "own" has B = c, so that nothing does.
-    Where all W are 0 the mean is plain. Source: optimal token baseline (arXiv:2602.07078) as in verl's code. Differs: no ε in the division,
-    no weights for a mismatch of sampler and policy.
+    The incoming credit is the return from t on: with an outcome reward the reward, Chain(Outcome(),
+    OptimalTokenBaseline()). Reads the scores `logprob` and `sum_p2`. `alone` is about positions where no sibling is
+    alive, the tail of the longest rollout and a group of one: "zero" has B = 0 there, as verl's code by default, so
+    that the whole return stays; "own" has B = c, so that nothing does. Where all W are 0 the mean is plain. Source:
+    optimal token baseline (arXiv:2602.07078) as in verl's code. Differs: no ε in the division, no weights for a
+    mismatch of sampler and policy.
 
     >>> OptimalTokenBaseline()(credit, rollouts)     # returns 1, 0 and W 1, 3 at a position -> 0.75, -0.25
     """
@@ -140,17 +143,21 @@ class BatchWhiten(Transform):
 class PolarityCenter(Transform):
     """Standardise shaped rewards of successes (+) and failures (−) separately, each over *all* tokens of the scope.
 
-        cᵢₜ ← (c±ᵢₜ − mean C±) / (std C± + eps)      C⁺ = {c of successes} ∪ {0 for every token of a failure}, C⁻ likewise
+        cᵢₜ ← (c±ᵢₜ − mean C±) / (std C± + eps)
+                                                  C⁺ = {c of successes} ∪ {0 for every token of a failure}, C⁻ likewise
 
-    population  "all": the other polarity's zeros belong to the population (default: GTPO eq. 6 with the definitions of eqs. 3 and 5;
-                its appendix B.4 does the same); "within_polarity": they do not. Then each polarity has mean zero and more than half of
-                the tokens of correct answers can come out negative: the outcome is erased. It exists for comparison and warns.
-                "joint": one population of both polarities (the version of August 2025).
-    level       "token", or "sequence" for GRPO-S: mean and std over the G rollouts (below its eq. 9); those that have tokens
+    population  "all": the other polarity's zeros belong to the population (default: GTPO eq. 6 with the definitions of
+                eqs. 3 and 5; its appendix B.4 does the same); "within_polarity": they do not. Then each polarity has
+                mean zero and more than half of the tokens of correct answers can come out negative: the outcome is
+                erased. It exists for comparison and warns. "joint": one population of both polarities (the version of
+                August 2025).
+    level       "token", or "sequence" for GRPO-S: mean and std over the G rollouts (below its eq. 9); those that have
+                tokens
     scope       "group" (the printed equations) or "batch" (what sec. 4 says of the authors' own implementation)
 
-    A group in which no success or no failure has tokens gets 0 and takes no part in a batch's statistics, as if dynamic sampling had
-    dropped it: all that its spread holds is entropy. Source: GTPO (arXiv:2508.04349v6) eq. 6. Differs: the paper's std states no ddof.
+    A group in which no success or no failure has tokens gets 0 and takes no part in a batch's statistics, as if dynamic
+    sampling had dropped it: all that its spread holds is entropy. Source: GTPO (arXiv:2508.04349v6) eq. 6. Differs: the
+    paper's std states no ddof.
     """
 
     scope: str = "group"
@@ -161,13 +168,15 @@ class PolarityCenter(Transform):
     laws: ClassVar = frozenset({"group_local"})
 
     def __post_init__(self):
-        one_of(self, scope=("group", "batch"), population=("all", "within_polarity", "joint"), level=("token", "sequence"))
+        one_of(
+            self, scope=("group", "batch"), population=("all", "within_polarity", "joint"), level=("token", "sequence")
+        )
         if self.scope == "batch":
             object.__setattr__(self, "laws", frozenset())
         if self.population == "within_polarity":
             warnings.warn(
-                'population="within_polarity" gives each polarity mean zero: the outcome signal is erased and many tokens of correct '
-                'answers get negative credit. The paper\'s definitions mean population="all"',
+                'population="within_polarity" gives each polarity mean zero: the outcome signal is erased and many'
+                ' tokens of correct answers get negative credit. The paper\'s definitions mean population="all"',
                 stacklevel=3,
             )
 

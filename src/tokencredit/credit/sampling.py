@@ -19,15 +19,17 @@ class TokenSampling(Transform):
 
         cᵢₜ ← cᵢₜ / qᵢₜ · 1[uᵢₜ < qᵢₜ]        qᵢₜ = φ + (1 − φ) min(1, κ sᵢₜ)        sᵢₜ = |cᵢₜ| xᵢₜ^power
 
-    κ is such that Σ q = fraction · N over the N tokens of the scope ("batch", "group" or "row") that carry credit; where fewer than that
-    have s > 0, those are all kept, and the others share what is left. Over the uniform draw u (the score `uniform`) the mean is c itself,
-    whatever x is: tokens that x thinks little of are rare and heavy, by at most 1/φ (`floor` φ). A surrogate that is linear in the size
-    of the credit, as all ratio clips are, stays right on average too. fraction = 1 is the identity.
+    κ is such that Σ q = fraction · N over the N tokens of the scope ("batch", "group" or "row") that carry credit;
+    where fewer than that have s > 0, those are all kept, and the others share what is left. Over the uniform draw u
+    (the score `uniform`) the mean is c itself, whatever x is: tokens that x thinks little of are rare and heavy, by at
+    most 1/φ (`floor` φ). A surrogate that is linear in the size of the credit, as all ratio clips are, stays right on
+    average too. fraction = 1 is the identity.
 
-    The gradient Σ c g has the least variance with q ∝ |c| ‖g‖ (x = "gradient_norm" or, of the LM head alone, "head_norm") and, where q
-    may not depend on the token that was drawn, with q ∝ |c| √tr F (x = "fisher_trace", power 0.5): Cauchy and Schwarz. As a weight
-    without 1/q the same x would bias the gradient. score=None: x = 1. by_credit=False leaves |c| out. Assumes x >= 0.
-    Source: Poisson sampling with inverse-probability weights (Horvitz and Thompson 1952).
+    The gradient Σ c g has the least variance with q ∝ |c| ‖g‖ (x = "gradient_norm" or, of the LM head alone,
+    "head_norm") and, where q may not depend on the token that was drawn, with q ∝ |c| √tr F (x = "fisher_trace", power
+    0.5): Cauchy and Schwarz. As a weight without 1/q the same x would bias the gradient. score=None: x = 1.
+    by_credit=False leaves |c| out. Assumes x >= 0. Source: Poisson sampling with inverse-probability weights (Horvitz
+    and Thompson 1952).
     """
 
     score: str | None = None
@@ -41,9 +43,13 @@ class TokenSampling(Transform):
     def __post_init__(self):
         one_of(self, scope=("batch", "group", "row"))
         if not 0 < self.floor <= self.fraction <= 1:
-            raise ValueError(f"TokenSampling needs 0 < floor <= fraction <= 1, got floor={self.floor}, fraction={self.fraction}")
+            raise ValueError(
+                f"TokenSampling needs 0 < floor <= fraction <= 1, got floor={self.floor}, fraction={self.fraction}"
+            )
         if not self.power >= 0:
-            raise ValueError(f"TokenSampling.power must not be negative: unlikely tokens would be kept for it; got {self.power}")
+            raise ValueError(
+                f"TokenSampling.power must not be negative: unlikely tokens would be kept for it; got {self.power}"
+            )
         local = {"batch": set(), "group": {"group_local"}, "row": {"group_local", "row_local"}}[self.scope]
         object.__setattr__(self, "laws", frozenset({"keeps_sign"} | local))
 
@@ -53,7 +59,11 @@ class TokenSampling(Transform):
 
     def probability(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         """[B, T]: q of every token that carries credit, 0 elsewhere."""
-        size = torch.ones_like(credit) if self.score is None else rollouts.score(self.score).to(credit.dtype).clamp(min=0) ** self.power
+        size = (
+            torch.ones_like(credit)
+            if self.score is None
+            else rollouts.score(self.score).to(credit.dtype).clamp(min=0) ** self.power
+        )
         size = size * credit.abs() if self.by_credit else size
         carries = rollouts.mask & (credit != 0)
         index = torch.arange(len(rollouts), device=credit.device) if self.scope == "row" else rollouts.index(self.scope)
@@ -64,7 +74,9 @@ class TokenSampling(Transform):
         return q
 
     def _inclusion(self, size: Tensor) -> Tensor:
-        """q [N] of the tokens of one population: the largest k are certain, the others share what is left of the budget by size."""
+        """q [N] of the tokens of one population: the largest k are certain, the others share what is left of the budget
+        by size.
+        """
         num = len(size)
         if not num:
             return size

@@ -21,20 +21,24 @@ class EntropyReward(Transform):
         failure   cⱼₜ ← −α₁ − α₂ Hⱼₜ⁻¹ / H̄⁻         H̄⁻: mean of 1/H over the failures compared with
 
     level    "token", or "sequence": Ĥᵢ, the mean entropy of the rollout, takes the place of Hᵢₜ (GRPO-S eqs. 8-9)
-    compare  whom a token is compared with: "column", the same position of the other rollouts of its polarity (the paper's; then at
-             every position the shaped rewards of d_t living successes of reward 1 sum to (α₁+α₂) d_t); "row", the positions of its own
-             rollout; "matrix", all tokens of its polarity. The paper names the last two as open questions
+    compare  whom a token is compared with: "column", the same position of the other rollouts of its polarity (the
+             paper's; then at every position the shaped rewards of d_t living successes of reward 1 sum to (α₁+α₂) d_t);
+             "row", the positions of its own rollout; "matrix", all tokens of its polarity. The paper names the last two
+             as open questions
     mean     "arithmetic", or "geometric" (appendix C)
     scope    "group" (the printed equations) or "batch" (what the paper says of its own implementation)
     failures False: failures get 0 (the version of August 2025)
     floor    1/H and log H see max(H, floor): a documented epsilon of remark 2.1, without effect where H ≥ floor
-    entropy_clip, reward_clip   optional (low, high) bounds on H and on the successes' shaped reward. The paper's "entropy is clipped
+    entropy_clip, reward_clip   optional (low, high) bounds on H and on the successes' shaped reward. The paper's
+                                "entropy is clipped
              at 0.2 and 0.28" are most likely DAPO's ratio bounds; literally taken they would leave almost no spread
 
     Where all compared entropies are 0 every ratio is 1. Entropy is the old policy's, without gradient.
     Source: GTPO and GRPO-S (arXiv:2508.04349v6) eqs. 3, 5, 8, 9; appendix C.
 
-    >>> EntropyReward(alpha=(1, 0.1))(credit, rollouts)     # two successes, H = [[3, 1], [1, 3]] -> [[1.15, 1.05], [1.05, 1.15]]
+    >>> EntropyReward(alpha=(1, 0.1))(credit, rollouts)
+
+    Two successes with H = [[3, 1], [1, 3]] have [[1.15, 1.05], [1.05, 1.15]].
     """
 
     alpha: tuple[float, float] = (1.0, 0.1)
@@ -76,7 +80,9 @@ class EntropyReward(Transform):
         return torch.where(won, up, down if self.failures else torch.zeros_like(down))
 
     def _ratio(self, entropy: Tensor, side: Tensor, rollouts: Rollouts, inverse: bool = False) -> Tensor:
-        """H (or 1/H) over its mean among the compared tokens of `side`, 1 elsewhere: [B, T], or [B, 1] for whole rollouts."""
+        """H (or 1/H) over its mean among the compared tokens of `side`, 1 elsewhere: [B, T], or [B, 1] for whole
+        rollouts.
+        """
         geometric = self.mean == "geometric"
         to, back = (torch.log, torch.exp) if geometric else (_same, _same)
         x = entropy.clamp(min=self.floor) if geometric else entropy
@@ -100,8 +106,9 @@ class Overlong(Transform):
                     (L − cache − |oᵢ|) / cache       up to L
                     −1                               beyond L
 
-    `max_length` L None: the completion budget of the engine (`Method.within`); without one, nothing is overlong. `cache` None: L / 5,
-    the paper's share (4096 of 20480). Outcomes (success or failure) are not changed. Source: DAPO (arXiv:2503.14476) eq. 13.
+    `max_length` L None: the completion budget of the engine (`Method.within`); without one, nothing is overlong.
+    `cache` None: L / 5, the paper's share (4096 of 20480). Outcomes (success or failure) are not changed. Source: DAPO
+    (arXiv:2503.14476) eq. 13.
     """
 
     max_length: int | None = None
@@ -110,7 +117,9 @@ class Overlong(Transform):
 
     def __post_init__(self):
         if self.max_length is not None and not 0 < self._cache <= self.max_length:
-            raise ValueError(f"Overlong needs 0 < cache <= max_length, got cache={self.cache}, max_length={self.max_length}")
+            raise ValueError(
+                f"Overlong needs 0 < cache <= max_length, got cache={self.cache}, max_length={self.max_length}"
+            )
 
     @property
     def _cache(self) -> float:
@@ -129,10 +138,11 @@ class GroupRelativeOverlong(Transform):
 
         cᵢₜ ← cᵢₜ − ½ · clip((|oᵢ| − L̂)/L̂, 0, 1)       L̂ = max{(min + max)/2, mean} of the reference lengths
 
-    Easy group (pass rate ≥ `easy`): reference and target are its successes. Hard group (≤ 1 − easy): nothing. Between: the reference
-    is the whole group, and the successes are punished where they are the majority. The text that could be read stops there;
-    `punish_failures=True` punishes the failures of the other medium groups, as a third party does: a reconstruction.
-    `easy` is not given in the text; 0.75 is the third party's. Source: GTPO (arXiv:2508.04349v6) appendix D.
+    Easy group (pass rate ≥ `easy`): reference and target are its successes. Hard group (≤ 1 − easy): nothing. Between:
+    the reference is the whole group, and the successes are punished where they are the majority. The text that could be
+    read stops there; `punish_failures=True` punishes the failures of the other medium groups, as a third party does: a
+    reconstruction. `easy` is not given in the text; 0.75 is the third party's. Source: GTPO (arXiv:2508.04349v6)
+    appendix D.
     """
 
     easy: float = 0.75

@@ -1,4 +1,6 @@
-"""The credit algebra: a transform is its own configuration and a pure function of credit; a chain of transforms is a transform."""
+"""The credit algebra: a transform is its own configuration and a pure function of credit; a chain of transforms is a
+transform.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ class Transform:
 
         c ← apply(c, rollouts)          [B, T] -> [B, T], no gradient, 0 off the mask
 
-    `laws` names what the transform promises (keys of LAWS); `tokencredit.testing.check_laws` checks them, with the laws that every
-    transform keeps: pure, finite, zero off the mask, blind to padding, and equivariant to the order of rows and the names of groups.
+    `laws` names what the transform promises (keys of LAWS); `tokencredit.testing.check_laws` checks them, with the laws
+    that every transform keeps: pure, finite, zero off the mask, blind to padding, and equivariant to the order of rows
+    and the names of groups.
     """
 
     laws: ClassVar[frozenset[str]] = frozenset()
@@ -91,4 +94,7 @@ def one_of(owner: object, **allowed: tuple) -> None:
     """Raise ValueError when a field of `owner` is none of its allowed values."""
     for name, values in allowed.items():
         if getattr(owner, name) not in values:
-            raise ValueError(f"{type(owner).__name__}.{name} must be one of {', '.join(map(repr, values))}, got {getattr(owner, name)!r}")
+            raise ValueError(
+                f"{type(owner).__name__}.{name} must be one of {', '.join(map(repr, values))}, got"
+                f" {getattr(owner, name)!r}"
+            )

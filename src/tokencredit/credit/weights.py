@@ -20,8 +20,8 @@ class Score(Transform):
 
         cᵢₜ ← xᵢₜ
 
-    With x = Q − V, the change of the success probability that the token brought, this is the exact policy gradient's advantage: the
-    ceiling against which every proxy is compared.
+    With x = Q − V, the change of the success probability that the token brought, this is the exact policy gradient's
+    advantage: the ceiling against which every proxy is compared.
     """
 
     score: str
@@ -37,8 +37,8 @@ class Weight(Transform):
 
         cᵢₜ ← cᵢₜ · (1 + α xᵢₜ / x̄ᵢ)          x̄ᵢ: mean over the rollout
 
-    α = 0 is the identity; α < 0 gives less where the score is high, and may turn signs. Assumes x ≥ 0; a rollout with x̄ = 0 is left
-    unchanged.
+    α = 0 is the identity; α < 0 gives less where the score is high, and may turn signs. Assumes x ≥ 0; a rollout with
+    x̄ = 0 is left unchanged.
 
     >>> Weight("entropy", 0.5)(credit, rollouts)     # credit 1, entropies 1 and 3 -> 1.25 and 1.75
     """
@@ -63,10 +63,11 @@ class ProxyWeight(Transform):
 
         cᵢₜ ← cᵢₜ · wᵢₜ        min_max   wᵢₜ = (xᵢₜ − minᵢ x) / (maxᵢ x − minᵢ x)
                                mean_one  wᵢₜ = xᵢₜ / x̄ᵢ                    keeps the rollout's total
-                               rank      wᵢₜ = (2 rankᵢₜ − 1) / |oᵢ|        ranks 1 … |oᵢ|, ties share theirs; keeps the total
+                               rank      wᵢₜ = (2 rankᵢₜ − 1) / |oᵢ|
+                                                                     ranks 1 … |oᵢ|, ties share theirs; keeps the total
 
-    A rollout whose scores are all equal has w = 1: nothing to tell its tokens apart. min_max changes the size of the step as well
-    as its direction (its mean weight is below 1); mean_one and rank do not. mean_one assumes x ≥ 0.
+    A rollout whose scores are all equal has w = 1: nothing to tell its tokens apart. min_max changes the size of the
+    step as well as its direction (its mean weight is below 1); mean_one and rank do not. mean_one assumes x ≥ 0.
     """
 
     score: str
@@ -102,8 +103,8 @@ class TopFraction(Transform):
 
         cᵢₜ ← cᵢₜ · 1[xᵢₜ ≥ τ]        τ: the ⌈ρ N⌉-th largest of the N scores of the scope ("batch", "group" or "row")
 
-    Ties at τ are all kept; ρ = 1 is the identity. Source: beyond the 80/20 rule (arXiv:2506.01939) eq. 5, whose τ runs over the
-    micro-batch; here it runs over the whole rollout batch.
+    Ties at τ are all kept; ρ = 1 is the identity. Source: beyond the 80/20 rule (arXiv:2506.01939) eq. 5, whose τ runs
+    over the micro-batch; here it runs over the whole rollout batch.
     """
 
     score: str
@@ -137,9 +138,10 @@ class TopFraction(Transform):
 
 @dataclass(frozen=True)
 class Above(Transform):
-    """Only the tokens whose score exceeds a threshold keep their credit: with a score of 0 and 1, the tokens that it marks.
+    """Only the tokens whose score exceeds a threshold keep their credit: with a score of 0 and 1, the tokens that it
+    marks.
 
-        cᵢₜ ← cᵢₜ · 1[xᵢₜ > τ]        τ = −∞ is the identity
+    cᵢₜ ← cᵢₜ · 1[xᵢₜ > τ]        τ = −∞ is the identity
     """
 
     score: str
@@ -160,9 +162,9 @@ class EntropyBonus(Transform):
 
         cᵢₜ ← cᵢₜ + min(α Hᵢₜ, |cᵢₜ| / κ)
 
-    Added for negative credit too, where it softens the penalty; κ > 1 keeps the sign. α = 0.4 with group-relative credit, 0.1 with
-    PPO; κ = 2. A token without credit gets none. Source: reasoning with exploration (arXiv:2506.14758) eq. 5. Differs: H is the old
-    policy's, the same at the first update.
+    Added for negative credit too, where it softens the penalty; κ > 1 keeps the sign. α = 0.4 with group-relative
+    credit, 0.1 with PPO; κ = 2. A token without credit gets none. Source: reasoning with exploration (arXiv:2506.14758)
+    eq. 5. Differs: H is the old policy's, the same at the first update.
     """
 
     alpha: float = 0.4
@@ -174,7 +176,11 @@ class EntropyBonus(Transform):
         if not self.kappa > 1:
             raise ValueError(f"EntropyBonus.kappa must exceed 1 to keep the sign of the credit, got {self.kappa}")
         if not self.alpha >= 0:
-            raise ValueError(f"EntropyBonus.alpha must not be negative: the bonus is bounded from above only; got {self.alpha}")
+            raise ValueError(
+                f"EntropyBonus.alpha must not be negative: the bonus is bounded from above only; got {self.alpha}"
+            )
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
-        return credit + torch.minimum(self.alpha * rollouts.score(self.score).to(credit.dtype), credit.abs() / self.kappa)
+        return credit + torch.minimum(
+            self.alpha * rollouts.score(self.score).to(credit.dtype), credit.abs() / self.kappa
+        )

@@ -1,10 +1,11 @@
-"""What would the step do without some of its tokens? By linearity, with gain and clipping held fixed, and exactly, with both made anew.
+"""What would the step do without some of its tokens? By linearity, with gain and clipping held fixed, and exactly, with
+both made anew.
 
     linear   dF − Σ φᵢₜ over the tokens           free: the shares are known
     exact    ⟨∇F, Δθ⟩ of the step whose coefficients are 0 there, divided by what they were divided by before
 
-The two differ because AdamW's denominators and the clipping factor depend on the whole batch: fewer tokens make a smaller gradient, which
-is divided by a smaller root.
+The two differ because AdamW's denominators and the clipping factor depend on the whole batch: fewer tokens make a
+smaller gradient, which is divided by a smaller root.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from tokencredit.objective.covariance import covariance, portion
 
 
 def token_sets(attribution: Attribution) -> dict[str, Tensor]:
-    """{name: [B, T] bool}: the tokens that published methods single out, and those of either outcome; sets without a token are left out."""
+    """{name: [B, T] bool}: the tokens that published methods single out, and those of either outcome; sets without a
+    token are left out.
+    """
     update, rollouts = attribution.update, attribution.update.batch.rollouts
     logprob, credit, mask = rollouts.score("logprob"), update.credit, rollouts.mask
     surrogate = METHODS["clip_cov"].surrogate
@@ -50,7 +53,9 @@ def highest(x: Tensor, mask: Tensor, share: float) -> Tensor:
 
 
 def without(checkpoint: Checkpoint, attribution: Attribution, tokens: Tensor, goals: Goals) -> dict[str, np.ndarray]:
-    """{"linear/GOAL" scalar, "exact/GOAL" [P]}: what changes in dF when the tokens have no gradient, the whole step compared."""
+    """{"linear/GOAL" scalar, "exact/GOAL" [P]}: what changes in dF when the tokens have no gradient, the whole step
+    compared.
+    """
     update = attribution.update
     other = step_along(checkpoint, update.batch, update.coefficient.masked_fill(tokens, 0), update.credit)
     difference = {name: other.vector[name] - x for name, x in update.vector.items()}

@@ -1,4 +1,6 @@
-"""Rollouts of a checkpoint: sampled, verified and scored by the policy itself, with the token ids that gradients need."""
+"""Rollouts of a checkpoint: sampled, verified and scored by the policy itself, with the token ids that gradients
+need.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ FREE = ("logprob", "entropy")
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B rollouts: the task's row, prompt and completion (token ids), whether the length limit cut it, the verifier's reason; and
-    `rollouts`, with `logprob` and `entropy` [B, T] of the policy that sampled, at its temperature."""
+    """B rollouts: the task's row, prompt and completion (token ids), whether the length limit cut it, the verifier's
+    reason; and `rollouts`, with `logprob` and `entropy` [B, T] of the policy that sampled, at its temperature."""
 
     rows: list[dict]
     prompts: list[list[int]]
@@ -46,15 +48,20 @@ class Batch:
         """The rollouts that `keep` ([B] bool or [K] int) selects, in order; the width stays."""
         index = keep.nonzero()[:, 0].tolist() if keep.dtype == torch.bool else keep.tolist()
         lists = ("rows", "prompts", "completions", "truncated", "reasons")
-        return replace(self, **{name: [getattr(self, name)[i] for i in index] for name in lists}, rollouts=self.rollouts.rows(keep))
+        return replace(
+            self, **{name: [getattr(self, name)[i] for i in index] for name in lists}, rollouts=self.rollouts.rows(keep)
+        )
 
     @cached_property
     def num_prompts(self) -> int:
         return int(self.rollouts.group_index.max()) + 1 if len(self) else 0
 
 
-def draw(checkpoint: Checkpoint, num_prompts: int, group: int, seed: int, *, split: str = "train", needs: Sequence[str] = ()) -> Batch:
-    """`group` rollouts of each of `num_prompts` prompts, sampled by the checkpoint's policy now; `needs` names scores beyond the free ones.
+def draw(
+    checkpoint: Checkpoint, num_prompts: int, group: int, seed: int, *, split: str = "train", needs: Sequence[str] = ()
+) -> Batch:
+    """`group` rollouts of each of `num_prompts` prompts, sampled by the checkpoint's policy now; `needs` names scores
+    beyond the free ones.
 
     Prompts, samples and sketches depend on the seed alone. ValueError where the task has too few prompts.
     """
@@ -75,18 +82,32 @@ def prompts_of(checkpoint: Checkpoint, num: int, seed: int, split: str = "train"
     return [rows[i] for i in order[:num]]
 
 
-def roll_out(checkpoint: Checkpoint, rows: Sequence[dict], group: int, seed: int, *, needs: Sequence[str] = ()) -> Batch:
-    """`group` rollouts of every row, in their order. The k-th rollout of the i-th row depends on the seed, i, k and the policy."""
+def roll_out(
+    checkpoint: Checkpoint, rows: Sequence[dict], group: int, seed: int, *, needs: Sequence[str] = ()
+) -> Batch:
+    """`group` rollouts of every row, in their order. The k-th rollout of the i-th row depends on the seed, i, k and the
+    policy.
+    """
     c = checkpoint
     prompts = encode_prompts(c.tokenizer, rows, c.model.config, c.max_new_tokens)
-    sampled = sample(c.model, c.tokenizer, prompts, group, max_new_tokens=c.max_new_tokens, temperature=c.temperature, seed=seed)
+    sampled = sample(
+        c.model, c.tokenizer, prompts, group, max_new_tokens=c.max_new_tokens, temperature=c.temperature, seed=seed
+    )
     flat = [completion for some in sampled for completion in some]
     owner = [i for i, some in enumerate(sampled) for _ in some]
     return scored(c, [rows[i] for i in owner], [prompts[i] for i in owner], flat, owner, seed, needs=needs)
 
 
-def scored(checkpoint: Checkpoint, rows: Sequence[dict], prompts: Sequence[Sequence[int]], completions: Sequence[Completion],
-           group: Sequence[int], seed: int, *, needs: Sequence[str] = ()) -> Batch:  # fmt: skip
+def scored(
+    checkpoint: Checkpoint,
+    rows: Sequence[dict],
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Completion],
+    group: Sequence[int],
+    seed: int,
+    *,
+    needs: Sequence[str] = (),
+) -> Batch:
     """Completions that the checkpoint's policy has sampled, verified and scored; everything is given per rollout."""
     c = checkpoint
     verdicts = [judge(c.tokenizer, c.task, row, completion) for row, completion in zip(rows, completions)]
@@ -99,7 +120,9 @@ def scored(checkpoint: Checkpoint, rows: Sequence[dict], prompts: Sequence[Seque
     reward = torch.tensor([float(verdict.correct) for verdict in verdicts], dtype=torch.float64)
     scores["entropy"] = scores["entropy"].clamp(min=0)
     rollouts = Rollouts(reward=reward, group=torch.tensor(group), mask=mask, scores=scores)
-    return Batch(list(rows), own, ids, [x.truncated for x in completions], [verdict.reason for verdict in verdicts], rollouts)
+    return Batch(
+        list(rows), own, ids, [x.truncated for x in completions], [verdict.reason for verdict in verdicts], rollouts
+    )
 
 
 def tokens_of(tokenizer: Any, completion: Sequence[int]) -> list[str]:
@@ -110,7 +133,10 @@ def roles(checkpoint: Checkpoint, batch: Batch) -> list[list[str]] | None:
     """The role of every token, where the task knows roles."""
     if not hasattr(checkpoint.task, "roles"):
         return None
-    return [checkpoint.task.roles(row, tokens_of(checkpoint.tokenizer, ids)) for row, ids in zip(batch.rows, batch.completions)]
+    return [
+        checkpoint.task.roles(row, tokens_of(checkpoint.tokenizer, ids))
+        for row, ids in zip(batch.rows, batch.completions)
+    ]
 
 
 def credited(method: Method, batch: Batch) -> Batch:
@@ -121,5 +147,8 @@ def credited(method: Method, batch: Batch) -> Batch:
     if not method.mixed_groups_only:
         return batch
     if not batch.rollouts.mixed.any():
-        raise ValueError(f"{method.name} learns from groups with both outcomes, and none of the {batch.num_prompts} groups here has both")
+        raise ValueError(
+            f"{method.name} learns from groups with both outcomes, and none of the {batch.num_prompts} groups here has"
+            " both"
+        )
     return batch.take(batch.rollouts.mixed)

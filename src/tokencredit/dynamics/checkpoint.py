@@ -50,12 +50,16 @@ class Checkpoint:
     def needs_optimizer(self) -> OptimizerState:
         """The optimizer's state. ValueError where there is none, with what can be done."""
         if self.optimizer is None:
-            raise ValueError(f"{self.path} has no optimizer state: the step that training would make next is not known. Choose another "
-                             "checkpoint, or ask for a fresh optimizer's first step: --optimizer adamw or --optimizer sgd")  # fmt: skip
+            raise ValueError(
+                f"{self.path} has no optimizer state: the step that training would make next is not known. Choose"
+                " another checkpoint, or ask for a fresh optimizer's first step: --optimizer adamw or --optimizer sgd"
+            )
         return self.optimizer
 
     def fresh(self, kind: str) -> Checkpoint:
-        """The same policy with an optimizer that has not made a step: "adamw" with the run's β and λ as TRL's, or "sgd"."""
+        """The same policy with an optimizer that has not made a step: "adamw" with the run's β and λ as TRL's, or
+        "sgd".
+        """
         if kind not in ("adamw", "sgd"):
             raise ValueError(f"a fresh optimizer is adamw or sgd, not {kind!r}")
         rule = Rule(kind, lr=self.config.learning_rate, **({"betas": (0.9, 0.99)} if kind == "adamw" else {}))
@@ -63,8 +67,11 @@ class Checkpoint:
         return replace(self, optimizer=OptimizerState.fresh(names, rule))
 
 
-def open_checkpoint(run: str | Path, step: int | None = None, *, dtype: torch.dtype = torch.float32, **settings: Any) -> Checkpoint:
-    """Opens a training run's checkpoint, the last one or that of an optimizer step; or a plain model, which has no optimizer state.
+def open_checkpoint(
+    run: str | Path, step: int | None = None, *, dtype: torch.dtype = torch.float32, **settings: Any
+) -> Checkpoint:
+    """Opens a training run's checkpoint, the last one or that of an optimizer step; or a plain model, which has no
+    optimizer state.
 
     run       a run directory, a checkpoint or model folder, a hub name, or "reckon"
     settings  fields of TrainConfig in place of the run's own: task, method, temperature, ...
@@ -94,7 +101,9 @@ def _find(run: Path, step: int | None) -> Path:
     if not found:
         raise ValueError(f"{run} has no finished checkpoint; train it with save_every set")
     if step is not None and step not in found:
-        raise ValueError(f"{run} has no checkpoint of step {step}; it has those of {', '.join(map(str, sorted(found)))}")
+        raise ValueError(
+            f"{run} has no checkpoint of step {step}; it has those of {', '.join(map(str, sorted(found)))}"
+        )
     return found[max(found) if step is None else step]
 
 
@@ -104,7 +113,9 @@ def _step_of(path: Path) -> int:
 
 
 def _load(path: Path, dtype: torch.dtype) -> Any:
-    """The model in evaluation mode; of a LoRA checkpoint the adapter's parameters alone can be trained, as in its training."""
+    """The model in evaluation mode; of a LoRA checkpoint the adapter's parameters alone can be trained, as in its
+    training.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if (path / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM

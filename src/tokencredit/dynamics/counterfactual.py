@@ -1,7 +1,8 @@
-"""Other methods on the same rollouts and the same optimizer state: the step that training with each of them would make now.
+"""Other methods on the same rollouts and the same optimizer state: the step that training with each of them would make
+now.
 
-What a method changes may be nothing here: a penalty on the ratio has no gradient while the policy is the one that sampled, a filter finds
-nothing to drop. That is seen by comparing ∂L/∂log π of every token, never by a method's name.
+What a method changes may be nothing here: a penalty on the ratio has no gradient while the policy is the one that
+sampled, a filter finds nothing to drop. That is seen by comparing ∂L/∂log π of every token, never by a method's name.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from tokencredit.methods import METHODS
 
 DEFAULT = ("grpo", "clip_cov", "kl_cov", "gtpo", "grpo_s", "entropy_advantage", "forking_tokens", "dapo", "ptw_entropy")
 SAME = 1e-6
-"""Coefficients that differ by less than this share of the largest are the same: credit in float32 has no more digits."""
+"""Coefficients that differ by less than this share of the largest are the same: credit in float32 has no more
+digits.
+"""
 
 
 def named_method(text: str) -> Method:
@@ -37,7 +40,9 @@ def named_method(text: str) -> Method:
         call = ast.parse(text, mode="eval").body
         name, fields = call.func.id, {each.arg: ast.literal_eval(each.value) for each in call.keywords}
     except (SyntaxError, AttributeError, ValueError) as error:
-        raise ValueError(f"{text!r} is not a method: give a name, name(field=value, ...), or the repr of a method") from error
+        raise ValueError(
+            f"{text!r} is not a method: give a name, name(field=value, ...), or the repr of a method"
+        ) from error
     if call.args or None in fields:
         raise ValueError(f"{text!r}: the fields of a method are given by name, like clip_cov(fraction=0.02)")
     return replace(METHODS[name].replace(**fields), name=text)
@@ -45,7 +50,9 @@ def named_method(text: str) -> Method:
 
 @dataclass(frozen=True, eq=False)
 class Coefficients:
-    """∂L/∂log π and credit of one method on the rollouts it keeps of the drawn ones; both [B, T] of `batch`, which `keep` selects."""
+    """∂L/∂log π and credit of one method on the rollouts it keeps of the drawn ones; both [B, T] of `batch`, which
+    `keep` selects.
+    """
 
     method: Method
     keep: Tensor
@@ -60,7 +67,10 @@ class Coefficients:
         keep = drawn.rollouts.mixed if method.mixed_groups_only else torch.ones(len(drawn), dtype=torch.bool)
         value, credit = loss_coefficients(method, batch)
         if not value.any():
-            raise ValueError(f"{method.name} gives no token of this batch any gradient: every group's rewards are equal. Draw more prompts")
+            raise ValueError(
+                f"{method.name} gives no token of this batch any gradient: every group's rewards are equal. Draw more"
+                " prompts"
+            )
         return cls(method, keep, batch, value, credit)
 
     @cached_property
@@ -102,7 +112,8 @@ def acting_parts(own: Coefficients, baseline: Method, drawn: Batch) -> dict[str,
 def consequences(checkpoint: Checkpoint, own: Coefficients, drawn: Batch, goals: Goals) -> dict[str, np.ndarray]:
     """What the method's step does, as arrays.
 
-    fresh/GOAL, rest/GOAL [P]   change by the goal's own prompts, of the part that these rollouts make and of momentum and decay
+    fresh/GOAL, rest/GOAL [P]   change by the goal's own prompts, of the part that these rollouts make and of momentum
+                                and decay
     shares/GOAL [U]             the fresh part by prompt of the drawn batch
     length, clip                ‖fresh‖ and the factor of gradient clipping
     """

@@ -1,13 +1,15 @@
 """The gradient of mean token entropy, as a weighting of every token's log-prob and entropy.
 
-    H = E[Σₜ Hₜ] / E[T]          Hₜ the full-vocabulary entropy at token t, T the number of tokens, prompts and rollouts drawn anew
+    H = E[Σₜ Hₜ] / E[T]          Hₜ the full-vocabulary entropy at token t, T the number of tokens, prompts and rollouts
+                                 drawn anew
 
     ∇H = E[ Σₜ ∇Hₜ + Σₜ (Gₜ − bₜ) ∇log πₜ − H Σₜ (Rₜ − rₜ) ∇log πₜ ] / E[T]
 
-Gₜ = Σ_{k>t} Hₖ is the entropy still to come and Rₜ = T − t the tokens still to come after token t; Hₜ itself is decided by the prefix, so
-token t has no part in it. The baselines bₜ, rₜ are any numbers that the prefix y<t, the prompt and other rollouts decide: they leave the
-expectation as it is. The first term holds the prefixes fixed, the second moves them, the third keeps the mean per token.
-Derived from the likelihood ratio; the same three terms, with Gₜ from t on, in P. Saad, "Entropy Dynamics in Reinforcement Learning" (2025).
+Gₜ = Σ_{k>t} Hₖ is the entropy still to come and Rₜ = T − t the tokens still to come after token t; Hₜ itself is decided
+by the prefix, so token t has no part in it. The baselines bₜ, rₜ are any numbers that the prefix y<t, the prompt and
+other rollouts decide: they leave the expectation as it is. The first term holds the prefixes fixed, the second moves
+them, the third keeps the mean per token. Derived from the likelihood ratio; the same three terms, with Gₜ from t on, in
+P. Saad, "Entropy Dynamics in Reinforcement Learning" (2025).
 """
 
 from __future__ import annotations
@@ -30,17 +32,23 @@ class Weights(NamedTuple):
 
 
 def entropy_weights(batch: Batch, baseline: str | Baseline = "position", *, features: Tensor | None = None) -> Weights:
-    """(weight of log π, weight of H) [B, T] with ∇H = passes.reverse(*weights), the batch's own mean entropy and length in H and E[T].
+    """(weight of log π, weight of H) [B, T] with ∇H = passes.reverse(*weights), the batch's own mean entropy and length
+    in H and E[T].
 
-    baseline  a name in `to_go.BASELINES`, or two [B, T] tensors: of the entropy to go and of the length to go, both after the token
+    baseline  a name in `to_go.BASELINES`, or two [B, T] tensors: of the entropy to go and of the length to go, both
+              after the token
     features  [B, T, F] known before the token is drawn, for "ridge": hidden states
     """
     terms = entropy_terms(batch, baseline, features=features)
     return Weights(sum(term.logprob for term in terms.values()), terms["direct"].entropy)
 
 
-def entropy_terms(batch: Batch, baseline: str | Baseline = "position", *, features: Tensor | None = None) -> dict[str, Weights]:
-    """{"direct", "path", "length"}: the three terms of ∇H, each with its own weights; they add up to `entropy_weights`."""
+def entropy_terms(
+    batch: Batch, baseline: str | Baseline = "position", *, features: Tensor | None = None
+) -> dict[str, Weights]:
+    """{"direct", "path", "length"}: the three terms of ∇H, each with its own weights; they add up to
+    `entropy_weights`.
+    """
     rollouts = batch.rollouts
     found = baseline_of(rollouts, baseline, features) if isinstance(baseline, str) else baseline
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask

@@ -1,9 +1,11 @@
-"""What entropy costs in reward: changes of both with their joint uncertainty, differences of methods, and ratios that may be undefined.
+"""What entropy costs in reward: changes of both with their joint uncertainty, differences of methods, and ratios that
+may be undefined.
 
     ρ = (dH − dH₀) / (dJ₀ − dJ)        entropy kept per reward given up, against a baseline on the same rollouts
     σ = dH / dJ                        entropy per reward gained, of one step; its length drops out
 
-A ratio whose denominator may be 0 has no bounded interval: it is None here, never a number. Intervals are Fieller's (1954).
+A ratio whose denominator may be 0 has no bounded interval: it is None here, never a number. Intervals are Fieller's
+(1954).
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ class Change:
     """dH and dJ of a step or of a difference of steps.
 
     goals   {goal: [P]}, whose mean is the change; each goal has prompts of its own
-    update  [2, U], by prompt of the rollouts that the step is made of, gain held fixed: their sum is what depends on these rollouts
+    update  [2, U], by prompt of the rollouts that the step is made of, gain held fixed: their sum is what depends on
+            these rollouts
 
-    Over `THIS` batch only the gradients of H and J are uncertain; over `ANY` batch of the policy the rollouts of the step are too.
+    Over `THIS` batch only the gradients of H and J are uncertain; over `ANY` batch of the policy the rollouts of the
+    step are too.
     """
 
     goals: Mapping[str, np.ndarray]
@@ -54,7 +58,9 @@ class Change:
         return np.array([self.goals[goal].mean() for goal in GOALS])
 
     def same(self, other: Change) -> bool:
-        return np.array_equal(self.update, other.update) and all(np.array_equal(self.goals[goal], other.goals[goal]) for goal in GOALS)
+        return np.array_equal(self.update, other.update) and all(
+            np.array_equal(self.goals[goal], other.goals[goal]) for goal in GOALS
+        )
 
     def covariance(self, over: str) -> np.ndarray:
         """[2, 2]."""
@@ -87,7 +93,9 @@ class Change:
 
 
 def fieller(top: float, bottom: float, covariance: np.ndarray) -> tuple[float, float] | None:
-    """Ends of {ρ: (top − ρ bottom)² ≤ (1, −ρ) C (1, −ρ)ᵀ}, C the covariance times the squared quantile. None where bottom may be 0."""
+    """Ends of {ρ: (top − ρ bottom)² ≤ (1, −ρ) C (1, −ρ)ᵀ}, C the covariance times the squared quantile. None where
+    bottom may be 0.
+    """
     a = bottom**2 - covariance[1, 1]
     if a <= 0:
         return None
@@ -103,16 +111,25 @@ def rate(method: Change, baseline: Change, over: str = THIS) -> Estimate | None:
 
 
 VERDICTS = {
-    (1, 1): "more entropy and more reward", (1, 0): "more entropy, reward not told apart", (1, -1): "entropy kept, reward given up",
-    (0, 1): "more reward, entropy not told apart", (0, 0): "not told apart", (0, -1): "less reward, entropy not told apart",
-    (-1, 1): "reward gained, entropy spent", (-1, 0): "less entropy, reward not told apart", (-1, -1): "less entropy and less reward",
-}  # fmt: skip
+    (1, 1): "more entropy and more reward",
+    (1, 0): "more entropy, reward not told apart",
+    (1, -1): "entropy kept, reward given up",
+    (0, 1): "more reward, entropy not told apart",
+    (0, 0): "not told apart",
+    (0, -1): "less reward, entropy not told apart",
+    (-1, 1): "reward gained, entropy spent",
+    (-1, 0): "less entropy, reward not told apart",
+    (-1, -1): "less entropy and less reward",
+}
 
 
 def verdict(method: Change, baseline: Change, over: str = THIS) -> str:
     """In which of the two a method differs from the baseline, as far as the intervals tell."""
     difference = method - baseline
     ends = {goal: difference.estimate(goal, over) for goal in GOALS}
-    if all(max(abs(ends[goal].low), abs(ends[goal].high)) <= NEAR * abs(value) for goal, value in zip(GOALS, baseline.value)):
+    if all(
+        max(abs(ends[goal].low), abs(ends[goal].high)) <= NEAR * abs(value)
+        for goal, value in zip(GOALS, baseline.value)
+    ):
         return f"within {100 * NEAR:.0f} % of the baseline"
     return VERDICTS[difference.sign("entropy", over), difference.sign("reward", over)]

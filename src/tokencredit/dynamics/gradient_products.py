@@ -1,9 +1,11 @@
-"""The products of many gradients [n, n]: from the gradients as they are while they fit into memory, else from a sketch of each.
+"""The products of many gradients [n, n]: from the gradients as they are while they fit into memory, else from a sketch
+of each.
 
     (Sg)ᵦ = Σᵢ σᵢ gᵢ over the i that share place b          E (Sg)·(Sh) = g·h,   Var ≤ 2 |g|² |h|² / m
 
-σᵢ = ±1 at random; places are dealt block by block, each block of m coordinates turned by a random shift, so that coordinates that are large
-together do not meet. Squared norms are exact either way. Source: count sketch, Charikar et al. (2002).
+σᵢ = ±1 at random; places are dealt block by block, each block of m coordinates turned by a random shift, so that
+coordinates that are large together do not meet. Squared norms are exact either way. Source: count sketch, Charikar et
+al. (2002).
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ LIMIT = 1 << 30
 BLOCK = 1 << 14
 
 
-def products(passes: Passes, weights: Iterable[Tensor], num: int, *, limit: int = LIMIT, seed: int = 0) -> tuple[Tensor, int | None]:
-    """(products [num, num] float64 of the gradients ∇ Σᵢₜ wᵢₜ log πᵢₜ, one for each of `num` weights [B, T]; m, None where exact).
+def products(
+    passes: Passes, weights: Iterable[Tensor], num: int, *, limit: int = LIMIT, seed: int = 0
+) -> tuple[Tensor, int | None]:
+    """(products [num, num] float64 of the gradients ∇ Σᵢₜ wᵢₜ log πᵢₜ, one for each of `num` weights [B, T]; m, None
+    where exact).
 
     One reverse pass each, over the rows with a weight. Numbers that are kept are float32.
     """

@@ -2,8 +2,9 @@
 
     R² = 1 − Σ (real − predicted)² / Σ (real − mean real)²
 
-of the prediction as it stands: no slope and no offset is fitted, so that a prediction of the right shape and the wrong size fails. Every
-part of a step is proportional to the learning rate, so the prediction at one rate is that at another, scaled.
+of the prediction as it stands: no slope and no offset is fitted, so that a prediction of the right shape and the wrong
+size fails. Every part of a step is proportional to the learning rate, so the prediction at one rate is that at another,
+scaled.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ FACTORS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def real_changes(passes: Passes, update: Update, factors: Sequence[float] = FACTORS) -> Tensor:
-    """[R, B, T]: how the log-probs of some completions change when the step is made at each learning rate; the model is as it was after."""
+    """[R, B, T]: how the log-probs of some completions change when the step is made at each learning rate; the model is
+    as it was after.
+    """
     before = passes.values()[0]
     found = []
     for factor in factors:
@@ -47,9 +50,14 @@ def slope(real: np.ndarray, predicted: np.ndarray) -> float:
     return float((real * predicted).sum() / size) if size > 0 else float("nan")
 
 
-def over_prompts(statistic: Callable[..., float], real: np.ndarray, predicted: np.ndarray, prompt: np.ndarray) -> Estimate:
+def over_prompts(
+    statistic: Callable[..., float], real: np.ndarray, predicted: np.ndarray, prompt: np.ndarray
+) -> Estimate:
     """A statistic of (real [N], predicted [N]) with the jackknife's interval over prompts [N]."""
-    return interval(statistic(real, predicted), [statistic(real[prompt != name], predicted[prompt != name]) for name in np.unique(prompt)])
+    return interval(
+        statistic(real, predicted),
+        [statistic(real[prompt != name], predicted[prompt != name]) for name in np.unique(prompt)],
+    )
 
 
 def r2_over_prompts(real: np.ndarray, predicted: np.ndarray, prompt: np.ndarray) -> Estimate:
@@ -59,7 +67,9 @@ def r2_over_prompts(real: np.ndarray, predicted: np.ndarray, prompt: np.ndarray)
     return Estimate(value, low, high, found.num, found.level)
 
 
-def interval(value: float, left_out: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf), level: float = 0.95) -> Estimate:
+def interval(
+    value: float, left_out: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf), level: float = 0.95
+) -> Estimate:
     """The jackknife's interval from the statistic without each prompt, cut to the range that the statistic has.
 
     NaN ends where the statistic is undefined without one of them, or where prompts are fewer than 3.

@@ -4,13 +4,16 @@
 
     δ log π(t') = −f s Σₜ K(t', t) κₜ + ∇log π(t')·(μ + δ)          κₜ = ∂L/∂log π(t), s the clipping of the gradient
 
-to first order in the step, the identity being exact for the forward derivative along it. P is diagonal: the identity for SGD; for AdamW
-its D after the batch's own gradient has entered v, and f what a fresh gradient gets of one step besides:
+to first order in the step, the identity being exact for the forward derivative along it. P is diagonal: the identity
+for SGD; for AdamW its D after the batch's own gradient has entered v, and f what a fresh gradient gets of one step
+besides:
 
-    P = D = √v′ / √(1 − β₂ᵗ) + ε          f = η (1 − β₁) / (1 − β₁ᵗ)          f P⁻¹ = a, the gain of `optimizer.step_parts`
+    P = D = √v′ / √(1 − β₂ᵗ) + ε          f = η (1 − β₁) / (1 − β₁ᵗ)
+                                                                          f P⁻¹ = a, the gain of `optimizer.step_parts`
 
-Three things that are not AdamW's influence: the product of two preconditioned gradients, which is P⁻²; D without its bias correction; and
-leaving out f. For a whole completion log π is the sum over its tokens, and so are the kernel's rows.
+Three things that are not AdamW's influence: the product of two preconditioned gradients, which is P⁻²; D without its
+bias correction; and leaving out f. For a whole completion log π is the sum over its tokens, and so are the kernel's
+rows.
 """
 
 from __future__ import annotations
@@ -53,16 +56,22 @@ class Preconditioner:
 
 def identity(parameters: Mapping[str, Tensor], lr: float = 1.0) -> Preconditioner:
     """P = I: plain gradient descent at rate `lr`."""
-    return Preconditioner({name: torch.ones(p.shape, dtype=torch.float64, device=p.device) for name, p in parameters.items()}, lr)
+    return Preconditioner(
+        {name: torch.ones(p.shape, dtype=torch.float64, device=p.device) for name, p in parameters.items()}, lr
+    )
 
 
 def of_update(update: Update, optimizer: OptimizerState) -> Preconditioner:
     """The preconditioner of the step itself: v′ holds the batch's gradient. f P⁻¹ is the update's gain, elementwise.
 
-    Where groups of parameters differ in η, β₁ or the number of steps, f is the largest of their factors and P⁻¹ holds the rest.
+    Where groups of parameters differ in η, β₁ or the number of steps, f is the largest of their factors and P⁻¹ holds
+    the rest.
     """
     rate = update.lr / optimizer.lr
-    f = max((_fresh(optimizer.rules[name], optimizer.moments[name], gain, rate) for name, gain in update.gain.items()), key=abs)
+    f = max(
+        (_fresh(optimizer.rules[name], optimizer.moments[name], gain, rate) for name, gain in update.gain.items()),
+        key=abs,
+    )
     return Preconditioner(scaled(update.gain, 1 / f), f)
 
 
@@ -75,8 +84,10 @@ def of_state(optimizer: OptimizerState) -> Preconditioner:
     for name, rule in optimizer.rules.items():
         moments = optimizer.moments[name]
         if rule.kind == "sgd" or moments.second is None or moments.step < 1:
-            raise ValueError(f"{name} has no second moment: AdamW's preconditioner without a batch needs the state of an Adam that has "
-                             "made a step. Take that of an update (`of_update`), or the identity")  # fmt: skip
+            raise ValueError(
+                f"{name} has no second moment: AdamW's preconditioner without a batch needs the state of an Adam that"
+                " has made a step. Take that of an update (`of_update`), or the identity"
+            )
         second = moments.second if moments.largest is None else moments.largest
         inverse[name] = 1 / (second.double().sqrt() / (1 - rule.betas[1] ** moments.step) ** 0.5 + rule.eps)
         factors.append(_fresh(rule, moments, inverse[name]))
@@ -87,7 +98,9 @@ def _fresh(rule: Rule, moments: Moments, gain: Tensor, rate: float = 1.0) -> flo
     """f of one parameter at `rate` times the rule's η; SGD's gain is the same everywhere and is all of it."""
     if rule.kind == "sgd":
         return float(gain.flatten()[0])
-    return rate * rule.lr * (1 - rule.betas[0]) / (1 - rule.betas[0] ** (moments.step + 1)) * (-1 if rule.maximize else 1)
+    return (
+        rate * rule.lr * (1 - rule.betas[0]) / (1 - rule.betas[0] ** (moments.step + 1)) * (-1 if rule.maximize else 1)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +122,17 @@ class Features:
     def by_row(self, weight: Tensor) -> Features:
         """Those of completions from those of tokens: Σₜ w Φ(t) over each row's tokens, weight [N]."""
         rows, index = torch.unique(self.row, return_inverse=True)
-        found = self.matrix.new_zeros(len(rows), self.matrix.shape[1]).index_add_(0, index, self.matrix * weight.to(self.matrix)[:, None])
+        found = self.matrix.new_zeros(len(rows), self.matrix.shape[1]).index_add_(
+            0, index, self.matrix * weight.to(self.matrix)[:, None]
+        )
         return Features(found, rows, torch.full_like(rows, -1), self.noise)
 
 
-def token_features(passes: Passes, preconditioner: Preconditioner, where: Tensor | None = None, *, limit: int = LIMIT) -> Features:
-    """P^-½ ∇log π of every token, or of those `where` [B, T] is true, in the order of rows and positions: one backward pass each.
+def token_features(
+    passes: Passes, preconditioner: Preconditioner, where: Tensor | None = None, *, limit: int = LIMIT
+) -> Features:
+    """P^-½ ∇log π of every token, or of those `where` [B, T] is true, in the order of rows and positions: one backward
+    pass each.
 
     ValueError where they would take more than `limit` bytes.
     """
@@ -131,8 +149,12 @@ def token_features(passes: Passes, preconditioner: Preconditioner, where: Tensor
     return found
 
 
-def sequence_features(passes: Passes, preconditioner: Preconditioner, weight: Tensor | None = None, *, limit: int = LIMIT) -> Features:
-    """P^-½ Σₜ wₜ ∇log π(t) of every completion with a token of weight other than 0 (1 each by default): one reverse pass per completion."""
+def sequence_features(
+    passes: Passes, preconditioner: Preconditioner, weight: Tensor | None = None, *, limit: int = LIMIT
+) -> Features:
+    """P^-½ Σₜ wₜ ∇log π(t) of every completion with a token of weight other than 0 (1 each by default): one reverse
+    pass per completion.
+    """
     weight = passes.grid(torch.ones(len(passes.batch), dtype=torch.float64)) if weight is None else weight
     rows = (weight != 0).any(1).nonzero()[:, 0]
     found, _ = _prepare(passes, (rows, torch.full_like(rows, -1)), "completions", limit)
@@ -163,13 +185,17 @@ def _prepare(passes: Passes, units: tuple[Tensor, Tensor], what: str, limit: int
     if not num:
         raise ValueError(f"none of the {what} was asked for: a kernel needs at least one")
     if needed > limit:
-        raise ValueError(f"{num:,} {what} × {size:,} parameters are {needed / 2**30:.1f} GiB of gradients, more than the "
-                         f"{limit / 2**30:.1f} GiB that an exact kernel may hold. Take fewer prompts or rollouts, whole completions "
-                         "(--sequences), or a sketch (--directions 512)")  # fmt: skip
+        raise ValueError(
+            f"{num:,} {what} × {size:,} parameters are {needed / 2**30:.1f} GiB of gradients, more than the "
+            f"{limit / 2**30:.1f} GiB that an exact kernel may hold. Take fewer prompts or rollouts, whole completions "
+            "(--sequences), or a sketch (--directions 512)"
+        )
     return Features(torch.zeros(num, size, dtype=dtype, device=parameters[0].device), *units), parameters
 
 
-def _writer(matrix: Tensor, root: Mapping[str, Tensor], passes: Passes) -> Callable[[Tensor, list[Tensor | None]], None]:
+def _writer(
+    matrix: Tensor, root: Mapping[str, Tensor], passes: Passes
+) -> Callable[[Tensor, list[Tensor | None]], None]:
     """Writes gradients [n, ...] of every parameter into rows of the matrix, scaled."""
     factors = [root[name].flatten().to(matrix) for name in passes.parameters]
     offsets = [0]

@@ -1,7 +1,8 @@
-"""Which pairs of tokens (or completions) the kernel couples: cosines by what the two have in common; the kernel's spectrum.
+"""Which pairs of tokens (or completions) the kernel couples: cosines by what the two have in common; the kernel's
+spectrum.
 
-Every statistic is a ratio of sums over pairs, the sums kept by (prompt, prompt): without a prompt both its row and its column go, which is
-the jackknife for statistics of pairs. A token with itself is no pair.
+Every statistic is a ratio of sums over pairs, the sums kept by (prompt, prompt): without a prompt both its row and its
+column go, which is the jackknife for statistics of pairs. A token with itself is no pair.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ LARGEST = 32
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What is known of the N tokens, or completions, of a kernel, [N] each; `labels` are further numbers by name: token, role, outcome."""
+    """What is known of the N tokens, or completions, of a kernel, [N] each; `labels` are further numbers by name:
+    token, role, outcome.
+    """
 
     row: np.ndarray
     position: np.ndarray
@@ -41,7 +44,9 @@ class Units:
         return (self.prompt[:, None] == np.unique(self.prompt)).astype(float)
 
     def scopes(self) -> dict[str, np.ndarray]:
-        """{scope: [N, N] bool}: pairs of one completion, of two completions of one prompt, of two prompts. Each pair is in one."""
+        """{scope: [N, N] bool}: pairs of one completion, of two completions of one prompt, of two prompts. Each pair is
+        in one.
+        """
         together, row = self.prompt[:, None] == self.prompt, self.row[:, None] == self.row
         own = np.eye(len(self), dtype=bool)
         return dict(zip(SCOPES, (row & ~own, together & ~row, ~together)))
@@ -51,7 +56,11 @@ class Units:
         labels = dict(self.labels) | ({"position": self.position} if (self.position >= 0).all() else {})
         alike = {f"same {name}": x[:, None] == x for name, x in labels.items()}
         none = ~np.logical_or.reduce(list(alike.values())) if alike else np.zeros((len(self), len(self)), bool)
-        return {"all": np.ones((len(self), len(self)), bool), **alike, **({"alike in none of these": none} if alike else {})}
+        return {
+            "all": np.ones((len(self), len(self)), bool),
+            **alike,
+            **({"alike in none of these": none} if alike else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,9 @@ class Pairs:
 
 
 def pair_table(k: Tensor, units: Units) -> list[Pairs]:
-    """The kinds of pairs that occur, with intervals over prompts; a likeness that every pair of a scope has is left out."""
+    """The kinds of pairs that occur, with intervals over prompts; a likeness that every pair of a scope has is left
+    out.
+    """
     cosine = cosines(k).numpy()
     alike, found = units.likeness(), []
     for scope, inside in units.scopes().items():
@@ -75,7 +86,9 @@ def pair_table(k: Tensor, units: Units) -> list[Pairs]:
             kind = inside & like
             if not kind.any() or (name != "all" and kind.sum() == inside.sum()):
                 continue
-            sums = without_each(np.stack([_blocks(kind * x, units) for x in (1.0, cosine, np.abs(cosine), cosine**2)], -1))
+            sums = without_each(
+                np.stack([_blocks(kind * x, units) for x in (1.0, cosine, np.abs(cosine), cosine**2)], -1)
+            )
             num, first, size, second = (sums[:, i] for i in range(4))
             with np.errstate(invalid="ignore", divide="ignore"):
                 mean = first / num
@@ -98,7 +111,9 @@ def without_each(blocks: np.ndarray) -> np.ndarray:
 
 
 def effective_rank(k: Tensor, units: Units, noise: float = 0.0) -> Estimate:
-    """(Σ λ)² / Σ λ²: 1 where all gradients are parallel, N where they are orthogonal and alike in length. A sketch's noise is taken out."""
+    """(Σ λ)² / Σ λ²: 1 where all gradients are parallel, N where they are orthogonal and alike in length. A sketch's
+    noise is taken out.
+    """
     trace = without_each(np.diag(units.member.T @ k.diagonal().numpy()))
     square = without_noise(without_each(_blocks(k.square().numpy(), units)), trace, noise)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,9 +1,10 @@
-"""Numbers made of sums over prompts, each with what every prompt contributes to its error, so that anything made of them has an interval.
+"""Numbers made of sums over prompts, each with what every prompt contributes to its error, so that anything made of
+them has an interval.
 
     se² = Σ_p (Σ_{i∈p} uᵢ)²          uᵢ = √((n−1)/n) (mean θ₍·₎ − θ₍ᵢ₎)          θ₍ᵢ₎ without unit i: the jackknife
 
-Functions of several such numbers take their influences through the gradient. A prompt that occurs in several of them is one cluster.
-Source: Efron and Stein (1981); Miller, arXiv:2411.00640, for the clusters.
+Functions of several such numbers take their influences through the gradient. A prompt that occurs in several of them is
+one cluster. Source: Efron and Stein (1981); Miller, arXiv:2411.00640, for the clusters.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Measured:
 
     @cached_property
     def carriers(self) -> float:
-        """How many prompts carry the error: (Σ u²)² / Σ u⁴. With few the tails are heavy, and an interval may be too narrow."""
+        """How many prompts carry the error: (Σ u²)² / Σ u⁴. With few the tails are heavy, and an interval may be too
+        narrow.
+        """
         names, index = np.unique(self.prompt, return_inverse=True)
         square = np.square(np.bincount(index, self.influence, len(names)))
         return float(square.sum() ** 2 / np.square(square).sum()) if square.any() else float(len(names))
@@ -64,7 +67,9 @@ def jackknifed(statistic: Callable[..., np.ndarray], sums: Sequence[np.ndarray],
 
 
 def combined(function: Callable[[np.ndarray], float], parts: Sequence[Measured]) -> Measured:
-    """function(values [K]) of several numbers, which may share prompts; its gradient by symmetric differences of 1e-3 standard errors."""
+    """function(values [K]) of several numbers, which may share prompts; its gradient by symmetric differences of 1e-3
+    standard errors.
+    """
     values = np.array([part.value for part in parts])
     influences = []
     for k, part in enumerate(parts):
@@ -72,13 +77,18 @@ def combined(function: Callable[[np.ndarray], float], parts: Sequence[Measured])
         step[k] = 1e-3 * part.error
         slope = (function(values + step) - function(values - step)) / (2 * step[k]) if step[k] else 0.0
         influences.append(slope * part.influence)
-    return Measured(float(function(values)), np.concatenate(influences), np.concatenate([part.prompt for part in parts]))
+    return Measured(
+        float(function(values)), np.concatenate(influences), np.concatenate([part.prompt for part in parts])
+    )
 
 
 def mean(parts: Sequence[Measured]) -> Measured:
     """Their mean; exact, as it is linear."""
-    return Measured(float(np.mean([part.value for part in parts])), np.concatenate([part.influence for part in parts]) / len(parts),
-                    np.concatenate([part.prompt for part in parts]))  # fmt: skip
+    return Measured(
+        float(np.mean([part.value for part in parts])),
+        np.concatenate([part.influence for part in parts]) / len(parts),
+        np.concatenate([part.prompt for part in parts]),
+    )
 
 
 def ratio(above: Measured, below: Measured, level: float = 0.95) -> Estimate:
@@ -87,7 +97,11 @@ def ratio(above: Measured, below: Measured, level: float = 0.95) -> Estimate:
     t2 = float(stats.t.ppf((1 + level) / 2, num - 1)) ** 2
     both = combined(lambda x: x.sum(), [above, below])
     covariance = (both.error**2 - above.error**2 - below.error**2) / 2
-    a, b, c = below.value**2 - t2 * below.error**2, above.value * below.value - t2 * covariance, above.value**2 - t2 * above.error**2
+    a, b, c = (
+        below.value**2 - t2 * below.error**2,
+        above.value * below.value - t2 * covariance,
+        above.value**2 - t2 * above.error**2,
+    )
     if a <= 0:
         return Estimate(above.value / below.value, -np.inf, np.inf, num, level)
     root = np.sqrt(max(b * b - a * c, 0.0))

@@ -2,9 +2,10 @@
 
     B = tr Σ / |G|²          G = E[X], Σ = Cov(X), X the gradient that one prompt with its K rollouts gives
 
-The unit is the prompt, because credit that compares siblings couples the rollouts of a group. A batch is the mean over P prompts, so
-E|batch gradient|² = |G|² + tr Σ / P, and at P = B half of it is noise. Both parts are estimated without bias and without clamping: |G|²
-from products of different prompts alone, tr Σ as what is left of the squares. Their ratio is taken last (a ratio of averages).
+The unit is the prompt, because credit that compares siblings couples the rollouts of a group. A batch is the mean over
+P prompts, so E|batch gradient|² = |G|² + tr Σ / P, and at P = B half of it is noise. Both parts are estimated without
+bias and without clamping: |G|² from products of different prompts alone, tr Σ as what is left of the squares. Their
+ratio is taken last (a ratio of averages).
 
 Source: McCandlish et al. (arXiv:1812.06162) eq. 2.8 and app. A.1, with prompts for examples.
 """
@@ -44,9 +45,11 @@ class NoiseScale:
 
 
 def noise_scale(gram: Tensor, *, level: float = 0.95, seed: int = 0) -> NoiseScale:
-    """The noise scale from the products X_p · X_q [P, P] of the prompts' gradients, each the mean over the prompt's rollouts.
+    """The noise scale from the products X_p · X_q [P, P] of the prompts' gradients, each the mean over the prompt's
+    rollouts.
 
-    Intervals: jackknife over prompts, Fieller's for the ratio. `p_noise` flips the signs of whole prompts at random (`seed`).
+    Intervals: jackknife over prompts, Fieller's for the ratio. `p_noise` flips the signs of whole prompts at random
+    (`seed`).
     """
     gram = gram.double()
     signal, signals = signal_of(gram)
@@ -56,10 +59,15 @@ def noise_scale(gram: Tensor, *, level: float = 0.95, seed: int = 0) -> NoiseSca
 
 
 def signal_of(gram: Tensor) -> tuple[float, np.ndarray]:
-    """(|G|², [P] the same without one prompt each): the U-statistic Σ_{p≠q} X_p · X_q / (P(P − 1)) of products [P, P]."""
+    """(|G|², [P] the same without one prompt each): the U-statistic Σ_{p≠q} X_p · X_q / (P(P − 1)) of products [P,
+    P].
+    """
     num = len(gram)
     if gram.shape != (num, num) or num < 3:
-        raise ValueError(f"a noise scale with an interval needs the products [P, P] of at least 3 prompts, got shape {list(gram.shape)}")
+        raise ValueError(
+            "a noise scale with an interval needs the products [P, P] of at least 3 prompts, got shape"
+            f" {list(gram.shape)}"
+        )
     square, row = gram.diagonal(), gram.sum(1)
     pairs = row.sum() - square.sum()
     left = (pairs - 2 * (row - square)) / ((num - 1) * (num - 2))
@@ -89,8 +97,9 @@ def from_pieces(squares: Sequence[float], sizes: Sequence[float], total: float) 
 
         |G|² = (|Σ gⱼ|² − Σ|gⱼ|²) / (n² − Σ nⱼ²)        tr Σ = (Σ|gⱼ|² − |G|² Σ nⱼ²) / n
 
-    gⱼ is the sum of its prompts' X_p. Needs no product of gradients, so pieces can come one after the other; no prompt may be in two. With
-    equal pieces these are eqs. A.2 and A.3 of the paper (its B_big and B_small), with pieces of one prompt the U-statistic above.
+    gⱼ is the sum of its prompts' X_p. Needs no product of gradients, so pieces can come one after the other; no prompt
+    may be in two. With equal pieces these are eqs. A.2 and A.3 of the paper (its B_big and B_small), with pieces of one
+    prompt the U-statistic above.
     """
     sizes, squares = np.asarray(sizes, float), np.asarray(squares, float)
     if (sizes > 0).sum() < 2:

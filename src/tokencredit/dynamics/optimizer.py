@@ -1,4 +1,5 @@
-"""One step of torch's AdamW, Adam or SGD as an affine map of the gradient, read from a saved state, without making the step.
+"""One step of torch's AdamW, Adam or SGD as an affine map of the gradient, read from a saved state, without making the
+step.
 
     Δθ = μ + δ − a ⊙ g          g the gradient after clipping, μ what momentum does, δ what weight decay does
 
@@ -7,8 +8,8 @@ AdamW (Loshchilov & Hutter, arXiv:1711.05101, as torch.optim computes it), with 
     v′ = β₂ v + (1 − β₂) g²          D = √v′ / √(1 − β₂ᵗ) + ε
     μ = −η β₁ m / ((1 − β₁ᵗ) D)      a = η (1 − β₁) / ((1 − β₁ᵗ) D)      δ = −η λ θ
 
-so a depends on the whole batch through D, and given D the map is linear: the step splits exactly into momentum, decay and one term per
-rollout. Adam adds λ θ to g before everything else, and δ = −a λ θ. SGD has a = η times a number.
+so a depends on the whole batch through D, and given D the map is linear: the step splits exactly into momentum, decay
+and one term per rollout. Adam adds λ θ to g before everything else, and δ = −a λ θ. SGD has a = η times a number.
 """
 
 from __future__ import annotations
@@ -26,10 +27,15 @@ FILE = "optimizer.pt"
 ADAM = frozenset({"lr", "betas", "eps", "weight_decay", "params"})
 SGD = frozenset({"lr", "momentum", "dampening", "nesterov", "weight_decay", "params"})
 FOREIGN = {
-    "state1": "an 8-bit or paged optimizer (bitsandbytes)", "qmap1": "an 8-bit optimizer (bitsandbytes)",
-    "exp_avg_sq_row": "Adafactor", "exp_avg_sq_col": "Adafactor", "prev": "Adagrad or Rprop", "square_avg": "RMSprop",
-    "z": "a schedule-free optimizer", "momentum_buffer_list": "Muon",
-}  # fmt: skip
+    "state1": "an 8-bit or paged optimizer (bitsandbytes)",
+    "qmap1": "an 8-bit optimizer (bitsandbytes)",
+    "exp_avg_sq_row": "Adafactor",
+    "exp_avg_sq_col": "Adafactor",
+    "prev": "Adagrad or Rprop",
+    "square_avg": "RMSprop",
+    "z": "a schedule-free optimizer",
+    "momentum_buffer_list": "Muon",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ class Rule:
 
 
 class Moments(NamedTuple):
-    """What the optimizer remembers of one parameter: steps made, m (SGD: its buffer), v, AMSGrad's largest v; None for what is absent."""
+    """What the optimizer remembers of one parameter: steps made, m (SGD: its buffer), v, AMSGrad's largest v; None for
+    what is absent.
+    """
 
     step: int = 0
     first: Tensor | None = None
@@ -111,7 +119,9 @@ def step_parts(theta: Tensor, gradient: Tensor, rule: Rule, moments: Moments) ->
 
 
 def _sgd(rule: Rule, later: bool) -> tuple[float, float]:
-    """(factor of the gradient, factor of the momentum buffer) in a step; torch's first step fills the buffer without dampening."""
+    """(factor of the gradient, factor of the momentum buffer) in a step; torch's first step fills the buffer without
+    dampening.
+    """
     mu, fresh = rule.momentum, 1 - rule.dampening if later else 1.0
     if not mu:
         return 1.0, 0.0
@@ -123,21 +133,27 @@ def read_optimizer(path: str | Path, model: Any, kind: str | None = None) -> Opt
 
     kind  "adam" or "adamw" where the file does not say (torch before 2.7) and weight decay makes a difference
 
-    FileNotFoundError where there is none; ValueError where it belongs to another optimizer or to another set of parameters. Nothing but
-    tensors and plain values is unpickled.
+    FileNotFoundError where there is none; ValueError where it belongs to another optimizer or to another set of
+    parameters. Nothing but tensors and plain values is unpickled.
     """
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     if not file.exists():
-        raise FileNotFoundError(f"{path} has no optimizer state ({FILE}): save checkpoints with it (save_only_model=False), or ask for a "
-                                "fresh optimizer (sgd or adamw): momentum is zero, and AdamW's first step is a sign step")  # fmt: skip
+        raise FileNotFoundError(
+            f"{path} has no optimizer state ({FILE}): save checkpoints with it (save_only_model=False), or ask for a "
+            "fresh optimizer (sgd or adamw): momentum is zero, and AdamW's first step is a sign step"
+        )
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} is not a torch optimizer state that can be read safely: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{file} is not a torch optimizer state that can be read safely: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
-        raise ValueError(f"{file} is not an optimizer's state_dict: it has no `state` and `param_groups`. Gather a sharded state "
-                         "(DeepSpeed, FSDP) into one file first")  # fmt: skip
+        raise ValueError(
+            f"{file} is not an optimizer's state_dict: it has no `state` and `param_groups`. Gather a sharded state "
+            "(DeepSpeed, FSDP) into one file first"
+        )
     return match_state(saved, model, kind)
 
 
@@ -156,23 +172,36 @@ def match_state(saved: Mapping[str, Any], model: Any, kind: str | None = None) -
 def _rule(group: Mapping[str, Any], state: Mapping[str, Any], kind: str | None) -> Rule:
     for key, what in FOREIGN.items():
         if key in state or key in group:
-            raise ValueError(f"the state is that of {what}: its step is not read here. Supported: torch's AdamW, Adam and SGD")
+            raise ValueError(
+                f"the state is that of {what}: its step is not read here. Supported: torch's AdamW, Adam and SGD"
+            )
     if group.keys() >= SGD:
         keys = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
         return Rule("sgd", **{key: _number(group[key]) for key in keys if key in group})
     if not group.keys() >= ADAM or (state and not {"step", "exp_avg", "exp_avg_sq"} <= state.keys()):
-        there = f"its groups have {', '.join(sorted(group.keys() - {'params'}))}, its moments {', '.join(map(str, state)) or 'nothing'}"
+        there = (
+            f"its groups have {', '.join(sorted(group.keys() - {'params'}))}, its moments"
+            f" {', '.join(map(str, state)) or 'nothing'}"
+        )
         raise ValueError(f"the state is not that of torch's AdamW, Adam or SGD: {there}")
     decoupled = group.get("decoupled_weight_decay")
     if decoupled is None and kind is None and group["weight_decay"]:
-        raise ValueError("the state does not say whether its weight decay is AdamW's or Adam's: give kind='adamw' or 'adam'")
+        raise ValueError(
+            "the state does not say whether its weight decay is AdamW's or Adam's: give kind='adamw' or 'adam'"
+        )
     kind = kind or ("adam" if decoupled is False else "adamw")
     keys = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
     return Rule(kind, **{key: _number(group[key]) for key in keys if key in group})
 
 
 def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else tuple(map(float, value)) if isinstance(value, (tuple, list)) else value
+    return (
+        value.item()
+        if isinstance(value, Tensor)
+        else tuple(map(float, value))
+        if isinstance(value, (tuple, list))
+        else value
+    )
 
 
 def _moments(state: Mapping[str, Any]) -> Moments:
@@ -182,20 +211,29 @@ def _moments(state: Mapping[str, Any]) -> Moments:
 
 
 def _names(groups: Sequence[Mapping], states: Mapping, model: Any) -> list[list[str]]:
-    """Names of every group's parameters: as saved, in the order of transformers' Trainer, or in the order of the model."""
+    """Names of every group's parameters: as saved, in the order of transformers' Trainer, or in the order of the
+    model.
+    """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    candidates = [[list(group.get("param_names") or []) for group in groups], _trainer_order(model, trainable, len(groups))]
+    candidates = [
+        [list(group.get("param_names") or []) for group in groups],
+        _trainer_order(model, trainable, len(groups)),
+    ]
     if len(groups) == 1:
         candidates.append([list(trainable)])
     for found in candidates:
         if _fits(found, groups, states, trainable):
             return found
     sizes = " + ".join(str(len(group["params"])) for group in groups)
-    shapes = sorted({tuple(state["exp_avg"].shape) for state in states.values() if "exp_avg" in state}
-                    - {tuple(p.shape) for p in trainable.values()})  # fmt: skip
+    shapes = sorted(
+        {tuple(state["exp_avg"].shape) for state in states.values() if "exp_avg" in state}
+        - {tuple(p.shape) for p in trainable.values()}
+    )
     odd = f"; shapes that the model does not have: {', '.join(map(str, shapes[:3]))}" if shapes else ""
-    raise ValueError(f"the optimizer state belongs to another set of parameters: it has {sizes} of them, the model {len(trainable)} to be "
-                     f"trained{odd}. Open the checkpoint with the model (and LoRA adapter) that it was saved with")  # fmt: skip
+    raise ValueError(
+        f"the optimizer state belongs to another set of parameters: it has {sizes} of them, the model {len(trainable)}"
+        f" to be trained{odd}. Open the checkpoint with the model (and LoRA adapter) that it was saved with"
+    )
 
 
 def _trainer_order(model: Any, trainable: Mapping[str, Tensor], num_groups: int) -> list[list[str]]:
@@ -210,8 +248,14 @@ def _trainer_order(model: Any, trainable: Mapping[str, Tensor], num_groups: int)
 
 
 def _fits(names: list[list[str]], groups: Sequence[Mapping], states: Mapping, trainable: Mapping[str, Tensor]) -> bool:
-    if [len(some) for some in names] != [len(group["params"]) for group in groups] or {n for s in names for n in s} != trainable.keys():
+    if [len(some) for some in names] != [len(group["params"]) for group in groups] or {
+        n for s in names for n in s
+    } != trainable.keys():
         return False
-    pairs = ((name, states.get(index, {})) for some, group in zip(names, groups) for name, index in zip(some, group["params"]))
+    pairs = (
+        (name, states.get(index, {}))
+        for some, group in zip(names, groups)
+        for name, index in zip(some, group["params"])
+    )
     kept = ((name, state.get("exp_avg", state.get("momentum_buffer"))) for name, state in pairs)
     return all(moment is None or moment.shape == trainable[name].shape for name, moment in kept)

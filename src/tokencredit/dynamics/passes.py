@@ -3,8 +3,9 @@
     reverse    ∇_θ Σᵢₜ (wᵢₜ log πᵢₜ + eᵢₜ Hᵢₜ)                  one vector, whatever the weights
     forward    ∇ log πᵢₜ · u and ∇Hᵢₜ · u                        every token at once, for one direction u
 
-πᵢₜ the sampled token's probability at the sampling temperature, Hᵢₜ the entropy of its distribution over the full vocabulary, in nats.
-Row by row the weights are the caller's; rows of similar length go together. Sums over the batch are float64.
+πᵢₜ the sampled token's probability at the sampling temperature, Hᵢₜ the entropy of its distribution over the full
+vocabulary, in nats. Row by row the weights are the caller's; rows of similar length go together. Sums over the batch
+are float64.
 """
 
 from __future__ import annotations
@@ -29,14 +30,23 @@ TOKENS = 1 << 14
 
 
 class Passes:
-    """A model and the completions that are looked at: prompts and completions are token ids, one pair per row; results are [B, T].
+    """A model and the completions that are looked at: prompts and completions are token ids, one pair per row; results
+    are [B, T].
 
     parameters  the trainable ones by name: what a vector has an entry for
     width       T, where it is more than the longest completion has
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, temperature: float = 1.0,
-                 tokens: int = TOKENS, width: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        *,
+        temperature: float = 1.0,
+        tokens: int = TOKENS,
+        width: int = 0,
+    ) -> None:
         if not any(len(completion) for completion in completions):
             raise ValueError("no completion has a token: there is nothing to differentiate")
         self.model, self.tokens, self.num_rows = model, tokens, len(completions)
@@ -60,8 +70,13 @@ class Passes:
 
     def reverse(self, logprob_weight: Tensor | None = None, entropy_weight: Tensor | None = None) -> Vector:
         """∇ Σ (w log π + e H) over the parameters, float64; weights are [B, T], None for none."""
-        weights = [None if w is None else w.to(self.place[0].device)[self.place].double() for w in (logprob_weight, entropy_weight)]
-        found = {name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in self.parameters.items()}
+        weights = [
+            None if w is None else w.to(self.place[0].device)[self.place].double()
+            for w in (logprob_weight, entropy_weight)
+        ]
+        found = {
+            name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in self.parameters.items()
+        }
         with torch.enable_grad(), evaluating(self.model):
             for part, keep in self._weighted(weights):
                 values = self._statistics(part)
@@ -96,7 +111,9 @@ class Passes:
         """(log π, H) [N] of a chunk at θ + ε u, differentiable in ε; u by the parameters' identity."""
         body, head = self.readout.body, self.readout.head
         there = {name: p + eps * u[id(p)] for name, p in body.named_parameters() if id(p) in u}
-        hidden = self.readout.hidden(part.ids, part.attention, lambda **inputs: functional_call(body, there, (), inputs))
+        hidden = self.readout.hidden(
+            part.ids, part.attention, lambda **inputs: functional_call(body, there, (), inputs)
+        )
         weight, bias = (x if x is None or id(x) not in u else x + eps * u[id(x)] for x in (head.weight, head.bias))
         return statistics(hidden[part.row, part.position], replace(head, weight=weight, bias=bias), part.target)
 
@@ -113,16 +130,25 @@ class Passes:
         some = sum((w != 0).long() for w in weights if w is not None)
         rows = torch.zeros(self.num_rows, dtype=torch.long, device=some.device).index_add_(0, self.batch.row, some) > 0
         keep = rows[self.batch.row].nonzero()[:, 0]
-        chosen = replace(self.batch, row=self.batch.row[keep], position=self.batch.position[keep], target=self.batch.target[keep],
-                         origin=tuple(x[keep] for x in self.batch.origin))  # fmt: skip
+        chosen = replace(
+            self.batch,
+            row=self.batch.row[keep],
+            position=self.batch.position[keep],
+            target=self.batch.target[keep],
+            origin=tuple(x[keep] for x in self.batch.origin),
+        )
         for part, index in chosen.chunks(self.tokens):
             yield part, keep[index]
 
 
 def statistics(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(log π, H) [N] from hidden states [N, D]; of a model whose head is not told apart, hidden states are raw logits."""
+    """(log π, H) [N] from hidden states [N, D]; of a model whose head is not told apart, hidden states are raw
+    logits.
+    """
     if head.weight is not None:
         found = head_statistics(hidden, head, targets)
         return found.logprob, found.entropy
     log_p = head.logits(hidden).log_softmax(-1)
-    return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(1)
+    return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(
+        1
+    )

@@ -1,7 +1,9 @@
-"""Do the tokens that decide the outcome make the change of entropy? Pivotality of the step's own tokens, beside their shares.
+"""Do the tokens that decide the outcome make the change of entropy? Pivotality of the step's own tokens, beside their
+shares.
 
-Where the world is small enough, exact from prefix trees: Q − V of the token written and the spread of Q over what could have been written.
-Elsewhere from a stored run of `tokencredit pivotality run`, whose completions then are among the rollouts of the step.
+Where the world is small enough, exact from prefix trees: Q − V of the token written and the spread of Q over what could
+have been written. Elsewhere from a stored run of `tokencredit pivotality run`, whose completions then are among the
+rollouts of the step.
 """
 
 from __future__ import annotations
@@ -29,13 +31,17 @@ BASELINE = "entropy"
 
 
 def from_trees(checkpoint: Checkpoint, batch: Batch, num_prompts: int) -> dict[str, Tensor]:
-    """{"before_after", "spread", "width"} [B, T] of the first prompts with both outcomes, up to the width of brackets; NaN elsewhere."""
+    """{"before_after", "spread", "width"} [B, T] of the first prompts with both outcomes, up to the width of brackets;
+    NaN elsewhere.
+    """
     from tokencredit.studies.correlation import measurement
 
     c, group = checkpoint, batch.rollouts.group_index
     chosen = torch.unique(group[batch.rollouts.mixed])[:num_prompts].tolist()
     members = [(group == prompt).nonzero()[:, 0].tolist() for prompt in chosen]
-    grid = {name: torch.full(batch.rollouts.mask.shape, torch.nan, dtype=torch.float64) for name in (*ESTIMANDS, "width")}
+    grid = {
+        name: torch.full(batch.rollouts.mask.shape, torch.nan, dtype=torch.float64) for name in (*ESTIMANDS, "width")
+    }
     if not members:
         return grid
     policy = measurement.Policy(c.model, c.tokenizer, c.task, c.temperature, c.max_new_tokens)
@@ -49,12 +55,14 @@ def from_trees(checkpoint: Checkpoint, batch: Batch, num_prompts: int) -> dict[s
     return grid
 
 
-def batch_of_run(checkpoint: Checkpoint, directory: str | Path, group: int, seed: int, *,
-                 needs: Sequence[str] = ()) -> tuple[Batch, dict[str, Tensor]]:  # fmt: skip
-    """Rollouts of a pivotality run's prompts, its own completions first and fresh ones up to `group`; and the effects {name: [B, T]}.
+def batch_of_run(
+    checkpoint: Checkpoint, directory: str | Path, group: int, seed: int, *, needs: Sequence[str] = ()
+) -> tuple[Batch, dict[str, Tensor]]:
+    """Rollouts of a pivotality run's prompts, its own completions first and fresh ones up to `group`; and the effects
+    {name: [B, T]}.
 
-    NaN where a token was not measured; a token without an alternative has no effect. ValueError where the run was measured on another
-    policy or at another temperature.
+    NaN where a token was not measured; a token without an alternative has no effect. ValueError where the run was
+    measured on another policy or at another temperature.
     """
     directory = Path(directory)
     traces, tokens = (record.read(directory, name) for name in ("traces", "tokens"))
@@ -63,7 +71,9 @@ def batch_of_run(checkpoint: Checkpoint, directory: str | Path, group: int, seed
     rows, owner = [json.loads(row) for row in names], [names[trace["row"]] for trace in traces]
     most = max(map(owner.count, set(owner)))
     if group <= most:
-        raise ValueError(f"{directory} has {most} completions of a prompt: ask for larger groups, --group {most + 1} or more")
+        raise ValueError(
+            f"{directory} has {most} completions of a prompt: ask for larger groups, --group {most + 1} or more"
+        )
     fresh = roll_out(checkpoint, rows, group - most, seed)
     stored = [Completion(tuple(trace["completion_ids"]), trace["truncated"]) for trace in traces]
     others = [Completion(ids, cut) for ids, cut in zip(fresh.completions, fresh.truncated)]
@@ -80,17 +90,21 @@ def batch_of_run(checkpoint: Checkpoint, directory: str | Path, group: int, seed
 
 def _same_policy(checkpoint: Checkpoint, identity: Mapping, directory: Path) -> None:
     if identity["model_hash"] != model_hash(checkpoint.model):
-        raise ValueError(f"{directory} was measured on another policy ({identity['model']}) than {checkpoint.path}: measure this one, "
-                         f"tokencredit pivotality run --model {checkpoint.path}")  # fmt: skip
+        raise ValueError(
+            f"{directory} was measured on another policy ({identity['model']}) than {checkpoint.path}: measure this"
+            f" one, tokencredit pivotality run --model {checkpoint.path}"
+        )
     if (there := identity["sampler"]["temperature"]) != checkpoint.temperature:
-        raise ValueError(f"{directory} was measured at temperature {there}, the run samples at {checkpoint.temperature}")
+        raise ValueError(
+            f"{directory} was measured at temperature {there}, the run samples at {checkpoint.temperature}"
+        )
 
 
 def carried(columns: Mapping[str, np.ndarray], share: np.ndarray, boot: Bootstrap) -> dict[str, dict]:
     """What the tokens that a column [N] puts on top carry of Σ |share|, and how the column ranks |share|.
 
-    {"captured": {column: Estimate}, "spearman": {column: Estimate}, "compared": each column against `BASELINE`, paired}; the column
-    "(itself)" is |share|: the most that any choice of as many tokens could carry.
+    {"captured": {column: Estimate}, "spearman": {column: Estimate}, "compared": each column against `BASELINE`,
+    paired}; the column "(itself)" is |share|: the most that any choice of as many tokens could carry.
     """
     size = np.abs(share)
     every = {name: np.abs(x) for name, x in columns.items()} | {"(itself)": size}

@@ -1,7 +1,9 @@
-"""How small a change of entropy the arithmetic can show: rounding of the moved parameters and of the passes, in float32 and in float64.
+"""How small a change of entropy the arithmetic can show: rounding of the moved parameters and of the passes, in float32
+and in float64.
 
-    ΔH(η) on rollouts at hand, reweighted, against its own expansion a η + b η², a and b in float64. At rates so small that nothing but
-    rounding is left of the difference, its root mean square σ is the noise; rates with σ < 0.05 |a η| are resolved.
+    ΔH(η) on rollouts at hand, reweighted, against its own expansion a η + b η², a and b in float64. At rates so small
+    that nothing but rounding is left of the difference, its root mean square σ is the noise; rates with σ < 0.05 |a η|
+    are resolved.
 
 In float64 too, transformers' models compute norms, rotations and the attention's softmax in float32: better, not exact.
 """
@@ -17,7 +19,15 @@ from torch import Tensor
 
 from tokencredit.dynamics.batch import Batch
 from tokencredit.dynamics.checkpoint import Checkpoint
-from tokencredit.dynamics.reweighting import Tangents, at_rest, curvatures, linear_change, quadratic_change, second_derivatives, slopes
+from tokencredit.dynamics.reweighting import (
+    Tangents,
+    at_rest,
+    curvatures,
+    linear_change,
+    quadratic_change,
+    second_derivatives,
+    slopes,
+)
 from tokencredit.dynamics.to_go import Baseline
 from tokencredit.dynamics.true_change import by_reweighting
 
@@ -36,7 +46,9 @@ class Rounding:
     noise: float
 
 
-def expansion(checkpoint: Checkpoint, batch: Batch, baseline: Baseline, direction: Mapping[str, Tensor]) -> tuple[float, float]:
+def expansion(
+    checkpoint: Checkpoint, batch: Batch, baseline: Baseline, direction: Mapping[str, Tensor]
+) -> tuple[float, float]:
     """(a, b): first and second order of ΔH along a direction on these rollouts."""
     passes, mask = batch.passes(checkpoint), batch.rollouts.mask
     entropy = passes.values()[1]
@@ -48,8 +60,14 @@ def expansion(checkpoint: Checkpoint, batch: Batch, baseline: Baseline, directio
     return linear_change(*sums), quadratic_change(*sums, float(bend.entropy.sum()), float(bend.length.sum()))
 
 
-def rounding(checkpoint: Checkpoint, batch: Batch, baseline: Baseline, direction: Mapping[str, Tensor], terms: tuple[float, float],
-             factors: Sequence[float] = FACTORS) -> Rounding:  # fmt: skip
+def rounding(
+    checkpoint: Checkpoint,
+    batch: Batch,
+    baseline: Baseline,
+    direction: Mapping[str, Tensor],
+    terms: tuple[float, float],
+    factors: Sequence[float] = FACTORS,
+) -> Rounding:
     """What the checkpoint's own precision makes of ΔH."""
     passes, mask = batch.passes(checkpoint), batch.rollouts.mask
     rest = passes.values()

@@ -1,13 +1,15 @@
-"""Entropy and length of policies along a path θ(α), from the rollouts of the policy at α = 0, and their derivatives there.
+"""Entropy and length of policies along a path θ(α), from the rollouts of the policy at α = 0, and their derivatives
+there.
 
     S(α) = Σₜ ρ<t Hₜ(α) − (ρ≤t − ρ<t) bₜ        L(α) = Σₜ ρ<t − (ρ≤t − ρ<t) rₜ        H(α) = E[S(α)] / E[L(α)]
 
     ρ<t = Π_{k<t} π_α(yₖ|y<k) / π_0(yₖ|y<k)
 
-A token's entropy is decided by its prefix, so the prefix's ratio weighs it and what comes later adds no noise; the ratios' own sum
-normalises. The baselines (see `to_go`) are control variates of mean 0. S′(0) and L′(0) give the linear prediction of `entropy`, S″ and L″
-the quadratic one: prediction and reweighting are one functional, and differ by nothing but the order of the expansion.
-Per-decision importance sampling: Precup et al. (2000); with baselines: Jiang and Li (arXiv:1511.03722) eq. 10.
+A token's entropy is decided by its prefix, so the prefix's ratio weighs it and what comes later adds no noise; the
+ratios' own sum normalises. The baselines (see `to_go`) are control variates of mean 0. S′(0) and L′(0) give the linear
+prediction of `entropy`, S″ and L″ the quadratic one: prediction and reweighting are one functional, and differ by
+nothing but the order of the expansion. Per-decision importance sampling: Precup et al. (2000); with baselines: Jiang
+and Li (arXiv:1511.03722) eq. 10.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from tokencredit.dynamics.vectors import moved
 from tokencredit.masked import zero_off
 
 STEP = 0.1
-"""Of the symmetric difference along a direction: its error is of second order, and the roundings of float32 stay below 1e-5."""
+"""Of the symmetric difference along a direction: its error is of second order, and the roundings of float32 stay
+below 1e-5.
+"""
 
 
 class Sums(NamedTuple):
@@ -51,15 +55,23 @@ def reweighted(log_ratio: Tensor, entropy: Tensor, mask: Tensor, baseline: Basel
     log_ratio = zero_off(log_ratio, mask)
     ratio = zero_off(before(log_ratio, mask).exp(), mask)
     step = zero_off(ratio * torch.expm1(log_ratio), mask)
-    return Sums((ratio * zero_off(entropy, mask) - step * baseline.entropy).sum(1), (ratio - step * baseline.length).sum(1))
+    return Sums(
+        (ratio * zero_off(entropy, mask) - step * baseline.entropy).sum(1), (ratio - step * baseline.length).sum(1)
+    )
 
 
 def slopes(first: Tangents, entropy: Tensor, mask: Tensor, baseline: Baseline) -> dict[str, Sums]:
-    """S′(0), L′(0) in three parts: "direct" the tokens' own entropies, "path" the prefixes they are met at, "length" how many there are."""
+    """S′(0), L′(0) in three parts: "direct" the tokens' own entropies, "path" the prefixes they are met at, "length"
+    how many there are.
+    """
     logprob, none = zero_off(first.logprob, mask), torch.zeros(len(mask), dtype=torch.float64)
     to_go = ((entropy, baseline.entropy), (mask, baseline.length))
     path, length = ((logprob * (after(x.double(), mask) - expected)).sum(1) for x, expected in to_go)
-    return {"direct": Sums(zero_off(first.entropy, mask).sum(1), none), "path": Sums(path, none), "length": Sums(none, length)}
+    return {
+        "direct": Sums(zero_off(first.entropy, mask).sum(1), none),
+        "path": Sums(path, none),
+        "length": Sums(none, length),
+    }
 
 
 def curvatures(first: Tangents, second: Tangents, entropy: Tensor, mask: Tensor, baseline: Baseline) -> Sums:
@@ -68,7 +80,9 @@ def curvatures(first: Tangents, second: Tangents, entropy: Tensor, mask: Tensor,
     so_far = before(slope, mask)
     q, step = before(bend, mask) + so_far.square(), bend + slope.square() + 2 * slope * so_far
     moving = zero_off(second.entropy + 2 * so_far * first.entropy, mask)
-    return Sums((moving + q * entropy - step * baseline.entropy).sum(1), (zero_off(q, mask) - step * baseline.length).sum(1))
+    return Sums(
+        (moving + q * entropy - step * baseline.entropy).sum(1), (zero_off(q, mask) - step * baseline.length).sum(1)
+    )
 
 
 def linear_change(entropy, length, slope, longer):
@@ -78,13 +92,16 @@ def linear_change(entropy, length, slope, longer):
 
 def quadratic_change(entropy, length, slope, longer, bend, bend_length):
     """H″/2 = (S″ − H L″ − 2 H′ L′) / 2L."""
-    return (bend - entropy / length * bend_length - 2 * linear_change(entropy, length, slope, longer) * longer) / (2 * length)
+    return (bend - entropy / length * bend_length - 2 * linear_change(entropy, length, slope, longer) * longer) / (
+        2 * length
+    )
 
 
 def second_derivatives(passes: Passes, direction: Mapping[str, Tensor], step: float = STEP) -> Tangents:
     """∂²log π, ∂²H [B, T] along a direction: the symmetric difference of two forward-mode passes at θ ± step · u.
 
-    A second forward mode inside the first would be exact, but torch has none through SiLU, which most language models use.
+    A second forward mode inside the first would be exact, but torch has none through SiLU, which most language models
+    use.
     """
     ends = []
     for sign in (1, -1):
@@ -94,7 +111,9 @@ def second_derivatives(passes: Passes, direction: Mapping[str, Tensor], step: fl
 
 
 def effective_sample_size(log_ratio: Tensor, mask: Tensor) -> float:
-    """(Σ w)² / Σ w² over rollouts, w the ratio of whole completions: how many of them still speak for the other policy."""
+    """(Σ w)² / Σ w² over rollouts, w the ratio of whole completions: how many of them still speak for the other
+    policy.
+    """
     total = zero_off(log_ratio, mask).sum(1)
     w = (total - total.max()).exp()
     return float(w.sum() ** 2 / w.square().sum())

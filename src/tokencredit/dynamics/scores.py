@@ -1,4 +1,6 @@
-"""Scores of a batch beyond log-prob and entropy, computed as training computes them: proxies, random draws, what the task knows."""
+"""Scores of a batch beyond log-prob and entropy, computed as training computes them: proxies, random draws, what the
+task knows.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,22 @@ Ids = Sequence[Sequence[int]]
 STEPS = "step_gain"
 
 
-def scores_beyond(checkpoint: Checkpoint, rows: Sequence[dict], prompts: Ids, completions: Ids, mask: Tensor, names: Sequence[str],
-                  seed: int) -> dict[str, Tensor]:  # fmt: skip
-    """{name: [B, T]}, float64, zero off the mask: importance proxies, `uniform`, `step_gain`, and `exact_value` and `oracle_positions`
-    where the task gives them. ValueError for any other name."""
+def scores_beyond(
+    checkpoint: Checkpoint,
+    rows: Sequence[dict],
+    prompts: Ids,
+    completions: Ids,
+    mask: Tensor,
+    names: Sequence[str],
+    seed: int,
+) -> dict[str, Tensor]:
+    """{name: [B, T]}, float64, zero off the mask: importance proxies, `uniform`, `step_gain`, and `exact_value` and
+    `oracle_positions` where the task gives them. ValueError for any other name."""
     given = {"uniform": _uniform, "exact_value": _exact_value, "oracle_positions": _oracle_positions}
     if unknown := sorted(set(names) - {*scorers.PROXIES, *given, STEPS}):
-        raise ValueError(f"{', '.join(unknown)} cannot be measured here; there are {', '.join([*scorers.PROXIES, *given, STEPS])}")
+        raise ValueError(
+            f"{', '.join(unknown)} cannot be measured here; there are {', '.join([*scorers.PROXIES, *given, STEPS])}"
+        )
     wanted = [name for name in names if name in scorers.PROXIES]
     options = {"seed": seed, "temperature": checkpoint.temperature}
     found = proxies(checkpoint.model, prompts, completions, mask, wanted, **options) if wanted else {}
@@ -33,7 +44,9 @@ def scores_beyond(checkpoint: Checkpoint, rows: Sequence[dict], prompts: Ids, co
     return found
 
 
-def proxies(model: Any, prompts: Ids, completions: Ids, mask: Tensor, names: Sequence[str], **options: Any) -> dict[str, Tensor]:
+def proxies(
+    model: Any, prompts: Ids, completions: Ids, mask: Tensor, names: Sequence[str], **options: Any
+) -> dict[str, Tensor]:
     """{name: [B, T]} of kinds of `lm.proxies.importance`, which takes the options."""
     from tokencredit.lm.proxies import importance
 
@@ -56,17 +69,26 @@ def _uniform(checkpoint: Checkpoint, rows: Sequence[dict], ids: Tensor, mask: Te
 def _exact_value(checkpoint: Checkpoint, rows: Sequence[dict], ids: Tensor, mask: Tensor, seed: int) -> Tensor:
     c = checkpoint
     if getattr(c.task, "name", "") != "reckon":
-        raise ValueError(f"exact_value needs a world that prefix trees can walk, which reckon is and {c.config.task} is not")
-    return scorers.exact_value(c.model, c.tokenizer, c.task, rows, ids, mask, max_new_tokens=c.max_new_tokens, temperature=c.temperature)
+        raise ValueError(
+            f"exact_value needs a world that prefix trees can walk, which reckon is and {c.config.task} is not"
+        )
+    return scorers.exact_value(
+        c.model, c.tokenizer, c.task, rows, ids, mask, max_new_tokens=c.max_new_tokens, temperature=c.temperature
+    )
 
 
 def _oracle_positions(checkpoint: Checkpoint, rows: Sequence[dict], ids: Tensor, mask: Tensor, seed: int) -> Tensor:
     if not hasattr(checkpoint.task, "deciding"):
-        raise ValueError(f"oracle_positions needs a task that says which positions decide; {checkpoint.config.task} has no `deciding`")
+        raise ValueError(
+            f"oracle_positions needs a task that says which positions decide; {checkpoint.config.task} has no"
+            " `deciding`"
+        )
     return scorers.oracle_positions(checkpoint.tokenizer, checkpoint.task, rows, ids, mask)
 
 
-def _step_gain(checkpoint: Checkpoint, rows: Sequence[dict], prompts: Ids, completions: Ids, mask: Tensor, seed: int) -> Tensor:
+def _step_gain(
+    checkpoint: Checkpoint, rows: Sequence[dict], prompts: Ids, completions: Ids, mask: Tensor, seed: int
+) -> Tensor:
     from tokencredit.engines.vine import step_gains
     from tokencredit.lm.distribution import Settings
     from tokencredit.lm.sampling import Trace

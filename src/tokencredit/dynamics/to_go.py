@@ -1,10 +1,11 @@
-"""What is still to come after a token, entropy and length, and baselines for it: functions of the prefix that cost no bias.
+"""What is still to come after a token, entropy and length, and baselines for it: functions of the prefix that cost no
+bias.
 
     none       0 from token t on, its own entropy and its own place included: G − b = Σ_{k≥t} Hₖ
     entropy    the token's own entropy: G − b = Σ_{k>t} Hₖ
     position   the mean over the rollouts of other prompts, of tokens at the same place
-    ridge      that, and a linear regression of what is left on what the prefix shows, fitted on other prompts: entropy here and before,
-               log-prob before, and the hidden state that the token is drawn from where it is given
+    ridge      that, and a linear regression of what is left on what the prefix shows, fitted on other prompts: entropy
+               here and before, log-prob before, and the hidden state that the token is drawn from where it is given
 
 "none" and "entropy" are those of P. Saad, "Entropy Dynamics in Reinforcement Learning" (2025), `none` and `Hk`.
 """
@@ -49,7 +50,9 @@ def after(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def baseline_of(rollouts: Rollouts, name: str, features: Tensor | None = None) -> Baseline:
-    """A baseline by name. features [B, T, F]: more for "ridge" to look at, such as `hidden_states`. ValueError for what does not fit."""
+    """A baseline by name. features [B, T, F]: more for "ridge" to look at, such as `hidden_states`. ValueError for what
+    does not fit.
+    """
     if name not in BASELINES:
         raise ValueError(f"{name!r} is not a baseline of what is to come; there are {', '.join(BASELINES)}")
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
@@ -64,7 +67,9 @@ def baseline_of(rollouts: Rollouts, name: str, features: Tensor | None = None) -
     expected = others_mean(targets, mask, group, places(mask))
     if name == "ridge":
         place = one_hot(places(mask)[mask], int(places(mask).max()) + 1).double()
-        expected[mask] += ridge(targets[mask], group[:, None].expand_as(mask)[mask], place, prefix_features(rollouts, features))
+        expected[mask] += ridge(
+            targets[mask], group[:, None].expand_as(mask)[mask], place, prefix_features(rollouts, features)
+        )
     return Baseline(*expected.unbind(-1))
 
 
@@ -86,7 +91,9 @@ def others_mean(targets: Tensor, mask: Tensor, group: Tensor, place: Tensor) -> 
 
 
 def prefix_features(rollouts: Rollouts, more: Tensor | None = None) -> Tensor:
-    """[N, F] known before each of the N tokens is drawn: its entropy, entropy and log-prob of the tokens before, its place; and `more`."""
+    """[N, F] known before each of the N tokens is drawn: its entropy, entropy and log-prob of the tokens before, its
+    place; and `more`.
+    """
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
     count = before(torch.ones_like(entropy), mask)
     means = [over(before(x, mask), count) for x in (entropy, rollouts.score("logprob").double())]
@@ -96,8 +103,8 @@ def prefix_features(rollouts: Rollouts, more: Tensor | None = None) -> Tensor:
 
 
 def ridge(targets: Tensor, group: Tensor, place: Tensor, features: Tensor) -> Tensor:
-    """[N, K]: what features [N, F] say of the targets [N, K] beyond their mean at a place [N, P] (one-hot), every group's from a ridge
-    regression on the groups of the other folds, with these folds' own means.
+    """[N, K]: what features [N, F] say of the targets [N, K] beyond their mean at a place [N, P] (one-hot), every
+    group's from a ridge regression on the groups of the other folds, with these folds' own means.
 
     The penalty is 10 F tokens for each feature, at its mean square: with few tokens little is left of the coefficients.
     """
@@ -114,7 +121,9 @@ def ridge(targets: Tensor, group: Tensor, place: Tensor, features: Tensor) -> Te
 
 
 def hidden_states(passes: Passes) -> Tensor:
-    """[B, T, F]: the hidden state that every token is drawn from; wider ones than `WIDTH` are projected to it at random, always alike."""
+    """[B, T, F]: the hidden state that every token is drawn from; wider ones than `WIDTH` are projected to it at
+    random, always alike.
+    """
     found = None
     with torch.no_grad(), evaluating(passes.model):
         for part, keep in passes.batch.chunks(passes.tokens):

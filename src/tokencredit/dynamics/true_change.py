@@ -1,9 +1,10 @@
-"""The entropy of the moved policy, measured in ways that are never mixed: by reweighting rollouts of the old one, and by sampling it.
+"""The entropy of the moved policy, measured in ways that are never mixed: by reweighting rollouts of the old one, and
+by sampling it.
 
-Reweighted rollouts may be the ones that a prediction was made on (its noise is theirs too: agreement there says nothing about the noise)
-or independent ones. Fresh samples of the moved policy assume nothing; with the uniforms of the old policy's they differ from its rollouts
-only where the policies do, and the difference keeps little of the noise. H(θ + ηv) − H(θ) holds the curvature, the odd half-difference
-(H(θ + ηv) − H(θ − ηv)) / 2 does not.
+Reweighted rollouts may be the ones that a prediction was made on (its noise is theirs too: agreement there says nothing
+about the noise) or independent ones. Fresh samples of the moved policy assume nothing; with the uniforms of the old
+policy's they differ from its rollouts only where the policies do, and the difference keeps little of the noise. H(θ +
+ηv) − H(θ) holds the curvature, the odd half-difference (H(θ + ηv) − H(θ − ηv)) / 2 does not.
 """
 
 from __future__ import annotations
@@ -27,9 +28,17 @@ COLLAPSED = 0.1
 """Share of the rollouts below which an effective sample size is called collapsed."""
 
 
-def by_reweighting(passes: Passes, rest: tuple[Tensor, Tensor], mask: Tensor, baseline: Baseline, direction: Mapping[str, Tensor],
-                   factor: float) -> tuple[Sums, float]:  # fmt: skip
-    """(S, L of every rollout at θ + factor · u, effective sample size); `rest` are passes.values() at θ, so that roundings cancel."""
+def by_reweighting(
+    passes: Passes,
+    rest: tuple[Tensor, Tensor],
+    mask: Tensor,
+    baseline: Baseline,
+    direction: Mapping[str, Tensor],
+    factor: float,
+) -> tuple[Sums, float]:
+    """(S, L of every rollout at θ + factor · u, effective sample size); `rest` are passes.values() at θ, so that
+    roundings cancel.
+    """
     with moved(passes.parameters, direction, factor):
         logprob, entropy = passes.values()
     log_ratio = logprob - rest[0]
@@ -42,9 +51,14 @@ def by_sampling(checkpoint: Checkpoint, rows: Sequence[Mapping], num: int, seed:
     Equal seeds give equal uniforms to the k-th completion of a row, whatever the policy: common random numbers.
     """
     prompts = encode_prompts(checkpoint.tokenizer, rows, checkpoint.model.config, checkpoint.max_new_tokens)
-    sampler = PrefixSampler(checkpoint.model, ends=end_tokens(checkpoint.model, checkpoint.tokenizer),
-                            settings=Settings(checkpoint.temperature))  # fmt: skip
-    requests = [Request(i, 0, checkpoint.max_new_tokens, seed_of(seed, i, k)) for i in range(len(rows)) for k in range(num)]
+    sampler = PrefixSampler(
+        checkpoint.model,
+        ends=end_tokens(checkpoint.model, checkpoint.tokenizer),
+        settings=Settings(checkpoint.temperature),
+    )
+    requests = [
+        Request(i, 0, checkpoint.max_new_tokens, seed_of(seed, i, k)) for i in range(len(rows)) for k in range(num)
+    ]
     entropy, tokens = np.zeros(len(rows)), np.zeros(len(rows))
     for index, rollout in sampler.continue_([Trace(tuple(prompt)) for prompt in prompts], requests):
         entropy[index // num] += sum(rollout.entropy)

@@ -1,10 +1,12 @@
-"""The update vector: what one optimizer step on a batch of rollouts would change, and who changes it, without making the step.
+"""The update vector: what one optimizer step on a batch of rollouts would change, and who changes it, without making
+the step.
 
     Δθ = μ + δ − Σᵢₜ a ⊙ κᵢₜ ∇log πᵢₜ          κᵢₜ = s ∂L/∂log πᵢₜ          s = min(1, c / (‖∇L‖ + 10⁻⁶))
 
-L is the method's loss with the old policy equal to the current one (the first optimizer step on the rollouts), s the clipping of the
-gradient's norm to c, and μ, δ, a are momentum, decay and gain of `optimizer.step_parts`. The split is exact and additive given the batch:
-a and s depend on all of it. For any direction d, ⟨d, Δθ⟩ splits over tokens by one forward-mode pass along a ⊙ d.
+L is the method's loss with the old policy equal to the current one (the first optimizer step on the rollouts), s the
+clipping of the gradient's norm to c, and μ, δ, a are momentum, decay and gain of `optimizer.step_parts`. The split is
+exact and additive given the batch: a and s depend on all of it. For any direction d, ⟨d, Δθ⟩ splits over tokens by one
+forward-mode pass along a ⊙ d.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One step. Vectors are {name: float64}; `coefficient` [B, T] is ∂L/∂log π of every token of `batch`; `clip` is s; `lr` its η."""
+    """One step. Vectors are {name: float64}; `coefficient` [B, T] is ∂L/∂log π of every token of `batch`; `clip` is s;
+    `lr` its η.
+    """
 
     batch: Batch
     passes: Passes
@@ -61,7 +65,9 @@ class Update:
         return self.of_tokens(torch.zeros_like(self.coefficient).index_fill_(0, torch.tensor([row]), 1.0))
 
     def shares(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """[B, T]: each token's part of ⟨d, Δθ⟩. They add up to ⟨d, fresh⟩; momentum and decay have their own: `rest`."""
+        """[B, T]: each token's part of ⟨d, Δθ⟩. They add up to ⟨d, fresh⟩; momentum and decay have their own:
+        `rest`.
+        """
         return -self.clip * self.coefficient * self.passes.forward(scaled(direction, self.gain))[0]
 
     def rest(self, direction: Mapping[str, Tensor]) -> dict[str, float]:
@@ -69,29 +75,45 @@ class Update:
         return {"momentum": dot(direction, self.momentum), "decay": dot(direction, self.decay)}
 
 
-def update_vector(checkpoint: Checkpoint, batch: Batch, method: Method | None = None, *, optimizer: OptimizerState | None = None) -> Update:
-    """The step that training with `method` (the run's own without one) would make on these rollouts from the checkpoint.
+def update_vector(
+    checkpoint: Checkpoint, batch: Batch, method: Method | None = None, *, optimizer: OptimizerState | None = None
+) -> Update:
+    """The step that training with `method` (the run's own without one) would make on these rollouts from the
+    checkpoint.
 
-    The model is in evaluation mode: no dropout. ValueError where no rollout has credit, or where there is no optimizer state.
+    The model is in evaluation mode: no dropout. ValueError where no rollout has credit, or where there is no optimizer
+    state.
     """
     method = method or checkpoint.method
     batch = credited(method, batch)
     coefficient, credit = loss_coefficients(method, batch)
     if not coefficient.any():
-        raise ValueError(f"{method.name} gives no token of this batch any gradient: every group's rewards are equal. Draw more prompts")
+        raise ValueError(
+            f"{method.name} gives no token of this batch any gradient: every group's rewards are equal. Draw more"
+            " prompts"
+        )
     return step_along(checkpoint, batch, coefficient, credit, optimizer=optimizer)
 
 
-def step_along(checkpoint: Checkpoint, batch: Batch, coefficient: Tensor, credit: Tensor, *,
-               optimizer: OptimizerState | None = None) -> Update:  # fmt: skip
-    """The step whose loss has these ∂L/∂log π [B, T]: any weighting of the tokens, with the gain and the clipping that belong to it."""
+def step_along(
+    checkpoint: Checkpoint,
+    batch: Batch,
+    coefficient: Tensor,
+    credit: Tensor,
+    *,
+    optimizer: OptimizerState | None = None,
+) -> Update:
+    """The step whose loss has these ∂L/∂log π [B, T]: any weighting of the tokens, with the gain and the clipping that
+    belong to it.
+    """
     optimizer = optimizer or checkpoint.needs_optimizer()
     passes = batch.passes(checkpoint)
     gradient = passes.reverse(coefficient)
     length = norm(gradient)
     clip = 1.0 if checkpoint.max_grad_norm is None else min(1.0, checkpoint.max_grad_norm / (length + NORM_EPS))
     steps: dict[str, Step] = {
-        name: step_parts(p, clip * gradient[name], optimizer.rules[name], optimizer.moments[name]) for name, p in passes.parameters.items()
+        name: step_parts(p, clip * gradient[name], optimizer.rules[name], optimizer.moments[name])
+        for name, p in passes.parameters.items()
     }
     parts = ({name: step[k] for name, step in steps.items()} for k in range(3))
     return Update(batch, passes, coefficient, credit, gradient, clip, *parts, optimizer.lr)
@@ -103,7 +125,9 @@ def loss_coefficients(method: Method, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def coefficients_of(method: Method, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-    """`loss_coefficients` of rollouts without their token ids; they need the scores that the method reads, and `logprob`."""
+    """`loss_coefficients` of rollouts without their token ids; they need the scores that the method reads, and
+    `logprob`.
+    """
     credit = method.credit(rollouts)
     logprob = rollouts.score("logprob").double().clone().requires_grad_(True)
     old = logprob.detach()

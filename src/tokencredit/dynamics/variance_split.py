@@ -7,14 +7,15 @@ A batch of P prompts with K rollouts each has the variance tr Cov = V(K) / P,
     τ   between prompts: tr Cov(G_p), G_p the expected gradient of prompt p
     α   of single rollouts, β of pairs of siblings
 
-Independent rollouts have β = 0: one-way random effects. Leave-one-out credit does not: its baseline is noisy too, and its gradient is the
-U-statistic over pairs of siblings with kernel h_kj = ½ (R_k − R_j)(s_k − s_j), s_k = ∇ of the rollout's weighted log-probability. By
-Hoeffding (1948), with E₀, E₁, E₂ the mean product of two kernels that share no, one or both rollouts,
+Independent rollouts have β = 0: one-way random effects. Leave-one-out credit does not: its baseline is noisy too, and
+its gradient is the U-statistic over pairs of siblings with kernel h_kj = ½ (R_k − R_j)(s_k − s_j), s_k = ∇ of the
+rollout's weighted log-probability. By Hoeffding (1948), with E₀, E₁, E₂ the mean product of two kernels that share no,
+one or both rollouts,
 
     α = 4 (E₁ − E₀)        β = 2 (E₂ − 2 E₁ + E₀)        E|G_p|² = E₀
 
-so the split holds for every K, not only for the measured one. When |s|² says nothing about R, β ≈ α and V(K) ≈ τ + α / (K − 1):
-leave-one-out with K rollouts is as noisy as K − 1 independent ones.
+so the split holds for every K, not only for the measured one. When |s|² says nothing about R, β ≈ α and V(K) ≈ τ + α /
+(K − 1): leave-one-out with K rollouts is as noisy as K − 1 independent ones.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class VarianceSplit:
     def variance(self, prompts: int, group: int) -> Estimate:
         """tr Cov of the gradient of a batch of so many prompts and rollouts of each, with its jackknife interval."""
         if prompts < 1 or group < self.smallest:
-            raise ValueError(f"a batch has at least 1 prompt and {self.smallest} rollouts of it, got {prompts} and {group}")
+            raise ValueError(
+                f"a batch has at least 1 prompt and {self.smallest} rollouts of it, got {prompts} and {group}"
+            )
         load = loads(group) / prompts
         return jackknife(load @ self.parts, load @ self.left_out, self.between.level)
 
@@ -63,7 +66,8 @@ def loads(group: np.ndarray | int) -> np.ndarray:
 
 
 def independent(gram: Tensor, group: Tensor, *, level: float = 0.95) -> VarianceSplit:
-    """The split of rollouts that do not see each other, from the products [N, N] of their gradients and the prompt [N] of each.
+    """The split of rollouts that do not see each other, from the products [N, N] of their gradients and the prompt [N]
+    of each.
 
         α_p = Σ_k |x_k − X_p|² / (K − 1)        |G_p|² = |X_p|² − α_p / K
 
@@ -76,10 +80,11 @@ def independent(gram: Tensor, group: Tensor, *, level: float = 0.95) -> Variance
 
 
 def leave_one_out(gram: Tensor, reward: Tensor, group: Tensor, *, level: float = 0.95) -> VarianceSplit:
-    """The split of leave-one-out credit, from the products s_k · s_j [N, N], the reward [N] and the prompt [N] of every rollout.
+    """The split of leave-one-out credit, from the products s_k · s_j [N, N], the reward [N] and the prompt [N] of every
+    rollout.
 
-    s of a rollout whose group has equal rewards is never looked at (finite numbers in its place will do). ValueError for groups of fewer
-    than 4: two pairs without a common rollout are needed to tell prompts from rollouts.
+    s of a rollout whose group has equal rewards is never looked at (finite numbers in its place will do). ValueError
+    for groups of fewer than 4: two pairs without a common rollout are needed to tell prompts from rollouts.
     """
     kernel, prompts, size = _pair_kernel(gram, reward, group)
     blocks, gaps = kernel
@@ -127,9 +132,13 @@ def _order(gram: Tensor, group: Tensor, least: int) -> tuple[int, Tensor]:
         raise ValueError(f"products are [N, N] for the {len(group)} rollouts, got shape {list(gram.shape)}")
     sizes = torch.unique(group, return_counts=True)[1]
     if len(sizes.unique()) != 1:
-        raise ValueError(f"every prompt needs the same number of rollouts, there are from {int(sizes.min())} to {int(sizes.max())}")
+        raise ValueError(
+            f"every prompt needs the same number of rollouts, there are from {int(sizes.min())} to {int(sizes.max())}"
+        )
     if int(sizes[0]) < least:
-        raise ValueError(f"the split between prompts and rollouts needs groups of at least {least}, these have {int(sizes[0])}")
+        raise ValueError(
+            f"the split between prompts and rollouts needs groups of at least {least}, these have {int(sizes[0])}"
+        )
     return int(sizes[0]), torch.argsort(group, stable=True)
 
 
@@ -137,9 +146,13 @@ def _falling(size: int, count: int) -> int:
     return int(np.prod(np.arange(size, size - count, -1)))
 
 
-def _split(prompts: Tensor, own: Tensor, rollout: Tensor, pair: Tensor, size: int, smallest: int, level: float) -> VarianceSplit:
+def _split(
+    prompts: Tensor, own: Tensor, rollout: Tensor, pair: Tensor, size: int, smallest: int, level: float
+) -> VarianceSplit:
     """From the products of the prompts' gradients and, per prompt, unbiased |G_p|², α and β [P]."""
     signal, signals = signal_of(prompts)
     (square, squares), *rest = (mean_without(x) for x in (own, rollout, pair))
     found = [(square - signal, squares - signals), *rest]
-    return VarianceSplit(*(jackknife(*each, level) for each in found), size, np.stack([left for _, left in found]), smallest)
+    return VarianceSplit(
+        *(jackknife(*each, level) for each in found), size, np.stack([left for _, left in found]), smallest
+    )

@@ -1,4 +1,6 @@
-"""Vectors in parameter space: {parameter name: tensor}, float64, so that a sum over many parameters keeps its digits."""
+"""Vectors in parameter space: {parameter name: tensor}, float64, so that a sum over many parameters keeps its
+digits.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def total(*vectors: Mapping[str, Tensor]) -> Vector:
 
 def scaled(a: Mapping[str, Tensor], factor: float | Mapping[str, Tensor]) -> Vector:
     """a times a number, or elementwise times another vector."""
-    return {name: x.double() * (factor[name].double() if isinstance(factor, Mapping) else factor) for name, x in a.items()}
+    return {
+        name: x.double() * (factor[name].double() if isinstance(factor, Mapping) else factor) for name, x in a.items()
+    }
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""A task in the shapes that TRL takes: a dataset of prompts, a reward function, scorers; and its rows in what comes back."""
+"""A task in the shapes that TRL takes: a dataset of prompts, a reward function, scorers; and its rows in what comes
+back.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from tokencredit.lm.sampling import end_tokens
 def training_rows(config: TrainConfig, task: Any) -> tuple[list[dict], list[int]]:
     """The rows, and their indices in the order in which they are used: the same for every method at the same seed.
 
-    A task with an endless stream of `prompts` gives as many as are needed; a finite one is used whole, shuffled anew for every epoch.
+    A task with an endless stream of `prompts` gives as many as are needed; a finite one is used whole, shuffled anew
+    for every epoch.
     """
     needed = config.steps * config.prompts
     if hasattr(task, "prompts"):
@@ -34,12 +37,15 @@ def training_rows(config: TrainConfig, task: Any) -> tuple[list[dict], list[int]
 
 
 def prompts_of(rows: Sequence[dict], order: Sequence[int]) -> Dataset:
-    """What TRL sees of the rows: their prompts and numbers. Arrow would make one type of a column and one set of keys of all rows."""
+    """What TRL sees of the rows: their prompts and numbers. Arrow would make one type of a column and one set of keys
+    of all rows.
+    """
     return Dataset.from_dict({"prompt": [row["prompt"] for row in rows], "row": list(range(len(rows)))}).select(order)
 
 
 def make_reward(task: Any, tokenizer: Any, model: Any = None, rows: Sequence[dict] | None = None) -> Callable:
-    """TRL's reward function of a task's verifier: 1 for correct, 0 otherwise; the verdicts' reasons join TRL's table of completions.
+    """TRL's reward function of a task's verifier: 1 for correct, 0 otherwise; the verdicts' reasons join TRL's table of
+    completions.
 
     rows    the task's rows, which the dataset's column "row" numbers; None where the dataset's own columns are the rows
     model   whose generation config may name further end tokens
@@ -76,7 +82,9 @@ def judged(recorder: Recorder, task: Any, rows: Sequence[dict]) -> Callable[[dic
     def record(batch: dict) -> None:
         own = [rows[row["row"]] for row in batch["rows"]]
         reasons = []
-        for row, text, cut, success in list(zip(own, batch["texts"], batch["truncated"], batch["success"]))[: recorder.config.record_rows]:
+        for row, text, cut, success in list(zip(own, batch["texts"], batch["truncated"], batch["success"]))[
+            : recorder.config.record_rows
+        ]:
             verdict = task.verify(_text_of(text), row, cut)
             reasons.append(verdict.reason if verdict.correct == success else "correct" if success else "wrong")
         recorder.record(batch | {"rows": own, "reasons": reasons})
@@ -90,7 +98,8 @@ def on_rows(scorer: Callable, rows: Sequence[dict]) -> Callable:
 
 
 def make_scorers(task: Any, tokenizer: Any, max_new_tokens: int, batch: int = 512) -> dict[str, Callable]:
-    """Scores beyond a forward pass that the task can give: `step_gain`, of the embedded world `exact_value` and `oracle_positions`.
+    """Scores beyond a forward pass that the task can give: `step_gain`, of the embedded world `exact_value` and
+    `oracle_positions`.
 
     batch    completions sampled at once
     """
@@ -109,8 +118,16 @@ def _exact_value(task: Any, tokenizer: Any, max_new_tokens: int) -> Callable:
         model = trainer.accelerator.unwrap_model(trainer.model)
         training = model.training
         model.eval()
-        scores = scorers.exact_value(model, tokenizer, task, inputs, batch["completion_ids"], batch["completion_mask"].bool(),
-                                     max_new_tokens=max_new_tokens, temperature=trainer.temperature)  # fmt: skip
+        scores = scorers.exact_value(
+            model,
+            tokenizer,
+            task,
+            inputs,
+            batch["completion_ids"],
+            batch["completion_mask"].bool(),
+            max_new_tokens=max_new_tokens,
+            temperature=trainer.temperature,
+        )
         model.train(training)
         return scores
 
@@ -118,5 +135,6 @@ def _exact_value(task: Any, tokenizer: Any, max_new_tokens: int) -> Callable:
 
 
 def _oracle_positions(task: Any, tokenizer: Any) -> Callable:
-    return lambda trainer, inputs, batch: scorers.oracle_positions(tokenizer, task, inputs, batch["completion_ids"],
-                                                                   batch["completion_mask"].bool())  # fmt: skip
+    return lambda trainer, inputs, batch: scorers.oracle_positions(
+        tokenizer, task, inputs, batch["completion_ids"], batch["completion_mask"].bool()
+    )

@@ -35,17 +35,22 @@ class TrainConfig:
     method, method_options    a name of METHODS and the hyper-parameters to replace
     seed                      of the prompts, their order, and the sampling
     steps                     rollout batches; each is used for `updates` passes
-    budget                    {rollouts: n}, {tokens: n} or {seconds: n}: the run ends where so much was sampled, or trained for, `steps` at
-                              the most; it is evaluated at every tenth of it (marks: 10) in place of eval_every
+    budget                    {rollouts: n}, {tokens: n} or {seconds: n}: the run ends where so much was sampled, or
+                              trained for, `steps` at the most; it is evaluated at every tenth of it (marks: 10) in
+                              place of eval_every
     prompts, group            prompts per rollout batch, and completions of each
     updates, minibatches      passes over a rollout batch, and optimizer steps per pass
-    accumulate                forward and backward passes per optimizer step: more need less memory, and change nothing else
+    accumulate                forward and backward passes per optimizer step: more need less memory, and change nothing
+                              else
     learning_rate             None: 5e-4 for the embedded task, 1e-6 for any other (a pretrained model)
     temperature               of the sampling, in training and evaluation
     max_new_tokens            None: the task's own limit, or 256
-    eval_every ... eval_batch evaluation on held-out prompts, in rollout batches (0 switches it off); completions sampled at once
-    eval_part                 which held-out prompts: all, or one of two parts without a common prompt, validation or final
-    record_every, record_rows per-token records of sampled completions, in rollout batches (0: none); and how many of a batch are kept
+    eval_every ... eval_batch evaluation on held-out prompts, in rollout batches (0 switches it off); completions
+    sampled at once
+    eval_part                 which held-out prompts: all, or one of two parts without a common prompt, validation or
+                              final
+    record_every, record_rows per-token records of sampled completions, in rollout batches (0: none); and how many of a
+    batch are kept
     save_every                checkpoints, in rollout batches; 0: at the end alone
     max_rounds                generation rounds of dynamic sampling, for methods that ask for it
     noise_scale_every         optimizer steps between measurements of the gradient noise scale; 0: none
@@ -119,7 +124,8 @@ class TrainConfig:
 
 
 def read_config(path: str | Path | None, settings: Iterable[str] = (), **flags: Any) -> TrainConfig:
-    """A config from a YAML or JSON file, then flags that are not None, then "key=value" settings; "trl.bf16=true" reaches into a field.
+    """A config from a YAML or JSON file, then flags that are not None, then "key=value" settings; "trl.bf16=true"
+    reaches into a field.
 
     ValueError names an unknown key, the nearest one there is, and where it came from.
     """
@@ -151,14 +157,18 @@ def read_settings(settings: Iterable[str], flag: str = "--option") -> dict[str, 
 def field_table() -> str:
     """The fields and what they mean, for a terminal."""
     lines = inspect.getdoc(TrainConfig).split("\n\n", 1)[1].splitlines()
-    return "\n".join(part for line in lines for part in textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 28))
+    return "\n".join(
+        part for line in lines for part in textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 28)
+    )
 
 
 class _Yaml(yaml.SafeLoader):
     """YAML whose numbers are those that people write: 5e-4 is one, which YAML 1.1 takes for text."""
 
 
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _parse(text: str, where: str) -> Any:

@@ -27,5 +27,7 @@ def exclusive(path: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RuntimeError(f"{path} is being written by another process: wait for it, or choose another directory") from error
+            raise RuntimeError(
+                f"{path} is being written by another process: wait for it, or choose another directory"
+            ) from error
         yield

@@ -1,4 +1,6 @@
-"""What a training run leaves behind: figures of every step, evaluations on held-out prompts, per-token records, whole checkpoints."""
+"""What a training run leaves behind: figures of every step, evaluations on held-out prompts, per-token records, whole
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,54 @@ from tokencredit.runs import Run
 
 Listener = Callable[[str, dict], None]
 METRICS = (
-    "loss", "grad_norm", "learning_rate", "reward", "pass_rate", "entropy", "length", "truncated", "clip_low", "clip_high", "kl",
-    "credit_against_outcome", "credited_tokens", "credited_share", "credit_mean", "credit_std", "zero_variance_groups", "tokens_per_second",
-    "seconds_generation", "seconds_scoring", "seconds_update", "seconds_importance", "dynamic_sampling/rounds",
-    "dynamic_sampling/drawn_groups", "dynamic_sampling/filled_groups", "noise_scale", "noise_scale/signal", "noise_scale/noise",
-)  # fmt: skip
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "reward",
+    "pass_rate",
+    "entropy",
+    "length",
+    "truncated",
+    "clip_low",
+    "clip_high",
+    "kl",
+    "credit_against_outcome",
+    "credited_tokens",
+    "credited_share",
+    "credit_mean",
+    "credit_std",
+    "zero_variance_groups",
+    "tokens_per_second",
+    "seconds_generation",
+    "seconds_scoring",
+    "seconds_update",
+    "seconds_importance",
+    "dynamic_sampling/rounds",
+    "dynamic_sampling/drawn_groups",
+    "dynamic_sampling/filled_groups",
+    "noise_scale",
+    "noise_scale/signal",
+    "noise_scale/noise",
+)
 
 
 class Recorder(TrainerCallback):
-    """Writes what a run does into its directory, once `open` has said which; a callback of the trainer and its `record`.
+    """Writes what a run does into its directory, once `open` has said which; a callback of the trainer and its
+    `record`.
 
-    Every record says what was spent until then: `seconds` of training alone (generation, scoring and updates, without evaluations and
-    without writing), `rollouts` and `tokens` sampled, those that dynamic sampling left out included.
+    Every record says what was spent until then: `seconds` of training alone (generation, scoring and updates, without
+    evaluations and without writing), `rollouts` and `tokens` sampled, those that dynamic sampling left out included.
     """
 
-    def __init__(self, config: TrainConfig, task: Any, tokenizer: Any, held_out: list[dict], max_new_tokens: int, listen: Listener):
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Any,
+        tokenizer: Any,
+        held_out: list[dict],
+        max_new_tokens: int,
+        listen: Listener,
+    ):
         self.config, self.task, self.tokenizer, self.held_out, self.listen = config, task, tokenizer, held_out, listen
         self.max_new_tokens = max_new_tokens
         self.every = config.updates * config.minibatches
@@ -44,7 +79,9 @@ class Recorder(TrainerCallback):
     def open(self, run: Run) -> None:
         """Record into this run, after what it already holds."""
         self.run = run
-        self.spent |= {unit: number for record in run.metrics()[-1:] for unit, number in record.items() if unit in UNITS}
+        self.spent |= {
+            unit: number for record in run.metrics()[-1:] for unit, number in record.items() if unit in UNITS
+        }
         self.mark = self.budget.mark(self.spent) if self.budget else 0
         self.seen = {(e["step"], e.get("split")) for e in run.evaluations()}
 
@@ -75,7 +112,9 @@ class Recorder(TrainerCallback):
             return False
         last = state.global_step == state.max_steps
         if self.budget is None:
-            return last or bool(self.config.eval_every and state.global_step // self.every % self.config.eval_every == 0)
+            return last or bool(
+                self.config.eval_every and state.global_step // self.every % self.config.eval_every == 0
+            )
         before, self.mark = self.mark, self.budget.mark(self.spent)
         if self.mark == self.budget.marks:
             control.should_training_stop = control.should_save = True
@@ -87,17 +126,25 @@ class Recorder(TrainerCallback):
     def record(self, batch: dict) -> None:
         """Per-token records of the first groups of a rollout batch (the step is the one whose rollouts they are)."""
         began = time.perf_counter()
-        self.run.write_tokens(batch["step"], [self._row(batch, i) for i in range(min(self.config.record_rows, len(batch["texts"])))])
+        self.run.write_tokens(
+            batch["step"], [self._row(batch, i) for i in range(min(self.config.record_rows, len(batch["texts"])))]
+        )
         self._since += time.perf_counter() - began
 
     def _row(self, batch: dict, i: int) -> dict:
         mask = batch["mask"][i]
         ids = batch["completion_ids"][i][mask].tolist()
         row = {
-            "group": batch["group"][i], "prompt": as_text(batch["prompts"][i]), "completion": as_text(batch["texts"][i]),
-            "reward": batch["reward"][i], "success": batch["success"][i], "reason": batch["reasons"][i], "token_ids": ids,
-            "tokens": pieces(self.tokenizer, ids), "credit": batch["credit"][i][mask].tolist(),
-        }  # fmt: skip
+            "group": batch["group"][i],
+            "prompt": as_text(batch["prompts"][i]),
+            "completion": as_text(batch["texts"][i]),
+            "reward": batch["reward"][i],
+            "success": batch["success"][i],
+            "reason": batch["reasons"][i],
+            "token_ids": ids,
+            "tokens": pieces(self.tokenizer, ids),
+            "credit": batch["credit"][i][mask].tolist(),
+        }
         row |= {name: score[i][mask].tolist() for name, score in batch["scores"].items()}
         if hasattr(self.task, "roles"):
             row["role"] = self.task.roles(batch["rows"][i], self.tokenizer.convert_ids_to_tokens(ids))
@@ -107,8 +154,18 @@ class Recorder(TrainerCallback):
         if not self.config.eval_every or (step, "test") in self.seen:
             return
         c = self.config
-        figures = evaluate(model, self.tokenizer, self.task, self.held_out, num_samples=c.eval_samples, ks=sorted({1, c.eval_samples}),
-                           max_new_tokens=self.max_new_tokens, temperature=c.temperature, seed=c.seed, batch=c.eval_batch)  # fmt: skip
+        figures = evaluate(
+            model,
+            self.tokenizer,
+            self.task,
+            self.held_out,
+            num_samples=c.eval_samples,
+            ks=sorted({1, c.eval_samples}),
+            max_new_tokens=self.max_new_tokens,
+            temperature=c.temperature,
+            seed=c.seed,
+            batch=c.eval_batch,
+        )
         record = {"step": step, **self.spent, "split": "test", **figures}
         self.run.log_evaluation(record)
         self.seen.add((step, "test"))
@@ -116,7 +173,9 @@ class Recorder(TrainerCallback):
 
 
 class RoundsLeft(TrainerCallback):
-    """Lets dynamic sampling draw no more rounds than the budget of rollouts has left: methods with and without it spend the same."""
+    """Lets dynamic sampling draw no more rounds than the budget of rollouts has left: methods with and without it spend
+    the same.
+    """
 
     def __init__(self, trainer: Any, recorder: Recorder):
         self.trainer, self.recorder, self.most = trainer, recorder, trainer.max_rounds

@@ -25,28 +25,51 @@ from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
 
 DECIDED = {
-    "output_dir": "the run directory", "num_generations": "group", "num_iterations": "updates", "max_steps": "steps", "seed": "seed",
-    "per_device_train_batch_size": "prompts, group, minibatches and accumulate", "steps_per_generation": "minibatches and accumulate",
-    "gradient_accumulation_steps": "accumulate", "max_completion_length": "max_new_tokens", "temperature": "temperature",
-    "learning_rate": "learning_rate", "save_steps": "save_every", "logging_steps": "every step", "num_train_epochs": "steps",
+    "output_dir": "the run directory",
+    "num_generations": "group",
+    "num_iterations": "updates",
+    "max_steps": "steps",
+    "seed": "seed",
+    "per_device_train_batch_size": "prompts, group, minibatches and accumulate",
+    "steps_per_generation": "minibatches and accumulate",
+    "gradient_accumulation_steps": "accumulate",
+    "max_completion_length": "max_new_tokens",
+    "temperature": "temperature",
+    "learning_rate": "learning_rate",
+    "save_steps": "save_every",
+    "logging_steps": "every step",
+    "num_train_epochs": "steps",
     "shuffle_dataset": "seed",
-}  # fmt: skip
+}
 
 
-def train(config: TrainConfig, out: str | Path, *, name: str | None = None, command: str = "", listen: Listener | None = None) -> Run:
-    """Train and record a run in the directory `out`; an interrupted run of the same config goes on from its last checkpoint.
+def train(
+    config: TrainConfig, out: str | Path, *, name: str | None = None, command: str = "", listen: Listener | None = None
+) -> Run:
+    """Train and record a run in the directory `out`; an interrupted run of the same config goes on from its last
+    checkpoint.
 
-    `listen(event, figures)` hears "start", "step", "evaluation", "resume" and "finished". RunError where `out` holds a different run.
-    Whatever can be refused is refused before the directory is made.
+    `listen(event, figures)` hears "start", "step", "evaluation", "resume" and "finished". RunError where `out` holds a
+    different run. Whatever can be refused is refused before the directory is made.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise RuntimeError("`train` is one process; for several, launch a script with CreditTrainer, which gathers whole groups")
+        raise RuntimeError(
+            "`train` is one process; for several, launch a script with CreditTrainer, which gathers whole groups"
+        )
     out, listen = Path(out), listen or (lambda event, figures: None)
     if config.threads:
         torch.set_num_threads(config.threads)
     task, method = load(config.task, **config.task_options), config.build_method()
-    identity = {"name": name or out.resolve().name, "method": repr(method), "method_name": config.method, "task": config.task,
-                "model": config.model, "config": config.as_dict(), "seed": config.seed, "command": command}  # fmt: skip
+    identity = {
+        "name": name or out.resolve().name,
+        "method": repr(method),
+        "method_name": config.method,
+        "task": config.task,
+        "model": config.model,
+        "config": config.as_dict(),
+        "seed": config.seed,
+        "command": command,
+    }
     if (out / "run.json").exists() and Run.open(out).status == "finished":
         run = Run.create(out, **identity)
         listen("finished", {"step": config.optimizer_steps})
@@ -78,32 +101,48 @@ def _go_on(run: Run, trainer: CreditTrainer, recorder: Recorder, listen: Listene
 
 
 def _is_write_failure(error: BaseException) -> bool:
-    """A file that could not be written: by Python, by safetensors, or by torch, which has no error of its own for it."""
+    """A file that could not be written: by Python, by safetensors, or by torch, which has no error of its own
+    for it.
+    """
     own = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
-    return own or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container")))
+    return own or (
+        isinstance(error, RuntimeError)
+        and any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container"))
+    )
 
 
 def _advice(out: Path, error: Exception) -> str:
     kept = last_checkpoint(out / "checkpoints")
     start = f"the checkpoint {kept.name}" if kept else "the start"
     reason = " ".join(str(error).split())[:300]
-    return f"{out}: a file could not be written ({reason}). Make room, then run the same command again; it goes on from {start}"
+    return (
+        f"{out}: a file could not be written ({reason}). Make room, then run the same command again; it goes on from"
+        f" {start}"
+    )
 
 
-def make_trainer(config: TrainConfig, method: Any, task: Any, folder: Path, listen: Listener) -> tuple[CreditTrainer, Recorder]:
-    """The trainer and the recorder that it calls. Task, tokenizer, prompts and options are checked before the model is loaded."""
+def make_trainer(
+    config: TrainConfig, method: Any, task: Any, folder: Path, listen: Listener
+) -> tuple[CreditTrainer, Recorder]:
+    """The trainer and the recorder that it calls. Task, tokenizer, prompts and options are checked before the model is
+    loaded.
+    """
     limit = completion_limit(config, task)
     model_path = resolve_model(config.model)
     tokenizer = load_tokenizer(model_path)
     scorers = make_scorers(task, tokenizer, limit, config.eval_batch)
     if missing := sorted(method.needs - FREE - scorers.keys() - GIVEN):
-        raise ValueError(f"the method {config.method} needs {', '.join(missing)}, which the task {config.task} cannot give: the "
-                         "embedded world (reckon) can")  # fmt: skip
+        raise ValueError(
+            f"the method {config.method} needs {', '.join(missing)}, which the task {config.task} cannot give: the "
+            "embedded world (reckon) can"
+        )
     args = make_args(config, limit, folder)
     rows, order = training_rows(config, task)
     tested = held_out(task, config.eval_prompts, config.eval_part) if config.eval_every else []
     if config.eval_every and not tested:
-        raise ValueError(f"{config.task} has no prompts to evaluate on: give a file of them (task_options.test), or set eval_every=0")
+        raise ValueError(
+            f"{config.task} has no prompts to evaluate on: give a file of them (task_options.test), or set eval_every=0"
+        )
     shape = load_config(model_path)
     for some in (rows, tested):
         encode_prompts(tokenizer, some, shape, limit)
@@ -113,12 +152,19 @@ def make_trainer(config: TrainConfig, method: Any, task: Any, folder: Path, list
     recorder = Recorder(config, task, tokenizer, tested, limit, listen)
     every = config.updates * config.minibatches
     trainer = CreditTrainer(
-        model=model, method=method, args=args, reward_funcs=make_reward(task, tokenizer, model, rows), processing_class=tokenizer,
-        train_dataset=prompts_of(rows, order), scorers={k: on_rows(f, rows) for k, f in scorers.items()}, max_rounds=config.max_rounds,
+        model=model,
+        method=method,
+        args=args,
+        reward_funcs=make_reward(task, tokenizer, model, rows),
+        processing_class=tokenizer,
+        train_dataset=prompts_of(rows, order),
+        scorers={k: on_rows(f, rows) for k, f in scorers.items()},
+        max_rounds=config.max_rounds,
         noise_scale_every=config.noise_scale_every,
-        record=judged(recorder, task, rows) if config.record_every else None, record_every=max(config.record_every, 1) * every,
+        record=judged(recorder, task, rows) if config.record_every else None,
+        record_every=max(config.record_every, 1) * every,
         callbacks=[recorder],
-    )  # fmt: skip
+    )
     trainer.remove_callback(PrinterCallback)
     if recorder.budget and recorder.budget.unit == "rollouts":
         trainer.add_callback(RoundsLeft(trainer, recorder))
@@ -135,16 +181,37 @@ def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOCon
             near = difflib.get_close_matches(key, GRPOConfig.__dataclass_fields__, n=1)
             raise ValueError(f"TRL's GRPOConfig has no option {key}{f'; did you mean {near[0]}?' if near else ''}")
     pieces, cuda = config.minibatches * config.accumulate, torch.cuda.is_available()
-    save = {"save_strategy": "steps", "save_steps": (config.save_every or config.steps) * config.updates * config.minibatches}
+    save = {
+        "save_strategy": "steps",
+        "save_steps": (config.save_every or config.steps) * config.updates * config.minibatches,
+    }
     settings = {
-        "output_dir": str(folder), "per_device_train_batch_size": config.prompts * config.group // pieces, "num_generations": config.group,
-        "steps_per_generation": pieces, "num_iterations": config.updates, "gradient_accumulation_steps": config.accumulate,
-        "max_steps": config.optimizer_steps, "max_completion_length": max_new_tokens, "temperature": config.temperature,
-        "learning_rate": config.learning_rate, "lr_scheduler_type": "constant", "adam_beta2": 0.99, "weight_decay": 0.0,
-        "max_grad_norm": 1.0, "beta": 0.0, "bf16": cuda, "gradient_checkpointing": cuda, "logging_steps": 1, "save_total_limit": 2,
-        "report_to": "none", "seed": config.seed, "disable_tqdm": True, "shuffle_dataset": False, "log_level": "error",
+        "output_dir": str(folder),
+        "per_device_train_batch_size": config.prompts * config.group // pieces,
+        "num_generations": config.group,
+        "steps_per_generation": pieces,
+        "num_iterations": config.updates,
+        "gradient_accumulation_steps": config.accumulate,
+        "max_steps": config.optimizer_steps,
+        "max_completion_length": max_new_tokens,
+        "temperature": config.temperature,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        "adam_beta2": 0.99,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "beta": 0.0,
+        "bf16": cuda,
+        "gradient_checkpointing": cuda,
+        "logging_steps": 1,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "seed": config.seed,
+        "disable_tqdm": True,
+        "shuffle_dataset": False,
+        "log_level": "error",
         "dataloader_pin_memory": cuda,
-    }  # fmt: skip
+    }
     return GRPOConfig(**settings | save | further)
 
 

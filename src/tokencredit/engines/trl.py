@@ -1,8 +1,8 @@
 """The TRL engine: GRPOTrainer with per-token credit.
 
-At rollout time the credit of whole groups, gathered across processes, is computed from the policy that sampled; it travels with the
-batch through TRL's shuffling and splitting. The loss is the method's own. Only wrappers around TRL's hooks, so that TRL's users
-keep PEFT, vLLM, DeepSpeed and FSDP through accelerate, callbacks and checkpoints.
+At rollout time the credit of whole groups, gathered across processes, is computed from the policy that sampled; it
+travels with the batch through TRL's shuffling and splitting. The loss is the method's own. Only wrappers around TRL's
+hooks, so that TRL's users keep PEFT, vLLM, DeepSpeed and FSDP through accelerate, callbacks and checkpoints.
 """
 
 from __future__ import annotations
@@ -37,23 +37,38 @@ from tokencredit.methods import METHODS, Method, Plan
 from tokencredit.objective.surrogates import token_mean
 
 FREE = frozenset({"entropy", "logprob"})
-EXTRAS = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
-          "token_type_ids", "mm_token_type_ids", "image_position_ids")  # fmt: skip
+EXTRAS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
 
 
 class CreditTrainer(GRPOTrainer):
     """A GRPOTrainer that trains with any `Method`; everything else is TRL's.
 
-        CreditTrainer(model="Qwen/Qwen2.5-0.5B", method="gtpo", reward_funcs=reward, args=GRPOConfig(...), train_dataset=prompts)
+        CreditTrainer(model="Qwen/Qwen2.5-0.5B", method="gtpo", reward_funcs=reward, args=GRPOConfig(...),
+        train_dataset=prompts)
 
     method         a name of METHODS or a Method; every `max_length` it leaves open becomes args.max_completion_length
     success_above  a rollout is a success when its total reward exceeds this
-    scorers        {score name: function(trainer, inputs, batch) -> [B, T]} for scores that neither a forward pass gives (`entropy` and
-                   `logprob`) nor `engines.scorers`; inputs are the dataset rows, batch TRL's tensors of this process
-    max_rounds     generation rounds in which dynamic sampling collects groups with both outcomes, for methods that ask for it
-    record         function(dict) called on the main process after a rollout batch with the batch's texts, tokens, scores and credit
+    scorers        {score name: function(trainer, inputs, batch) -> [B, T]} for scores that neither a forward pass gives
+                   (`entropy` and `logprob`) nor `engines.scorers`; inputs are the dataset rows, batch TRL's tensors of
+                   this process
+    max_rounds     generation rounds in which dynamic sampling collects groups with both outcomes, for methods that ask
+                   for it
+    record         function(dict) called on the main process after a rollout batch with the batch's texts, tokens,
+                   scores and credit
     record_every   ... for the first rollout batch of every so many optimizer steps
-    noise_scale_every  optimizer steps between measurements of the gradient noise scale, in prompts (0: none); see engines.trl_noise
+    noise_scale_every  optimizer steps between measurements of the gradient noise scale, in prompts (0: none); see
+                       engines.trl_noise
 
     Raises ValueError where an option of TRL contradicts the method, or where a score is needed that nobody gives.
     """
@@ -78,18 +93,30 @@ class CreditTrainer(GRPOTrainer):
         missing = sorted(method.needs - FREE - set(self.scorers))
         if missing:
             raise ValueError(
-                f'method "{method.name}" needs the scores {", ".join(missing)}; a forward pass gives {", ".join(sorted(FREE))}. '
-                f"Give the others: CreditTrainer(..., scorers={{{missing[0]!r}: function(trainer, inputs, batch) -> [B, T]}})"
+                f'method "{method.name}" needs the scores {", ".join(missing)}; a forward pass gives'
+                f" {', '.join(sorted(FREE))}. Give the others: CreditTrainer(..., scorers={{{missing[0]!r}:"
+                " function(trainer, inputs, batch) -> [B, T]})"
             )
         for name, number in (("max_rounds", max_rounds), ("record_every", record_every)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if args is not None:
             refuse_what_conflicts(args, method)
-        super().__init__(model, list(reward_funcs) if isinstance(reward_funcs, tuple) else reward_funcs, args, *positional, **keywords)
+        super().__init__(
+            model,
+            list(reward_funcs) if isinstance(reward_funcs, tuple) else reward_funcs,
+            args,
+            *positional,
+            **keywords,
+        )
         if method.mixed_groups_only and max_rounds > 1 and not hasattr(self.train_dataset, "__len__"):
-            raise ValueError("dynamic sampling draws further prompts and needs a dataset with a length: load it whole, or max_rounds=1")
-        self.reward_funcs = [checked(function, name) for function, name in zip(self.reward_funcs, self.reward_func_names)]
+            raise ValueError(
+                "dynamic sampling draws further prompts and needs a dataset with a length: load it whole, or"
+                " max_rounds=1"
+            )
+        self.reward_funcs = [
+            checked(function, name) for function, name in zip(self.reward_funcs, self.reward_func_names)
+        ]
         self.method = method.within(self.max_completion_length)
         self._noise = NoiseProbe(noise_scale_every, self)
         self.success_above, self.max_rounds = success_above, max_rounds
@@ -103,7 +130,7 @@ class CreditTrainer(GRPOTrainer):
         self._clock = Clock()
         self.add_callback(self._clock)
 
-    # --- rollout time -----------------------------------------------------------------------------------------------------------
+    # --- rollout time -------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs):
         with self._clock.phase("scoring"):
@@ -156,12 +183,15 @@ class CreditTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         """Keeps the entropies of the forward pass that TRL does for the old log-probs anyway."""
-        # With PEFT the reference pass runs through the same model: only the first pass is the old policy's, where TRL does one at all.
+        # With PEFT the reference pass runs through the same model: only the first pass is the old policy's, where TRL
+        # does one at all.
         scoring = self._stash is not None and not torch.is_grad_enabled() and model is self.model
         if not scoring or "entropy" in self._stash.scores or not self._scores_old_policy():
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         wanted = kwargs.pop("compute_entropy", False)
-        logprob, entropy, *rest = super()._get_per_token_logps_and_entropies(model, *args, compute_entropy=True, **kwargs)
+        logprob, entropy, *rest = super()._get_per_token_logps_and_entropies(
+            model, *args, compute_entropy=True, **kwargs
+        )
         self._stash.scores |= {"logprob": logprob, "entropy": entropy}
         return logprob, entropy if wanted else None, *rest
 
@@ -174,14 +204,18 @@ class CreditTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list, *args, **kwargs):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list, *args, **kwargs)
         if self._stash is not None:
-            self._stash.rewards, self._stash.completions, self._stash.completion_ids = rewards, completions, completion_ids_list
+            self._stash.rewards, self._stash.completions, self._stash.completion_ids = (
+                rewards,
+                completions,
+                completion_ids_list,
+            )
         return rewards
 
     def _generate(self, *args, **kwargs):
         with self._clock.phase("generation"):
             return super()._generate(*args, **kwargs)
 
-    # --- update time ------------------------------------------------------------------------------------------------------------
+    # --- update time --------------------------------------------------------------------------------------------------
 
     def _logprobs(self, model, inputs, batch_size=None, aux_loss=False):
         """(log-probs [b, T], entropies [b, T], MoE auxiliary loss or None) of the completions under `model`."""
@@ -212,7 +246,9 @@ class CreditTrainer(GRPOTrainer):
         return loss
 
     def _loss(self, model, inputs, routers: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """(loss of these rows as their part of the step's, its stats, entropies [b, T]); `routers`: with the MoE auxiliary loss."""
+        """(loss of these rows as their part of the step's, its stats, entropies [b, T]); `routers`: with the MoE
+        auxiliary loss.
+        """
         mask, credit = loss_mask(inputs), inputs["advantages"]
         logprob, entropy, aux_loss = self._logprobs(model, inputs, aux_loss=routers)
         old = inputs.get("old_per_token_logps")
@@ -224,8 +260,8 @@ class CreditTrainer(GRPOTrainer):
             kl = self._kl(logprob, old, inputs["ref_per_token_logps"], mask)
             stats["kl"] = token_mean(kl, mask)
             loss = loss + self.beta * (kl * zero_off(logprob - old, mask).exp() if self._corrects_kl() else kl)
-        # The weights are those of the whole rollout batch; an optimizer step sees accumulation/steps_per_generation of it, and
-        # distributed training averages over processes where the weights call for a sum.
+        # The weights are those of the whole rollout batch; an optimizer step sees accumulation/steps_per_generation of
+        # it, and distributed training averages over processes where the weights call for a sum.
         loss = (inputs["token_weight"] * zero_off(loss, mask)).sum() * self.accelerator.num_processes
         accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
         if self.model.training:
@@ -236,7 +272,9 @@ class CreditTrainer(GRPOTrainer):
         return loss, stats, entropy.detach()
 
     def _mean_entropy(self, model, inputs, rows: Tensor | None, entropy: Tensor) -> Tensor:
-        """Mean token entropy of all rows, from the entropies of the credited ones and a forward pass over the others."""
+        """Mean token entropy of all rows, from the entropies of the credited ones and a forward pass over the
+        others.
+        """
         total = entropy.sum()
         if rows is not None:
             others = trimmed(inputs, ~rows)
@@ -257,10 +295,11 @@ class CreditTrainer(GRPOTrainer):
         return bool(getattr(self, "aux_loss_enabled", False))
 
     def _credited_rows(self, inputs) -> Tensor | None:
-        """[b] bool: the rows of a micro-batch that carry a gradient, where others do not: those cost time and change nothing.
+        """[b] bool: the rows of a micro-batch that carry a gradient, where others do not: those cost time and change
+        nothing.
 
-        None for all rows. At least one is kept, because every process takes part in every backward pass; for the same reason rows whose
-        entropy is still to be measured are kept where there are several processes.
+        None for all rows. At least one is kept, because every process takes part in every backward pass; for the same
+        reason rows whose entropy is still to be measured are kept where there are several processes.
         """
         regularised = self.beta != 0.0 or self._regularises_routers()
         unmeasured = self.accelerator.num_processes > 1 and "entropy_known" not in inputs
@@ -274,7 +313,7 @@ class CreditTrainer(GRPOTrainer):
             rows[0], kept = True, 1
         return None if kept == len(rows) else rows
 
-    # --- what is logged ---------------------------------------------------------------------------------------------------------
+    # --- what is logged -----------------------------------------------------------------------------------------------
 
     def _recording(self) -> bool:
         """Whether this rollout batch is the first of its `record_every` optimizer steps."""
@@ -307,7 +346,9 @@ class CreditTrainer(GRPOTrainer):
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def log(self, logs, start_time=None):
-        """Adds seconds by phase and tokens per second since the last log, and at steps that reuse rollouts the rollouts' figures."""
+        """Adds seconds by phase and tokens per second since the last log, and at steps that reuse rollouts the
+        rollouts' figures.
+        """
         if self.model.training and "loss" in logs:
             logs |= self._clock.take()
             logs |= {name: value for name, value in self._figures.items() if name not in self._metrics["train"]}

@@ -18,10 +18,11 @@ EXTREMES = {"ratio_max": max, "ratio_min": min}
 
 
 class Clock(TrainerCallback):
-    """Seconds of optimizer steps by phase, each without the phases inside it; evaluation, logging and checkpoints are not counted.
+    """Seconds of optimizer steps by phase, each without the phases inside it; evaluation, logging and checkpoints are
+    not counted.
 
-    "update" is what is left of a step: forward, backward and the optimizer. On an accelerator, work that is still queued when a phase
-    ends is counted in the next one.
+    "update" is what is left of a step: forward, backward and the optimizer. On an accelerator, work that is still
+    queued when a phase ends is counted in the next one.
     """
 
     def __init__(self):
@@ -63,15 +64,19 @@ class Clock(TrainerCallback):
 def rollout_figures(batch: Batch, rollouts: Rollouts, credit: Tensor) -> dict[str, float]:
     """Figures of a rollout batch, moved off the device at once.
 
-    reward, pass_rate, length, truncated and the two sampled_ numbers describe everything that was sampled, what dynamic sampling left out
-    included; the others the rollouts that are trained on. credited_tokens is the effective number (Σ|c|)² / Σc².
+    reward, pass_rate, length, truncated and the two sampled_ numbers describe everything that was sampled, what dynamic
+    sampling left out included; the others the rollouts that are trained on. credited_tokens is the effective number
+    (Σ|c|)² / Σc².
     """
     mask, given = rollouts.mask, credit != 0
     tokens = mask.sum().to(credit.dtype)
     against = given & ((credit > 0) != rollouts.success[:, None])
     mean = over(credit.sum(), tokens)
     variance = over(zero_off((credit - mean).square(), mask).sum(), (tokens - 1).clamp(min=0))
-    drawn = [torch.cat([getattr(b, name) for b in batch.drawn or (batch,)]).float() for name in ("reward", "length", "truncated")]
+    drawn = [
+        torch.cat([getattr(b, name) for b in batch.drawn or (batch,)]).float()
+        for name in ("reward", "length", "truncated")
+    ]
     figures = {
         "reward": drawn[0].mean(),
         "pass_rate": (drawn[0] > rollouts.success_above).float().mean(),
@@ -91,10 +96,12 @@ def rollout_figures(batch: Batch, rollouts: Rollouts, credit: Tensor) -> dict[st
 
 
 def update_figures(accelerator, pending: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Stats of the micro-batches of one optimizer step over all processes, weighted by tokens, moved off the device at once.
+    """Stats of the micro-batches of one optimizer step over all processes, weighted by tokens, moved off the device at
+    once.
 
-    Every micro-batch comes with `credited` and `tokens`: how many tokens were in its loss, and how many it has. Clip fractions and entropy
-    refer to all tokens (what carries no credit is not clipped), the other stats to those in the loss.
+    Every micro-batch comes with `credited` and `tokens`: how many tokens were in its loss, and how many it has. Clip
+    fractions and entropy refer to all tokens (what carries no credit is not clipped), the other stats to those in the
+    loss.
     """
     names = sorted(pending[0])
     local = torch.stack([torch.stack([stats[name].float() for name in names]) for stats in pending])
@@ -102,7 +109,10 @@ def update_figures(accelerator, pending: list[dict[str, Tensor]]) -> dict[str, f
     credited, tokens = column.pop("credited"), column.pop("tokens")
     figures = {"tokens": sum(tokens), "credited_share": sum(credited) / max(sum(tokens), 1)}
     for name, values in column.items():
-        weights, total = (tokens if name == "entropy" else credited), (tokens if name == "entropy" or name.startswith("clip") else credited)
+        weights, total = (
+            (tokens if name == "entropy" else credited),
+            (tokens if name == "entropy" or name.startswith("clip") else credited),
+        )
         mean = sum(value * weight for value, weight in zip(values, weights)) / max(sum(total), 1)
         figures[name] = EXTREMES[name](values) if name in EXTREMES else mean
     return figures

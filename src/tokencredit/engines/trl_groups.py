@@ -1,4 +1,6 @@
-"""Whole groups for the TRL engine: rollouts gathered across processes in group order, and dynamic sampling over generation rounds."""
+"""Whole groups for the TRL engine: rollouts gathered across processes in group order, and dynamic sampling over
+generation rounds.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ TOKENS = ("prompt_ids", "completion_ids")
 
 @dataclass
 class Stash:
-    """What passes through TRL's hooks while it generates and scores one batch on this process; rewards are those of all processes."""
+    """What passes through TRL's hooks while it generates and scores one batch on this process; rewards are those of all
+    processes.
+    """
 
     scores: dict[str, Tensor] = field(default_factory=dict)
     rewards: Tensor | None = None
@@ -30,9 +34,9 @@ class Stash:
 class Batch:
     """One gathered rollout batch, the same on every process: rows in group order, [N] and [N, T].
 
-    length and truncated are those of the sampled text, whatever the mask leaves of it. Token ids, prompts, texts and dataset rows are
-    gathered only for a batch that is recorded; `table` holds TRL's table of completions where that is logged. `drawn` are the
-    generation rounds that a batch was chosen from, if there were several.
+    length and truncated are those of the sampled text, whatever the mask leaves of it. Token ids, prompts, texts and
+    dataset rows are gathered only for a batch that is recorded; `table` holds TRL's table of completions where that is
+    logged. `drawn` are the generation rounds that a batch was chosen from, if there were several.
     """
 
     reward: Tensor
@@ -51,7 +55,9 @@ class Batch:
 
     @cached_property
     def rollouts(self) -> Rollouts:
-        return Rollouts(reward=self.reward, group=self.group, mask=self.mask, scores=self.scores, success_above=self.success_above)
+        return Rollouts(
+            reward=self.reward, group=self.group, mask=self.mask, scores=self.scores, success_above=self.success_above
+        )
 
     @classmethod
     def gather(cls, trainer, inputs: list[dict], out: dict, stash: Stash, group_size: int, with_text: bool) -> Batch:
@@ -60,7 +66,11 @@ class Batch:
         mask = loss_mask(out)
         ends = {*_eos_token_ids(trainer), trainer._tokenizer.pad_token_id}
         truncated = torch.tensor([not ids or ids[-1] not in ends for ids in stash.completion_ids], device=mask.device)
-        length = mask.sum(1) if "tool_mask" in out else torch.tensor([len(ids) for ids in stash.completion_ids], device=mask.device)
+        length = (
+            mask.sum(1)
+            if "tool_mask" in out
+            else torch.tensor([len(ids) for ids in stash.completion_ids], device=mask.device)
+        )
         length, truncated = trainer.accelerator.gather(torch.stack([length, truncated.long()], 1)).unbind(1)
         text = {}
         if with_text:
@@ -81,7 +91,9 @@ class Batch:
         )
 
     def record(self, trainer, credit: Tensor) -> dict:
-        """Everything a token view needs, as CPU tensors and lists; prompts and texts as TRL has them, messages included."""
+        """Everything a token view needs, as CPU tensors and lists; prompts and texts as TRL has them, messages
+        included.
+        """
         return {
             "step": trainer.state.global_step,
             "prompts": self.prompts,
@@ -121,13 +133,16 @@ def trimmed(inputs: dict, rows: Tensor) -> dict:
 def gather_rows(trainer, x: Tensor, pad=0) -> Tensor:
     """[b, t] of every process -> [N, T], right-padded to the longest, in process order."""
     accelerator = trainer.accelerator
-    # Booleans travel as integers: where accelerate pads them, it makes integers of them, on the processes that are padded alone.
+    # Booleans travel as integers: where accelerate pads them, it makes integers of them, on the processes that are
+    # padded alone.
     sent = x.to(torch.uint8) if x.dtype == torch.bool else x
     return accelerator.gather(accelerator.pad_across_processes(sent.contiguous(), dim=1, pad_index=pad)).to(x.dtype)
 
 
 def rewrite_table(trainer, batch: Batch, credit: Tensor) -> None:
-    """TRL's table of completions: the rollouts that are trained on, with a rollout's mean credit where TRL shows its advantage."""
+    """TRL's table of completions: the rollouts that are trained on, with a rollout's mean credit where TRL shows its
+    advantage.
+    """
     advantages = trainer._logs["advantages"]
     for _ in range(min(len(batch.reward), len(advantages))):
         advantages.pop()
@@ -139,10 +154,11 @@ def rewrite_table(trainer, batch: Batch, credit: Tensor) -> None:
 
 
 def draw_again(trainer, out: dict, batch: Batch) -> tuple[dict, Batch]:
-    """DAPO's dynamic sampling: further rounds of fresh prompts until every group holds both outcomes, or the rounds are used up.
+    """DAPO's dynamic sampling: further rounds of fresh prompts until every group holds both outcomes, or the rounds are
+    used up.
 
-    All decisions are made from gathered rewards and a generator seeded by (seed, step, round), so every process makes the same. Groups
-    beyond need are dropped; where too few were found, one-sided groups (no credit) fill the batch.
+    All decisions are made from gathered rewards and a generator seeded by (seed, step, round), so every process makes
+    the same. Groups beyond need are dropped; where too few were found, one-sided groups (no credit) fill the batch.
     """
     size, wanted = trainer.num_generations, len(batch.reward)
     outs, rounds = [out], [batch]
@@ -154,8 +170,13 @@ def draw_again(trainer, out: dict, batch: Batch) -> tuple[dict, Batch]:
         rounds.append(more)
         found += int(more.rollouts.mixed.sum())
     drawn = wanted * len(rounds)
-    figures = {"rounds": len(rounds), "drawn_groups": drawn / size, "mixed_groups": found / size,
-               "dropped_groups": (drawn - wanted) / size, "filled_groups": max(wanted - found, 0) / size}  # fmt: skip
+    figures = {
+        "rounds": len(rounds),
+        "drawn_groups": drawn / size,
+        "mixed_groups": found / size,
+        "dropped_groups": (drawn - wanted) / size,
+        "filled_groups": max(wanted - found, 0) / size,
+    }
     for name, value in figures.items():
         trainer._metrics["train"][f"dynamic_sampling/{name}"].append(float(value))
     if len(rounds) == 1:
@@ -191,7 +212,10 @@ def _choose_out(trainer, outs: list[dict], chosen: Tensor) -> dict:
     for name, value in sorted(outs[0].items()):
         if torch.is_tensor(value) and value.dim() == 2:
             parts = [out[name].flip(1) if name in LEFT else out[name] for out in outs]
-            value = _stack([gather_rows(trainer, part, pad if name in TOKENS else 0) for part in parts], pad if name in TOKENS else 0)
+            value = _stack(
+                [gather_rows(trainer, part, pad if name in TOKENS else 0) for part in parts],
+                pad if name in TOKENS else 0,
+            )
             value = value[chosen][_share(trainer, len(chosen))]
             mine[name] = value.flip(1) if name in LEFT else value
     mine["num_items_in_batch"] = trainer.accelerator.gather(loss_mask(mine).sum()).sum()
@@ -210,7 +234,9 @@ def _choose_batch(trainer, rounds: list[Batch], chosen: Tensor) -> Batch:
         scores={name: _stack([b.scores[name] for b in rounds])[chosen] for name in rounds[0].scores},
         completion_ids=_stack(ids, trainer._tokenizer.pad_token_id)[chosen] if ids else None,
         **{name: _pick([getattr(b, name) for b in rounds], picks) for name in ("prompts", "texts", "rows")},
-        table={name: _pick([b.table.get(name, [None] * len(b.reward)) for b in rounds], picks) for name in rounds[-1].table},
+        table={
+            name: _pick([b.table.get(name, [None] * len(b.reward)) for b in rounds], picks) for name in rounds[-1].table
+        },
         drawn=tuple(rounds),
     )
 

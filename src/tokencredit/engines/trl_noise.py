@@ -1,7 +1,9 @@
-"""The gradient noise scale while training: every so many optimizer steps the step's rollouts go through the model once more, in pieces.
+"""The gradient noise scale while training: every so many optimizer steps the step's rollouts go through the model once
+more, in pieces.
 
-No prompt is in two pieces, so their gradients are independent, which those of TRL's micro-batches are not: TRL shuffles rows, and siblings
-end up in different ones. The pass touches neither the gradients nor the random state of the step itself.
+No prompt is in two pieces, so their gradients are independent, which those of TRL's micro-batches are not: TRL shuffles
+rows, and siblings end up in different ones. The pass touches neither the gradients nor the random state of the step
+itself.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from tokencredit.dynamics.noise_scale import from_pieces
 from tokencredit.engines.trl_groups import trimmed
 
 EVERY = 20
-"""Optimizer steps between measurements at which they cost no more than 5 % of the training of a small model (benchmarks/noise_scale.py)."""
+"""Optimizer steps between measurements at which they cost no more than 5 % of the training of a small model
+(benchmarks/noise_scale.py).
+"""
 PIECES = 4
 KEPT = 0.9
 
 
 class NoiseProbe:
-    """Running means of |G|² and tr Σ (`dynamics.noise_scale`), each over about the last ten measurements; their ratio is taken when logged.
+    """Running means of |G|² and tr Σ (`dynamics.noise_scale`), each over about the last ten measurements; their ratio
+    is taken when logged.
 
     every   optimizer steps between measurements; 0 for none
     """
@@ -36,11 +41,15 @@ class NoiseProbe:
         args, size = trainer.args, trainer.num_generations
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
         if every and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-            raise ValueError("noise_scale_every needs whole gradients in every process, which DeepSpeed and FSDP shard: leave it 0, and "
-                             "measure checkpoints with `tokencredit dynamics noise-scale`")  # fmt: skip
+            raise ValueError(
+                "noise_scale_every needs whole gradients in every process, which DeepSpeed and FSDP shard: leave it 0,"
+                " and measure checkpoints with `tokencredit dynamics noise-scale`"
+            )
         if every and rows < 2 * size:
-            raise ValueError(f"noise_scale_every compares prompts, and a step of {rows} rollouts in groups of {size} has fewer than two: "
-                             "leave it 0, or make larger steps")  # fmt: skip
+            raise ValueError(
+                f"noise_scale_every compares prompts, and a step of {rows} rollouts in groups of {size} has fewer than"
+                " two: leave it 0, or make larger steps"
+            )
 
     def before_loss(self, trainer) -> None:
         """Called before every micro-batch; measures where a step is due and has not been measured."""
@@ -60,20 +69,25 @@ class NoiseProbe:
             squares, sizes, total = _pieces(trainer, parts)
         if sum(size > 0 for size in sizes) < 2:
             return {}
-        # A micro-batch's loss is its share of the step's mean: of a step over several rollout batches only the first one is at hand.
+        # A micro-batch's loss is its share of the step's mean: of a step over several rollout batches only the first
+        # one is at hand.
         prompts = sum(sizes) * accumulated / len(parts)
         return self.update(*(part * prompts**2 for part in from_pieces(squares, sizes, total)))
 
     def update(self, signal: float, noise: float) -> dict[str, float]:
         """Both means with one more measurement, and their ratio where |G|² is above 0."""
         self._weight = KEPT * self._weight + 1 - KEPT
-        self._signal, self._noise = (KEPT * old + (1 - KEPT) * new for old, new in ((self._signal, signal), (self._noise, noise)))
+        self._signal, self._noise = (
+            KEPT * old + (1 - KEPT) * new for old, new in ((self._signal, signal), (self._noise, noise))
+        )
         figures = {"noise_scale/signal": self._signal / self._weight, "noise_scale/noise": self._noise / self._weight}
         return figures | ({"noise_scale": self._noise / self._signal} if self._signal > 0 else {})
 
 
 def _pieces(trainer, parts: Sequence[dict]) -> tuple[list[float], list[int], float]:
-    """(squared norms of the pieces' gradients, prompts of each, squared norm of their sum), the same in every process."""
+    """(squared norms of the pieces' gradients, prompts of each, squared norm of their sum), the same in every
+    process.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if any(torch.is_tensor(part.get("pixel_values")) for part in parts):
         raise ValueError("noise_scale_every does not take batches with images apart: leave it 0")

@@ -14,14 +14,21 @@ OLDEST, TOO_NEW = "1.9", "1.17"
 
 
 def check_version(found: str) -> None:
-    """Raise ImportError for a TRL whose trainer this engine was not written for: it wraps hooks that change between releases."""
+    """Raise ImportError for a TRL whose trainer this engine was not written for: it wraps hooks that change between
+    releases.
+    """
     if not Version(OLDEST) <= Version(found) < Version(TOO_NEW):
-        raise ImportError(f"the TRL engine supports trl>={OLDEST},<{TOO_NEW}, but trl {found} is installed: pip install 'tokencredit[trl]'")
+        raise ImportError(
+            f"the TRL engine supports trl>={OLDEST},<{TOO_NEW}, but trl {found} is installed: pip install"
+            " 'tokencredit[trl]'"
+        )
 
 
 @dataclass(frozen=True)
 class Decided:
-    """An option that the method decides: its value in TRL's config when nobody set it, and the value that means the same."""
+    """An option that the method decides: its value in TRL's config when nobody set it, and the value that means the
+    same.
+    """
 
     untouched: Any
     agrees: tuple
@@ -52,13 +59,23 @@ def decided(method: Method) -> dict[str, Decided]:
     level = 'choose method "gspo", "gspo_token" or "grpo_s"'
     clip = "use method.replace({})" if low is not None else "this method has no such clip; choose another method"
     gate = "use method.replace(positive=..., negative=...)" if isinstance(s, SAPO) else 'choose method "sapo"'
-    dual = "use method.replace(dual=...), the bound on tokens with negative credit" if hasattr(s, "dual") else 'choose method "grpo"'
-    scaling = 'use method.replace(scale="group", "batch" or "none")' if scale else "the method scales its credit itself; choose another"
+    dual = (
+        "use method.replace(dual=...), the bound on tokens with negative credit"
+        if hasattr(s, "dual")
+        else 'choose method "grpo"'
+    )
+    scaling = (
+        'use method.replace(scale="group", "batch" or "none")'
+        if scale
+        else "the method scales its credit itself; choose another"
+    )
     return {
         "loss_type": Decided("dapo", loss_types(method), loss),
         "importance_sampling_level": Decided("token", ("sequence" if sequence else "token",), level),
         "epsilon": Decided(0.2, (low,), clip.format("low=...")),
-        "epsilon_high": Decided(None, (high,), "use method.replace(cap=...)" if isinstance(s, CISPO) else clip.format("high=...")),
+        "epsilon_high": Decided(
+            None, (high,), "use method.replace(cap=...)" if isinstance(s, CISPO) else clip.format("high=...")
+        ),
         "scale_rewards": Decided("group", (scale,), scaling),
         "delta": Decided(None, (), dual),
         "sapo_temperature_pos": Decided(1.0, (getattr(s, "positive", None),), gate),
@@ -67,12 +84,16 @@ def decided(method: Method) -> dict[str, Decided]:
         "off_policy_mask_threshold": Decided(None, (), "drop it: a method's ratios handle off-policy tokens"),
         "entropy_coef": Decided(0.0, (), 'choose method "entropy_advantage" (entropy never carries a gradient here)'),
         "use_adaptive_entropy": Decided(False, (), 'choose method "entropy_advantage"'),
-        "multi_objective_aggregation": Decided("sum_then_normalize", (), "sum the rewards (reward_weights), or return one number"),
+        "multi_objective_aggregation": Decided(
+            "sum_then_normalize", (), "sum the rewards (reward_weights), or return one number"
+        ),
     }
 
 
 def refuse_what_conflicts(args: Any, method: Method) -> None:
-    """Raise ValueError for the first TRL options that cannot be honoured with this method, naming each and its alternative."""
+    """Raise ValueError for the first TRL options that cannot be honoured with this method, naming each and its
+    alternative.
+    """
     problems = []
     for option, verdict in decided(method).items():
         value = getattr(args, option, verdict.untouched)

@@ -1,4 +1,6 @@
-"""Reward functions for the TRL engine, checked: one finite number for each completion, and errors that name the function."""
+"""Reward functions for the TRL engine, checked: one finite number for each completion, and errors that name the
+function.
+"""
 
 from __future__ import annotations
 
@@ -35,29 +37,42 @@ def checked(function: Callable, name: str) -> Callable:
 
 
 def check(rewards, completions: list, name: str) -> list[float | None]:
-    """A reward function's result as a list of finite numbers; None, as in TRL, means that it does not apply to that completion."""
+    """A reward function's result as a list of finite numbers; None, as in TRL, means that it does not apply to that
+    completion.
+    """
     if not hasattr(rewards, "__iter__"):
-        raise TypeError(f"reward function {name} returned {type(rewards).__name__}, not a list with one reward for each completion")
+        raise TypeError(
+            f"reward function {name} returned {type(rewards).__name__}, not a list with one reward for each completion"
+        )
     rewards = rewards.tolist() if isinstance(rewards, Tensor) else list(rewards)
     if len(rewards) != len(completions):
-        raise ValueError(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions, not one for each")
-    return [value if value is None else _number(value, name, row, completions[row]) for row, value in enumerate(rewards)]
+        raise ValueError(
+            f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions, not one for"
+            " each"
+        )
+    return [
+        value if value is None else _number(value, name, row, completions[row]) for row, value in enumerate(rewards)
+    ]
 
 
 def check_scored(per_function: Tensor, names: list[str]) -> None:
-    """Raise ValueError for the first rollout to which no reward function gave a number ([N, functions], NaN for None)."""
+    """Raise ValueError for the first rollout to which no reward function gave a number ([N, functions], NaN for
+    None).
+    """
     unscored = torch.isnan(per_function).all(1)
     if unscored.any():
         row = int(unscored.nonzero()[0, 0])
         raise ValueError(
-            f"every reward function ({', '.join(names)}) returned None for completion {row}: give each completion a number "
-            "(0.0 for no answer)"
+            f"every reward function ({', '.join(names)}) returned None for completion {row}: give each completion a"
+            " number (0.0 for no answer)"
         )
 
 
 def _number(value, name: str, row: int, completion) -> float:
     if not isinstance(value, Real) and not (hasattr(value, "item") and getattr(value, "ndim", 1) == 0):
-        raise TypeError(f"reward function {name} returned {value!r} for completion {row}: {str(completion)[:200]!r}, not a number")
+        raise TypeError(
+            f"reward function {name} returned {value!r} for completion {row}: {str(completion)[:200]!r}, not a number"
+        )
     if not math.isfinite(value):
         raise ValueError(
             f"reward function {name} returned {value} for completion {row}: {str(completion)[:200]!r}. "

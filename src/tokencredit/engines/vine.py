@@ -1,9 +1,11 @@
-"""VinePPO's credit: what each reasoning step gained, by Monte-Carlo values at the steps' boundaries. A scorer of the engine.
+"""VinePPO's credit: what each reasoning step gained, by Monte-Carlo values at the steps' boundaries. A scorer of the
+engine.
 
     V̂(s) = 1/K Σⱼ R(completion j of s)        Aₖ = V̂(sₖ₊₁) − V̂(sₖ)        A_last = R − V̂(s_last)
 
-sₖ is the prompt and all steps before the k-th; every token of a step gets its Aₖ, so a rollout's step gains add up to R − V̂(prompt). The
-completions of a prefix have the length that is left, and equal prefixes share theirs. Source: VinePPO (arXiv:2410.01679) with K = 9.
+sₖ is the prompt and all steps before the k-th; every token of a step gets its Aₖ, so a rollout's step gains add up to R
+− V̂(prompt). The completions of a prefix have the length that is left, and equal prefixes share theirs. Source: VinePPO
+(arXiv:2410.01679) with K = 9.
 """
 
 from __future__ import annotations
@@ -24,11 +26,22 @@ Judge = Callable[[int, tuple[int, ...], bool], float]
 """(index of the trace, completion token ids, truncated) -> reward."""
 
 
-def step_values(sampler: Sampler, traces: Sequence[Trace], starts: Sequence[Sequence[int]], judge: Judge, *, max_new_tokens: int,
-                num: int = ROLLOUTS, seed: int = 0, labels: Sequence[str] | None = None) -> list[list[float]]:  # fmt: skip
-    """V̂ of every trace at each of its `starts` (numbers of completion tokens), from `num` rollouts of each distinct prefix.
+def step_values(
+    sampler: Sampler,
+    traces: Sequence[Trace],
+    starts: Sequence[Sequence[int]],
+    judge: Judge,
+    *,
+    max_new_tokens: int,
+    num: int = ROLLOUTS,
+    seed: int = 0,
+    labels: Sequence[str] | None = None,
+) -> list[list[float]]:
+    """V̂ of every trace at each of its `starts` (numbers of completion tokens), from `num` rollouts of each distinct
+    prefix.
 
-    labels   for each trace, what its rewards depend on besides its tokens (the task's row): prefixes with another label are other prefixes
+    labels   for each trace, what its rewards depend on besides its tokens (the task's row): prefixes with another label
+             are other prefixes
     """
     labels = [""] * len(traces) if labels is None else labels
     first: dict[tuple, int] = {}
@@ -49,7 +62,10 @@ def step_values(sampler: Sampler, traces: Sequence[Trace], starts: Sequence[Sequ
         if said not in rewards:
             rewards[said] = judge(k, ids, rollout.truncated)
         total[index // num] += rewards[said]
-    return [[total[first[label, t.prompt, t.completion[:start]]] / num for start in some] for t, label, some in zip(traces, labels, starts)]
+    return [
+        [total[first[label, t.prompt, t.completion[:start]]] / num for start in some]
+        for t, label, some in zip(traces, labels, starts)
+    ]
 
 
 def spread(values: Sequence[float], starts: Sequence[int], reward: float, length: int) -> list[float]:
@@ -61,7 +77,9 @@ def spread(values: Sequence[float], starts: Sequence[int], reward: float, length
 
 
 def line_starts(texts: Sequence[str]) -> list[int]:
-    """Where the steps of a text begin: at its first token, and at the first token with something to read after a newline."""
+    """Where the steps of a text begin: at its first token, and at the first token with something to read after a
+    newline.
+    """
     starts, broken, written = [0], False, False
     for i, text in enumerate(texts):
         if broken and text.strip():
@@ -73,19 +91,33 @@ def line_starts(texts: Sequence[str]) -> list[int]:
 
 
 def step_gain(task: Any, tokenizer: Any, max_new_tokens: int, *, num: int = ROLLOUTS, batch: int = 512) -> Callable:
-    """The scorer `step_gain` of a task, for `CreditTrainer(scorers=...)`; `batch` rollouts are sampled at once, with transformers.
+    """The scorer `step_gain` of a task, for `CreditTrainer(scorers=...)`; `batch` rollouts are sampled at once, with
+    transformers.
 
-    A task says where steps begin by `steps(row, tokens)`, as positions; without it every line is one. The end token is of the last step.
+    A task says where steps begin by `steps(row, tokens)`, as positions; without it every line is one. The end token is
+    of the last step.
     """
 
     def scorer(trainer, inputs: list[dict], out: dict[str, Tensor]) -> Tensor:
         if trainer.min_p or trainer.repetition_penalty != 1.0:
-            raise ValueError("step_gain samples with temperature, top_k and top_p alone: leave min_p and repetition_penalty unset")
+            raise ValueError(
+                "step_gain samples with temperature, top_k and top_p alone: leave min_p and repetition_penalty unset"
+            )
         settings = Settings(trainer.temperature, trainer.top_k or 0, trainer.top_p or 1.0)
         traces = [Trace(*map(tuple, ids)) for ids in zip(_own(out, "prompt"), _own(out, "completion"))]
         seed = seed_of(trainer.args.seed, trainer.state.global_step)
-        gains = step_gains(trainer.accelerator.unwrap_model(trainer.model), tokenizer, task, inputs, traces, settings=settings,
-                           max_new_tokens=max_new_tokens, num=num, batch=batch, seed=seed)  # fmt: skip
+        gains = step_gains(
+            trainer.accelerator.unwrap_model(trainer.model),
+            tokenizer,
+            task,
+            inputs,
+            traces,
+            settings=settings,
+            max_new_tokens=max_new_tokens,
+            num=num,
+            batch=batch,
+            seed=seed,
+        )
         gain = torch.zeros(out["completion_ids"].shape)
         for i, some in enumerate(gains):
             gain[i, : len(some)] = torch.tensor(some)
@@ -94,18 +126,37 @@ def step_gain(task: Any, tokenizer: Any, max_new_tokens: int, *, num: int = ROLL
     return scorer
 
 
-def step_gains(model: Any, tokenizer: Any, task: Any, rows: Sequence[dict], traces: Sequence[Trace], *, settings: Settings,
-               max_new_tokens: int, num: int = ROLLOUTS, batch: int = 512, seed: int = 0) -> list[list[float]]:  # fmt: skip
-    """The gain of the step that every token of every completion belongs to; `rows` are the task's, one per completion."""
+def step_gains(
+    model: Any,
+    tokenizer: Any,
+    task: Any,
+    rows: Sequence[dict],
+    traces: Sequence[Trace],
+    *,
+    settings: Settings,
+    max_new_tokens: int,
+    num: int = ROLLOUTS,
+    batch: int = 512,
+    seed: int = 0,
+) -> list[list[float]]:
+    """The gain of the step that every token of every completion belongs to; `rows` are the task's, one per
+    completion.
+    """
     from tokencredit.pivotality.tree import on_text
 
     sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=settings, batch=batch)
     verify = [on_text(task.verify, tokenizer, row) for row in rows]
     starts = [_starts(task, tokenizer, row, trace.completion, sampler.ends) for row, trace in zip(rows, traces)]
     values = step_values(
-        sampler, traces, starts, lambda k, ids, cut: verify[k](list(ids), cut), max_new_tokens=max_new_tokens, num=num, seed=seed,
+        sampler,
+        traces,
+        starts,
+        lambda k, ids, cut: verify[k](list(ids), cut),
+        max_new_tokens=max_new_tokens,
+        num=num,
+        seed=seed,
         labels=[repr(row) for row in rows],
-    )  # fmt: skip
+    )
     gains = []
     for check, trace, value, start in zip(verify, traces, values, starts):
         ids = list(trace.completion)

@@ -20,7 +20,9 @@ def implementation(model: Any) -> str:
 
 @contextmanager
 def attention_as(model: Any, name: str) -> Iterator[None]:
-    """Another attention implementation inside, the former one after. ValueError where the model has none of that name."""
+    """Another attention implementation inside, the former one after. ValueError where the model has none of that
+    name.
+    """
     former = implementation(model)
     if former == name:
         yield
@@ -30,7 +32,9 @@ def attention_as(model: Any, name: str) -> Iterator[None]:
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError, RuntimeError) as error:
-        raise ValueError(f"{type(model).__name__} cannot switch its attention from {former} to {name}: {error}") from error
+        raise ValueError(
+            f"{type(model).__name__} cannot switch its attention from {former} to {name}: {error}"
+        ) from error
     try:
         yield
     finally:
@@ -39,7 +43,9 @@ def attention_as(model: Any, name: str) -> Iterator[None]:
 
 @contextmanager
 def differentiable_attention(model: Any) -> Iterator[None]:
-    """Attention with forward-mode derivatives inside: sdpa keeps its implementation with the math kernel, other kernels become eager."""
+    """Attention with forward-mode derivatives inside: sdpa keeps its implementation with the math kernel, other kernels
+    become eager.
+    """
     if implementation(model) == "sdpa":
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -52,17 +58,23 @@ def differentiable_attention(model: Any) -> Iterator[None]:
 def attention_received(readout: Readout, batch: Sequences, tokens: int) -> Tensor:
     """[N]: the attention that a token receives from later tokens.
 
-        aⱼ = 1/(n−j) Σ_{i>j} Σ_heads A_ij        averaged over the layers that report attention weights; 0 for a row's last token
+        aⱼ = 1/(n−j) Σ_{i>j} Σ_heads A_ij        averaged over the layers that report attention weights; 0 for a row's
+                                                 last token
 
-    n − j is the number of later queries. Memory is quadratic in the length, so rows are taken a few at a time, with eager attention.
+    n − j is the number of later queries. Memory is quadratic in the length, so rows are taken a few at a time, with
+    eager attention.
     """
     found = torch.zeros(len(batch), device=batch.ids.device)
     with attention_as(readout.model, "eager"):
         for part, keep in batch.chunks(min(tokens, 2048)):
-            out = readout.body(input_ids=part.ids, attention_mask=part.attention, use_cache=False, output_attentions=True)
-            layers = [a for a in (getattr(out, "attentions", None) or ()) if a is not None and a.dim() == 4]
+            out = readout.body(
+                input_ids=part.ids, attention_mask=part.attention, use_cache=False, output_attentions=True
+            )
+            layers = [a for a in getattr(out, "attentions", None) or () if a is not None and a.dim() == 4]
             if not layers:
-                raise ValueError(f"{type(readout.model).__name__} reports no attention weights [B, heads, L, L]: nothing to sum")
+                raise ValueError(
+                    f"{type(readout.model).__name__} reports no attention weights [B, heads, L, L]: nothing to sum"
+                )
             length = part.attention.sum(1)
             width = part.ids.shape[1]
             later = torch.ones(width, width, device=found.device).tril(-1) * part.attention[:, :, None]

@@ -1,9 +1,10 @@
 """Random directions in parameter space that cost no second copy of the weights, and a model that is moved along one.
 
-A matrix W [R, C] moves along r cᵀ with independent signs r ∈ {±1}^R, c ∈ {±1}^C; a vector moves along random signs; E[u uᵀ] = I for
-both. A linear layer that moves by ε r cᵀ adds ε (x·c) r to its output, an embedding ε r[id] c: forward hooks do this, with ε a number
-(finite differences) or a dual number (forward mode). Parameters of any other layer are replaced by W + ε u for the call. A weight that two
-layers share has one direction, and so has each parameter across calls, models and numbers of directions: seed and name determine it.
+A matrix W [R, C] moves along r cᵀ with independent signs r ∈ {±1}^R, c ∈ {±1}^C; a vector moves along random signs; E[u
+uᵀ] = I for both. A linear layer that moves by ε r cᵀ adds ε (x·c) r to its output, an embedding ε r[id] c: forward
+hooks do this, with ε a number (finite differences) or a dual number (forward mode). Parameters of any other layer are
+replaced by W + ε u for the call. A weight that two layers share has one direction, and so has each parameter across
+calls, models and numbers of directions: seed and name determine it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ LORA = "lora_"
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """The parameters that count. `named` are theirs; `uncovered` names what the selection asks for and cannot be moved, and why."""
+    """The parameters that count. `named` are theirs; `uncovered` names what the selection asks for and cannot be moved,
+    and why.
+    """
 
     named: dict[str, nn.Parameter]
     uncovered: dict[str, str]
@@ -40,25 +43,38 @@ class Coverage:
 def select_parameters(model: nn.Module, parameters: str | Sequence[str] = "all", uncovered: str = "refuse") -> Coverage:
     """The parameters that "all", "lora", or name patterns (`*.mlp.*`, or a sequence of them) select.
 
-    Weights that are stored quantised cannot be moved: ValueError names them, or with uncovered="report" they are listed and left out.
+    Weights that are stored quantised cannot be moved: ValueError names them, or with uncovered="report" they are listed
+    and left out.
     """
-    patterns = {"all": ("*",), "lora": (f"*{LORA}*",)}.get(parameters, (parameters,)) if isinstance(parameters, str) else tuple(parameters)
+    patterns = (
+        {"all": ("*",), "lora": (f"*{LORA}*",)}.get(parameters, (parameters,))
+        if isinstance(parameters, str)
+        else tuple(parameters)
+    )
     chosen = {n: p for n, p in model.named_parameters() if any(fnmatchcase(n, pattern) for pattern in patterns)}
     named = {n: p for n, p in chosen.items() if p.is_floating_point() and not _packed(p)}
     missing = {n: f"stored as {p.dtype} in {type(p).__name__}" for n, p in chosen.items() if n not in named}
     for name, buffer in model.named_buffers():
-        packed = not buffer.is_floating_point() and not buffer.is_complex() and buffer.dtype != torch.bool and buffer.dim() >= 2
+        packed = (
+            not buffer.is_floating_point()
+            and not buffer.is_complex()
+            and buffer.dtype != torch.bool
+            and buffer.dim() >= 2
+        )
         if packed and any(fnmatchcase(name, pattern) for pattern in patterns):
             missing[name] = f"a {buffer.dtype} buffer, as quantised layers keep their weights"
     selection = parameters if isinstance(parameters, str) else tuple(parameters)
     if not named:
         hint = " (is it a PEFT model?)" if parameters == "lora" else ""
-        raise ValueError(f"{type(model).__name__}: no parameter that can be moved matches {selection!r}{hint}; cannot be moved: {missing}")
+        raise ValueError(
+            f"{type(model).__name__}: no parameter that can be moved matches {selection!r}{hint}; cannot be moved:"
+            f" {missing}"
+        )
     if missing and uncovered == "refuse":
         shown = "; ".join(f"{name} ({why})" for name, why in list(missing.items())[:5])
         raise ValueError(
-            f"{len(missing)} of the selected parameters cannot be moved: {shown}. Select others (parameters='lora' or a name pattern), or "
-            "leave them out and have them listed with uncovered='report'"
+            f"{len(missing)} of the selected parameters cannot be moved: {shown}. Select others (parameters='lora' or a"
+            " name pattern), or leave them out and have them listed with uncovered='report'"
         )
     return Coverage(named, missing, selection)
 
@@ -74,13 +90,16 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 def signs(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
     """±1 with equal probability; drawn on the CPU, so that every device gets the same."""
-    return (torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8) * 2 - 1).to(like.device, like.dtype)
+    return (torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8) * 2 - 1).to(
+        like.device, like.dtype
+    )
 
 
 class Directions:
     """K directions over a coverage: for each parameter a dict of factors, each [K, ...].
 
-    "r" [K, ..., R] and "c" [K, ..., C] of matrices (and of stacks of matrices), "v" of vectors. More directions begin with the same ones.
+    "r" [K, ..., R] and "c" [K, ..., C] of matrices (and of stacks of matrices), "v" of vectors. More directions begin
+    with the same ones.
     """
 
     def __init__(self, coverage: Coverage, num: int, seed: int = 0):
@@ -92,7 +111,9 @@ class Directions:
                 self.factors[name] = {"v": torch.stack([signs(p.shape, generator, p) for _ in range(num)])}
             else:
                 stack, (rows, columns) = p.shape[:-2], p.shape[-2:]
-                drawn = [(signs((*stack, rows), generator, p), signs((*stack, columns), generator, p)) for _ in range(num)]
+                drawn = [
+                    (signs((*stack, rows), generator, p), signs((*stack, columns), generator, p)) for _ in range(num)
+                ]
                 self.factors[name] = dict(zip("rc", map(torch.stack, zip(*drawn))))
 
     def __getitem__(self, k: int) -> dict[str, dict[str, Tensor]]:
@@ -110,14 +131,17 @@ def expand(factors: dict[str, Tensor]) -> Tensor:
 class Moved:
     """A module whose parameters are W + ε u while it is called: `Moved(body, coverage)(ε, u, input_ids=..., ...)`.
 
-    Layers whose output is known to be linear in their weight get hooks; all other parameters are replaced for the call. Which is which is
-    settled by a trial call: a hook that does not fire belongs to a weight that is used some other way.
+    Layers whose output is known to be linear in their weight get hooks; all other parameters are replaced for the call.
+    Which is which is settled by a trial call: a hook that does not fire belongs to a weight that is used some other
+    way.
     """
 
     def __init__(self, body: nn.Module, coverage: Coverage, **trial: Any):
         self.body = body
         by_identity = {id(p): name for name, p in coverage.named.items()}
-        self.sites = {m: by_identity[id(m.weight)] for m in body.modules() if _hookable(m) and id(m.weight) in by_identity}
+        self.sites = {
+            m: by_identity[id(m.weight)] for m in body.modules() if _hookable(m) and id(m.weight) in by_identity
+        }
         fired: set[nn.Module] = set()
         handles = [m.register_forward_hook(lambda m, args, out: fired.add(m)) for m in self.sites]
         try:
@@ -129,7 +153,9 @@ class Moved:
         for name in {self.sites[m] for m in self.sites.keys() - fired}:
             self.sites = {m: n for m, n in self.sites.items() if n != name}
         hooked, local = set(self.sites.values()), dict(body.named_parameters())
-        self.replaced = {n: by_identity[id(p)] for n, p in local.items() if id(p) in by_identity and by_identity[id(p)] not in hooked}
+        self.replaced = {
+            n: by_identity[id(p)] for n, p in local.items() if id(p) in by_identity and by_identity[id(p)] not in hooked
+        }
         self.reached = frozenset(hooked | set(self.replaced.values()))
 
     def __call__(self, eps: Any, direction: dict[str, dict[str, Tensor]], **inputs: Any) -> Any:
@@ -150,7 +176,10 @@ def _step(p: Tensor, eps: Any, u: Tensor) -> Tensor:
 def _hookable(module: nn.Module) -> bool:
     """Layers of exactly these types: a subclass may use its weight differently."""
     kind = type(module)
-    return kind in (nn.Linear, nn.Embedding) or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+    return kind in (nn.Linear, nn.Embedding) or (kind.__module__, kind.__name__) == (
+        "transformers.pytorch_utils",
+        "Conv1D",
+    )
 
 
 def _injection(eps: Any, factors: dict[str, Tensor]):

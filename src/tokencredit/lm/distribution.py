@@ -1,8 +1,11 @@
-"""The distribution that samples, and draws from it: temperature, top-k and top-p, and uniforms that belong to a request, not to a batch.
+"""The distribution that samples, and draws from it: temperature, top-k and top-p, and uniforms that belong to a
+request, not to a batch.
 
-    π(v) ∝ exp(zᵥ / T) on the kept tokens, 0 elsewhere        u = hash(seed, step) ∈ [0, 1)        token = min {v : Σ_{w≤v} π(w) > u}
+    π(v) ∝ exp(zᵥ / T) on the kept tokens, 0 elsewhere        u = hash(seed, step) ∈ [0, 1)
+                                                                                     token = min {v : Σ_{w≤v} π(w) > u}
 
-A uniform is a function of (seed, step) alone (splitmix64, a counter-based generator), so a request draws the same numbers in any batch.
+A uniform is a function of (seed, step) alone (splitmix64, a counter-based generator), so a request draws the same
+numbers in any batch.
 """
 
 from __future__ import annotations
@@ -35,9 +38,11 @@ class Settings:
 
 
 def log_probs(logits: Tensor, settings: Settings) -> Tensor:
-    """log π [..., V], float32 or better, normalised over the kept tokens; −inf elsewhere. ValueError where logits are NaN or all −inf.
+    """log π [..., V], float32 or better, normalised over the kept tokens; −inf elsewhere. ValueError where logits are
+    NaN or all −inf.
 
-    The filters are those of transformers, in its order: temperature, then top-k (ties are kept), then top-p (at least one token stays).
+    The filters are those of transformers, in its order: temperature, then top-k (ties are kept), then top-p (at least
+    one token stays).
     """
     z = logits if logits.dtype == torch.float64 else logits.float()
     if settings.temperature == 0:
@@ -58,7 +63,10 @@ def log_probs(logits: Tensor, settings: Settings) -> Tensor:
 
 def _check(total: Tensor) -> None:
     if not bool(torch.isfinite(total).all()):
-        raise ValueError("the model gave logits that are NaN or infinite: nothing can be sampled from them. Look at its weights and dtype")
+        raise ValueError(
+            "the model gave logits that are NaN or infinite: nothing can be sampled from them. Look at its weights and"
+            " dtype"
+        )
 
 
 def entropy(log_p: Tensor) -> Tensor:
@@ -72,7 +80,8 @@ def draw(log_p: Tensor, uniform: Tensor) -> Tensor:
     found = []
     for some, u in zip(log_p.split(rows), uniform.split(rows)):
         mass = some.double().exp_().cumsum(-1)
-        # The product stays below the total, so that the token found has probability > 0 even when the sum is not quite 1.
+        # The product stays below the total, so that the token found has probability > 0 even when the sum is not quite
+        # 1.
         point = torch.minimum(u * mass[:, -1], torch.nextafter(mass[:, -1], torch.zeros_like(u)))
         found.append(torch.searchsorted(mass, point[:, None], right=True)[:, 0])
     return torch.cat(found)

@@ -1,4 +1,6 @@
-"""Evaluates a policy on a task: pass@1 and pass@k sampled, greedy accuracy, entropy and length, all with intervals by prompt."""
+"""Evaluates a policy on a task: pass@1 and pass@k sampled, greedy accuracy, entropy and length, all with intervals by
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Figures as {"value", "low", "high", "num", "level"}, clustered by prompt:
 
-    "pass@k" for every k <= num_samples (unbiased), "greedy", "truncated", "length", "entropy" (mean over tokens of a prompt's samples),
-    and where the task knows roles "entropy_by_role" {role: mean}; "reasons" counts the verdicts of all samples; "by_prompt" holds, prompt
-    by prompt, how many samples were correct, their length and their entropy. `batch` completions are sampled at a time. VerifierError
-    names the row on which a verifier of your own raises.
+    "pass@k" for every k <= num_samples (unbiased), "greedy", "truncated", "length", "entropy" (mean over tokens of a
+    prompt's samples), and where the task knows roles "entropy_by_role" {role: mean}; "reasons" counts the verdicts of
+    all samples; "by_prompt" holds, prompt by prompt, how many samples were correct, their length and their entropy.
+    `batch` completions are sampled at a time. VerifierError names the row on which a verifier of your own raises.
     """
     if not rows or num_samples < 1 or temperature <= 0:
-        raise ValueError(f"an evaluation needs prompts ({len(rows)}), samples ({num_samples}) and a temperature above 0 ({temperature})")
+        raise ValueError(
+            f"an evaluation needs prompts ({len(rows)}), samples ({num_samples}) and a temperature above 0"
+            f" ({temperature})"
+        )
     prompts = encode_prompts(tokenizer, rows, model.config, max_new_tokens)
     options = {"max_new_tokens": max_new_tokens, "seed": seed, "batch": batch, "on_batch": progress}
     sampled = sample(model, tokenizer, prompts, num_samples, temperature=temperature, **options)
@@ -48,7 +53,9 @@ def evaluate(
     }
     if greedy:
         best = sample(model, tokenizer, prompts, 1, temperature=0.0, **options)
-        figures["greedy"] = share_of_units([float(judge(tokenizer, task, row, c[0]).correct) for row, c in zip(rows, best)]).as_dict()
+        figures["greedy"] = share_of_units(
+            [float(judge(tokenizer, task, row, c[0]).correct) for row, c in zip(rows, best)]
+        ).as_dict()
     figures["truncated"] = share_of_units([np.mean([c.truncated for c in group]) for group in sampled]).as_dict()
     lengths = [float(np.mean([len(c.ids) for c in group])) for group in sampled]
     figures["length"] = mean_of_units(lengths).as_dict()
@@ -57,7 +64,12 @@ def evaluate(
     figures |= {"entropy_by_role": by_role} if by_role else {}
     figures["by_prompt"] = {"correct": correct.sum(1).tolist(), "length": lengths, "entropy": entropies}
     reasons = Counter(verdict.reason for group in verdicts for verdict in group)
-    return figures | {"reasons": dict(reasons), "num_prompts": len(rows), "num_samples": num_samples, "temperature": temperature}
+    return figures | {
+        "reasons": dict(reasons),
+        "num_prompts": len(rows),
+        "num_samples": num_samples,
+        "temperature": temperature,
+    }
 
 
 def judge(tokenizer: Any, task: Any, row: dict, completion: Completion) -> Any:
@@ -65,10 +77,14 @@ def judge(tokenizer: Any, task: Any, row: dict, completion: Completion) -> Any:
     return task.verify(tokenizer.decode(completion.ids, skip_special_tokens=True), row, completion.truncated)
 
 
-def _entropies(model, tokenizer, task, rows, prompts, sampled, temperature) -> tuple[list[float | None], dict[str, float]]:
+def _entropies(
+    model, tokenizer, task, rows, prompts, sampled, temperature
+) -> tuple[list[float | None], dict[str, float]]:
     """Mean token entropy of every prompt (two of its samples are scored; None where they are empty), and by role."""
     scored = [(i, c) for i, group in enumerate(sampled) for c in group[:2]]
-    entropies = score(model, [prompts[i] for i, _ in scored], [c.ids for _, c in scored], temperature=temperature)["entropy"]
+    entropies = score(model, [prompts[i] for i, _ in scored], [c.ids for _, c in scored], temperature=temperature)[
+        "entropy"
+    ]
     by_prompt, by_role = defaultdict(list), defaultdict(list)
     for (i, completion), entropy in zip(scored, entropies):
         by_prompt[i] += entropy.tolist()

@@ -1,4 +1,6 @@
-"""Exact per-token gradients: one backward pass per token, several at a time where memory allows. The reference of every sketch."""
+"""Exact per-token gradients: one backward pass per token, several at a time where memory allows. The reference of every
+sketch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ ELEMENTS = 1 << 25
 
 @contextmanager
 def differentiating(coverage: Coverage) -> Iterator[list[Tensor]]:
-    """The covered parameters with gradients switched on inside (frozen base weights of a PEFT model too); `.grad` is left alone."""
+    """The covered parameters with gradients switched on inside (frozen base weights of a PEFT model too); `.grad` is
+    left alone.
+    """
     frozen = [p for p in coverage.named.values() if not p.requires_grad]
     for p in frozen:
         p.requires_grad_(True)
@@ -53,7 +57,9 @@ def fisher_traces(readout: Readout, coverage: Coverage, batch: Sequences) -> Ten
 
 
 def _log_probs(readout: Readout, part: Sequences) -> Tensor:
-    """[n, V] of one row's scored tokens, with a graph; from the hidden states on in float64, as 1 − p of a near-certain token needs it."""
+    """[n, V] of one row's scored tokens, with a graph; from the hidden states on in float64, as 1 − p of a near-certain
+    token needs it.
+    """
     hidden = readout.hidden(part.ids, part.attention)[part.row, part.position]
     check_finite(hidden, "hidden states")
     return torch.log_softmax(readout.head.logits(hidden.double()), -1)
@@ -75,7 +81,9 @@ def _squared_chunk(values: Tensor, parameters: list[Tensor], some: Tensor) -> Te
 
 
 def element_gradients(values: Tensor, parameters: list[Tensor], some: Tensor) -> list[Tensor | None]:
-    """[len(some), ...] for every parameter: the gradients of some elements of a vector; None for a parameter that has no part in it."""
+    """[len(some), ...] for every parameter: the gradients of some elements of a vector; None for a parameter that has
+    no part in it.
+    """
     options = {"retain_graph": True, "allow_unused": True}
     if len(some) > 1:
         basis = torch.nn.functional.one_hot(some, len(values)).to(values.dtype)
@@ -86,5 +94,7 @@ def element_gradients(values: Tensor, parameters: list[Tensor], some: Tensor) ->
         except (RuntimeError, NotImplementedError):
             pass
     rows = [torch.autograd.grad(values[i], parameters, **options) for i in some.tolist()]
-    return [None if all(g is None for g in each) else torch.stack([torch.zeros_like(p) if g is None else g for g in each])
-            for p, each in zip(parameters, zip(*rows))]  # fmt: skip
+    return [
+        None if all(g is None for g in each) else torch.stack([torch.zeros_like(p) if g is None else g for g in each])
+        for p, each in zip(parameters, zip(*rows))
+    ]

@@ -2,9 +2,10 @@
 
     u = h Wᵀ + b        z = cap · tanh(s·u / cap) / τ  (or s·u / τ)        p = softmax(z)
 
-with scale s, soft-cap `cap` and temperature τ. Tiles of logits (tokens × vocabulary) are made, folded into running sums and dropped;
-everything is accumulated in float32, or in float64 for float64 models. The running sums are shifted by the running maximum m, which
-starts at −∞: Σ (z−m) e^(z−m) keeps its digits where Σ z e^z loses them to a large common offset.
+with scale s, soft-cap `cap` and temperature τ. Tiles of logits (tokens × vocabulary) are made, folded into running sums
+and dropped; everything is accumulated in float32, or in float64 for float64 models. The running sums are shifted by the
+running maximum m, which starts at −∞: Σ (z−m) e^(z−m) keeps its digits where Σ z e^z loses them to a large common
+offset.
 
 Source of the online rule: Milakov & Gimelshein (arXiv:1805.02867); the sums for entropy and Σ p² are defined here.
 """
@@ -21,7 +22,9 @@ from torch import Tensor
 from tokencredit.masked import wide
 
 TILE = {"cpu": 1 << 18}
-"""Logits of one tile by device: small enough to stay in a processor's cache; elsewhere 2^24, enough to keep an accelerator busy."""
+"""Logits of one tile by device: small enough to stay in a processor's cache; elsewhere 2^24, enough to keep an
+accelerator busy.
+"""
 FLOOR = -80.0
 """Shifted logits below this count as this: e^-80 vanishes beside e^0, and (z−m) e^(z−m) stays a number where z = −∞."""
 
@@ -32,7 +35,8 @@ class Head:
 
     A head without a weight reads its inputs as raw logits u [N, V]: for models whose hidden states do not give them.
 
-    softcap  z ← softcap · tanh(z / softcap), None for none;  scale  multiplies the logits before;  temperature  divides them after
+    softcap  z ← softcap · tanh(z / softcap), None for none;  scale  multiplies the logits before;
+                                                                                        temperature  divides them after
     """
 
     weight: Tensor | None
@@ -43,7 +47,10 @@ class Head:
 
     def __post_init__(self):
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}: a deterministic sampler has no distribution to score")
+            raise ValueError(
+                f"temperature must be positive, got {self.temperature}: a deterministic sampler has no distribution to"
+                " score"
+            )
 
     def at(self, temperature: float) -> Head:
         """The same head at another temperature."""
@@ -77,7 +84,9 @@ def tile_size(x: Tensor) -> int:
 
 
 def tiles(num_tokens: int, vocabulary: int, size: int) -> Iterator[tuple[slice, list[slice]]]:
-    """(tokens, [columns, ...]): pieces of at most about `size` logits; all columns of some tokens before the next tokens."""
+    """(tokens, [columns, ...]): pieces of at most about `size` logits; all columns of some tokens before the next
+    tokens.
+    """
     wide_columns = min(vocabulary, 2048)
     rows = max(size // wide_columns, 1)
     columns = max(size // max(min(rows, num_tokens), 1), 1)
@@ -97,7 +106,9 @@ class Statistics(NamedTuple):
 
 @dataclass
 class Fold:
-    """Running sums over the vocabulary, relative to the running maximum m: Σ e^x, Σ x e^x, Σ e^2x with x = z − m, and Σ x² e^x if asked."""
+    """Running sums over the vocabulary, relative to the running maximum m: Σ e^x, Σ x e^x, Σ e^2x with x = z − m, and Σ
+    x² e^x if asked.
+    """
 
     m: Tensor
     e: Tensor
@@ -153,10 +164,11 @@ def target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
 
 
 def head_statistics(hidden: Tensor, head: Head, targets: Tensor, tile: int | None = None) -> Statistics:
-    """Log-prob, entropy, Σ p² and log-sum-exp of every token: hidden [N, D], targets [N] int -> four [N], float32 or better.
+    """Log-prob, entropy, Σ p² and log-sum-exp of every token: hidden [N, D], targets [N] int -> four [N], float32 or
+    better.
 
-    Differentiable in all four with respect to hidden, weight and bias, in reverse mode (logits are made again, tile by tile), in forward
-    mode, and under vmap. Memory beyond inputs, outputs and gradients: one tile.
+    Differentiable in all four with respect to hidden, weight and bias, in reverse mode (logits are made again, tile by
+    tile), in forward mode, and under vmap. Memory beyond inputs, outputs and gradients: one tile.
     """
     if hidden.dim() != 2 or targets.shape != hidden.shape[:1]:
         raise ValueError(f"hidden must be [N, D] and targets [N], got {list(hidden.shape)} and {list(targets.shape)}")
@@ -166,14 +178,18 @@ def head_statistics(hidden: Tensor, head: Head, targets: Tensor, tile: int | Non
 
 
 def chosen_logprob(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """[N]: log p of the targets, differentiable in hidden; from float64 hidden states also where 1 − p is lost in float32."""
+    """[N]: log p of the targets, differentiable in hidden; from float64 hidden states also where 1 − p is lost in
+    float32.
+    """
     if head.weight is None:
         return head.logits(hidden).log_softmax(1).gather(1, targets[:, None])[:, 0]
     return head_statistics(hidden, head, targets).logprob
 
 
 class _HeadStatistics(torch.autograd.Function):
-    """With f = z's function of u:  ∂log p_t/∂z = e_t − p,   ∂H/∂z = −p (log p + H),   ∂Σp²/∂z = 2p (p − Σp²),   ∂lse/∂z = p."""
+    """With f = z's function of u:  ∂log p_t/∂z = e_t − p,   ∂H/∂z = −p (log p + H),   ∂Σp²/∂z = 2p (p − Σp²),   ∂lse/∂z
+    = p.
+    """
 
     generate_vmap_rule = True
 
@@ -215,7 +231,13 @@ class _HeadStatistics(torch.autograd.Function):
         if not d_hidden:
             return torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias), None, None
         d_weight = d_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None
-        return torch.cat(d_hidden).to(hidden.dtype), d_weight, d_bias.to(bias.dtype) if head.bias is not None else None, None, None
+        return (
+            torch.cat(d_hidden).to(hidden.dtype),
+            d_weight,
+            d_bias.to(bias.dtype) if head.bias is not None else None,
+            None,
+            None,
+        )
 
     @staticmethod
     def jvp(ctx, d_hidden, d_weight, d_bias, _targets, _options):
@@ -228,13 +250,20 @@ class _HeadStatistics(torch.autograd.Function):
                 z, slope = head.bend(head.raw(h[rows], columns))
                 log_p = z - lse[rows, None]
                 p = log_p.exp()
-                dz = _tangent(head, h[rows], None if d_hidden is None else d_hidden[rows], d_weight, d_bias, columns) * slope
+                dz = (
+                    _tangent(head, h[rows], None if d_hidden is None else d_hidden[rows], d_weight, d_bias, columns)
+                    * slope
+                )
                 mean = mean + (p * dz).sum(1)
                 cross = cross + (p * dz * (log_p + entropy[rows, None]).clamp(min=-torch.finfo(h.dtype).max)).sum(1)
                 square = square + (p * p * dz).sum(1)
                 at_target = at_target + (dz * _one_hot(targets[rows], columns, dz)).sum(1)
             found.append((at_target - mean, -cross, 2 * (square - sum_p2[rows] * mean), mean))
-        return tuple(torch.cat(parts) for parts in zip(*found)) if found else tuple(torch.zeros_like(lse) for _ in range(4))
+        return (
+            tuple(torch.cat(parts) for parts in zip(*found))
+            if found
+            else tuple(torch.zeros_like(lse) for _ in range(4))
+        )
 
 
 def _head(weight: Tensor, bias: Tensor, options: tuple) -> Head:
@@ -258,7 +287,9 @@ def _tile_gradient(head: Head, hidden: Tensor, columns: slice, targets: Tensor, 
     return (d_z + g_logprob * _one_hot(targets, columns, d_z)) * slope
 
 
-def _tangent(head: Head, hidden: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, columns: slice) -> Tensor:
+def _tangent(
+    head: Head, hidden: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, columns: slice
+) -> Tensor:
     """[n, v]: du = dh Wᵀ + h dWᵀ + db for one tile."""
     du = hidden.new_zeros(len(hidden), columns.stop - columns.start)
     if d_hidden is not None:

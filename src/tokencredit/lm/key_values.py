@@ -1,7 +1,9 @@
-"""Key-value caches that are shared and rearranged: one prefill per trace, any prefix of it handed to any number of rows.
+"""Key-value caches that are shared and rearranged: one prefill per trace, any prefix of it handed to any number of
+rows.
 
-Rows of one batch have prefixes of different length. Their keys stand flush right: row r uses columns start[r] … width−1 and the columns
-before are padding that the attention mask hides. So a row may join at any step, into the place of one that has ended.
+Rows of one batch have prefixes of different length. Their keys stand flush right: row r uses columns start[r] … width−1
+and the columns before are padding that the attention mask hides. So a row may join at any step, into the place of one
+that has ended.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ ROOM = 32  # columns kept free for the next tokens
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values [n, heads, capacity, size] of which columns `low` … `width`−1 are in use: a new token is one small copy."""
+    """Keys and values [n, heads, capacity, size] of which columns `low` … `width`−1 are in use: a new token is one
+    small copy.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor, width: int) -> None:
         super().__init__()
@@ -46,12 +50,22 @@ def _widen(old: Tensor, capacity: int) -> Tensor:
 
 
 def check_shareable(model: Any) -> None:
-    """ValueError for a model whose memory of a prefix is not keys and values of each token, and so cannot be cut back to a prefix."""
-    foreign = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers if not isinstance(layer, DynamicLayer)}
-    foreign |= {type(x).__name__ for x in DynamicCache(config=model.config).layers if "LinearAttention" in type(x).__name__}
+    """ValueError for a model whose memory of a prefix is not keys and values of each token, and so cannot be cut back
+    to a prefix.
+    """
+    foreign = {
+        type(layer).__name__
+        for layer in DynamicCache(config=model.config).layers
+        if not isinstance(layer, DynamicLayer)
+    }
+    foreign |= {
+        type(x).__name__ for x in DynamicCache(config=model.config).layers if "LinearAttention" in type(x).__name__
+    }
     if foreign:
-        raise ValueError(f"{type(model).__name__} keeps a state that cannot be cut back to a prefix ({', '.join(sorted(foreign))}); "
-                         "prefix sampling needs a model with attention layers only")  # fmt: skip
+        raise ValueError(
+            f"{type(model).__name__} keeps a state that cannot be cut back to a prefix ({', '.join(sorted(foreign))}); "
+            "prefix sampling needs a model with attention layers only"
+        )
 
 
 def takes(model: Any, argument: str) -> bool:
@@ -61,7 +75,9 @@ def takes(model: Any, argument: str) -> bool:
 
 
 def prefill(model: Any, sequences: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of every layer [R, heads, L, size] for token sequences, flush left; what stands past a sequence's end is padding."""
+    """Keys and values of every layer [R, heads, L, size] for token sequences, flush left; what stands past a sequence's
+    end is padding.
+    """
     device = next(model.parameters()).device
     width = max(map(len, sequences))
     ids = torch.tensor([[*s, *[s[0]] * (width - len(s))] for s in sequences], device=device)
@@ -113,10 +129,17 @@ class RowCache:
 
     def piece(self, rows: Tensor) -> Piece:
         """Some of the rows, as a source."""
-        return Piece([(layer.keys, layer.values) for layer in self.layers], rows, self.width - self.length[rows], self.length[rows])
+        return Piece(
+            [(layer.keys, layer.values) for layer in self.layers],
+            rows,
+            self.width - self.length[rows],
+            self.length[rows],
+        )
 
     def fits(self, piece: Piece) -> bool:
-        """Can these rows be put in the place of others? Their prefixes must not be wider than what is there, and room must be left."""
+        """Can these rows be put in the place of others? Their prefixes must not be wider than what is there, and room
+        must be left.
+        """
         return int(piece.num.max()) <= self.width < self.layers[0].keys.shape[2]
 
     def replace(self, slots: Tensor, piece: Piece) -> None:
@@ -126,7 +149,9 @@ class RowCache:
         self.length[slots] = piece.num
 
     def forward(self, model: Any, token: Tensor, alive: Tensor) -> Tensor:
-        """Next-token logits [n,V] after adding one token [n] to every row. Columns that only rows not `alive` [n] use are left out."""
+        """Next-token logits [n,V] after adding one token [n] to every row. Columns that only rows not `alive` [n] use
+        are left out.
+        """
         longest = int(torch.where(alive, self.length, 0).max())
         self.length = self.length.clamp_max(longest)
         start = longest - self.length
@@ -135,8 +160,13 @@ class RowCache:
             layer.low = low
         columns = torch.arange(longest + 1, device=token.device)
         mask = None if not bool(start.any()) else (columns >= start[:, None]).long()
-        out = model(input_ids=token[:, None], attention_mask=mask, position_ids=self.length[:, None], past_key_values=self.cache,
-                    use_cache=True)  # fmt: skip
+        out = model(
+            input_ids=token[:, None],
+            attention_mask=mask,
+            position_ids=self.length[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
         self.length = self.length + 1
         return out.logits[:, -1]
 

@@ -30,7 +30,10 @@ def resolve_model(name: str | Path) -> str:
     if path.is_dir() and not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
         raise ValueError(f"{name} is a directory without a model (config.json) and without a run (run.json)")
     if not path.exists() and (path.is_absolute() or str(name).startswith(".") or len(path.parts) > 2):
-        raise ValueError(f"no such model: {name} (a model is a directory, a run directory, a hub name like Qwen/Qwen2.5-0.5B, or reckon)")
+        raise ValueError(
+            f"no such model: {name} (a model is a directory, a run directory, a hub name like Qwen/Qwen2.5-0.5B, or"
+            " reckon)"
+        )
     return str(name)
 
 
@@ -54,10 +57,16 @@ def load_tokenizer(path: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        advice = "save the model's tokenizer beside it" if Path(path).is_dir() else "is the name right, and can the hub be reached?"
+        advice = (
+            "save the model's tokenizer beside it"
+            if Path(path).is_dir()
+            else "is the name right, and can the hub be reached?"
+        )
         raise ValueError(f"{path} has no tokenizer that can be loaded; {advice} ({_first_line(error)})") from error
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {path} has no end-of-sequence token: completions could not end. Set tokenizer.eos_token")
+        raise ValueError(
+            f"the tokenizer of {path} has no end-of-sequence token: completions could not end. Set tokenizer.eos_token"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

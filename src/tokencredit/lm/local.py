@@ -1,7 +1,9 @@
-"""The position-local part of every token's gradient, exact for all tokens in one backward pass; a control variate for the sketch.
+"""The position-local part of every token's gradient, exact for all tokens in one backward pass; a control variate for
+the sketch.
 
-With keys and values held fixed, a token's log-prob depends on the parameters through its own position alone, and the gradient of a linear
-layer is one outer product δ xᵀ: its squared norm is ‖δ‖² ‖x‖², and along r cᵀ it is (δ·r)(x·c). For the gradient g = g_local + g_rest,
+With keys and values held fixed, a token's log-prob depends on the parameters through its own position alone, and the
+gradient of a linear layer is one outer product δ xᵀ: its squared norm is ‖δ‖² ‖x‖², and along r cᵀ it is (δ·r)(x·c).
+For the gradient g = g_local + g_rest,
 
     ‖g‖² = ‖g_local‖² + E [s² − s_local²]
 
@@ -26,7 +28,9 @@ FIXED = (*KEYS, "k_norm", "v_norm")
 
 
 def fixed_layers(body: nn.Module) -> list[nn.Module]:
-    """The layers between the residual stream and the keys and values; none where these are not made by layers of their own."""
+    """The layers between the residual stream and the keys and values; none where these are not made by layers of their
+    own.
+    """
     found = [(name.rpartition(".")[2], m) for name, m in body.named_modules()]
     depth = getattr(getattr(body, "config", None), "num_hidden_layers", -1)
     if any(sum(name == key for name, _ in found) != depth for key in KEYS):
@@ -48,13 +52,17 @@ def taped(modules: list[nn.Module], fixed: list[nn.Module]) -> Iterator[list[tup
 
 
 def local_part(readout: Readout, moved: Moved, directions: Directions, part: Sequences) -> tuple[Tensor, Tensor]:
-    """(‖g_local‖² [N], s_local [K, N]) over linear layers that see every position; zeros where keys cannot be held fixed."""
+    """(‖g_local‖² [N], s_local [K, N]) over linear layers that see every position; zeros where keys cannot be held
+    fixed.
+    """
     device = part.ids.device
     norms2, along = torch.zeros(len(part), device=device), torch.zeros(directions.num, len(part), device=device)
     fixed = fixed_layers(readout.body)
     inside = {inner for m in fixed for inner in m.modules()}
     names = list(moved.sites.values())
-    sites = [m for m, name in moved.sites.items() if type(m) is nn.Linear and m not in inside and names.count(name) == 1]
+    sites = [
+        m for m, name in moved.sites.items() if type(m) is nn.Linear and m not in inside and names.count(name) == 1
+    ]
     if not fixed or not sites:
         return norms2, along
     with torch.enable_grad(), _watched(sites), taped(sites, fixed) as tape:

@@ -1,4 +1,6 @@
-"""How much a token's probability varies when the model is perturbed, by sampling: Gaussian noise on the weights, or dropout."""
+"""How much a token's probability varies when the model is perturbed, by sampling: Gaussian noise on the weights, or
+dropout.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,22 @@ from tokencredit.masked import wide
 
 
 @torch.no_grad()
-def sampled_variance(readout: Readout, coverage: Coverage, batch: Sequences, *, num: int, seed: int, kind: str, scale: float,
-                     tokens: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+def sampled_variance(
+    readout: Readout, coverage: Coverage, batch: Sequences, *, num: int, seed: int, kind: str, scale: float, tokens: int
+) -> tuple[Tensor, Tensor]:
     """(variance of p(t) over `num` perturbed models, its standard error), each [N].
 
-    kind "gaussian": θ + σ z over the covered parameters, z standard normal, σ = scale; the variance is divided by σ², so that it tends to
-    p² ‖∇log p‖² as σ → 0. kind "dropout": inputs of the covered linear layers dropped at rate `scale`, one draw per position; not divided.
-    The standard error is √((m₄ − m₂²)/num) with the sample's central moments.
+    kind "gaussian": θ + σ z over the covered parameters, z standard normal, σ = scale; the variance is divided by σ²,
+    so that it tends to p² ‖∇log p‖² as σ → 0. kind "dropout": inputs of the covered linear layers dropped at rate
+    `scale`, one draw per position; not divided. The standard error is √((m₄ − m₂²)/num) with the sample's central
+    moments.
     """
     generator = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(num):
-        with _noisy(coverage, scale, generator) if kind == "gaussian" else _dropped(readout, coverage, scale, generator):
+        with (
+            _noisy(coverage, scale, generator) if kind == "gaussian" else _dropped(readout, coverage, scale, generator)
+        ):
             found.append(_probabilities(readout, batch, tokens))
     p = torch.stack(found).double()
     deviation = p - p.mean(0)

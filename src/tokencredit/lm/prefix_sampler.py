@@ -1,10 +1,12 @@
-"""Samples continuations of many prefixes of the same traces with transformers: one prefill per trace, rows that come and go.
+"""Samples continuations of many prefixes of the same traces with transformers: one prefill per trace, rows that come
+and go.
 
-A trace is read once; a request copies its prefix's keys and values and, where it names a token, starts with that token. Rows that have
-ended are dropped and new ones take their place, so a batch stays full to the end of the list. Every row draws its own uniforms (see
-`lm.distribution`): which rows share its batch changes nothing but the rounding of the logits, of the order of 1e-6. A token can therefore
-differ between batch sizes only where a uniform falls that close to the border of two tokens; the same list of requests in the same order
-with the same `batch` and number of threads is repeated to the bit.
+A trace is read once; a request copies its prefix's keys and values and, where it names a token, starts with that token.
+Rows that have ended are dropped and new ones take their place, so a batch stays full to the end of the list. Every row
+draws its own uniforms (see `lm.distribution`): which rows share its batch changes nothing but the rounding of the
+logits, of the order of 1e-6. A token can therefore differ between batch sizes only where a uniform falls that close to
+the border of two tokens; the same list of requests in the same order with the same `batch` and number of threads is
+repeated to the bit.
 """
 
 from __future__ import annotations
@@ -30,8 +32,15 @@ class PrefixSampler:
     prefill_tokens   tokens of traces, padding included, read in one forward pass and kept as keys and values at a time
     """
 
-    def __init__(self, model: Any, *, ends: Sequence[int], settings: Settings | None = None, batch: int = 512,
-                 prefill_tokens: int = 32768) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Any,
+        *,
+        ends: Sequence[int],
+        settings: Settings | None = None,
+        batch: int = 512,
+        prefill_tokens: int = 32768,
+    ) -> None:
         if batch < 1:
             raise ValueError(f"batch is a number of rows, not {batch}")
         check_shareable(model)
@@ -51,7 +60,9 @@ class PrefixSampler:
                 some = self._together(traces[at:])
                 at += len(some)
                 width = max(len(t.prompt) + len(t.completion) for t in some)
-                ids = torch.tensor([[*t.prompt, *t.completion, *[t.prompt[0]] * width][:width] for t in some], device=self.device)
+                ids = torch.tensor(
+                    [[*t.prompt, *t.completion, *[t.prompt[0]] * width][:width] for t in some], device=self.device
+                )
                 logits = self.model(input_ids=ids).logits
                 for row, t in enumerate(some):
                     first = len(t.prompt) - 1
@@ -75,13 +86,19 @@ class PrefixSampler:
         with _evaluating(self.model):
             yield from self._decode(traces, requests, waiting)
 
-    def _decode(self, traces: Sequence[Trace], requests: Sequence[Request], waiting: Sequence[int]) -> Iterator[tuple[int, Rollout]]:
+    def _decode(
+        self, traces: Sequence[Trace], requests: Sequence[Request], waiting: Sequence[int]
+    ) -> Iterator[tuple[int, Rollout]]:
         rows: _Rows | None = None
         for source, queue in self._sources(traces, requests, waiting):
             while queue:
                 room = self.batch - (rows.num_alive if rows else 0)
-                rows = _Rows.join(rows, source, [(index, traces[requests[index].trace], requests[index]) for index in queue[:room]],
-                                  self.device)  # fmt: skip
+                rows = _Rows.join(
+                    rows,
+                    source,
+                    [(index, traces[requests[index].trace], requests[index]) for index in queue[:room]],
+                    self.device,
+                )
                 queue = queue[room:]
                 while (not queue and rows.worth_stepping(0.5)) or (queue and rows.worth_stepping(0.8)):
                     rows.step(self.model, self.settings, self.ends)
@@ -92,8 +109,12 @@ class PrefixSampler:
                 rows.step(self.model, self.settings, self.ends)
             yield from rows.take_ended()
 
-    def _sources(self, traces: Sequence[Trace], requests: Sequence[Request], waiting: Sequence[int]) -> Iterator[tuple[Any, list[int]]]:
-        """Requests in groups whose traces are read together: ((keys and values per layer, {trace: row}), request indices)."""
+    def _sources(
+        self, traces: Sequence[Trace], requests: Sequence[Request], waiting: Sequence[int]
+    ) -> Iterator[tuple[Any, list[int]]]:
+        """Requests in groups whose traces are read together: ((keys and values per layer, {trace: row}), request
+        indices).
+        """
         reach: dict[int, int] = {}
         for index in waiting:
             request = requests[index]
@@ -108,7 +129,10 @@ class PrefixSampler:
             some, names = names[:num], names[num:]
             stored = prefill(self.model, [[*traces[k].prompt, *traces[k].completion[: reach[k]]] for k in some])
             together = [index for k in some for index in of_trace[k]]
-            yield (stored, {k: row for row, k in enumerate(some)}), sorted(together, key=lambda r: (requests[r].prefix, r))
+            yield (
+                (stored, {k: row for row, k in enumerate(some)}),
+                sorted(together, key=lambda r: (requests[r].prefix, r)),
+            )
 
     def _together(self, traces: Sequence[Trace]) -> Sequence[Trace]:
         """The first traces that fit one forward pass with all logits."""
@@ -124,23 +148,29 @@ class PrefixSampler:
     def _check(self, traces: Sequence[Trace], request: Request) -> None:
         trace = traces[request.trace]
         if not 0 <= request.prefix <= len(trace.completion) or request.budget < 0:
-            raise ValueError(f"{request} asks for a prefix of a completion of {len(trace.completion)} tokens, and a budget ≥ 0")
+            raise ValueError(
+                f"{request} asks for a prefix of a completion of {len(trace.completion)} tokens, and a budget ≥ 0"
+            )
         self._check_context(request.trace, trace, request.prefix + (request.token is not None) + request.budget)
 
     def _check_context(self, k: int, trace: Trace, more: int) -> None:
         if self.context and len(trace.prompt) >= self.context:
-            raise ValueError(f"prompt {k} has {len(trace.prompt)} tokens, but the context is {self.context}: nothing fits after it")
+            raise ValueError(
+                f"prompt {k} has {len(trace.prompt)} tokens, but the context is {self.context}: nothing fits after it"
+            )
         if self.context and len(trace.prompt) + more > self.context:
             raise ValueError(
-                f"prompt {k} has {len(trace.prompt)} tokens and up to {more} may follow, but the model's context is {self.context}: "
-                f"lower max_new_tokens to {self.context - len(trace.prompt)}, or leave it out"
+                f"prompt {k} has {len(trace.prompt)} tokens and up to {more} may follow, but the model's context is"
+                f" {self.context}: lower max_new_tokens to {self.context - len(trace.prompt)}, or leave it out"
             )
 
 
 class _Rows:
     """The rows being decoded: their requests, their caches, and what each has written so far."""
 
-    def __init__(self, index: list[int], state: Tensor, cache: RowCache, written: tuple[Tensor, Tensor, Tensor]) -> None:
+    def __init__(
+        self, index: list[int], state: Tensor, cache: RowCache, written: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
         # state [5, n] int64: last token, seed, step of its uniforms, tokens it may still write, tokens written
         self.index, self.state, self.cache, self.written = index, state, cache, written
         self.alive = torch.ones(len(index), dtype=torch.bool, device=state.device)
@@ -152,8 +182,12 @@ class _Rows:
         return self.num_alive > 0 and self.num_alive >= share * len(self.index)
 
     @classmethod
-    def join(cls, rows: _Rows | None, source: Any, new: Sequence[tuple[int, Trace, Request]], device: torch.device) -> _Rows:
-        """The rows that are still alive, and new ones: in the places of those that have ended, or all in a new cache."""
+    def join(
+        cls, rows: _Rows | None, source: Any, new: Sequence[tuple[int, Trace, Request]], device: torch.device
+    ) -> _Rows:
+        """The rows that are still alive, and new ones: in the places of those that have ended, or all in a new
+        cache.
+        """
         index, state, written, piece = _new_rows(source, new, device) if new else ([], None, None, None)
         if rows is None or not rows.num_alive:
             return cls(index, state, RowCache.gather([piece]), written)
@@ -164,8 +198,13 @@ class _Rows:
         index = [rows.index[k] for k in kept.tolist()] + index
         pieces = [rows.cache.piece(kept)] + ([piece] if new else [])
         room = max(w.shape[1] for w in (rows.written[0], *(written or ())[:1]))
-        stores = tuple(torch.cat([_pad(w[kept], room), *([_pad(written[k], room)] if new else [])]) for k, w in enumerate(rows.written))
-        return cls(index, torch.cat([rows.state[:, kept], *([state] if new else [])], 1), RowCache.gather(pieces), stores)
+        stores = tuple(
+            torch.cat([_pad(w[kept], room), *([_pad(written[k], room)] if new else [])])
+            for k, w in enumerate(rows.written)
+        )
+        return cls(
+            index, torch.cat([rows.state[:, kept], *([state] if new else [])], 1), RowCache.gather(pieces), stores
+        )
 
     def _replace(self, index: list[int], state: Tensor, written: tuple[Tensor, ...], piece: Piece) -> None:
         slots = (~self.alive).nonzero()[: len(index), 0]
@@ -187,7 +226,9 @@ class _Rows:
         log_p = log_probs(self.cache.forward(model, token, self.alive), settings)
         token = draw(log_p, uniforms(seed, step))
         at = count.clamp_max(self.written[0].shape[1] - 1)[:, None]
-        for store, value in zip(self.written, (token, log_p.gather(1, token[:, None])[:, 0].float(), entropy(log_p).float())):
+        for store, value in zip(
+            self.written, (token, log_p.gather(1, token[:, None])[:, 0].float(), entropy(log_p).float())
+        ):
             store.scatter_(1, at, torch.where(self.alive, value, store.gather(1, at)[:, 0])[:, None])
         end = torch.zeros_like(self.alive)
         for e in ends:
@@ -203,18 +244,24 @@ class _Rows:
         gone = (~self.alive & ~self.heard).nonzero()[:, 0]
         self.heard[gone] = True
         ids, logprob, ent = (w[gone].tolist() for w in self.written)
-        for row, num, ended, *lists in zip(gone.tolist(), self.state[4, gone].tolist(), self.ended[gone].tolist(), ids, logprob, ent):
+        for row, num, ended, *lists in zip(
+            gone.tolist(), self.state[4, gone].tolist(), self.ended[gone].tolist(), ids, logprob, ent
+        ):
             tokens, lp, h = (tuple(values[:num]) for values in lists)
             yield self.index[row], Rollout(tokens, not ended, lp, h)
 
 
-def _new_rows(source: Any, new: Sequence[tuple[int, Trace, Request]], device: torch.device) -> tuple[list[int], Tensor, tuple, Piece]:
+def _new_rows(
+    source: Any, new: Sequence[tuple[int, Trace, Request]], device: torch.device
+) -> tuple[list[int], Tensor, tuple, Piece]:
     """(request indices, state, empty stores, where their prefixes are) of requests that start."""
     stored, row_of = source
     numbers = torch.tensor([_start(trace, request) for _, trace, request in new], device=device).T
     row = torch.tensor([row_of[request.trace] for _, _, request in new], device=device)
     room = int(numbers[4].max())
-    stores = tuple(torch.zeros(len(new), room, dtype=kind, device=device) for kind in (torch.long, torch.float32, torch.float32))
+    stores = tuple(
+        torch.zeros(len(new), room, dtype=kind, device=device) for kind in (torch.long, torch.float32, torch.float32)
+    )
     state = torch.cat([numbers[1:], torch.zeros_like(row)[None]])
     return [i for i, _, _ in new], state, stores, Piece(stored, row, torch.zeros_like(row), numbers[0])
 
@@ -224,7 +271,9 @@ def _pad(store: Tensor, room: int) -> Tensor:
 
 
 def _start(trace: Trace, request: Request) -> tuple[int, int, int, int, int]:
-    """(tokens in the cache, last token, seed, step, budget) of a new row. One without its own token reads its last prefix token again."""
+    """(tokens in the cache, last token, seed, step, budget) of a new row. One without its own token reads its last
+    prefix token again.
+    """
     read = len(trace.prompt) + request.prefix
     if request.token is not None:
         return read, request.token, request.seed, request.prefix + 1, request.budget
@@ -233,7 +282,9 @@ def _start(trace: Trace, request: Request) -> tuple[int, int, int, int, int]:
 
 
 class _evaluating:
-    """No dropout inside; the model's own mode afterwards. (Not a generator: it may be left in another context than it was entered in.)"""
+    """No dropout inside; the model's own mode afterwards. (Not a generator: it may be left in another context than it
+    was entered in.)
+    """
 
     def __init__(self, model: Any) -> None:
         self.model, self.training = model, model.training

@@ -26,12 +26,15 @@ KINDS = (*FREE, "last_block_norm", *SKETCHED, "attention")
 METHODS = ("auto", "exact", "sketch", "jvp", "finite_difference")
 PERTURBATIONS = ("first_order", "gaussian", "dropout")
 SHORT, SHORT_LORA, SMALL_LORA = 64, 256, 1_000_000
-"""`auto` is exact for rows with fewer scored tokens than SHORT, or than SHORT_LORA where at most SMALL_LORA adapter weights count."""
+"""`auto` is exact for rows with fewer scored tokens than SHORT, or than SHORT_LORA where at most SMALL_LORA adapter
+weights count.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Proxy:
-    """One kind of importance: value and standard_error [B, L], zero off the completion; `method` says how it was computed.
+    """One kind of importance: value and standard_error [B, L], zero off the completion; `method` says how it was
+    computed.
 
     The standard error is that of the sampled directions (or perturbations), 0 where the value is exact.
     """
@@ -45,7 +48,8 @@ class Proxy:
 class Importance(Mapping):
     """The proxies by kind, and what they refer to.
 
-    covered     names of the parameters whose gradients count      uncovered   those selected that could not be moved, and why
+    covered     names of the parameters whose gradients count      uncovered
+                                                                        those selected that could not be moved, and why
     step        of the finite difference, with its measured error  num_directions, seed, selection   as asked for
     """
 
@@ -88,25 +92,33 @@ def importance(
     uncovered: str = "refuse",
     max_tokens: int = 8192,
 ) -> Importance:
-    """Proxies of the importance of every completion token t of a causal LM; input_ids and masks are [B, L], padded on any side.
+    """Proxies of the importance of every completion token t of a causal LM; input_ids and masks are [B, L], padded on
+    any side.
 
-    entropy, varentropy, margin, sum_p2   of p: nats, nats², largest less second probability, Σ p²       surprisal    −log p(t)
-    head_norm         ‖e_t − p‖ ‖h‖, the gradient norm over the LM head, exact             kl_to_ref    KL(p ‖ p_ref), needs `ref_model`
-    last_block_norm   gradient norm over the position-local part of the last block and the head, exact, one backward pass
+    entropy, varentropy, margin, sum_p2   of p: nats, nats², largest less second probability, Σ p²
+                                                                                                 surprisal    −log p(t)
+    head_norm         ‖e_t − p‖ ‖h‖, the gradient norm over the LM head, exact             kl_to_ref
+                                                                                       KL(p ‖ p_ref), needs `ref_model`
+    last_block_norm   gradient norm over the position-local part of the last block and the head, exact, one backward
+                      pass
     gradient_norm     ‖∇ log p(t)‖                        fisher_trace    tr F = E_{v~p} ‖∇ log p(v)‖²
-    perturbation_variance   p(t)² ‖∇ log p(t)‖², the variance of p(t) per unit of parameter variance, to first order; or, with
-                      `perturbation` "gaussian" (σ = scale, default 1e-3) or "dropout" (rate = scale, default 0.1), the variance over
-                      `num_directions` perturbed models
+    perturbation_variance   p(t)² ‖∇ log p(t)‖², the variance of p(t) per unit of parameter variance, to first order;
+                            or, with
+                      `perturbation` "gaussian" (σ = scale, default 1e-3) or "dropout" (rate = scale, default 0.1), the
+                      variance over `num_directions` perturbed models
     attention         received from later tokens, summed over heads, per later query, mean over layers
 
-    method         "exact": one backward pass per token (for fisher_trace, per token and vocabulary entry); "jvp" and "finite_difference":
-                   `num_directions` random directions for all tokens at once, by forward mode or by moved weights; "sketch": finite
-                   differences in full precision and forward mode in half precision, the other one where that fails; "auto": exact
-                   for short rows and small adapters, else "sketch". fisher_trace is exact only on request
-    parameters     "all", "lora", or name patterns; parameters that cannot be moved are refused by name, or listed with uncovered="report"
+    method         "exact": one backward pass per token (for fisher_trace, per token and vocabulary entry); "jvp" and
+                   "finite_difference": `num_directions` random directions for all tokens at once, by forward mode or by
+                   moved weights; "sketch": finite differences in full precision and forward mode in half precision, the
+                   other one where that fails; "auto": exact for short rows and small adapters, else "sketch".
+                   fisher_trace is exact only on request
+    parameters     "all", "lora", or name patterns; parameters that cannot be moved are refused by name, or listed with
+                   uncovered="report"
     temperature    of the policy that sampled;  max_tokens  padded tokens of one forward pass
 
-    ValueError names what is wrong: shapes, a first token without a prefix, a row beyond the context, logits that are not finite.
+    ValueError names what is wrong: shapes, a first token without a prefix, a row beyond the context, logits that are
+    not finite.
     """
     _check(kinds, num_directions, method, perturbation, uncovered, ref_model)
     inner = unwrap(model)
@@ -114,8 +126,14 @@ def importance(
     limit = getattr(inner.config, "max_position_embeddings", None)
     batch = sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)), limit)
     coverage = select_parameters(inner, parameters, uncovered)
-    about = {"covered": tuple(coverage.named), "uncovered": coverage.uncovered, "num_parameters": coverage.num_parameters,
-             "selection": coverage.selection, "num_directions": num_directions, "seed": seed}  # fmt: skip
+    about = {
+        "covered": tuple(coverage.named),
+        "uncovered": coverage.uncovered,
+        "num_parameters": coverage.num_parameters,
+        "selection": coverage.selection,
+        "num_directions": num_directions,
+        "seed": seed,
+    }
     if not len(batch):
         none = torch.zeros(batch.shape, device=device)
         return Importance({kind: Proxy(none, none, "exact") for kind in kinds}, **about)
@@ -130,19 +148,33 @@ def importance(
         if "perturbation_variance" in asked and perturbation != "first_order":
             asked.remove("perturbation_variance")
             scale = scale if scale is not None else {"gaussian": 1e-3, "dropout": 0.1}[perturbation]
-            values = sampled_variance(readout, coverage, batch, num=num_directions, seed=seed, kind=perturbation, scale=scale,
-                                      tokens=max_tokens)  # fmt: skip
+            values = sampled_variance(
+                readout,
+                coverage,
+                batch,
+                num=num_directions,
+                seed=seed,
+                kind=perturbation,
+                scale=scale,
+                tokens=max_tokens,
+            )
             found["perturbation_variance"] = (*values, perturbation)
         step = _gradients(found, asked, readout, coverage, batch, num_directions, method, seed, max_tokens)
-    proxies = {kind: Proxy(batch.scatter(v.float()), batch.scatter(e.float()), how) for kind, (v, e, how) in found.items()}
+    proxies = {
+        kind: Proxy(batch.scatter(v.float()), batch.scatter(e.float()), how) for kind, (v, e, how) in found.items()
+    }
     return Importance({kind: proxies[kind] for kind in kinds}, **about, step=step)
 
 
-def _check(kinds: Sequence[str], num_directions: int, method: str, perturbation: str, uncovered: str, ref_model: Any) -> None:
+def _check(
+    kinds: Sequence[str], num_directions: int, method: str, perturbation: str, uncovered: str, ref_model: Any
+) -> None:
     for what, value, known in (
         *(("kind", kind, KINDS) for kind in ([kinds] if isinstance(kinds, str) else kinds)),
-        ("method", method, METHODS), ("perturbation", perturbation, PERTURBATIONS), ("uncovered", uncovered, ("refuse", "report")),
-    ):  # fmt: skip
+        ("method", method, METHODS),
+        ("perturbation", perturbation, PERTURBATIONS),
+        ("uncovered", uncovered, ("refuse", "report")),
+    ):
         if value not in known:
             raise ValueError(f"no {what} is called {value!r}; there are: {', '.join(known)}")
     if isinstance(kinds, str):
@@ -158,13 +190,17 @@ def _exactly(value: Tensor) -> tuple[Tensor, Tensor, str]:
 
 
 @torch.no_grad()
-def _free(readout: Readout, coverage: Coverage, batch: Sequences, kinds: Sequence[str], ref_model: Any, tokens: int) -> dict[str, tuple]:
+def _free(
+    readout: Readout, coverage: Coverage, batch: Sequences, kinds: Sequence[str], ref_model: Any, tokens: int
+) -> dict[str, tuple]:
     """{kind: (value [N], standard error [N], method)} for the kinds that one forward pass gives."""
     free = [kind for kind in FREE if kind in kinds]
     if "perturbation_variance" in kinds and "surprisal" not in free:
         free.append("surprisal")
     if "head_norm" in free and readout.whole:
-        raise ValueError(f"head_norm needs a model whose LM head can be told from its body; {type(readout.model).__name__}'s cannot")
+        raise ValueError(
+            f"head_norm needs a model whose LM head can be told from its body; {type(readout.model).__name__}'s cannot"
+        )
     names = [{"surprisal": "logprob"}.get(kind, kind) for kind in free if kind not in ("head_norm", "kl_to_ref")]
     ref = find_readout(ref_model, batch.ids[0], readout.head.temperature) if "kl_to_ref" in free else None
     found = {kind: torch.zeros(len(batch), device=batch.ids.device) for kind in free}
@@ -175,7 +211,9 @@ def _free(readout: Readout, coverage: Coverage, batch: Sequences, kinds: Sequenc
         if "logprob" in values:
             values["surprisal"] = -values.pop("logprob")
         if "head_norm" in free:
-            values["head_norm"] = (logit_norms(hidden, readout.head, part.target)[0] * wide(hidden).square().sum(1)).sqrt()
+            values["head_norm"] = (
+                logit_norms(hidden, readout.head, part.target)[0] * wide(hidden).square().sum(1)
+            ).sqrt()
         if ref is not None:
             with evaluating(ref_model):
                 ref_hidden = ref.hidden(part.ids, part.attention)[part.row, part.position]
@@ -185,8 +223,17 @@ def _free(readout: Readout, coverage: Coverage, batch: Sequences, kinds: Sequenc
     return {kind: _exactly(value) for kind, value in found.items()}
 
 
-def _gradients(found: dict, asked: list[str], readout: Readout, coverage: Coverage, batch: Sequences, num_directions: int, method: str,
-               seed: int, tokens: int) -> Step | None:  # fmt: skip
+def _gradients(
+    found: dict,
+    asked: list[str],
+    readout: Readout,
+    coverage: Coverage,
+    batch: Sequences,
+    num_directions: int,
+    method: str,
+    seed: int,
+    tokens: int,
+) -> Step | None:
     """Adds the kinds that need gradients over parameters; the step, where finite differences were taken."""
     longest = int(torch.bincount(batch.row).max())
     small = coverage.num_parameters <= SMALL_LORA and all(LORA in name for name in coverage.named)
@@ -233,6 +280,8 @@ def _sketch(readout: Readout, coverage: Coverage, batch: Sequences, method: str,
                 continue
             if way == "jvp" and not isinstance(error, ValueError):
                 kind, first = type(readout.model).__name__, str(error).splitlines()[0]
-                raise ValueError(f"{kind} has no forward-mode derivative ({first}): use method='finite_difference' or 'exact'") from error
+                raise ValueError(
+                    f"{kind} has no forward-mode derivative ({first}): use method='finite_difference' or 'exact'"
+                ) from error
             raise
     raise AssertionError("unreachable")

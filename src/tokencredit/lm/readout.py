@@ -1,4 +1,6 @@
-"""Where a Hugging Face model's logits come from: its hidden states and its LM head, told apart and checked; and batches without padding."""
+"""Where a Hugging Face model's logits come from: its hidden states and its LM head, told apart and checked; and batches
+without padding.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ PROBE = 8
 class Readout:
     """A causal LM as `body` (token ids -> hidden states) and `head` (hidden states -> logits).
 
-    Where the two cannot be told apart, the body is the whole model, its "hidden states" are logits, and the head has no weight.
+    Where the two cannot be told apart, the body is the whole model, its "hidden states" are logits, and the head has no
+    weight.
     """
 
     model: Any
@@ -36,7 +39,8 @@ class Readout:
 
 
 def find_readout(model: Any, ids: Tensor, temperature: float = 1.0) -> Readout:
-    """The readout of a model, checked on the first tokens of `ids` [L]: wherever its head does not reproduce its logits, the whole model.
+    """The readout of a model, checked on the first tokens of `ids` [L]: wherever its head does not reproduce its
+    logits, the whole model.
 
     PEFT models are read through their base model, adapters included. ValueError where the logits are not finite.
     """
@@ -56,7 +60,9 @@ def find_readout(model: Any, ids: Tensor, temperature: float = 1.0) -> Readout:
 
 def unwrap(model: Any) -> Any:
     """The Hugging Face model inside a PEFT model whose adapters are layers of it; the model itself otherwise."""
-    if hasattr(model, "get_base_model") and not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+    if hasattr(model, "get_base_model") and not getattr(
+        getattr(model, "active_peft_config", None), "is_prompt_learning", False
+    ):
         return model.get_base_model()
     return model
 
@@ -79,7 +85,9 @@ def _agree(found: Tensor, logits: Tensor, dtype: torch.dtype) -> bool:
 
 def check_finite(x: Tensor, what: str) -> None:
     if not torch.isfinite(x).all():
-        raise ValueError(f"the model's {what} are not finite (NaN or infinite): check its weights, its dtype and its inputs")
+        raise ValueError(
+            f"the model's {what} are not finite (NaN or infinite): check its weights, its dtype and its inputs"
+        )
 
 
 @contextmanager
@@ -96,8 +104,8 @@ def evaluating(model: Any) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Rows without padding on the left: ids, attention [B, L]; the tokens to score, in order: their row, the position that predicts them,
-    the token itself ([N] each), and where they came from in the caller's batch."""
+    """Rows without padding on the left: ids, attention [B, L]; the tokens to score, in order: their row, the position
+    that predicts them, the token itself ([N] each), and where they came from in the caller's batch."""
 
     ids: Tensor
     attention: Tensor
@@ -115,7 +123,9 @@ class Sequences:
         return values.new_zeros(self.shape).index_put_(self.origin, values)
 
     def chunks(self, tokens: int) -> Iterator[tuple[Sequences, Tensor]]:
-        """(rows of similar length with at most about `tokens` tokens, the indices of their scored tokens in the whole)."""
+        """(rows of similar length with at most about `tokens` tokens, the indices of their scored tokens in the
+        whole).
+        """
         length = self.attention.sum(1)
         order = [i for i in torch.argsort(length).tolist() if (self.row == i).any()]
         while order:
@@ -124,20 +134,33 @@ class Sequences:
             place = torch.full((len(self.ids),), -1, device=self.row.device)
             place[rows] = torch.arange(len(rows), device=self.row.device)
             keep = (place[self.row] >= 0).nonzero()[:, 0]
-            yield Sequences(
-                self.ids[rows, :width], self.attention[rows, :width], place[self.row[keep]], self.position[keep], self.target[keep],
-                tuple(x[keep] for x in self.origin), self.shape,
-            ), keep  # fmt: skip
+            yield (
+                Sequences(
+                    self.ids[rows, :width],
+                    self.attention[rows, :width],
+                    place[self.row[keep]],
+                    self.position[keep],
+                    self.target[keep],
+                    tuple(x[keep] for x in self.origin),
+                    self.shape,
+                ),
+                keep,
+            )
 
 
-def sequences(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, context: int | None = None) -> Sequences:
+def sequences(
+    input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, context: int | None = None
+) -> Sequences:
     """The batch with its rows moved to the left: what padding there is, and on which side, cannot matter after this.
 
-    ValueError where shapes differ, where a completion token is padding or has nothing before it, or where a row exceeds the context.
+    ValueError where shapes differ, where a completion token is padding or has nothing before it, or where a row exceeds
+    the context.
     """
     shapes = [tuple(x.shape) for x in (input_ids, attention_mask, completion_mask)]
     if len(set(shapes)) != 1 or input_ids.dim() != 2:
-        raise ValueError(f"input_ids, attention_mask and completion_mask must be [B, L] alike, got {', '.join(map(str, shapes))}")
+        raise ValueError(
+            f"input_ids, attention_mask and completion_mask must be [B, L] alike, got {', '.join(map(str, shapes))}"
+        )
     there, wanted = attention_mask.bool(), completion_mask.bool()
     if (wanted & ~there).any():
         row = int((wanted & ~there).any(1).nonzero()[0])
@@ -145,10 +168,14 @@ def sequences(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
     place = there.long().cumsum(1) - 1
     if (wanted & (place == 0)).any():
         row = int((wanted & (place == 0)).any(1).nonzero()[0])
-        raise ValueError(f"row {row}: the first token has nothing before it that could predict it; leave it out of completion_mask")
+        raise ValueError(
+            f"row {row}: the first token has nothing before it that could predict it; leave it out of completion_mask"
+        )
     length = there.sum(1)
     if context and len(length) and int(length.max()) > context:
-        raise ValueError(f"row {int(length.argmax())} has {int(length.max())} tokens, more than the model's context of {context}")
+        raise ValueError(
+            f"row {int(length.argmax())} has {int(length.max())} tokens, more than the model's context of {context}"
+        )
     width = max(int(length.max()) if len(length) else 0, 1)
     at = there.nonzero(as_tuple=True)
     ids = input_ids.new_zeros(len(input_ids), width).index_put_((at[0], place[at]), input_ids[at])

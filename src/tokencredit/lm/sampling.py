@@ -1,7 +1,9 @@
-"""What it means to sample: traces, requests for continuations of them, and rollouts; whoever can do that is a `Sampler`.
+"""What it means to sample: traces, requests for continuations of them, and rollouts; whoever can do that is a
+`Sampler`.
 
-A request continues one prefix of one trace. It names token ids, never text; carries the length that is left; and owns its randomness, so
-that its rollout is the same whatever else is in the batch. `lm.prefix_sampler` does it with transformers, `lm.vllm_sampler` with vLLM.
+A request continues one prefix of one trace. It names token ids, never text; carries the length that is left; and owns
+its randomness, so that its rollout is the same whatever else is in the batch. `lm.prefix_sampler` does it with
+transformers, `lm.vllm_sampler` with vLLM.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from tokencredit.lm.distribution import Settings, seed_of
 
 @dataclass(frozen=True)
 class Completion:
-    """Token ids of one completion, its end token included where it was written; `truncated` where the length limit cut it."""
+    """Token ids of one completion, its end token included where it was written; `truncated` where the length limit cut
+    it.
+    """
 
     ids: tuple[int, ...]
     truncated: bool
@@ -37,7 +41,8 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Continue the first `prefix` completion tokens of trace `trace`, after `token` if one is given, by at most `budget` tokens.
+    """Continue the first `prefix` completion tokens of trace `trace`, after `token` if one is given, by at most
+    `budget` tokens.
 
     seed   owns the randomness of this request: two requests with equal seeds and prefixes give equal rollouts
     """
@@ -51,7 +56,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What was sampled after the prefix (and the request's own token): ids, and log-prob and entropy of each, in nats, as sampled."""
+    """What was sampled after the prefix (and the request's own token): ids, and log-prob and entropy of each, in nats,
+    as sampled.
+    """
 
     ids: tuple[int, ...]
     truncated: bool
@@ -66,7 +73,9 @@ class Sampler(Protocol):
     ends: tuple[int, ...]
 
     def distributions(self, traces: Sequence[Trace]) -> Iterator[Tensor]:
-        """For each trace, in order, log π(· | y<i) [T,V] at every completion token: what samples there, −inf for excluded tokens."""
+        """For each trace, in order, log π(· | y<i) [T,V] at every completion token: what samples there, −inf for
+        excluded tokens.
+        """
         ...
 
     def continue_(self, traces: Sequence[Trace], requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
@@ -86,10 +95,11 @@ def sample(
     batch: int = 512,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Completion]]:
-    """`num` completions of every prompt (token ids); temperature 0 is greedy. `on_batch` hears how many more rows are done.
+    """`num` completions of every prompt (token ids); temperature 0 is greedy. `on_batch` hears how many more rows are
+    done.
 
-    The full distribution is sampled, whatever top-p or top-k the model's own generation config suggests. The k-th completion of the i-th
-    prompt depends on the seed, i and k, and not on `batch`.
+    The full distribution is sampled, whatever top-p or top-k the model's own generation config suggests. The k-th
+    completion of the i-th prompt depends on the seed, i and k, and not on `batch`.
     """
     from tokencredit.lm.prefix_sampler import PrefixSampler
 
@@ -112,5 +122,7 @@ def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     many = configured if isinstance(configured, list) else [configured]
     ends = {token for token in [*many, getattr(tokenizer, "eos_token_id", None)] if token is not None}
     if not ends:
-        raise ValueError("neither the tokenizer nor the generation config names an end-of-sequence token: completions could not end")
+        raise ValueError(
+            "neither the tokenizer nor the generation config names an end-of-sequence token: completions could not end"
+        )
     return tuple(sorted(ends))

@@ -11,28 +11,62 @@ from typing import Any
 EXAMPLES = """examples:
   tokencredit score --out scores.parquet
   tokencredit score --data completions.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --out scores.parquet
-  tokencredit score --task gsm8k --prompts 50 --samples 4 --scores entropy surprisal gradient_norm --out scores.parquet"""
+  tokencredit score --task gsm8k --prompts 50 --samples 4 --scores entropy gradient_norm --out scores.parquet"""
 FORWARD = ("logprob", "entropy", "sum_p2", "varentropy", "margin")
-PROXIES = ("surprisal", "head_norm", "last_block_norm", "gradient_norm", "fisher_trace", "perturbation_variance", "attention")
+PROXIES = (
+    "surprisal",
+    "head_norm",
+    "last_block_norm",
+    "gradient_norm",
+    "fisher_trace",
+    "perturbation_variance",
+    "attention",
+)
 
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the subparsers of the command line."""
     summary = "Scores of every token of given or sampled completions: log-prob, entropy, importance proxies."
     p = commands.add_parser(
-        "score", help=summary, description=summary, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "score",
+        help=summary,
+        description=summary,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.set_defaults(run=run)
-    p.add_argument("--out", type=Path, required=True, help="Parquet file to write: a row per completion, a list per score")
-    p.add_argument("--data", type=Path, help="JSONL or Parquet file of prompts and completions; without it they are sampled from --task")
+    p.add_argument(
+        "--out", type=Path, required=True, help="Parquet file to write: a row per completion, a list per score"
+    )
+    p.add_argument(
+        "--data",
+        type=Path,
+        help="JSONL or Parquet file of prompts and completions; without it they are sampled from --task",
+    )
     p.add_argument("--prompt-column", default="prompt", help="text, messages, or token ids (default: %(default)s)")
     p.add_argument("--completion-column", default="completion", help="text, or token ids (default: %(default)s)")
-    p.add_argument("--model", default="reckon", help="a path, hub name, or run directory (its last checkpoint) (default: %(default)s)")
-    p.add_argument("--scores", nargs="+", default=["logprob", "entropy"], choices=[*FORWARD, *PROXIES], metavar="SCORE",
-                   help=f"any of: {', '.join([*FORWARD, *PROXIES])} (default: logprob entropy)")  # fmt: skip
-    p.add_argument("--directions", type=int, default=8, help="random directions of the gradient sketches (default: %(default)s)")
-    p.add_argument("--method", default="auto", choices=["auto", "exact", "sketch", "jvp", "finite_difference"],
-                   help="of gradient norms and Fisher traces (default: %(default)s)")  # fmt: skip
+    p.add_argument(
+        "--model",
+        default="reckon",
+        help="a path, hub name, or run directory (its last checkpoint) (default: %(default)s)",
+    )
+    p.add_argument(
+        "--scores",
+        nargs="+",
+        default=["logprob", "entropy"],
+        choices=[*FORWARD, *PROXIES],
+        metavar="SCORE",
+        help=f"any of: {', '.join([*FORWARD, *PROXIES])} (default: logprob entropy)",
+    )
+    p.add_argument(
+        "--directions", type=int, default=8, help="random directions of the gradient sketches (default: %(default)s)"
+    )
+    p.add_argument(
+        "--method",
+        default="auto",
+        choices=["auto", "exact", "sketch", "jvp", "finite_difference"],
+        help="of gradient norms and Fisher traces (default: %(default)s)",
+    )
     p.add_argument("--parameters", default="all", help="all, lora, or a name pattern (default: %(default)s)")
     p.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
     p.add_argument("--task", default="reckon", help="where prompts to sample from come from (default: %(default)s)")
@@ -62,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
             for name, values in score_rows(model, some, args).items():
                 columns[name] += values
             advance(len(some))
-    about = {name: getattr(args, name) for name in ("model", "temperature", "directions", "method", "parameters", "seed")}
+    about = {
+        name: getattr(args, name) for name in ("model", "temperature", "directions", "method", "parameters", "seed")
+    }
     write(args.out, rows, columns, tokenizer, about | {"command": getattr(args, "command_line", "")})
     console.print(f"{sum(len(row['completion_ids']) for row in rows)} tokens of {len(rows)} completions: {args.out}")
     return 0
@@ -77,7 +113,9 @@ def score_rows(model: Any, rows: Sequence[dict], args: argparse.Namespace) -> di
 
     prompts, completions = [row["prompt_ids"] for row in rows], [row["completion_ids"] for row in rows]
     names = [name for name in args.scores if name in FORWARD]
-    found = score(model, prompts, completions, temperature=args.temperature, names=names, batch=len(rows)) if names else {}
+    found = (
+        score(model, prompts, completions, temperature=args.temperature, names=names, batch=len(rows)) if names else {}
+    )
     columns = {name: [x.tolist() for x in values] for name, values in found.items()}
     kinds = [name for name in args.scores if name in PROXIES]
     if kinds:
@@ -86,16 +124,30 @@ def score_rows(model: Any, rows: Sequence[dict], args: argparse.Namespace) -> di
         for i, (prompt, completion) in enumerate(zip(prompts, completions)):
             end = len(prompt) + len(completion)
             ids[i, :end], there[i, :end], wanted[i, len(prompt) : end] = torch.tensor([*prompt, *completion]), 1, 1
-        result = importance(model, ids, there, wanted, kinds, args.directions, args.method, args.parameters, args.seed,
-                            temperature=args.temperature)  # fmt: skip
+        result = importance(
+            model,
+            ids,
+            there,
+            wanted,
+            kinds,
+            args.directions,
+            args.method,
+            args.parameters,
+            args.seed,
+            temperature=args.temperature,
+        )
         for kind in kinds:
             value = result[kind].value.cpu()
-            columns[kind] = [value[i, len(p) : len(p) + len(c)].tolist() for i, (p, c) in enumerate(zip(prompts, completions))]
+            columns[kind] = [
+                value[i, len(p) : len(p) + len(c)].tolist() for i, (p, c) in enumerate(zip(prompts, completions))
+            ]
     return columns
 
 
 def from_file(args: argparse.Namespace, tokenizer: Any) -> list[dict]:
-    """Rows {"prompt_ids", "completion_ids"} of a file: text is tokenised, messages go through the chat template. A bad row is named."""
+    """Rows {"prompt_ids", "completion_ids"} of a file: text is tokenised, messages go through the chat template. A bad
+    row is named.
+    """
     from tokencredit.lm.prompts import encode_prompt
 
     rows = []
@@ -105,7 +157,12 @@ def from_file(args: argparse.Namespace, tokenizer: Any) -> list[dict]:
                 raise ValueError(f"{args.data}, row {i}: no column {column!r}; it has: {', '.join(map(str, row))}")
         prompt, completion = row[args.prompt_column], row[args.completion_column]
         ids = completion if _is_ids(completion) else tokenizer(str(completion), add_special_tokens=False)["input_ids"]
-        rows.append({"prompt_ids": list(prompt) if _is_ids(prompt) else encode_prompt(tokenizer, prompt), "completion_ids": list(ids)})
+        rows.append(
+            {
+                "prompt_ids": list(prompt) if _is_ids(prompt) else encode_prompt(tokenizer, prompt),
+                "completion_ids": list(ids),
+            }
+        )
     return rows
 
 
@@ -120,12 +177,20 @@ def from_task(args: argparse.Namespace, model: Any, tokenizer: Any) -> list[dict
     rows = task.rows(args.split, args.prompts, args.seed)
     prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
     limit = args.max_new_tokens or getattr(task, "max_new_tokens", 256)
-    sampled = sample(model, tokenizer, prompts, args.samples, max_new_tokens=limit, temperature=args.temperature, seed=args.seed)
+    sampled = sample(
+        model, tokenizer, prompts, args.samples, max_new_tokens=limit, temperature=args.temperature, seed=args.seed
+    )
     return [
-        {"prompt_ids": prompts[i], "completion_ids": list(completion.ids), "group": i, "truncated": completion.truncated,
-         "correct": judge(tokenizer, task, rows[i], completion).correct}
-        for i, group in enumerate(sampled) for completion in group
-    ]  # fmt: skip
+        {
+            "prompt_ids": prompts[i],
+            "completion_ids": list(completion.ids),
+            "group": i,
+            "truncated": completion.truncated,
+            "correct": judge(tokenizer, task, rows[i], completion).correct,
+        }
+        for i, group in enumerate(sampled)
+        for completion in group
+    ]
 
 
 def _is_ids(value: Any) -> bool:
@@ -152,7 +217,9 @@ def _read(path: Path) -> Iterator[dict]:
 
 
 def write(path: Path, rows: Sequence[dict], columns: dict[str, list], tokenizer: Any, about: dict[str, Any]) -> None:
-    """The rows with their tokens and scores, float32 lists; `about` goes into the file's metadata. Replaced whole, or left as it was."""
+    """The rows with their tokens and scores, float32 lists; `about` goes into the file's metadata. Replaced whole, or
+    left as it was.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -160,7 +227,9 @@ def write(path: Path, rows: Sequence[dict], columns: dict[str, list], tokenizer:
 
     table = {name: [row[name] for row in rows] for name in rows[0]}
     table["tokens"] = [tokenizer.convert_ids_to_tokens(row["completion_ids"]) for row in rows]
-    arrays = pyarrow.table(table | {name: pyarrow.array(values, pyarrow.list_(pyarrow.float32())) for name, values in columns.items()})
+    arrays = pyarrow.table(
+        table | {name: pyarrow.array(values, pyarrow.list_(pyarrow.float32())) for name, values in columns.items()}
+    )
     arrays = arrays.replace_schema_metadata({"tokencredit": json.dumps(about)})
     write_table: Callable = pyarrow.parquet.write_table
     replace_file(path, lambda file: write_table(arrays, file))

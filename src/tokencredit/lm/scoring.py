@@ -16,13 +16,21 @@ SCORES = ("logprob", "entropy", "sum_p2", "varentropy", "margin")
 
 
 @torch.no_grad()
-def score(model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, temperature: float = 1.0,
-          batch: int = 64, names: Sequence[str] = ("logprob", "entropy")) -> dict[str, list[Tensor]]:  # fmt: skip
+def score(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    batch: int = 64,
+    names: Sequence[str] = ("logprob", "entropy"),
+) -> dict[str, list[Tensor]]:
     """{name: [...]}: one float32 tensor [T] per completion, at `temperature`, over the full vocabulary.
 
-    logprob, entropy (nats); sum_p2 (Σ p²); varentropy (Var of log p, nats²); margin (the largest probability less the second).
-    Completions of similar length are scored together, and no [tokens, vocabulary] matrix is made where the model's head can be told from
-    its body. ValueError where a sequence exceeds the model's context or its logits are not finite.
+    logprob, entropy (nats); sum_p2 (Σ p²); varentropy (Var of log p, nats²); margin (the largest probability less the
+    second). Completions of similar length are scored together, and no [tokens, vocabulary] matrix is made where the
+    model's head can be told from its body. ValueError where a sequence exceeds the model's context or its logits are
+    not finite.
     """
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
@@ -30,7 +38,9 @@ def score(model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Se
     if unknown:
         raise ValueError(f"no score is called {', '.join(unknown)}; there are: {', '.join(SCORES)}")
     if temperature <= 0:
-        raise ValueError(f"scores are those of a sampling distribution: temperature must be positive, got {temperature}")
+        raise ValueError(
+            f"scores are those of a sampling distribution: temperature must be positive, got {temperature}"
+        )
     limit = getattr(model.config, "max_position_embeddings", None)
     total = [len(p) + len(c) for p, c in zip(prompts, completions)]
     for row, length in enumerate(total):
@@ -44,7 +54,9 @@ def score(model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Se
         return found
     device = next(model.parameters()).device
     with evaluating(model):
-        readout = find_readout(model, torch.tensor([*prompts[order[0]], *completions[order[0]]], device=device), temperature)
+        readout = find_readout(
+            model, torch.tensor([*prompts[order[0]], *completions[order[0]]], device=device), temperature
+        )
         for rows in (order[i : i + batch] for i in range(0, len(order), batch)):
             some = pad([prompts[i] for i in rows], [completions[i] for i in rows], device)
             hidden = readout.hidden(some.ids, some.attention)[some.row, some.position]
@@ -81,11 +93,16 @@ def token_scores(hidden: Tensor, head: Head, targets: Tensor, names: Sequence[st
         check_finite(lse, "logits")
         values = {
             "logprob": lambda: target_logits(h[rows], head, targets[rows]) - lse,  # noqa: B023
-            "entropy": fold.entropy, "sum_p2": fold.sum_p2, "varentropy": fold.varentropy,
+            "entropy": fold.entropy,
+            "sum_p2": fold.sum_p2,
+            "varentropy": fold.varentropy,
             "margin": lambda: (top - lse[:, None]).exp().diff(dim=1)[:, 0].neg(),  # noqa: B023
-        }  # fmt: skip
+        }
         found.append([values[name]() for name in names])
-    return {name: torch.cat(parts) if parts else h.new_zeros(0) for name, parts in zip(names, zip(*found) if found else [()] * len(names))}
+    return {
+        name: torch.cat(parts) if parts else h.new_zeros(0)
+        for name, parts in zip(names, zip(*found) if found else [()] * len(names))
+    }
 
 
 @torch.no_grad()
@@ -94,7 +111,10 @@ def kl_divergence(hidden: Tensor, head: Head, ref_hidden: Tensor, ref_head: Head
     h, ref, found = wide(hidden), wide(ref_hidden), []
     rows = max((4 * tile_size(h)) // head.vocabulary(h), 1)
     if head.vocabulary(h) != ref_head.vocabulary(ref):
-        raise ValueError(f"the reference model has {ref_head.vocabulary(ref)} tokens in its vocabulary, the model {head.vocabulary(h)}")
+        raise ValueError(
+            f"the reference model has {ref_head.vocabulary(ref)} tokens in its vocabulary, the model"
+            f" {head.vocabulary(h)}"
+        )
     for start in range(0, len(h), rows):
         some = slice(start, start + rows)
         log_p = head.logits(h[some]).log_softmax(1)

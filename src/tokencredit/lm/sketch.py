@@ -2,14 +2,15 @@
 
     s = ∇log p_t · u        E s² = ‖∇log p_t‖²        q = uᵀ F u        E q = tr F        for E[u uᵀ] = I
 
-One forward pass per direction serves all tokens of a batch. The LM head's part is exact, ‖e_t − p‖² ‖h‖² (Σᵥ pᵥ(1−pᵥ) ‖h‖² for the Fisher
-trace), and only the body is sketched; its position-local part is known exactly too and serves as a control variate (local.py). Where the
-body uses the head's weight as well (tied embeddings), the same direction goes through both uses and 2 s_body s_head is added: its mean is
-twice the product of the two uses' gradients. The relative error of a sketched norm is 1/√(2K) for Gaussian directions and little more for
-these.
+One forward pass per direction serves all tokens of a batch. The LM head's part is exact, ‖e_t − p‖² ‖h‖² (Σᵥ pᵥ(1−pᵥ)
+‖h‖² for the Fisher trace), and only the body is sketched; its position-local part is known exactly too and serves as a
+control variate (local.py). Where the body uses the head's weight as well (tied embeddings), the same direction goes
+through both uses and 2 s_body s_head is added: its mean is twice the product of the two uses' gradients. The relative
+error of a sketched norm is 1/√(2K) for Gaussian directions and little more for these.
 
-Forward mode gives the tangents of the hidden states exactly; finite differences (h(θ + εu) − h(θ))/ε need no derivative of
-any attention kernel. Source: Hutchinson 1990 for the estimator; the split and the rank-one directions are measured in the docs.
+Forward mode gives the tangents of the hidden states exactly; finite differences (h(θ + εu) − h(θ))/ε need no derivative
+of any attention kernel. Source: Hutchinson 1990 for the estimator; the split and the rank-one directions are measured
+in the docs.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ from tokencredit.lm.tangents import Tangents, head_tangents, logit_norms
 from tokencredit.masked import wide
 
 TARGET = {torch.float64: 1e-7, torch.float32: 1e-3}
-"""Relative change of the hidden states that a finite difference aims at: below it rounding grows, above it curvature. Half: 0.05."""
+"""Relative change of the hidden states that a finite difference aims at: below it rounding grows, above it curvature.
+Half: 0.05.
+"""
 AGREES = 0.05
 """Largest relative difference between a finite difference and the exact derivative along the same direction."""
 GOOD = 0.005
-"""The same, from which on no other step is tried. A float64 model may compute norms or rotations in float32 and need that one's step."""
+"""The same, from which on no other step is tried. A float64 model may compute norms or rotations in float32 and need
+that one's step.
+"""
 RETRIES = {torch.float64: (1e2, 1e3, 1e4)}
 HALF_AGREES = 0.5
 """AGREES where half precision limits both sides."""
@@ -52,8 +57,8 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """Tangents along K directions, [K, N]; what is known exactly of the head and of the position-local gradient, [N], and the latter's
-    tangents, [K, N]; `step` of a finite difference."""
+    """Tangents along K directions, [K, N]; what is known exactly of the head and of the position-local gradient, [N],
+    and the latter's tangents, [K, N]; `step` of a finite difference."""
 
     tangents: Tangents
     head_norm2: Tensor
@@ -75,12 +80,21 @@ class Sketch:
         return self.head_fisher + (t.variance if t.covariance is None else t.variance + 2 * t.covariance)
 
 
-def sketch(readout: Readout, coverage: Coverage, batch: Sequences, *, num_directions: int, seed: int, method: str, tokens: int,
-           norms: bool = True) -> Sketch:  # fmt: skip
+def sketch(
+    readout: Readout,
+    coverage: Coverage,
+    batch: Sequences,
+    *,
+    num_directions: int,
+    seed: int,
+    method: str,
+    tokens: int,
+    norms: bool = True,
+) -> Sketch:
     """Tangents of every scored token of `batch` along `num_directions` directions; method "jvp" or "finite_difference".
 
-    norms=False leaves the control variate out, which is of use for norms alone. RuntimeError or NotImplementedError where the model has no
-    forward-mode derivative ("jvp"), ValueError where its hidden states are not finite.
+    norms=False leaves the control variate out, which is of use for norms alone. RuntimeError or NotImplementedError
+    where the model has no forward-mode derivative ("jvp"), ValueError where its hidden states are not finite.
     """
     directions = Directions(coverage, num_directions, seed)
     trial = {"input_ids": batch.ids[:1, :2], "attention_mask": batch.attention[:1, :2], "use_cache": False}
@@ -99,7 +113,12 @@ def sketch(readout: Readout, coverage: Coverage, batch: Sequences, *, num_direct
     back = torch.cat(order).argsort()
     norm2, traces, local_norm2, local_logprob, pieces = zip(*parts)
     tangents = Tangents(*(None if x[0] is None else torch.cat(x, 1)[:, back] for x in zip(*pieces)))
-    known = torch.cat(norm2)[back], torch.cat(traces)[back], torch.cat(local_norm2)[back], torch.cat(local_logprob, 1)[:, back]
+    known = (
+        torch.cat(norm2)[back],
+        torch.cat(traces)[back],
+        torch.cat(local_norm2)[back],
+        torch.cat(local_logprob, 1)[:, back],
+    )
     return Sketch(tangents, *known, method, step)
 
 
@@ -107,11 +126,15 @@ def _through_head(readout, coverage, directions, part, hidden, tangents) -> Tang
     tied = coverage.name_of(readout.head.weight)
     factors = None if tied is None else directions.factors[tied]
     used = any(p is readout.head.weight for p in readout.body.parameters())
-    return head_tangents(hidden, tangents, readout.head, part.target, (factors["r"], factors["c"]) if factors and used else None)
+    return head_tangents(
+        hidden, tangents, readout.head, part.target, (factors["r"], factors["c"]) if factors and used else None
+    )
 
 
 def _head_part(readout: Readout, coverage: Coverage, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The head's exact share of ‖∇log p_t‖² and of tr F: (weight ? ‖h‖² : 0) + (bias ? 1 : 0) times the norm in the logits."""
+    """The head's exact share of ‖∇log p_t‖² and of tr F: (weight ? ‖h‖² : 0) + (bias ? 1 : 0) times the norm in the
+    logits.
+    """
     head = readout.head
     weight, bias = (coverage.name_of(x) is not None for x in (head.weight, head.bias))
     zero = wide(hidden).new_zeros(len(hidden))
@@ -133,16 +156,22 @@ def _moved_states(readout: Readout, moved: Moved, part: Sequences, eps: Any, dir
 
 def _tangent(readout: Readout, moved: Moved, part: Sequences, direction: dict) -> tuple[Tensor, Tensor]:
     zero = torch.zeros((), dtype=next(readout.body.parameters()).dtype, device=part.ids.device)
-    return torch.func.jvp(lambda eps: _moved_states(readout, moved, part, eps, direction), (zero,), (torch.ones_like(zero),))
+    return torch.func.jvp(
+        lambda eps: _moved_states(readout, moved, part, eps, direction), (zero,), (torch.ones_like(zero),)
+    )
 
 
 @torch.no_grad()
 def _forward_mode(readout: Readout, moved: Moved, directions: Directions, part: Sequences) -> tuple[Tensor, Tensor]:
-    """(hidden [N, D], tangents [K, N, D]): all directions together where the model's operations allow it, one by one otherwise."""
+    """(hidden [N, D], tangents [K, N, D]): all directions together where the model's operations allow it, one by one
+    otherwise.
+    """
     with differentiable_attention(readout.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            hidden, tangents = torch.func.vmap(lambda u: _tangent(readout, moved, part, u), out_dims=0)(directions.factors)
+            hidden, tangents = torch.func.vmap(lambda u: _tangent(readout, moved, part, u), out_dims=0)(
+                directions.factors
+            )
             return hidden[0], tangents
         except (RuntimeError, ValueError, NotImplementedError):
             found = [_tangent(readout, moved, part, directions[k]) for k in range(directions.num)]
@@ -169,8 +198,8 @@ def _difference(readout, moved, part, direction, eps: float, central: bool, hidd
 def calibrate(readout: Readout, moved: Moved, directions: Directions, batch: Sequences) -> Step:
     """The step that changes hidden states by about TARGET, checked on one short row and direction against forward mode.
 
-    Where the model has no forward mode, against twice the step. Where the error exceeds GOOD, smaller and larger steps are tried.
-    ValueError where none agrees.
+    Where the model has no forward mode, against twice the step. Where the error exceeds GOOD, smaller and larger steps
+    are tried. ValueError where none agrees.
     """
     small, u = _short(batch), directions[0]
     hidden = _picked(readout, small)
@@ -192,7 +221,10 @@ def calibrate(readout: Readout, moved: Moved, directions: Directions, batch: Seq
         errors |= {eps * factor: error(eps * factor) for factor in RETRIES.get(hidden.dtype, (0.1, 10.0))}
     best = min(errors, key=errors.get)
     if not errors[best] <= (HALF_AGREES if central else AGREES):
-        raise ValueError(f"finite differences disagree with {against} by {errors[best]:.0%} at the best step {best:.1e}: use method='jvp'")
+        raise ValueError(
+            f"finite differences disagree with {against} by {errors[best]:.0%} at the best step {best:.1e}: use"
+            " method='jvp'"
+        )
     return Step(best, central, errors[best], against)
 
 
@@ -234,6 +266,11 @@ def _short(batch: Sequences, most: int = 64) -> Sequences:
     keep = (mine & (batch.position < end)).nonzero()[:, 0]
     width = int(batch.position[keep].max()) + 2
     return Sequences(
-        batch.ids[row : row + 1, :width], batch.attention[row : row + 1, :width], torch.zeros_like(batch.row[keep]), batch.position[keep],
-        batch.target[keep], tuple(x[keep] for x in batch.origin), batch.shape,
-    )  # fmt: skip
+        batch.ids[row : row + 1, :width],
+        batch.attention[row : row + 1, :width],
+        torch.zeros_like(batch.row[keep]),
+        batch.position[keep],
+        batch.target[keep],
+        tuple(x[keep] for x in batch.origin),
+        batch.shape,
+    )

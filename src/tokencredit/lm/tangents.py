@@ -1,9 +1,11 @@
-"""Tangents through the LM head: how a change of the hidden states changes every token's log-prob and distribution, in one pass.
+"""Tangents through the LM head: how a change of the hidden states changes every token's log-prob and distribution, in
+one pass.
 
     dz = z'(u) · dh Wᵀ          s = dz_t − E_p dz          q = Var_p(dz)          dH = −Cov_p(dz, log p)
 
-s is the directional derivative of log p_t and E s² = ‖∇log p_t‖² over isotropic directions; q is uᵀF u with the Fisher matrix F of the
-token's distribution, exact over the vocabulary, so E q = tr F. The head's own gradient needs no direction: it is (e_t − p) hᵀ.
+s is the directional derivative of log p_t and E s² = ‖∇log p_t‖² over isotropic directions; q is uᵀF u with the Fisher
+matrix F of the token's distribution, exact over the vocabulary, so E q = tr F. The head's own gradient needs no
+direction: it is (e_t − p) hᵀ.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from tokencredit.masked import wide
 class Tangents(NamedTuple):
     """Per direction and token, [K, N].
 
-    logprob  s;  variance  q;  entropy  dH;  of a tied weight also, for its use in the head:  head_logprob  s of the head's own tangent,
+    logprob  s;  variance  q;  entropy  dH;  of a tied weight also, for its use in the head:  head_logprob
+                                                                                           s of the head's own tangent,
     and  covariance  Cov_p(dz, dz of the head); None where the head's weight is not moved together with the body
     """
 
@@ -32,10 +35,11 @@ class Tangents(NamedTuple):
 
 
 class _Moments:
-    """Running Σ e^x d, Σ e^x d², Σ e^x x d of K tangents d = dz − dz_t, and of a head tangent y − y_t: Σ e^x y, Σ e^x d y.
+    """Running Σ e^x d, Σ e^x d², Σ e^x x d of K tangents d = dz − dz_t, and of a head tangent y − y_t: Σ e^x y, Σ e^x d
+    y.
 
-    Everything is relative to the target's tangent, whose own term is exactly 0: a near-certain token's s is a small number, and the
-    difference of dz_t and E_p dz would leave only roundings of it.
+    Everything is relative to the target's tangent, whose own term is exactly 0: a near-certain token's s is a small
+    number, and the difference of dz_t and E_p dz would leave only roundings of it.
     """
 
     def __init__(self, like: Tensor, tied: bool):
@@ -69,8 +73,14 @@ class _Moments:
 
 
 @torch.no_grad()
-def head_tangents(hidden: Tensor, tangents: Tensor, head: Head, targets: Tensor, tied: tuple[Tensor, Tensor] | None = None,
-                  tile: int | None = None) -> Tangents:  # fmt: skip
+def head_tangents(
+    hidden: Tensor,
+    tangents: Tensor,
+    head: Head,
+    targets: Tensor,
+    tied: tuple[Tensor, Tensor] | None = None,
+    tile: int | None = None,
+) -> Tangents:
     """Tangent statistics: hidden [N, D], tangents dh [K, N, D], targets [N] -> Tangents of [K, N].
 
     tied  (r [K, V], c [K, D]): the head's weight moves too, by r cᵀ, because the body uses the same weight elsewhere
@@ -90,7 +100,11 @@ def head_tangents(hidden: Tensor, tangents: Tensor, head: Head, targets: Tensor,
             others = 1 - _one_hot(targets[rows], columns, z)
             for k in range(len(dh)):
                 d = (_push(head, dh[k], columns) * slope - dz_t[k, :, None]) * others
-                y = None if tied is None else _head_tangent(tied[0][k], along[k], columns, targets[rows], slope, slope_t) * others
+                y = (
+                    None
+                    if tied is None
+                    else _head_tangent(tied[0][k], along[k], columns, targets[rows], slope, slope_t) * others
+                )
                 moments.add(k, d, x, power, y)
         found.append(moments.finish(fold))
     return Tangents(*(None if parts[0] is None else torch.cat(parts, 1) for parts in zip(*found)))
@@ -116,7 +130,9 @@ def _target_slope(hidden: Tensor, head: Head, targets: Tensor) -> Tensor | float
     return (1 - z.square()) * (head.scale / head.temperature)
 
 
-def _head_tangent(r: Tensor, along: Tensor, columns: slice, targets: Tensor, slope: Tensor | float, slope_t: Tensor | float) -> Tensor:
+def _head_tangent(
+    r: Tensor, along: Tensor, columns: slice, targets: Tensor, slope: Tensor | float, slope_t: Tensor | float
+) -> Tensor:
     """[n, v]: the tangent (h·c) r of the head's logits, less that of the target."""
     r = r.to(along.dtype)
     return along[:, None] * (r[columns] * slope - (r[targets] * slope_t)[:, None])
@@ -126,7 +142,8 @@ def _head_tangent(r: Tensor, along: Tensor, columns: slice, targets: Tensor, slo
 def logit_norms(hidden: Tensor, head: Head, targets: Tensor, tile: int | None = None) -> tuple[Tensor, Tensor]:
     """(‖∂log p_t/∂u‖², tr of the Fisher matrix in u), each [N]: with slope c = dz/du,
 
-        c_t² o² + Σ_{v≠t} cᵥ² pᵥ²            c_t² p_t o + Σ_{v≠t} cᵥ² pᵥ (1 − pᵥ)            o = Σ_{v≠t} pᵥ, 1 − p_t without its roundings
+        c_t² o² + Σ_{v≠t} cᵥ² pᵥ²            c_t² p_t o + Σ_{v≠t} cᵥ² pᵥ (1 − pᵥ)
+                                                                          o = Σ_{v≠t} pᵥ, 1 − p_t without its roundings
 
     Without soft-cap and at temperature 1 these are ‖e_t − p‖² and 1 − Σ p².
     """

@@ -12,8 +12,8 @@ BROKEN = "�"
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """What every token adds to the text, spaces included: ["@2", " 7", " +"], whatever the tokenizer calls its tokens.
 
-    A token that ends in the middle of a character adds nothing, and the one that completes it adds the character. Decodes a few tokens
-    back for every token, since what a token adds may depend on those before it.
+    A token that ends in the middle of a character adds nothing, and the one that completes it adds the character.
+    Decodes a few tokens back for every token, since what a token adds may depend on those before it.
     """
     found: list[str] = []
     start = done = 0  # text before `start` is settled; up to `done` it is shown

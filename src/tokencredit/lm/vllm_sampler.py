@@ -1,7 +1,9 @@
-"""The same sampler on vLLM, for GPU machines: prompts as token ids, prefixes shared by vLLM's own prefix caching, one seed per request.
+"""The same sampler on vLLM, for GPU machines: prompts as token ids, prefixes shared by vLLM's own prefix caching, one
+seed per request.
 
-vLLM is imported when a sampler is made. Its rollouts are those of its own random numbers: they agree with the transformers sampler in
-distribution, not token by token. It reports log-probs of the sampled tokens and no entropy, which is NaN here.
+vLLM is imported when a sampler is made. Its rollouts are those of its own random numbers: they agree with the
+transformers sampler in distribution, not token by token. It reports log-probs of the sampled tokens and no entropy,
+which is NaN here.
 """
 
 from __future__ import annotations
@@ -20,13 +22,21 @@ from tokencredit.lm.sampling import Request, Rollout, Trace
 class VllmSampler:
     """A `Sampler` on a `vllm.LLM`; `VllmSampler.load` makes one with what it needs.
 
-    llm      was made with enable_prefix_caching=True, max_logprobs=-1 (the whole vocabulary) and logprobs_mode="processed_logprobs", so
-             that the log-probs are those of the distribution that sampled
+    llm      was made with enable_prefix_caching=True, max_logprobs=-1 (the whole vocabulary) and
+             logprobs_mode="processed_logprobs", so that the log-probs are those of the distribution that sampled
     at_once  requests handed over in one call; vLLM schedules them itself
     """
 
-    def __init__(self, llm: Any, *, ends: Sequence[int], vocab: int, settings: Settings | None = None, at_once: int = 4096) -> None:
-        self.llm, self.ends, self.vocab, self.settings, self.at_once = llm, tuple(ends), vocab, settings or Settings(), at_once
+    def __init__(
+        self, llm: Any, *, ends: Sequence[int], vocab: int, settings: Settings | None = None, at_once: int = 4096
+    ) -> None:
+        self.llm, self.ends, self.vocab, self.settings, self.at_once = (
+            llm,
+            tuple(ends),
+            vocab,
+            settings or Settings(),
+            at_once,
+        )
         self._params = _vllm().SamplingParams
 
     @classmethod
@@ -37,7 +47,9 @@ class VllmSampler:
         return cls(llm, ends=ends, vocab=llm.llm_engine.model_config.get_vocab_size(), settings=settings)
 
     def distributions(self, traces: Sequence[Trace]) -> Iterator[Tensor]:
-        """log π(· | y<i) [T,V] of each trace. With top-k only k log-probs travel per token, else the whole vocabulary."""
+        """log π(· | y<i) [T,V] of each trace. With top-k only k log-probs travel per token, else the whole
+        vocabulary.
+        """
         number = self.settings.top_k if 0 < self.settings.top_k < self.vocab and self.settings.temperature > 0 else -1
         params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=number, detokenize=False)
         for trace in traces:
@@ -49,7 +61,9 @@ class VllmSampler:
             yield log_probs(logits, self.settings)
 
     def continue_(self, traces: Sequence[Trace], requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
-        """(index of the request, its rollout). Requests with a common prefix are handed over one after the other, for the prefix cache."""
+        """(index of the request, its rollout). Requests with a common prefix are handed over one after the other, for
+        the prefix cache.
+        """
         waiting = []
         for index, request in enumerate(requests):
             if request.token in self.ends or request.budget == 0:
@@ -66,8 +80,17 @@ class VllmSampler:
 
     def _parameters(self, request: Request) -> Any:
         s = self.settings
-        return self._params(n=1, max_tokens=request.budget, seed=request.seed, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k,
-                            stop_token_ids=list(self.ends), logprobs=0, detokenize=False)  # fmt: skip
+        return self._params(
+            n=1,
+            max_tokens=request.budget,
+            seed=request.seed,
+            temperature=s.temperature,
+            top_p=s.top_p,
+            top_k=s.top_k,
+            stop_token_ids=list(self.ends),
+            logprobs=0,
+            detokenize=False,
+        )
 
 
 def _prefix(trace: Trace, request: Request) -> list[int]:
@@ -84,4 +107,6 @@ def _vllm() -> Any:
     try:
         return import_module("vllm")
     except ImportError as error:
-        raise ImportError("sampling with vLLM needs the package `vllm` (pip install vllm); without it, use PrefixSampler") from error
+        raise ImportError(
+            "sampling with vLLM needs the package `vllm` (pip install vllm); without it, use PrefixSampler"
+        ) from error

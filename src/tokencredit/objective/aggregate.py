@@ -1,7 +1,7 @@
 """Aggregates: how much each token's loss counts. L = Σᵢₜ ωᵢₜ ℓᵢₜ, with ω computed over the whole rollout batch.
 
-Because ω is fixed before the batch is split, the losses of micro-batches add up to the loss of the batch, and dropping rows that have
-neither credit nor selected tokens changes nothing.
+Because ω is fixed before the batch is split, the losses of micro-batches add up to the loss of the batch, and dropping
+rows that have neither credit nor selected tokens changes nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class SequenceMean(Aggregate):
 
 @dataclass(frozen=True)
 class SequenceSum(Aggregate):
-    """ω = 1 / (B L): a rollout's tokens add up; L is constant, so length carries no bias (Dr. GRPO, arXiv:2503.20783 eq. 5).
+    """ω = 1 / (B L): a rollout's tokens add up; L is constant, so length carries no bias (Dr. GRPO, arXiv:2503.20783
+    eq. 5).
 
     `max_length` L = 1 is the plain sum over a rollout's tokens (REINFORCE). None: the completion budget of the engine
     (`Method.within`); without one, the longest completion of the batch.
@@ -66,7 +67,8 @@ class SequenceSum(Aggregate):
 class SelectedMean(Aggregate):
     """ω = 1 / (number of selected tokens) on the selected tokens (beyond the 80/20 rule, arXiv:2506.01939 eq. 5).
 
-    TRL and ms-swift mask the loss but divide by all tokens, which makes the step about ρ times smaller than the paper's.
+    TRL and ms-swift mask the loss but divide by all tokens, which makes the step about ρ times smaller than the
+    paper's.
     """
 
     selection: TopFraction | Above

@@ -2,8 +2,8 @@
 
     Cov(oₜ) = (log π_θ(oₜ) − mean log π_θ) · (cₜ − mean c)          means over the N tokens of the whole rollout batch
 
-Source: the entropy mechanism (arXiv:2505.22617) eqs. 10-14 and its released code, whose means and selections run over micro-batches;
-here they run over the whole rollout batch, chosen once, when current and old policy agree.
+Source: the entropy mechanism (arXiv:2505.22617) eqs. 10-14 and its released code, whose means and selections run over
+micro-batches; here they run over the whole rollout batch, chosen once, when current and old policy agree.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class ClipCov(Surrogate):
 
         ℓ = PPO's clipped loss; 0 for ⌊fraction · N⌋ (at least 1) tokens drawn uniformly among low < Cov(oₜ) < high
 
-    The released recipes switch the ratio clip practically off (low_clip = high_clip = 1) and leave out of the draw the tokens that
-    it stops. The draw is seeded: the same batch gives the same tokens. Source: arXiv:2505.22617 eqs. 11-12.
+    The released recipes switch the ratio clip practically off (low_clip = high_clip = 1) and leave out of the draw the
+    tokens that it stops. The draw is seeded: the same batch gives the same tokens. Source: arXiv:2505.22617 eqs. 11-12.
     """
 
     fraction: float = 2e-4
@@ -63,19 +63,23 @@ class ClipCov(Surrogate):
     def token_loss(self, logprob, old_logprob, credit, mask, selected):
         w = ratio(logprob, old_logprob)
         loss = clipped(w, credit, self.low, self.high)
-        return loss.masked_fill(selected, 0), {"selected": token_mean(selected, mask)} | clip_stats(w, credit, mask, self.low, self.high)
+        return loss.masked_fill(selected, 0), {"selected": token_mean(selected, mask)} | clip_stats(
+            w, credit, mask, self.low, self.high
+        )
 
 
 @dataclass(frozen=True)
 class KLCov(Surrogate):
     """The tokens with the largest covariance are tied to the old policy.
 
-        ℓ = −w c + β |log π_θ − log π_old| for the ⌊fraction · N⌋ (at least 1) tokens of largest Cov(oₜ);   −w c for the others
+        ℓ = −w c + β |log π_θ − log π_old| for the ⌊fraction · N⌋ (at least 1) tokens of largest Cov(oₜ);
+                                                                                                    −w c for the others
 
-    No ratio clip for any token. The paper writes a KL divergence, the released code takes the absolute log ratio: the code is
-    followed. On-policy the penalty has no gradient: it acts from the second update on a batch. Where old log-probs come from another
-    forward pass, rounding sets the sign of the first update's penalty, as it does in the released code. fraction = 2e-3 (7B; 2e-4 for 32B),
-    β = 1 (verl's default is 0.1). Source: arXiv:2505.22617 eqs. 13-14.
+    No ratio clip for any token. The paper writes a KL divergence, the released code takes the absolute log ratio: the
+    code is followed. On-policy the penalty has no gradient: it acts from the second update on a batch. Where old
+    log-probs come from another forward pass, rounding sets the sign of the first update's penalty, as it does in the
+    released code. fraction = 2e-3 (7B; 2e-4 for 32B), β = 1 (verl's default is 0.1). Source: arXiv:2505.22617 eqs.
+    13-14.
     """
 
     fraction: float = 2e-3
@@ -93,4 +97,6 @@ class KLCov(Surrogate):
 
     def token_loss(self, logprob, old_logprob, credit, mask, selected):
         penalty = self.beta * (logprob - old_logprob).abs()
-        return -ratio(logprob, old_logprob) * credit + torch.where(selected, penalty, 0), {"selected": token_mean(selected, mask)}
+        return -ratio(logprob, old_logprob) * credit + torch.where(selected, penalty, 0), {
+            "selected": token_mean(selected, mask)
+        }

@@ -20,10 +20,11 @@ Stats = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Surrogate:
-    """logprob, old_logprob, credit, mask, selected -> (loss [B, T], stats). Subclass it as a frozen dataclass and write `token_loss`.
+    """logprob, old_logprob, credit, mask, selected -> (loss [B, T], stats). Subclass it as a frozen dataclass and write
+    `token_loss`.
 
-    `select` picks the tokens that a surrogate treats apart, over the whole rollout batch; most pick none, and only those with
-    `selects` read the log-probs for it. Stats are means over tokens.
+    `select` picks the tokens that a surrogate treats apart, over the whole rollout batch; most pick none, and only
+    those with `selects` read the log-probs for it. Stats are means over tokens.
     """
 
     selects: ClassVar[bool] = False
@@ -31,7 +32,9 @@ class Surrogate:
     def token_loss(
         self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor | None
     ) -> tuple[Tensor, Stats]:
-        raise TypeError(f"{type(self).__name__} does not define token_loss(self, logprob, old_logprob, credit, mask, selected)")
+        raise TypeError(
+            f"{type(self).__name__} does not define token_loss(self, logprob, old_logprob, credit, mask, selected)"
+        )
 
     def select(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor | None:
         return None
@@ -39,10 +42,13 @@ class Surrogate:
     def __call__(
         self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor | None = None
     ) -> tuple[Tensor, Stats]:
-        logprob, old_logprob, credit = (zero_off(wide(x), mask) for x in (logprob, old_logprob.detach(), credit.detach()))
+        logprob, old_logprob, credit = (
+            zero_off(wide(x), mask) for x in (logprob, old_logprob.detach(), credit.detach())
+        )
         if self.selects and selected is None:
             raise ValueError(
-                f"{type(self).__name__} treats tokens apart that it selects over the whole batch: pass `selected` (Plan.selected)"
+                f"{type(self).__name__} treats tokens apart that it selects over the whole batch: pass `selected`"
+                " (Plan.selected)"
             )
         loss, stats = self.token_loss(logprob, old_logprob, credit, mask, selected)
         return zero_off(loss, mask), stats | ratio_stats(logprob.detach(), old_logprob, mask)
@@ -69,8 +75,8 @@ class Clip(Surrogate):
 
         ℓ = −min(w c, clip(w, 1 − low, 1 + high) c)          and, with `dual` k and c < 0, ℓ ← min(ℓ, −k c)
 
-    low = high is GRPO's; high > low is DAPO's clip-higher (arXiv:2503.14476 eq. 8); dual = 3 is verl's default for every baseline,
-    in none of the papers. Source: PPO (arXiv:1707.06347) eq. 7.
+    low = high is GRPO's; high > low is DAPO's clip-higher (arXiv:2503.14476 eq. 8); dual = 3 is verl's default for
+    every baseline, in none of the papers. Source: PPO (arXiv:1707.06347) eq. 7.
     """
 
     low: float = 0.2
@@ -90,10 +96,11 @@ class SequenceClip(Surrogate):
         ℓ = −min(sᵢ c, clip(sᵢ, 1 − low, 1 + high) c)
         mean="geometric"   sᵢ = exp(1/|oᵢ| Σₜ log wᵢₜ)                     GSPO (arXiv:2507.18071) eq. 5
         mean="arithmetic"  sᵢ = 1/|oᵢ| Σₜ wᵢₜ                              GRPO-S (arXiv:2508.04349v6) eq. 11
-        token=True         sᵢₜ = sg[sᵢ] · π_θ(oᵢₜ)/sg[π_θ(oᵢₜ)]            GSPO-token, eq. 13: the value of sᵢ, each token its own gradient
+        token=True         sᵢₜ = sg[sᵢ] · π_θ(oᵢₜ)/sg[π_θ(oᵢₜ)]
+                                                       GSPO-token, eq. 13: the value of sᵢ, each token its own gradient
 
-    With token=False the gradient couples all tokens of a rollout and sees only the mean of its credit: credit that varies within a
-    rollout is refused (ValueError) instead of silently lost.
+    With token=False the gradient couples all tokens of a rollout and sees only the mean of its credit: credit that
+    varies within a rollout is refused (ValueError) instead of silently lost.
     """
 
     low: float = 3e-4
@@ -109,8 +116,9 @@ class SequenceClip(Surrogate):
         varies = (high - low) > 1e-5 * torch.maximum(high.abs(), low.abs())
         if not self.token and varies.any():
             raise ValueError(
-                f"a sequence ratio sees only the mean of a rollout's credit, but the credit of row {int(varies.nonzero()[0, 0])} varies "
-                "from token to token: use SequenceClip(token=True) (method gspo_token), or a surrogate with token ratios"
+                "a sequence ratio sees only the mean of a rollout's credit, but the credit of row"
+                f" {int(varies.nonzero()[0, 0])} varies from token to token: use SequenceClip(token=True) (method"
+                " gspo_token), or a surrogate with token ratios"
             )
 
     def token_loss(self, logprob, old_logprob, credit, mask, selected):
@@ -130,8 +138,8 @@ class CISPO(Surrogate):
 
         ℓ = −sg[clip(w, floor, cap)] · c · log π_θ
 
-    The cap is on w itself (TRL's reading; verl's and the paper's is 1 + ε): the paper gives no number, 5 is what later work uses.
-    Source: MiniMax-M1 (arXiv:2506.13585) eqs. 4-5, whose lower bound is left off as well.
+    The cap is on w itself (TRL's reading; verl's and the paper's is 1 + ε): the paper gives no number, 5 is what later
+    work uses. Source: MiniMax-M1 (arXiv:2506.13585) eqs. 4-5, whose lower bound is left off as well.
     """
 
     cap: float = 5.0
@@ -172,8 +180,9 @@ class GPPO(Surrogate):
             −β₂ (1 + high)/sg[w] · w c     w > 1 + high, c > 0
             −w c                           otherwise
 
-    β = 0 has PPO's gradient. The released recipes: β = (0.5, 1) at 1.5B, (0.75, 1) at 7B. Source: CE-GPPO (arXiv:2509.20712),
-    after the released `compute_gppo_loss_general_beta`; its extra dual clip on c < 0 is `dual`, off here.
+    β = 0 has PPO's gradient. The released recipes: β = (0.5, 1) at 1.5B, (0.75, 1) at 7B. Source: CE-GPPO
+    (arXiv:2509.20712), after the released `compute_gppo_loss_general_beta`; its extra dual clip on c < 0 is `dual`, off
+    here.
     """
 
     beta: tuple[float, float] = (0.5, 1.0)
@@ -185,7 +194,9 @@ class GPPO(Surrogate):
         w = ratio(logprob, old_logprob)
         unit = w / w.detach()
         below, above = (w < 1 - self.low) & (credit < 0), (w > 1 + self.high) & (credit > 0)
-        gated = torch.where(below, self.beta[0] * (1 - self.low) * unit, torch.where(above, self.beta[1] * (1 + self.high) * unit, w))
+        gated = torch.where(
+            below, self.beta[0] * (1 - self.low) * unit, torch.where(above, self.beta[1] * (1 + self.high) * unit, w)
+        )
         loss = -gated * credit
         return dual_bounded(loss, credit, self.dual), clip_stats(w, credit, mask, self.low, self.high)
 

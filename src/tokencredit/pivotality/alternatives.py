@@ -1,4 +1,6 @@
-"""What else could have been said: counts per alternative, the alternative that differs most, and swapping a token without re-sampling."""
+"""What else could have been said: counts per alternative, the alternative that differs most, and swapping a token
+without re-sampling.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,15 @@ class AlternativeTable:
         return np.flatnonzero(self.position == position)
 
 
-def max_alternative(table: AlternativeTable, value: np.ndarray, value_error: np.ndarray, level: float = 0.95) -> tuple[Effect, np.ndarray]:
+def max_alternative(
+    table: AlternativeTable, value: np.ndarray, value_error: np.ndarray, level: float = 0.95
+) -> tuple[Effect, np.ndarray]:
     """`max_alternative` [T] and the alternatives' token ids [T] (−1: no alternative was sampled often enough).
 
         Vᵢ − V(v*),  v* = argmax |Vᵢ − V̂(v)| on one half of the rollouts, V(v*) estimated on the other
 
-    value, value_error [T+1] as in `Estimate`. Taking the largest of many noisy differences and reporting the same numbers would overstate
-    it. Only alternatives with two rollouts in the second half and one in the first can be v*.
+    value, value_error [T+1] as in `Estimate`. Taking the largest of many noisy differences and reporting the same
+    numbers would overstate it. Only alternatives with two rollouts in the second half and one in the first can be v*.
     """
     num = len(value) - 1
     found, error, low, high, token = *np.full((4, num), np.nan), np.full(num, -1)
@@ -67,12 +71,22 @@ def max_alternative(table: AlternativeTable, value: np.ndarray, value_error: np.
     return Effect(found, error, np.clip(low, -1, 1), np.clip(high, -1, 1), level), token
 
 
-def substitute(k: int, trace: Trace, reward: float, design: Design, drawn: Sequence[tuple[int, int]], judge: Judge, ends: Sequence[int],
-               level: float = 0.95) -> Effect:  # fmt: skip
-    """`substitute` [T] of trace k: its reward minus the mean reward with the token swapped and everything written after it kept.
+def substitute(
+    k: int,
+    trace: Trace,
+    reward: float,
+    design: Design,
+    drawn: Sequence[tuple[int, int]],
+    judge: Judge,
+    ends: Sequence[int],
+    level: float = 0.95,
+) -> Effect:
+    """`substitute` [T] of trace k: its reward minus the mean reward with the token swapped and everything written after
+    it kept.
 
-    drawn   (stratum, token) of every alternative that a stage drew. An end token ends the completion there; a completion whose last token
-            was the end token and is swapped counts as truncated. Nothing is sampled: the standard error is that of the draws alone.
+    drawn   (stratum, token) of every alternative that a stage drew. An end token ends the completion there; a
+            completion whose last token was the end token and is swapped counts as truncated. Nothing is sampled: the
+            standard error is that of the draws alone.
     """
     totals: dict[int, list[float]] = {}
     known: dict[tuple[int, int], float] = {}

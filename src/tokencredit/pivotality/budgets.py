@@ -1,4 +1,6 @@
-"""How many rollouts each token gets: fixed, in two stages, by expected variance and cost; and what that will give, before it is spent."""
+"""How many rollouts each token gets: fixed, in two stages, by expected variance and cost; and what that will give,
+before it is spent.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ from tokencredit.pivotality.estimands import PathMap
 class Fixed:
     """`num` rollouts for every token that has alternatives.
 
-    skip_below   a token whose alternatives together have less probability than this gets none. The values before it are then biased by at
-                 most Σ (1 − π) of the skipped tokens, which is reported and widens the intervals
-    control      share of those tokens that is sampled all the same, at random, so that they are not missing from a study
+    skip_below   a token whose alternatives together have less probability than this gets none. The values before it are
+                 then biased by at most Σ (1 − π) of the skipped tokens, which is reported and widens the intervals
+    control      share of those tokens that is sampled all the same, at random, so that they are not missing from a
+                 study
     """
 
     num: int = 8
@@ -26,17 +29,23 @@ class Fixed:
 
     def __post_init__(self) -> None:
         if self.num < 2 or not 0 <= self.skip_below < 1 or not 0 <= self.control <= 1:
-            raise ValueError(f"a budget needs num ≥ 2 (a standard error does), 0 ≤ skip_below < 1 and 0 ≤ control ≤ 1, not {self}")
+            raise ValueError(
+                f"a budget needs num ≥ 2 (a standard error does), 0 ≤ skip_below < 1 and 0 ≤ control ≤ 1, not {self}"
+            )
 
 
 @dataclass(frozen=True)
 class TwoStage:
-    """`screen` everywhere; then `confirm` fresh rollouts, on average, for each selected token and for a random control set.
+    """`screen` everywhere; then `confirm` fresh rollouts, on average, for each selected token and for a random control
+    set.
 
-    select    share of the tokens that is selected: those with the largest |replace| in the screening, which is used for nothing else
-    control   chance of any other token to get fresh rollouts as well: its inclusion probability (1 for a selected token)
+    select    share of the tokens that is selected: those with the largest |replace| in the screening, which is used for
+              nothing else
+    control   chance of any other token to get fresh rollouts as well: its inclusion probability (1 for a selected
+              token)
 
-    The second stage spreads its rollouts by `allocate`, so tokens after a chosen one get some: its V rests on fresh rollouts alone.
+    The second stage spreads its rollouts by `allocate`, so tokens after a chosen one get some: its V rests on fresh
+    rollouts alone.
     """
 
     screen: int = 8
@@ -46,8 +55,17 @@ class TwoStage:
     skip_below: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.screen < 2 or self.confirm < 2 or not 0 < self.select <= 1 or not 0 <= self.control <= 1 or not 0 <= self.skip_below < 1:
-            raise ValueError(f"two stages need screen, confirm ≥ 2, 0 < select ≤ 1, 0 ≤ control ≤ 1 and 0 ≤ skip_below < 1, not {self}")
+        if (
+            self.screen < 2
+            or self.confirm < 2
+            or not 0 < self.select <= 1
+            or not 0 <= self.control <= 1
+            or not 0 <= self.skip_below < 1
+        ):
+            raise ValueError(
+                "two stages need screen, confirm ≥ 2, 0 < select ≤ 1, 0 ≤ control ≤ 1 and 0 ≤ skip_below < 1, not"
+                f" {self}"
+            )
 
     @property
     def first(self) -> Fixed:
@@ -58,13 +76,17 @@ Budget = Fixed | TwoStage
 
 
 def skip(rest: np.ndarray, budget: Fixed, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(skipped [T], inclusion probability [T]) for alternatives of probability rest [T]; uniform [T] is for the control set."""
+    """(skipped [T], inclusion probability [T]) for alternatives of probability rest [T]; uniform [T] is for the control
+    set.
+    """
     near_certain = (rest < budget.skip_below) & (rest > 0)
     inclusion = np.where(near_certain, budget.control, 1.0)
     return near_certain & (uniform >= budget.control), inclusion
 
 
-def choose(effects: Sequence[np.ndarray], budget: TwoStage, uniform: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def choose(
+    effects: Sequence[np.ndarray], budget: TwoStage, uniform: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Per trace (chosen [T], inclusion probability [T]) from screened effects [T] (NaN: undefined, never chosen)."""
     size = np.concatenate([np.abs(effect) for effect in effects])
     known = np.sort(size[~np.isnan(size)])
@@ -78,9 +100,18 @@ def choose(effects: Sequence[np.ndarray], budget: TwoStage, uniform: Sequence[np
     return chosen, inclusion
 
 
-def allocate(paths: Sequence[PathMap], weights: Sequence[np.ndarray], sigma: Sequence[np.ndarray], cost: Sequence[np.ndarray],
-             total: int, *, sampled: Sequence[np.ndarray], least: int = 2) -> list[np.ndarray]:  # fmt: skip
-    """Rollouts [T] per trace that minimise Σ weight · Var(replace) at the cost of `total` rollouts, at least `least` where `sampled`.
+def allocate(
+    paths: Sequence[PathMap],
+    weights: Sequence[np.ndarray],
+    sigma: Sequence[np.ndarray],
+    cost: Sequence[np.ndarray],
+    total: int,
+    *,
+    sampled: Sequence[np.ndarray],
+    least: int = 2,
+) -> list[np.ndarray]:
+    """Rollouts [T] per trace that minimise Σ weight · Var(replace) at the cost of `total` rollouts, at least `least`
+    where `sampled`.
 
         nⱼ ∝ σⱼ √(cⱼ / costⱼ)        cⱼ = Σᵢ weightᵢ Aᵢⱼ²,  A the map from V₋ to `replace`
 
@@ -98,7 +129,9 @@ def allocate(paths: Sequence[PathMap], weights: Sequence[np.ndarray], sigma: Seq
 
 @dataclass(frozen=True)
 class Plan:
-    """What a budget will cost and give. Standard errors are of `replace`, over tokens with alternatives, for rewards of variance V(1−V)."""
+    """What a budget will cost and give. Standard errors are of `replace`, over tokens with alternatives, for rewards of
+    variance V(1−V).
+    """
 
     tokens: int
     undefined: int
@@ -112,7 +145,8 @@ class Plan:
 
 
 def plan(designs: Sequence[Design], budget: Budget, *, tokens_per_second: float, success: float = 0.5) -> Plan:
-    """Predicted from the sampler's distribution along the traces alone. A rollout is taken to be as long as the rest of its trace.
+    """Predicted from the sampler's distribution along the traces alone. A rollout is taken to be as long as the rest of
+    its trace.
 
     designs   at the first stage's number of rollouts
     success   the success rate to assume for alternatives; 0.5, the default, gives an upper bound
@@ -133,8 +167,17 @@ def plan(designs: Sequence[Design], budget: Budget, *, tokens_per_second: float,
     flat = np.concatenate(errors)
     flat = flat[~np.isnan(flat)]
     middle, worst = (float(np.median(flat)), float(flat.max())) if len(flat) else (float("nan"),) * 2
-    return Plan(sum(len(d.pi) for d in designs), int(sum((d.rest <= 0).sum() for d in designs)), int(sum(d.skipped.sum() for d in designs)),
-                rollouts, round(generated), generated / tokens_per_second, middle, worst, bias)  # fmt: skip
+    return Plan(
+        sum(len(d.pi) for d in designs),
+        int(sum((d.rest <= 0).sum() for d in designs)),
+        int(sum(d.skipped.sum() for d in designs)),
+        rollouts,
+        round(generated),
+        generated / tokens_per_second,
+        middle,
+        worst,
+        bias,
+    )
 
 
 def _errors(d: Design, budget: Budget, success: float) -> np.ndarray:

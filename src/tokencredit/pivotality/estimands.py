@@ -1,6 +1,7 @@
 """What a token's effect can mean, each with its own name, and how it follows from the values of the alternatives.
 
-    Vᵢ   success probability after i tokens            V₋ᵢ  the same when token i is drawn from π with yᵢ left out, the rest re-sampled
+    Vᵢ   success probability after i tokens            V₋ᵢ
+                                            the same when token i is drawn from π with yᵢ left out, the rest re-sampled
     replace        Vᵢ − V₋ᵢ                            what this token changed against what could have stood there
     before_after   Vᵢ − Vᵢ₋₁ = (1 − πᵢ)(Vᵢ − V₋ᵢ)     what was learnt when it was sampled: Q − V
     spread         sd of V over the next token         how much the position decides, whatever was chosen
@@ -30,7 +31,9 @@ class PathMap:
 
     @classmethod
     def of(cls, pi: np.ndarray, rest: np.ndarray) -> PathMap:
-        """pi [T]: probability of each token; rest [T] = 1 − π, given apart because it may be far below the rounding of π."""
+        """pi [T]: probability of each token; rest [T] = 1 − π, given apart because it may be far below the rounding of
+        π.
+        """
         num = len(pi)
         B, b = np.zeros((num + 1, num)), np.ones(num + 1)
         for i in range(num - 1, -1, -1):

@@ -1,13 +1,15 @@
-"""Estimates of pivotality from counts of successes: the alternatives-only estimator, and two direct ones to compare it with.
+"""Estimates of pivotality from counts of successes: the alternatives-only estimator, and two direct ones to compare it
+with.
 
 Every estimate is linear in independent proportions p̂ₕ (one per stratum of alternatives):  θ̂ = C p̂ + a R.  Hence
 
-    Var θ̂ = C diag(p̂(1−p̂)/(n−1)) Cᵀ                                                   unbiased, joint over the tokens of a trace
+    Var θ̂ = C diag(p̂(1−p̂)/(n−1)) Cᵀ
+                                                                             unbiased, joint over the tokens of a trace
     θ̂ − √Σ c²(p̂ − l)²,  θ̂ + √Σ c²(u − p̂)²  over Wilson's limits [l, u] of each p̂ₕ (u and l change places where c < 0)
 
-The interval is the MOVER interval (Zou and Donner, Statistics in Medicine 27, 2008): unlike ± 1.96 standard errors it keeps a width where
-every rollout failed. With rewards between 0 and 1 that are not binary, variances and intervals are upper bounds. Leading dimensions
-[...] of the counts are repetitions.
+The interval is the MOVER interval (Zou and Donner, Statistics in Medicine 27, 2008): unlike ± 1.96 standard errors it
+keeps a width where every rollout failed. With rewards between 0 and 1 that are not binary, variances and intervals are
+upper bounds. Leading dimensions [...] of the counts are repetitions.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ def proportion_variance(proportion: np.ndarray, num: np.ndarray) -> np.ndarray:
 
 
 def estimate(design: Design, successes: np.ndarray, reward: float, level: float = 0.95) -> Estimate:
-    """The alternatives-only estimator: successes [..., H] (sums of rewards in [0, 1]) of a trace whose own reward is `reward`."""
+    """The alternatives-only estimator: successes [..., H] (sums of rewards in [0, 1]) of a trace whose own reward is
+    `reward`.
+    """
     p = np.asarray(successes, float) / design.num
     variance = proportion_variance(p, design.num)
     sampled = design.defined
@@ -97,12 +101,30 @@ def estimate(design: Design, successes: np.ndarray, reward: float, level: float 
         effects[name] = _effect(maps[name], p, variance, limits, offset * reward, sampled, wide, level)
     value = p @ maps["value"].T + path.b * reward
     spread = _spread(design, p, variance, W, maps["replace"], effects["replace"], v_not)
-    return Estimate(design, p, variance, value, np.sqrt(variance @ (maps["value"] ** 2).T), v_not, effects["replace"],
-                    effects["before_after"], *spread, maps)  # fmt: skip
+    return Estimate(
+        design,
+        p,
+        variance,
+        value,
+        np.sqrt(variance @ (maps["value"] ** 2).T),
+        v_not,
+        effects["replace"],
+        effects["before_after"],
+        *spread,
+        maps,
+    )
 
 
-def _effect(C: np.ndarray, p: np.ndarray, variance: np.ndarray, limits: tuple[np.ndarray, np.ndarray], offset: np.ndarray,
-            defined: np.ndarray, bias: np.ndarray, level: float) -> Effect:  # fmt: skip
+def _effect(
+    C: np.ndarray,
+    p: np.ndarray,
+    variance: np.ndarray,
+    limits: tuple[np.ndarray, np.ndarray],
+    offset: np.ndarray,
+    defined: np.ndarray,
+    bias: np.ndarray,
+    level: float,
+) -> Effect:
     """θ̂ = C p̂ + offset with its standard error and interval; `bias` [T] widens the interval on both sides."""
     value = p @ C.T + offset
     below, above = (p - limits[0]) ** 2, (limits[1] - p) ** 2
@@ -113,9 +135,18 @@ def _effect(C: np.ndarray, p: np.ndarray, variance: np.ndarray, limits: tuple[np
     return Effect(*(np.where(defined, x, np.nan) for x in found), level)
 
 
-def _spread(design: Design, p: np.ndarray, variance: np.ndarray, W: np.ndarray, C: np.ndarray, replace: Effect,
-            v_not: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """(spread, its standard error, spread² unbiased, what that may miss) [..., T]: the others count as one, of their mean value."""
+def _spread(
+    design: Design,
+    p: np.ndarray,
+    variance: np.ndarray,
+    W: np.ndarray,
+    C: np.ndarray,
+    replace: Effect,
+    v_not: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(spread, its standard error, spread² unbiased, what that may miss) [..., T]: the others count as one, of their
+    mean value.
+    """
     pi, rest = design.pi, design.rest
     mean_squared = (p**2 - variance) @ W.T
     not_squared = v_not**2 - variance @ (W**2).T
@@ -132,10 +163,14 @@ def _spread(design: Design, p: np.ndarray, variance: np.ndarray, W: np.ndarray, 
     return tuple(np.where(keep, x, np.nan) for x in (value, spread_error, squared, missing))
 
 
-def with_without(design: Design, successes: np.ndarray, on_path: np.ndarray, num_on_path: np.ndarray, level: float = 0.95) -> Effect:
-    """`replace` from independent rollouts with and without the token: on_path [..., T] successes of num_on_path [T] after each token.
+def with_without(
+    design: Design, successes: np.ndarray, on_path: np.ndarray, num_on_path: np.ndarray, level: float = 0.95
+) -> Effect:
+    """`replace` from independent rollouts with and without the token: on_path [..., T] successes of num_on_path [T]
+    after each token.
 
-    Source: Lin et al. (arXiv:2411.19943), which samples 64 of each. At the last token the reward is known and num_on_path may be infinite.
+    Source: Lin et al. (arXiv:2411.19943), which samples 64 of each. At the last token the reward is known and
+    num_on_path may be infinite.
     """
     p, q = np.asarray(successes, float) / design.num, np.asarray(on_path, float) / num_on_path
     W = np.zeros((len(design.pi), len(design.num)))
@@ -143,11 +178,14 @@ def with_without(design: Design, successes: np.ndarray, on_path: np.ndarray, num
     both = np.concatenate([q, p], -1)
     num = np.concatenate([num_on_path, design.num])
     C = np.concatenate([np.eye(len(design.pi)), -W], 1)
-    return _effect(C, both, proportion_variance(both, num), wilson(both, num, level), 0.0, design.defined, np.zeros(len(W)), level)
+    return _effect(
+        C, both, proportion_variance(both, num), wilson(both, num, level), 0.0, design.defined, np.zeros(len(W)), level
+    )
 
 
 def before_after(successes: np.ndarray, num: np.ndarray, reward: float, level: float = 0.95) -> Effect:
-    """`before_after` from rollouts after every prefix: successes [..., T] of num [T] after 0 … T−1 tokens; the last value is the reward.
+    """`before_after` from rollouts after every prefix: successes [..., T] of num [T] after 0 … T−1 tokens; the last
+    value is the reward.
 
     What PTS estimates (Abdin et al., arXiv:2412.08905, section 4.3).
     """
@@ -156,11 +194,15 @@ def before_after(successes: np.ndarray, num: np.ndarray, reward: float, level: f
     offset = np.zeros(len(num))
     offset[-1] = reward
     everywhere = np.ones(len(num), bool)
-    return _effect(C, p, proportion_variance(p, num), wilson(p, num, level), offset, everywhere, np.zeros(len(num)), level)
+    return _effect(
+        C, p, proportion_variance(p, num), wilson(p, num, level), offset, everywhere, np.zeros(len(num)), level
+    )
 
 
 def discoveries(p_values: np.ndarray, rate: float = 0.05) -> np.ndarray:
-    """Tokens found to have an effect, with at most `rate` false ones among them on average (Benjamini and Hochberg); undefined are none."""
+    """Tokens found to have an effect, with at most `rate` false ones among them on average (Benjamini and Hochberg);
+    undefined are none.
+    """
     p = np.asarray(p_values, float)
     known = ~np.isnan(p)
     found = np.zeros(p.shape, bool)

@@ -1,8 +1,8 @@
 """Preference pairs at pivotal tokens, both sides verified on fresh rollouts.
 
-A run says which tokens seem pivotal and which alternative differs most. Both are then taken as given: V after the token and V after the
-alternative are estimated from rollouts made for this purpose alone, so that what is exported does not carry the luck of its selection. A
-pair is kept where the interval of their difference leaves out [−margin, margin].
+A run says which tokens seem pivotal and which alternative differs most. Both are then taken as given: V after the token
+and V after the alternative are estimated from rollouts made for this purpose alone, so that what is exported does not
+carry the luck of its selection. A pair is kept where the interval of their difference leaves out [−margin, margin].
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ FORMATS = ("dpo", "jsonl")
 
 @dataclass(frozen=True)
 class Pair:
-    """A prefix and two next tokens. Success rates with Wilson's 95 % intervals, the difference with that of Newcombe (1998)."""
+    """A prefix and two next tokens. Success rates with Wilson's 95 % intervals, the difference with that of Newcombe
+    (1998).
+    """
 
     trace: int
     position: int
@@ -40,13 +42,18 @@ class Pair:
     rollouts: int
 
 
-def candidates(tokens: Sequence[dict], alternatives: Sequence[dict], margin: float,
-               estimand: str = "replace") -> list[tuple[int, int, int]]:  # fmt: skip
-    """(trace, position, alternative that differs most) of tokens whose interval of the estimand leaves out [−margin, margin]."""
+def candidates(
+    tokens: Sequence[dict], alternatives: Sequence[dict], margin: float, estimand: str = "replace"
+) -> list[tuple[int, int, int]]:
+    """(trace, position, alternative that differs most) of tokens whose interval of the estimand leaves out [−margin,
+    margin].
+    """
     rates: dict[tuple[int, int], list[tuple[int, float]]] = {}
     for row in alternatives:
         # A rate from few rollouts is drawn towards 1/2, so that one lucky rollout does not make the choice.
-        rates.setdefault((row["trace"], row["position"]), []).append((row["token_id"], (row["successes"] + 0.5) / (row["rollouts"] + 1)))
+        rates.setdefault((row["trace"], row["position"]), []).append(
+            (row["token_id"], (row["successes"] + 0.5) / (row["rollouts"] + 1))
+        )
     found = []
     for row in tokens:
         key = row["trace"], row["position"]
@@ -56,9 +63,19 @@ def candidates(tokens: Sequence[dict], alternatives: Sequence[dict], margin: flo
     return found
 
 
-def verify_pairs(found: Sequence[tuple[int, int, int]], traces: Sequence[Trace], sampler: Sampler, judge: Judge, store: RolloutStore, *,
-                 num: int, max_new_tokens: int, margin: float, seed: int = 0,
-                 progress: Callable[[int], None] | None = None) -> list[Pair]:  # fmt: skip
+def verify_pairs(
+    found: Sequence[tuple[int, int, int]],
+    traces: Sequence[Trace],
+    sampler: Sampler,
+    judge: Judge,
+    store: RolloutStore,
+    *,
+    num: int,
+    max_new_tokens: int,
+    margin: float,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[Pair]:
     """The pairs that hold on `num` fresh rollouts of either side."""
     requests = []
     for k, i, alternative in found:
@@ -69,7 +86,9 @@ def verify_pairs(found: Sequence[tuple[int, int, int]], traces: Sequence[Trace],
     if not requests:
         return []
     reward = store.collect(traces, requests, sampler, judge, "export", progress).reward.reshape(len(found), 2, num)
-    pairs = [_pair(k, i, alternative, traces[k], *rates.mean(-1), num) for (k, i, alternative), rates in zip(found, reward)]
+    pairs = [
+        _pair(k, i, alternative, traces[k], *rates.mean(-1), num) for (k, i, alternative), rates in zip(found, reward)
+    ]
     return [pair for pair in pairs if pair.difference[1] > margin]
 
 
@@ -81,23 +100,47 @@ def _pair(k: int, i: int, alternative: int, trace: Trace, written_rate: float, o
     difference = good - bad
     low = difference - float(np.hypot(good - good_low, bad_high - bad))
     high = difference + float(np.hypot(good_high - good, bad - bad_low))
-    return Pair(k, i, [*trace.prompt, *trace.completion[:i]], sides[0][1], sides[1][1], written, rates[0], rates[1],
-                (difference, low, high), num)  # fmt: skip
+    return Pair(
+        k,
+        i,
+        [*trace.prompt, *trace.completion[:i]],
+        sides[0][1],
+        sides[1][1],
+        written,
+        rates[0],
+        rates[1],
+        (difference, low, high),
+        num,
+    )
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair], tokenizer: Any, form: str = "dpo") -> None:
-    """`dpo`: JSON lines with prompt, chosen and rejected as TRL's DPOTrainer reads them, one token each; `jsonl`: everything."""
+    """`dpo`: JSON lines with prompt, chosen and rejected as TRL's DPOTrainer reads them, one token each; `jsonl`:
+    everything.
+    """
     if form not in FORMATS:
         raise ValueError(f"format is one of {', '.join(FORMATS)}, not {form!r}")
-    lines = [json.dumps(_dpo(pair, tokenizer) if form == "dpo" else asdict(pair) | _dpo(pair, tokenizer)) for pair in pairs]
+    lines = [
+        json.dumps(_dpo(pair, tokenizer) if form == "dpo" else asdict(pair) | _dpo(pair, tokenizer)) for pair in pairs
+    ]
     replace_file(path, lambda file: file.write("".join(line + "\n" for line in lines).encode()))
 
 
 def _dpo(pair: Pair, tokenizer: Any) -> dict[str, Any]:
-    """Text is for trainers that read text; the ids are what was verified, and re-tokenising the text need not give them back."""
+    """Text is for trainers that read text; the ids are what was verified, and re-tokenising the text need not give them
+    back.
+    """
     whole = [tokenizer.decode([*pair.prefix_ids, token]) for token in (pair.chosen_id, pair.rejected_id)]
     prompt = tokenizer.decode(pair.prefix_ids)
     cut = len(prompt) if all(text.startswith(prompt) for text in whole) else 0
-    chosen, rejected = (text[cut:] for text in whole) if cut else (tokenizer.decode([t]) for t in (pair.chosen_id, pair.rejected_id))
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_rate": list(pair.chosen_rate),
-            "rejected_rate": list(pair.rejected_rate), "difference": list(pair.difference)}  # fmt: skip
+    chosen, rejected = (
+        (text[cut:] for text in whole) if cut else (tokenizer.decode([t]) for t in (pair.chosen_id, pair.rejected_id))
+    )
+    return {
+        "prompt": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "chosen_rate": list(pair.chosen_rate),
+        "rejected_rate": list(pair.rejected_rate),
+        "difference": list(pair.difference),
+    }

@@ -1,4 +1,6 @@
-"""The growing edge of a prefix tree: next-token logits for many prefixes of one length, with a shared key-value cache."""
+"""The growing edge of a prefix tree: next-token logits for many prefixes of one length, with a shared key-value
+cache.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,11 @@ from torch import Tensor
 
 
 class Frontier:
-    """Prefixes of equal length under one model. `start` gives the logits after the prompts, `advance` those one token later.
+    """Prefixes of equal length under one model. `start` gives the logits after the prompts, `advance` those one token
+    later.
 
-    model       called as model(input_ids=[n,t], past_key_values=cache, use_cache=True), answering `.logits` [n,t,V] as in transformers
+    model       called as model(input_ids=[n,t], past_key_values=cache, use_cache=True), answering `.logits` [n,t,V] as
+                in transformers
     prompts     [P,L] token ids
     batch       rows per forward pass
     use_cache   False calls model(input_ids=whole prefixes) instead: slower, and asks nothing of the model but `.logits`
@@ -34,7 +38,9 @@ class Frontier:
         return self._recompute(self.prompts) if not self.use_cache else self._prefill()
 
     def advance(self, parent: Tensor, token: Tensor) -> Tensor:
-        """Logits [n,V], float64, of the prefixes made by adding token[i] to row parent[i] (ascending) of the last call."""
+        """Logits [n,V], float64, of the prefixes made by adding token[i] to row parent[i] (ascending) of the last
+        call.
+        """
         if not self.use_cache:
             return self._recompute(torch.cat([self._ids[parent], token[:, None]], 1))
         caches, self._caches, logits = self._caches, [], []

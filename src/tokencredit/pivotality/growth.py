@@ -1,4 +1,6 @@
-"""How prefix trees grow: breadth first over the model's distribution with pruning, then values carried from the leaves to the roots."""
+"""How prefix trees grow: breadth first over the model's distribution with pruning, then values carried from the leaves
+to the roots.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Every kept prefix of a block of trees, breadth first, so the children of a node are contiguous and sorted by token."""
+    """Every kept prefix of a block of trees, breadth first, so the children of a node are contiguous and sorted by
+    token.
+    """
 
     key: np.ndarray  # parent * vocab + token, ascending: a child is found by bisection. Root r of R has r − R < 0
     tree: np.ndarray  # index of the root
@@ -56,7 +60,9 @@ class Nodes:
 
 @dataclass
 class _Level:
-    """All kept prefixes of one depth. `parent` counts within the level above; `local` is P(prefix | its last included prefix)."""
+    """All kept prefixes of one depth. `parent` counts within the level above; `local` is P(prefix | its last included
+    prefix).
+    """
 
     parent: np.ndarray
     token: np.ndarray
@@ -73,7 +79,15 @@ class _Level:
     def of_roots(cls, num: int) -> _Level:
         whole, unknown = np.arange(num), np.full((3, num), np.nan)
         # local 0: around a root, which every completion shares, `eps` alone decides
-        return cls(whole - num, whole * 0, whole, *np.ones((2, num)), np.zeros(num), np.zeros((num, 0), dtype=np.int64), *unknown)
+        return cls(
+            whole - num,
+            whole * 0,
+            whole,
+            *np.ones((2, num)),
+            np.zeros(num),
+            np.zeros((num, 0), dtype=np.int64),
+            *unknown,
+        )
 
     @property
     def open(self) -> np.ndarray:
@@ -85,12 +99,19 @@ class _Included:
     """Completions that must be in the tree, each with the row of its prefix at the current level."""
 
     def __init__(self, include: Sequence[Sequence[Sequence[int]]], vocab: int) -> None:
-        wanted = [(tree, list(map(int, completion))) for tree, completions in enumerate(include) for completion in completions]
+        wanted = [
+            (tree, list(map(int, completion))) for tree, completions in enumerate(include) for completion in completions
+        ]
         outside = next(((k, t) for k, ids in wanted for t in ids if not 0 <= t < vocab), None)
         if outside:
-            raise ValueError(f"a completion to include of prompt {outside[0]} has token id {outside[1]}, outside the vocabulary of {vocab}")
+            raise ValueError(
+                f"a completion to include of prompt {outside[0]} has token id {outside[1]}, outside the vocabulary of"
+                f" {vocab}"
+            )
         width = max((len(ids) for _, ids in wanted), default=0)
-        self.ids = np.array([ids + [-1] * (width - len(ids)) for _, ids in wanted], dtype=np.int64).reshape(len(wanted), width)
+        self.ids = np.array([ids + [-1] * (width - len(ids)) for _, ids in wanted], dtype=np.int64).reshape(
+            len(wanted), width
+        )
         self.row = np.array([tree for tree, _ in wanted], dtype=np.int64)
         self.active = np.arange(len(wanted))
 
@@ -110,7 +131,9 @@ class _Included:
         self.row[self.active] = np.searchsorted(child_key, wanted_key)
 
 
-def grow_block(frontier: Frontier, verify: Sequence[Verify], include: Sequence[Sequence[Sequence[int]]], rule: Pruning) -> Nodes:
+def grow_block(
+    frontier: Frontier, verify: Sequence[Verify], include: Sequence[Sequence[Sequence[int]]], rule: Pruning
+) -> Nodes:
     """Trees of the frontier's prompts, which have equal length; see `tokencredit.pivotality.tree.grow_forest`."""
     levels = [_Level.of_roots(len(frontier.prompts))]
     with measuring(frontier.model):
@@ -157,10 +180,15 @@ def _verify_leaves(level: _Level, verify: Sequence[Verify], rule: Pruning) -> No
     ended = np.isin(level.token, rule.eos_token_ids)
     worst, best = rule.reward_range
     complete = np.flatnonzero(ended | (level.path.shape[1] == rule.max_new_tokens))
-    for row, tree, ids, truncated in zip(complete, level.tree[complete], level.path[complete].tolist(), ~ended[complete]):
+    for row, tree, ids, truncated in zip(
+        complete, level.tree[complete], level.path[complete].tolist(), ~ended[complete]
+    ):
         reward = float(verify[tree](ids, bool(truncated)))
         if not worst <= reward <= best:
-            raise ValueError(f"the verifier gave {reward} to {ids}, outside reward_range={rule.reward_range}: the brackets would not hold")
+            raise ValueError(
+                f"the verifier gave {reward} to {ids}, outside reward_range={rule.reward_range}: the brackets would not"
+                " hold"
+            )
         level.reward[row] = reward
 
 
@@ -197,7 +225,9 @@ def _back_up(levels: list[_Level], rule: Pruning) -> tuple[np.ndarray, np.ndarra
             rest = level.pruned[rows]
             bracket[rows] = np.stack([expect(below[:, 0]), expect(below[:, 1])], -1)[rows] + rest[:, None] * limits
             middle = bracket.mean(-1)
-            away = expect((below.mean(-1) - middle[kids.parent]) ** 2)[rows] + rest * (limits.mean() - middle[rows]) ** 2
+            away = (
+                expect((below.mean(-1) - middle[kids.parent]) ** 2)[rows] + rest * (limits.mean() - middle[rows]) ** 2
+            )
             spread[rows] = np.sqrt(away)
         brackets.append(bracket)
         spreads.append(spread)

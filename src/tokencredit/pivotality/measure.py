@@ -1,6 +1,7 @@
 """Measures the pivotality of every token of traces: designs, requests, rollouts, estimates.
 
-    traces -> distributions along them -> strata and requests -> rollouts, verified and stored -> estimates (-> a second, fresh stage)
+traces -> distributions along them -> strata and requests -> rollouts, verified and stored -> estimates (-> a second,
+fresh stage)
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ class Measured:
     """One trace and what was found. [T] arrays, one value per completion token.
 
     estimate      from the fresh second stage where there was one
-    inclusion     probability that this token was among those given the full number of rollouts: its design weight is 1 / inclusion
+    inclusion     probability that this token was among those given the full number of rollouts: its design weight is 1
+                  / inclusion
     chosen        tokens that were: all of them unless there were two stages
-    substitute    of the same alternatives as the estimate, each put in place of the token with the written rest kept; nothing is sampled
-    alternatives  counts of every alternative, in two independent halves (the screening and the second stage, where there are two)
+    substitute    of the same alternatives as the estimate, each put in place of the token with the written rest kept;
+                  nothing is sampled
+    alternatives  counts of every alternative, in two independent halves (the screening and the second stage, where
+                  there are two)
     entropy       of the distribution that sampled, nats
     """
 
@@ -77,14 +81,18 @@ def measure(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[Measured]:
-    """The pivotality of every token of every trace; see `budgets` for how rollouts are spent and `store` for how they are kept."""
+    """The pivotality of every token of every trace; see `budgets` for how rollouts are spent and `store` for how they
+    are kept.
+    """
     check_traces(traces, sampler, max_new_tokens)
     verdicts = [own_reward(judge, k, trace, sampler.ends) for k, trace in enumerate(traces)]
     rewards = [reward for reward, _ in verdicts]
     first_budget = budget.first if isinstance(budget, TwoStage) else budget
     skipped, inclusion = skip_rule(traces, sampler, first_budget, seed)
     num = [np.full(len(trace.completion), first_budget.num) for trace in traces]
-    first = make_stage(traces, sampler, num, skipped, max_new_tokens, seed, "screen" if isinstance(budget, TwoStage) else "fixed")
+    first = make_stage(
+        traces, sampler, num, skipped, max_new_tokens, seed, "screen" if isinstance(budget, TwoStage) else "fixed"
+    )
     outcomes = store.collect(traces, first.requests, sampler, judge, "first", progress)
     found = [estimate(d, first.successes(k, outcomes.reward), rewards[k]) for k, d in enumerate(first.designs)]
     chosen = [e.design.defined for e in found]
@@ -99,24 +107,31 @@ def measure(
         found = [estimate(d, second.successes(k, fresh.reward), rewards[k]) for k, d in enumerate(second.designs)]
         halves = [(first, outcomes, np.zeros(len(first.draw), int)), (second, fresh, np.ones(len(second.draw), int))]
     swapped = [_substitute(k, trace, rewards[k], halves[-1][0], judge, sampler.ends) for k, trace in enumerate(traces)]
-    return [_gather(k, trace, *verdicts[k], sampler.ends, found[k], inclusion[k], chosen[k], swapped[k], halves)
-            for k, trace in enumerate(traces)]  # fmt: skip
+    return [
+        _gather(k, trace, *verdicts[k], sampler.ends, found[k], inclusion[k], chosen[k], swapped[k], halves)
+        for k, trace in enumerate(traces)
+    ]
 
 
 def check_traces(traces: Sequence[Trace], sampler: Sampler, max_new_tokens: int) -> None:
     """ValueError for a sampler without alternatives, and for a trace that is not whole."""
     if sampler.settings.temperature == 0:
-        raise ValueError("at temperature 0 the sampler never writes anything but its first choice: alternatives have probability 0 and "
-                         "pivotality is undefined at every token. Use the temperature that the traces were sampled with")  # fmt: skip
+        raise ValueError(
+            "at temperature 0 the sampler never writes anything but its first choice: alternatives have probability 0"
+            " and pivotality is undefined at every token. Use the temperature that the traces were sampled with"
+        )
     for k, trace in enumerate(traces):
         ids = trace.completion
         if not ids or len(ids) > max_new_tokens or any(t in sampler.ends for t in ids[:-1]):
-            raise ValueError(f"trace {k} has {len(ids)} tokens; it needs 1 to {max_new_tokens} (max_new_tokens), and an end "
-                             "token only as the last")  # fmt: skip
+            raise ValueError(
+                f"trace {k} has {len(ids)} tokens; it needs 1 to {max_new_tokens} (max_new_tokens), and an end "
+                "token only as the last"
+            )
         if ids[-1] not in sampler.ends and len(ids) < max_new_tokens:
             raise ValueError(
-                f"trace {k} stops after {len(ids)} tokens without an end token, although {max_new_tokens} were allowed: its reward is not "
-                "that of a completion. Give the max_new_tokens it was sampled with, or its end token"
+                f"trace {k} stops after {len(ids)} tokens without an end token, although {max_new_tokens} were allowed:"
+                " its reward is not that of a completion. Give the max_new_tokens it was sampled with, or its end"
+                " token"
             )
 
 
@@ -125,13 +140,25 @@ def own_reward(judge: Judge, k: int, trace: Trace, ends: Sequence[int]) -> tuple
     truncated = trace.completion[-1] not in ends
     answers = [judged(judge, k, trace.completion, truncated) for _ in range(3)]
     if len(set(answers)) > 1:
-        raise ValueError(f"the verifier gave {answers} to the same completion (trace {k}): pivotality needs one that is deterministic")
+        raise ValueError(
+            f"the verifier gave {answers} to the same completion (trace {k}): pivotality needs one that is"
+            " deterministic"
+        )
     return answers[0]
 
 
-def make_stage(traces: Sequence[Trace], sampler: Sampler, num: Sequence[np.ndarray], skipped: Sequence[np.ndarray], max_new_tokens: int,
-               seed: int, name: str) -> Stage:  # fmt: skip
-    """Strata and requests for num[k] [T] rollouts at the tokens of trace k. Alternatives are drawn by the seeds of their requests."""
+def make_stage(
+    traces: Sequence[Trace],
+    sampler: Sampler,
+    num: Sequence[np.ndarray],
+    skipped: Sequence[np.ndarray],
+    max_new_tokens: int,
+    seed: int,
+    name: str,
+) -> Stage:
+    """Strata and requests for num[k] [T] rollouts at the tokens of trace k. Alternatives are drawn by the seeds of
+    their requests.
+    """
     designs, entropies, requests, stratum, draw, bounds = [], [], [], [], [], [0]
     for k, (trace, log_p) in enumerate(zip(traces, sampler.distributions(traces))):
         design = make_design(log_p, trace.completion, num[k], skipped[k])
@@ -154,7 +181,9 @@ def make_stage(traces: Sequence[Trace], sampler: Sampler, num: Sequence[np.ndarr
     return Stage(designs, entropies, requests, np.array(stratum, int), np.array(draw, int), np.array(bounds))
 
 
-def skip_rule(traces: Sequence[Trace], sampler: Sampler, budget: Fixed, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def skip_rule(
+    traces: Sequence[Trace], sampler: Sampler, budget: Fixed, seed: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """(skipped [T], inclusion probability [T]) of each trace; the model is asked only where a rule is set."""
     if budget.skip_below == 0:
         return [np.zeros(len(t.completion), bool) for t in traces], [np.ones(len(t.completion)) for t in traces]
@@ -189,11 +218,40 @@ def _substitute(k: int, trace: Trace, reward: float, stage: Stage, judge: Judge,
     return substitute(k, trace, reward, stage.designs[k], drawn, judge, ends)
 
 
-def _gather(k: int, trace: Trace, reward: float, reason: str, ends: Sequence[int], found: Estimate, inclusion: np.ndarray,
-            chosen: np.ndarray, swapped: Effect, halves: Sequence[tuple[Stage, Outcomes, np.ndarray]]) -> Measured:  # fmt: skip
-    pieces = [[(r.prefix, r.token, half, reward) for r, half, reward in zip(stage.requests[stage.of(k)], which[stage.of(k)].tolist(),
-               outcomes.reward[stage.of(k)].tolist())] for stage, outcomes, which in halves]  # fmt: skip
+def _gather(
+    k: int,
+    trace: Trace,
+    reward: float,
+    reason: str,
+    ends: Sequence[int],
+    found: Estimate,
+    inclusion: np.ndarray,
+    chosen: np.ndarray,
+    swapped: Effect,
+    halves: Sequence[tuple[Stage, Outcomes, np.ndarray]],
+) -> Measured:
+    pieces = [
+        [
+            (r.prefix, r.token, half, reward)
+            for r, half, reward in zip(
+                stage.requests[stage.of(k)], which[stage.of(k)].tolist(), outcomes.reward[stage.of(k)].tolist()
+            )
+        ]
+        for stage, outcomes, which in halves
+    ]
     table = AlternativeTable.of([row for piece in pieces for row in piece])
     generated = sum(int(outcomes.length[stage.of(k)].sum()) for stage, outcomes, _ in halves)
-    return Measured(trace, reward, reason, trace.completion[-1] not in ends, found, np.where(found.design.rest > 0, inclusion, 0.0), chosen,
-                    swapped, table, halves[-1][0].entropy[k], sum(map(len, pieces)), generated)  # fmt: skip
+    return Measured(
+        trace,
+        reward,
+        reason,
+        trace.completion[-1] not in ends,
+        found,
+        np.where(found.design.rest > 0, inclusion, 0.0),
+        chosen,
+        swapped,
+        table,
+        halves[-1][0].entropy[k],
+        sum(map(len, pieces)),
+        generated,
+    )

@@ -1,8 +1,9 @@
 """What a pivotality run leaves behind: traces, tokens and alternatives as Parquet, and the figures of the whole.
 
-    traces.parquet        one row per trace: the task's row as JSON, prompt and completion ids, reward, V₀
-    tokens.parquet        one row per token: probability, V before and after, every estimand with standard error and interval
-    alternatives.parquet  one row per (token, alternative): rollouts and successes
+traces.parquet        one row per trace: the task's row as JSON, prompt and completion ids, reward, V₀
+tokens.parquet        one row per token: probability, V before and after, every estimand with standard error and
+                      interval
+alternatives.parquet  one row per (token, alternative): rollouts and successes
 """
 
 from __future__ import annotations
@@ -52,42 +53,95 @@ def _write(file: Path, rows: list[dict]) -> None:
 
 
 def _traces(measured: Sequence[Measured], rows: Sequence[dict]) -> list[dict]:
-    return [{"trace": k, "digest": prefix_digest(m.trace, len(m.trace.completion)).hex(), "row": json.dumps(plain(row)),
-             "prompt_ids": list(m.trace.prompt),
-             "completion_ids": list(m.trace.completion), "reward": m.reward, "reason": m.reason, "truncated": m.truncated,
-             "start": float(m.estimate.value[0]), "start_standard_error": float(m.estimate.value_error[0]), "rollouts": m.rollouts,
-             "generated": m.generated} for k, (m, row) in enumerate(zip(measured, rows))]  # fmt: skip
+    return [
+        {
+            "trace": k,
+            "digest": prefix_digest(m.trace, len(m.trace.completion)).hex(),
+            "row": json.dumps(plain(row)),
+            "prompt_ids": list(m.trace.prompt),
+            "completion_ids": list(m.trace.completion),
+            "reward": m.reward,
+            "reason": m.reason,
+            "truncated": m.truncated,
+            "start": float(m.estimate.value[0]),
+            "start_standard_error": float(m.estimate.value_error[0]),
+            "rollouts": m.rollouts,
+            "generated": m.generated,
+        }
+        for k, (m, row) in enumerate(zip(measured, rows))
+    ]
 
 
 def _tokens(number: int, m: Measured, tokenizer: Any) -> list[dict]:
     e, d = m.estimate, m.estimate.design
     largest, which = max_alternative(m.alternatives, e.value, e.value_error)
-    found = {"probability": d.pi, "entropy": m.entropy, "inclusion": m.inclusion, "value_before": e.value[:-1], "value_after": e.value[1:],
-             "value_after_standard_error": e.value_error[1:], "value_without": e.v_not}  # fmt: skip
-    for name, effect in (("replace", e.replace), ("before_after", e.before_after), ("max_alternative", largest),
-                         ("substitute", m.substitute)):  # fmt: skip
+    found = {
+        "probability": d.pi,
+        "entropy": m.entropy,
+        "inclusion": m.inclusion,
+        "value_before": e.value[:-1],
+        "value_after": e.value[1:],
+        "value_after_standard_error": e.value_error[1:],
+        "value_without": e.v_not,
+    }
+    for name, effect in (
+        ("replace", e.replace),
+        ("before_after", e.before_after),
+        ("max_alternative", largest),
+        ("substitute", m.substitute),
+    ):
         found |= {name: effect.value, f"{name}_standard_error": effect.standard_error}
         found |= {f"{name}_low": effect.low, f"{name}_high": effect.high}
-    found |= {"spread": e.spread, "spread_standard_error": e.spread_error, "spread_squared": e.spread_squared,
-              "spread_squared_missing": e.spread_missing, "p_value": e.replace.p_value}  # fmt: skip
+    found |= {
+        "spread": e.spread,
+        "spread_standard_error": e.spread_error,
+        "spread_squared": e.spread_squared,
+        "spread_squared_missing": e.spread_missing,
+        "p_value": e.replace.p_value,
+    }
     num = np.bincount(d.position, d.num, minlength=len(d.pi)).astype(int)
     text = [tokenizer.decode([t]) for t in m.trace.completion]
     values = {name: [None if np.isnan(x) else float(x) for x in column] for name, column in found.items()}
-    return [{"trace": number, "position": i, "token_id": int(m.trace.completion[i]), "token": text[i], "rollouts": int(num[i]),
-             "defined": bool(d.defined[i]), "skipped": bool(d.skipped[i]), "chosen": bool(m.chosen[i]),
-             "max_alternative_token_id": int(which[i]), **{name: column[i] for name, column in values.items()}}
-            for i in range(len(text))]  # fmt: skip
+    return [
+        {
+            "trace": number,
+            "position": i,
+            "token_id": int(m.trace.completion[i]),
+            "token": text[i],
+            "rollouts": int(num[i]),
+            "defined": bool(d.defined[i]),
+            "skipped": bool(d.skipped[i]),
+            "chosen": bool(m.chosen[i]),
+            "max_alternative_token_id": int(which[i]),
+            **{name: column[i] for name, column in values.items()},
+        }
+        for i in range(len(text))
+    ]
 
 
 def _alternatives(number: int, m: Measured, tokenizer: Any) -> list[dict]:
     t = m.alternatives
-    return [{"trace": number, "position": int(p), "token_id": int(v), "token": tokenizer.decode([int(v)]), "rollouts": int(n.sum()),
-             "successes": float(s.sum()), "rollouts_by_half": n.tolist(), "successes_by_half": s.tolist()}
-            for p, v, n, s in zip(t.position, t.token, t.num, t.successes)]  # fmt: skip
+    return [
+        {
+            "trace": number,
+            "position": int(p),
+            "token_id": int(v),
+            "token": tokenizer.decode([int(v)]),
+            "rollouts": int(n.sum()),
+            "successes": float(s.sum()),
+            "rollouts_by_half": n.tolist(),
+            "successes_by_half": s.tolist(),
+        }
+        for p, v, n, s in zip(t.position, t.token, t.num, t.successes)
+    ]
 
 
-def figures(measured: Sequence[Measured], prompts: Sequence[Any], *, seed: int = 0, command: str = "") -> dict[str, dict[str, Any]]:
-    """The figures of a run: {"value", "low", "high", "unit", "seed", "command"}, with 95 % intervals over prompts; a count has none."""
+def figures(
+    measured: Sequence[Measured], prompts: Sequence[Any], *, seed: int = 0, command: str = ""
+) -> dict[str, dict[str, Any]]:
+    """The figures of a run: {"value", "low", "high", "unit", "seed", "command"}, with 95 % intervals over prompts; a
+    count has none.
+    """
 
     def by_prompt(values: Sequence[float]) -> Estimate:
         groups: dict[Any, list[float]] = {}
@@ -100,18 +154,29 @@ def figures(measured: Sequence[Measured], prompts: Sequence[Any], *, seed: int =
     bound = [total_variance(v) + m.estimate.value_error[0] ** 2 for v, m in zip(start, measured)]
     found = discoveries(np.concatenate([m.estimate.replace.p_value for m in measured]))
     error = np.concatenate([m.estimate.replace.standard_error for m in measured])
-    named = {"start": (by_prompt(start), "success probability"), "squared_increments": (by_prompt(squared), "probability squared"),
-             "start_variance": (by_prompt(bound), "probability squared"),
-             "law_difference": (by_prompt(np.subtract(squared, bound)), "probability squared")}  # fmt: skip
+    named = {
+        "start": (by_prompt(start), "success probability"),
+        "squared_increments": (by_prompt(squared), "probability squared"),
+        "start_variance": (by_prompt(bound), "probability squared"),
+        "law_difference": (by_prompt(np.subtract(squared, bound)), "probability squared"),
+    }
     plain_ones = {
-        "tokens": (len(error), "tokens"), "undefined": (int(sum((m.estimate.design.rest <= 0).sum() for m in measured)), "tokens"),
-        "skipped": (int(sum(m.estimate.design.skipped.sum() for m in measured)), "tokens"), "pivotal": (int(found.sum()), "tokens"),
-        "standard_error_median": (float(np.nanmedian(error)) if np.isfinite(error).any() else None, "success probability"),
+        "tokens": (len(error), "tokens"),
+        "undefined": (int(sum((m.estimate.design.rest <= 0).sum() for m in measured)), "tokens"),
+        "skipped": (int(sum(m.estimate.design.skipped.sum() for m in measured)), "tokens"),
+        "pivotal": (int(found.sum()), "tokens"),
+        "standard_error_median": (
+            float(np.nanmedian(error)) if np.isfinite(error).any() else None,
+            "success probability",
+        ),
         "bias_worst": (float(max(m.estimate.design.bias.max() for m in measured)), "success probability"),
-        "rollouts": (sum(m.rollouts for m in measured), "rollouts"), "generated": (sum(m.generated for m in measured), "tokens"),
-    }  # fmt: skip
+        "rollouts": (sum(m.rollouts for m in measured), "rollouts"),
+        "generated": (sum(m.generated for m in measured), "tokens"),
+    }
     entries = {name: {**e.as_dict(), "unit": unit} for name, (e, unit) in named.items()}
-    entries |= {name: {"value": value, "low": None, "high": None, "unit": unit} for name, (value, unit) in plain_ones.items()}
+    entries |= {
+        name: {"value": value, "low": None, "high": None, "unit": unit} for name, (value, unit) in plain_ones.items()
+    }
     return {name: entry | {"seed": seed, "command": command} for name, entry in entries.items()}
 
 

@@ -1,11 +1,13 @@
 """Where rollouts are kept: Parquet parts that are named by what they hold, written whole or not at all.
 
     identity.json             model hash, sampler settings, verifier
-    parts/<digest>.parquet    trace, position, alternative, reward, reason, length, seed, truncated, ids: one row per rollout
+    parts/<digest>.parquet    trace, position, alternative, reward, reason, length, seed, truncated, ids: one row per
+                              rollout
 
-A list of requests is cut into parts of fixed size; the name of a part is a hash of the identity and of its requests (prompt and prefix
-token ids, alternative, length budget, seed). A part that is there is read, any other is sampled, so a command that was killed goes on where
-it was and, since a part is always sampled whole, ends with the same bits. A store of another model, sampler or verifier is refused.
+A list of requests is cut into parts of fixed size; the name of a part is a hash of the identity and of its requests
+(prompt and prefix token ids, alternative, length budget, seed). A part that is there is read, any other is sampled, so
+a command that was killed goes on where it was and, since a part is always sampled whole, ends with the same bits. A
+store of another model, sampler or verifier is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What came of requests, in their order: reward [n] float64, length [n] sampled tokens, truncated [n], reason and ids lists."""
+    """What came of requests, in their order: reward [n] float64, length [n] sampled tokens, truncated [n], reason and
+    ids lists.
+    """
 
     reward: np.ndarray
     length: np.ndarray
@@ -58,20 +62,45 @@ def model_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-def sampler_identity(sampler: Sampler, model: str, model_digest: str, verifier: str, max_new_tokens: int) -> dict[str, Any]:
+def sampler_identity(
+    sampler: Sampler, model: str, model_digest: str, verifier: str, max_new_tokens: int
+) -> dict[str, Any]:
     """What rollouts of a store have in common."""
-    return plain({"model": model, "model_hash": model_digest, "sampler": {"kind": type(sampler).__name__, **sampler.settings.as_dict(),
-                  "ends": list(sampler.ends), "max_new_tokens": max_new_tokens}, "verifier": verifier})  # fmt: skip
+    return plain(
+        {
+            "model": model,
+            "model_hash": model_digest,
+            "sampler": {
+                "kind": type(sampler).__name__,
+                **sampler.settings.as_dict(),
+                "ends": list(sampler.ends),
+                "max_new_tokens": max_new_tokens,
+            },
+            "verifier": verifier,
+        }
+    )
 
 
 class RolloutStore:
     """Rollouts of one identity, in a folder; with no folder, in memory for one call.
 
-    labels   for each trace, what its rewards depend on besides its tokens (the task's row): rollouts with another label are other rollouts
+    labels   for each trace, what its rewards depend on besides its tokens (the task's row): rollouts with another label
+             are other rollouts
     """
 
-    def __init__(self, path: str | Path | None, identity: Mapping[str, Any], part: int = PART, labels: Sequence[str] | None = None) -> None:
-        self.path, self.identity, self.part, self.labels = None if path is None else Path(path), plain(dict(identity)), part, labels
+    def __init__(
+        self,
+        path: str | Path | None,
+        identity: Mapping[str, Any],
+        part: int = PART,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        self.path, self.identity, self.part, self.labels = (
+            None if path is None else Path(path),
+            plain(dict(identity)),
+            part,
+            labels,
+        )
         # The name of a model may differ between machines, its hash may not.
         self._digest = json.dumps({k: v for k, v in self.identity.items() if k != "model"}, sort_keys=True).encode()
         if self.path is not None:
@@ -81,14 +110,28 @@ class RolloutStore:
         file = self.path / "identity.json"
         there = read_json(file) if file.exists() else self.identity
         mine, other = dict(_flat(self.identity)), dict(_flat(there))
-        wrong = [f"  {key}: {other.get(key, '(absent)')!r} in the store, {mine.get(key, '(absent)')!r} asked for"
-                 for key in {**other, **mine} if key != "model" and other.get(key) != mine.get(key)]  # fmt: skip
+        wrong = [
+            f"  {key}: {other.get(key, '(absent)')!r} in the store, {mine.get(key, '(absent)')!r} asked for"
+            for key in {**other, **mine}
+            if key != "model" and other.get(key) != mine.get(key)
+        ]
         if wrong:
             models = f"(written by the model {there.get('model')!r}, asked for {self.identity.get('model')!r})"
-            raise StoreError(f"the store {self.path} holds other rollouts {models}:\n" + "\n".join(wrong) + "\nUse another directory.")
+            raise StoreError(
+                f"the store {self.path} holds other rollouts {models}:\n"
+                + "\n".join(wrong)
+                + "\nUse another directory."
+            )
 
-    def collect(self, traces: Sequence[Trace], requests: Sequence[Request], sampler: Sampler, judge: Judge, stage: str = "",
-                progress: Callable[[int], None] | None = None) -> Outcomes:  # fmt: skip
+    def collect(
+        self,
+        traces: Sequence[Trace],
+        requests: Sequence[Request],
+        sampler: Sampler,
+        judge: Judge,
+        stage: str = "",
+        progress: Callable[[int], None] | None = None,
+    ) -> Outcomes:
         """The outcome of every request: read where it is stored, sampled and verified where not."""
         columns: dict[str, list] = {name: [] for name in ("reward", "length", "truncated", "reason", "ids")}
         for start in range(0, len(requests), self.part):
@@ -102,8 +145,13 @@ class RolloutStore:
                 values += found[key]
             if progress:
                 progress(len(some))
-        return Outcomes(np.array(columns["reward"], float), np.array(columns["length"], int), np.array(columns["truncated"], bool),
-                        columns["reason"], [tuple(ids) for ids in columns["ids"]])  # fmt: skip
+        return Outcomes(
+            np.array(columns["reward"], float),
+            np.array(columns["length"], int),
+            np.array(columns["truncated"], bool),
+            columns["reason"],
+            [tuple(ids) for ids in columns["ids"]],
+        )
 
     def _name(self, traces: Sequence[Trace], requests: Sequence[Request]) -> str:
         digest = hashlib.blake2b(self._digest, digest_size=16)
@@ -111,7 +159,9 @@ class RolloutStore:
         for r in requests:
             key = r.trace, r.prefix
             if key not in prefixes:
-                prefixes[key] = prefix_digest(traces[r.trace], r.prefix) + (self.labels[r.trace].encode() if self.labels else b"")
+                prefixes[key] = prefix_digest(traces[r.trace], r.prefix) + (
+                    self.labels[r.trace].encode() if self.labels else b""
+                )
             digest.update(prefixes[key] + f"{r.token} {r.budget} {r.seed};".encode())
         return digest.hexdigest()
 
@@ -128,16 +178,27 @@ class RolloutStore:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
 
-        types = {"trace": arrow.string(), "stage": arrow.string(), "position": arrow.int32(), "alternative": arrow.int32(),
-                 "reward": arrow.float64(), "reason": arrow.string(), "length": arrow.int32(), "seed": arrow.int64(),
-                 "truncated": arrow.bool_(), "ids": arrow.list_(arrow.int32())}  # fmt: skip
+        types = {
+            "trace": arrow.string(),
+            "stage": arrow.string(),
+            "position": arrow.int32(),
+            "alternative": arrow.int32(),
+            "reward": arrow.float64(),
+            "reason": arrow.string(),
+            "length": arrow.int32(),
+            "seed": arrow.int64(),
+            "truncated": arrow.bool_(),
+            "ids": arrow.list_(arrow.int32()),
+        }
         # Only now is the folder ours: a command that failed before its first rollout leaves it to the next.
         if not (self.path / "identity.json").exists():
             write_json(self.path / "identity.json", self.identity)
         table = arrow.table({key: arrow.array(found[key], type=kind) for key, kind in types.items()})
         replace_file(self.path / "parts" / f"{name}.parquet", lambda file: parquet.write_table(table, file))
 
-    def _sample(self, traces: Sequence[Trace], requests: Sequence[Request], sampler: Sampler, judge: Judge, stage: str) -> dict[str, list]:
+    def _sample(
+        self, traces: Sequence[Trace], requests: Sequence[Request], sampler: Sampler, judge: Judge, stage: str
+    ) -> dict[str, list]:
         rollouts: list[Rollout | None] = [None] * len(requests)
         for index, rollout in sampler.continue_(traces, requests):
             rollouts[index] = rollout
@@ -146,16 +207,23 @@ class RolloutStore:
             ids = (*traces[r.trace].completion[: r.prefix], *(() if r.token is None else (r.token,)), *rollout.ids)
             reward, reason = judged(judge, r.trace, ids, rollout.truncated)
             if number % CHECK_EVERY == 0 and judged(judge, r.trace, ids, rollout.truncated) != (reward, reason):
-                raise ValueError("the verifier gave two answers to the same completion: pivotality needs one that is deterministic "
-                                 f"(trace {r.trace}, {len(ids)} tokens)")  # fmt: skip
+                raise ValueError(
+                    "the verifier gave two answers to the same completion: pivotality needs one that is deterministic "
+                    f"(trace {r.trace}, {len(ids)} tokens)"
+                )
             found["reward"].append(reward)
             found["reason"].append(reason)
         names = {k: prefix_digest(traces[k], len(traces[k].completion)).hex() for k in {r.trace for r in requests}}
         return found | {
-            "trace": [names[r.trace] for r in requests], "stage": [stage] * len(requests), "position": [r.prefix for r in requests],
-            "alternative": [ON_PATH if r.token is None else r.token for r in requests], "seed": [r.seed for r in requests],
-            "length": [len(x.ids) for x in rollouts], "truncated": [x.truncated for x in rollouts], "ids": [list(x.ids) for x in rollouts],
-        }  # fmt: skip
+            "trace": [names[r.trace] for r in requests],
+            "stage": [stage] * len(requests),
+            "position": [r.prefix for r in requests],
+            "alternative": [ON_PATH if r.token is None else r.token for r in requests],
+            "seed": [r.seed for r in requests],
+            "length": [len(x.ids) for x in rollouts],
+            "truncated": [x.truncated for x in rollouts],
+            "ids": [list(x.ids) for x in rollouts],
+        }
 
 
 def _flat(identity: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
@@ -180,10 +248,14 @@ def judged(judge: Judge, trace: int, ids: tuple[int, ...], truncated: bool) -> t
     except VerifierError:
         raise
     except Exception as error:
-        raise VerifierError(f"the verifier failed on a completion of trace {trace}: {type(error).__name__}: {error}", {}) from error
+        raise VerifierError(
+            f"the verifier failed on a completion of trace {trace}: {type(error).__name__}: {error}", {}
+        ) from error
     if isinstance(result, float | int) and not isinstance(result, bool):
         if not 0 <= result <= 1:
-            raise ValueError(f"the verifier gave the reward {result} (trace {trace}); pivotality needs rewards between 0 and 1")
+            raise ValueError(
+                f"the verifier gave the reward {result} (trace {trace}); pivotality needs rewards between 0 and 1"
+            )
         return float(result), "correct" if result == 1 else "wrong"
     verdict: Verdict = to_verdict(result)
     return float(verdict.correct), verdict.reason

@@ -2,15 +2,18 @@
 
     V(x) = Σₐ π(a|x) Q(x, a),    Q(x, a) = V(xa),  or the verified reward where xa ends (eos, or the length limit)
 
-The tree walks the policy's own distribution breadth first and stops at prefixes that are reached too rarely. A prefix that is not
-expanded could be worth anything in the reward range, so its mass is carried upwards as [worst, best] and every V gets a bracket
-[low, high] that holds the exact value whatever was pruned. Keeping more prefixes can only tighten it.
+The tree walks the policy's own distribution breadth first and stops at prefixes that are reached too rarely. A prefix
+that is not expanded could be worth anything in the reward range, so its mass is carried upwards as [worst, best] and
+every V gets a bracket [low, high] that holds the exact value whatever was pruned. Keeping more prefixes can only
+tighten it.
 
 A child of an expanded prefix is kept when one of these holds:
   reach(child) ≥ eps                            it matters for the prompt;
-  P(child | x) ≥ include_eps, x included        it matters for a prefix that was asked about, however rare that prefix is;
+  P(child | x) ≥ include_eps, x included        it matters for a prefix that was asked about, however rare that prefix
+                                                is;
   it lies on an included completion.
-So one tree answers all completions of a prompt, and the bracket of a rare prefix is not much wider than that of a common one.
+So one tree answers all completions of a prompt, and the bracket of a rare prefix is not much wider than that of a
+common one.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ from tokencredit.pivotality.growth import Nodes, Pruning, Verify, grow_block
 
 @dataclass(frozen=True)
 class Alternatives:
-    """The next tokens kept at one prefix, by id: `token` [K], `probability` [K], bracket of Q `value` [K,2], and the mass `pruned`."""
+    """The next tokens kept at one prefix, by id: `token` [K], `probability` [K], bracket of Q `value` [K,2], and the
+    mass `pruned`.
+    """
 
     token: Tensor
     probability: Tensor
@@ -43,7 +48,8 @@ class Alternatives:
 class PathValues:
     """What the tree knows along one completion, float64. A token outside the tree (pruned, past the end) has NaN.
 
-    before [T,2]    bracket of V(y<i)          after [T,2]     bracket of Q = V(y≤i); the reward itself at the last token
+    before [T,2]    bracket of V(y<i)          after [T,2]
+                                                             bracket of Q = V(y≤i); the reward itself at the last token
     probability [T] π(yᵢ | y<i)                reach [T]       P(y≤i)
     entropy [T]     of π(· | y<i), nats        spread [T]      standard deviation of Q over the next token, at midpoints
     """
@@ -64,7 +70,8 @@ class PathValues:
     def credit_bracket(self) -> Tensor:
         """Bounds of Q − V [T,2], with `credit` in the middle.
 
-            Q − V = (1 − π) (Q − V₋),   (1 − π) V₋ = V − π Q       V₋: the value of the other tokens, known independently of Q
+        Q − V = (1 − π) (Q − V₋),   (1 − π) V₋ = V − π Q
+                                                            V₋: the value of the other tokens, known independently of Q
         """
         low, high, pi = self.after[:, 0], self.after[:, 1], self.probability
         others_low, others_high = self.before[:, 0] - pi * low, self.before[:, 1] - pi * high
@@ -133,21 +140,36 @@ class PrefixTree:
             return torch.from_numpy(np.where(known, values[node], np.nan))
 
         n = self._nodes
-        return PathValues(take(n.bracket, before), take(n.bracket, after), take(n.probability, after), take(n.reach, after),
-                          take(n.entropy, before), take(n.spread, before))  # fmt: skip
+        return PathValues(
+            take(n.bracket, before),
+            take(n.bracket, after),
+            take(n.probability, after),
+            take(n.reach, after),
+            take(n.entropy, before),
+            take(n.spread, before),
+        )
 
     def credit(self, completion: Sequence[int]) -> Tensor:
-        """Q − V at every token [T], float64, at the midpoints; NaN outside the tree (include the completion when growing)."""
+        """Q − V at every token [T], float64, at the midpoints; NaN outside the tree (include the completion when
+        growing).
+        """
         return self.path(completion).credit
 
     def alternatives(self, prefix: Sequence[int]) -> Alternatives:
-        """The kept next tokens of an expanded prefix: Σ probability + pruned = 1, and V = Σ probability · Q + pruned · [worst, best]."""
+        """The kept next tokens of an expanded prefix: Σ probability + pruned = 1, and V = Σ probability · Q + pruned ·
+        [worst, best].
+        """
         n, node = self._nodes, int(self._find(prefix)[-1])
         if node < 0 or not n.expanded[node]:
-            raise KeyError(f"prefix {list(prefix)} is not expanded in this tree: it was pruned (grow with include=[...]) or it is complete")
+            raise KeyError(
+                f"prefix {list(prefix)} is not expanded in this tree: it was pruned (grow with include=[...]) or it is"
+                " complete"
+            )
         kids = slice(*np.searchsorted(n.key, [node * n.vocab, (node + 1) * n.vocab]))
         token = torch.from_numpy(n.key[kids] - node * n.vocab)
-        return Alternatives(token, torch.from_numpy(n.probability[kids]), torch.from_numpy(n.bracket[kids]), float(n.pruned[node]))
+        return Alternatives(
+            token, torch.from_numpy(n.probability[kids]), torch.from_numpy(n.bracket[kids]), float(n.pruned[node])
+        )
 
     def entropy(self) -> tuple[float, float]:
         """Bracket of the mean token entropy  E[Σᵢ H(π(·|y<i))] / E[number of tokens]  of this prompt.
@@ -192,10 +214,13 @@ def grow_forest(
     at_once: int = 4,
     use_cache: bool = True,
 ) -> list[PrefixTree]:
-    """One tree per prompt, prompts of equal length grown together (no padding, so the numbers are those of a tree grown alone).
+    """One tree per prompt, prompts of equal length grown together (no padding, so the numbers are those of a tree grown
+    alone).
 
-    verify        one for all prompts, or one per prompt; called once per kept leaf with the completion's ids and `truncated`
-    eps           expand prefixes with reach ≥ eps; 0 expands everything that has any probability (vocab ** max_new_tokens!)
+    verify        one for all prompts, or one per prompt; called once per kept leaf with the completion's ids and
+                  `truncated`
+    eps           expand prefixes with reach ≥ eps; 0 expands everything that has any probability (vocab **
+                  max_new_tokens!)
     include       per prompt, completions (or prefixes of them) whose every token must be in the tree
     include_eps   how far to look around an included prefix, relative to that prefix
     reward_range  what an unseen completion may earn; a verified reward outside it is an error
@@ -225,7 +250,9 @@ def _blocks(lengths: list[int], size: int) -> Iterator[list[int]]:
 
 
 def on_text(verify: Callable[..., Any], tokenizer: Any, row: dict) -> Verify:
-    """A task's verifier of text, `verify(text, row, truncated)` answering a verdict or a bool, as a verifier of token ids: 1 if correct."""
+    """A task's verifier of text, `verify(text, row, truncated)` answering a verdict or a bool, as a verifier of token
+    ids: 1 if correct.
+    """
 
     def verify_ids(ids: list[int], truncated: bool) -> float:
         verdict = verify(tokenizer.decode(ids, skip_special_tokens=True), row, truncated)
@@ -241,7 +268,9 @@ def exact_value(
     verify: Verify | Sequence[Verify],
     **options: Any,
 ) -> list[list[Tensor]]:
-    """Q − V of every token of every completion of every prompt (float64 [T], bracket midpoints): one tree per prompt, as `grow_forest`."""
+    """Q − V of every token of every completion of every prompt (float64 [T], bracket midpoints): one tree per prompt,
+    as `grow_forest`.
+    """
     trees = grow_forest(model, prompts, verify, include=completions, **options)
     return [[tree.credit(completion) for completion in rows] for tree, rows in zip(trees, completions)]
 
@@ -269,7 +298,9 @@ def exact_value_scores(
     wanted = [[rows_ids[row] for row in rows] for rows in order.values()]
     credits = exact_value(model, [prompts[row] for row in heads], wanted, verifiers, **options)
     out = torch.zeros(mask.shape, dtype=torch.float32)
-    for row, credit in ((row, credit) for rows, some in zip(order.values(), credits) for row, credit in zip(rows, some)):
+    for row, credit in (
+        (row, credit) for rows, some in zip(order.values(), credits) for row, credit in zip(rows, some)
+    ):
         if bool(credit.isnan().any()):
             where = int(credit.isnan().nonzero()[0])
             raise ValueError(

@@ -1,6 +1,7 @@
 """The report: run directories -> one HTML file that needs neither a network nor a server. It computes no statistic.
 
-A section is one module with a `build(material) -> Section | None`; None, where the material holds nothing for it, leaves it out.
+A section is one module with a `build(material) -> Section | None`; None, where the material holds nothing for it,
+leaves it out.
 """
 
 from __future__ import annotations
@@ -19,13 +20,25 @@ from tokencredit.runs import Run, replace_file
 __all__ = ["BUILDERS", "Material", "Section", "write"]
 
 BUILDERS: tuple[Callable[[Material], Section | None], ...] = (
-    overview.build, findings.build, methods.build, learning.build, roles.build, tokens.build,
+    overview.build,
+    findings.build,
+    methods.build,
+    learning.build,
+    roles.build,
+    tokens.build,
 )
 
 
-def write(run_dirs: Iterable[str | os.PathLike], out: str | os.PathLike, curves: Mapping[str, Any] | None = None, *,
-          title: str = "tokencredit report", extra: Sequence[Section] = ()) -> Path:
-    """Write the report of these runs and of the figures computed from them; `extra` sections follow the learning curves' own.
+def write(
+    run_dirs: Iterable[str | os.PathLike],
+    out: str | os.PathLike,
+    curves: Mapping[str, Any] | None = None,
+    *,
+    title: str = "tokencredit report",
+    extra: Sequence[Section] = (),
+) -> Path:
+    """Write the report of these runs and of the figures computed from them; `extra` sections follow the learning
+    curves' own.
 
     >>> write(sorted(Path("runs").iterdir()), "report.html", study.curves(), title="Five methods on reckon")
     """

@@ -1,4 +1,5 @@
-"""Sections of a comparison of methods: verdicts, differences from the baseline, curves over the budget, learning rates, time.
+"""Sections of a comparison of methods: verdicts, differences from the baseline, curves over the budget, learning rates,
+time.
 
 Everything shown is a figure of the study's `result.json`; names of figures are resolved here.
 """
@@ -15,15 +16,26 @@ from tokencredit.runs import read_json
 SIGNS = {"better": ("yes", "✓"), "worse": ("no", "✕")}
 UNRESOLVED = ("open", "?")
 MEASURES = ("pass@1", "area", "budget_to")
-CURVES = {"pass@1": ("a sample is correct", "share of samples"), "entropy": ("mean entropy of the policy per token", "nats"),
-          "length": ("mean length of a completion", "tokens")}  # fmt: skip
+CURVES = {
+    "pass@1": ("a sample is correct", "share of samples"),
+    "entropy": ("mean entropy of the policy per token", "nats"),
+    "length": ("mean length of a completion", "tokens"),
+}
 PHASES = (("generation", "c0"), ("scoring", "c1"), ("update", "c6"))
 
 
 def sections(directory: str | Path) -> list[Section]:
     """All sections of the study in `directory`."""
     result = read_json(Path(directory) / "result.json")
-    built = [_about(result), _verdicts(result), _differences(result), _curves(result), _ends(result), _rates(result), _time(result)]
+    built = [
+        _about(result),
+        _verdicts(result),
+        _differences(result),
+        _curves(result),
+        _ends(result),
+        _rates(result),
+        _time(result),
+    ]
     return [section for section in built if section]
 
 
@@ -58,7 +70,7 @@ def _figure(result: Mapping[str, Any], name: str | None, sign: bool = False) -> 
         return "–"
     plus = "+" if sign and figure["value"] > 0 else ""
     value, low, high = (_number(figure[key]) for key in ("value", "low", "high"))
-    return f'{plus}{value}' + ("" if figure["low"] is None else f' <span class="ends">[{low}, {high}]</span>')
+    return f"{plus}{value}" + ("" if figure["low"] is None else f' <span class="ends">[{low}, {high}]</span>')
 
 
 def _number(value: float | None) -> str:
@@ -69,13 +81,18 @@ def _number(value: float | None) -> str:
 
 def _about(result: Mapping[str, Any]) -> Section:
     budget, base = result["config"]["budget"], result["config"]["base"]
-    facts = [("Model and task", f"{base['model']} on {base['task']}"),
-             ("Budget of a run", f"{budget['amount']:,g} {_unit(result)}, evaluated at every {_percent(1 / budget['marks'])} of it"),
-             ("Methods", f"{len(result['methods'])}, against {result['baseline']}"),
-             ("Seeds", ", ".join(map(str, result["seeds"])) + ": the same prompts in the same order for every method"),
-             ("Held-out prompts", f"{result['prompts']['final']} at the end, {result['prompts']['marks']} along the way"),
-             ("Learning rates", _rates_told(result)),
-             ("Time", f"{duration(result['wall'])}, {result['workers']} runs side by side")]  # fmt: skip
+    facts = [
+        ("Model and task", f"{base['model']} on {base['task']}"),
+        (
+            "Budget of a run",
+            f"{budget['amount']:,g} {_unit(result)}, evaluated at every {_percent(1 / budget['marks'])} of it",
+        ),
+        ("Methods", f"{len(result['methods'])}, against {result['baseline']}"),
+        ("Seeds", ", ".join(map(str, result["seeds"])) + ": the same prompts in the same order for every method"),
+        ("Held-out prompts", f"{result['prompts']['final']} at the end, {result['prompts']['marks']} along the way"),
+        ("Learning rates", _rates_told(result)),
+        ("Time", f"{duration(result['wall'])}, {result['workers']} runs side by side"),
+    ]
     listed = "".join(f'<div class="fact"><dt>{text(name)}</dt><dd>{text(value)}</dd></div>' for name, value in facts)
     failed = "".join(f"<li>{text(name)}: {text(why)}</li>" for name, why in result["failed"].items())
     notice = f'<div class="notice">Runs that failed and are in no figure:<ul>{failed}</ul></div>' if failed else ""
@@ -102,25 +119,33 @@ def _verdicts(result: Mapping[str, Any]) -> Section:
             cells.append(f"{_verdict(row)}<br>{_figure(result, row['difference'], sign=True)}" if row else "–")
         table.append((method["name"], method["changes"], cells))
     heads = ["learning rate", "final pass@1", *(f"{named[measure]}, difference" for measure in there)]
-    note = (f'<p class="note">Differences from {text(result["baseline"])}, by seed; intervals: 95 %, over seeds and prompts. A verdict is '
-            "better or worse when the difference is not 0 at 5 % after Holm’s correction for all methods; else the budget does not tell: "
-            "that is not a finding of no difference, and the order of rows is none either.</p>")  # fmt: skip
+    note = (
+        f'<p class="note">Differences from {text(result["baseline"])}, by seed; intervals: 95 %, over seeds and'
+        " prompts. A verdict is better or worse when the difference is not 0 at 5 % after Holm’s correction for all"
+        " methods; else the budget does not tell: that is not a finding of no difference, and the order of rows is"
+        " none either.</p>"
+    )
     return Section("Verdicts", _table("Verdicts", heads, table) + note)
 
 
 def _table(label: str, heads: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]]) -> str:
     """A row per method, whose name says when pointed at what the method changes; cells are HTML."""
     head = "".join(f"<th>{text(name)}</th>" for name in ("method", *heads))
-    body = "".join(f'<tr><th scope="row" title="{text(about)}">{text(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-                   for name, about, cells in rows)  # fmt: skip
+    body = "".join(
+        '<tr><th scope="row"'
+        f' title="{text(about)}">{text(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for name, about, cells in rows
+    )
     return scrolling(label, f'<table class="compared"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
     kind, sign = SIGNS.get(row["verdict"], UNRESOLVED)
     word = row["verdict"].replace(" at this budget", "")
-    return (f'<span class="verdict {kind}" title="p {number(row["p"])}, after Holm {number(row["holm"])}"><span aria-hidden="true">{sign}'
-            f"</span> {text(word)}</span>")  # fmt: skip
+    return (
+        f'<span class="verdict {kind}" title="p {number(row["p"])}, after Holm {number(row["holm"])}"><span'
+        f' aria-hidden="true">{sign}</span> {text(word)}</span>'
+    )
 
 
 def _points(result: Mapping[str, Any], name: str, **more: Any) -> dict[str, Any]:
@@ -131,12 +156,24 @@ def _differences(result: Mapping[str, Any]) -> Section | None:
     views = []
     for measure, label in _named(result).items():
         chosen = [row for row in result["verdicts"] if row["measure"] == measure]
-        rows = [{"label": row["method"], "marks": [_points(result, row["difference"], colour=_shade(row), title=row["verdict"])]}
-                for row in chosen]  # fmt: skip
+        rows = [
+            {
+                "label": row["method"],
+                "marks": [_points(result, row["difference"], colour=_shade(row), title=row["verdict"])],
+            }
+            for row in chosen
+        ]
         if rows:
             better = "to the left: fewer" if measure == "budget_to" else "to the right: more"
-            views.append({"label": label, "x": f"{label}, difference from {result['baseline']}", "rows": rows, "zero": True,
-                          "note": f"Better is {better}. Blue: better, orange: worse, grey: not resolved at this budget."})  # fmt: skip
+            views.append(
+                {
+                    "label": label,
+                    "x": f"{label}, difference from {result['baseline']}",
+                    "rows": rows,
+                    "zero": True,
+                    "note": f"Better is {better}. Blue: better, orange: worse, grey: not resolved at this budget.",
+                }
+            )
     data = compact({"select": "Measure", "views": views})
     return Section("Differences from the baseline", "", data, "dots.js", ("plot.js", "axes.js")) if views else None
 
@@ -149,35 +186,57 @@ def _curves(result: Mapping[str, Any]) -> Section:
     baseline, step, panels = result["baseline"], result["grid"], {}
     for measure, by_method in result["curves"].items():
         meaning, unit = CURVES.get(measure, ("at least one of the samples is correct", "share of prompts"))
-        series = {method: _series(method, curve, step, 6 if method == baseline else 0) for method, curve in by_method.items()}
+        series = {
+            method: _series(method, curve, step, 6 if method == baseline else 0) for method, curve in by_method.items()
+        }
         shown = [[series[method], series[baseline]] for method in series if method != baseline] or [[series[baseline]]]
-        panels[measure] = [{"title": pair[0]["label"], "meaning": "", "unit": unit, "x": _unit(result), "series": pair} for pair in shown]
+        panels[measure] = [
+            {"title": pair[0]["label"], "meaning": "", "unit": unit, "x": _unit(result), "series": pair}
+            for pair in shown
+        ]
         panels[measure][0]["about"] = f"{meaning}, {unit}"
-    body = (f'<p class="note">Each panel: one method (blue) beside {text(baseline)} (grey). Bands: 95 %, over seeds and prompts; thin '
-            "lines: single seeds. Point at a panel, or focus it and use the arrow keys, to read the values.</p>")  # fmt: skip
+    body = (
+        f'<p class="note">Each panel: one method (blue) beside {text(baseline)} (grey). Bands: 95 %, over seeds and'
+        " prompts; thin lines: single seeds. Point at a panel, or focus it and use the arrow keys, to read the"
+        " values.</p>"
+    )
     return Section("Learning curves", body, compact(panels, 5), "multiples.js", ("plot.js", "curves.js"))
 
 
 def _series(method: str, curve: Mapping[str, Any], step: Sequence[float], colour: int) -> dict[str, Any]:
     lines = [{"seed": seed, "step": step, "value": value} for seed, value in curve["seeds"].items()]
-    return {"label": method, "colour": colour, "step": step, "lines": lines, **{key: curve[key] for key in ("value", "low", "high")}}
+    return {
+        "label": method,
+        "colour": colour,
+        "step": step,
+        "lines": lines,
+        **{key: curve[key] for key in ("value", "low", "high")},
+    }
 
 
 def _ends(result: Mapping[str, Any]) -> Section:
     """Where the runs are when the budget is spent."""
-    names = [name for name in result["methods"][0]["figures"] if name.startswith("pass@") or name in ("entropy", "length")]
+    names = [
+        name for name in result["methods"][0]["figures"] if name.startswith("pass@") or name in ("entropy", "length")
+    ]
     own = f"{_unit(result)} to {_reach(result)} of its own final pass@1"
     rows = []
     for method in result["methods"]:
         figures, num = method["figures"], len(method["seeds"])
-        cells = [*(_figure(result, figures[name]) for name in names), _figure(result, figures["budget_to_own"]),
-                 *(f"{method[count]} of {num}" if method[count] else "none" for count in ("collapsed", "never"))]  # fmt: skip
+        cells = [
+            *(_figure(result, figures[name]) for name in names),
+            _figure(result, figures["budget_to_own"]),
+            *(f"{method[count]} of {num}" if method[count] else "none" for count in ("collapsed", "never")),
+        ]
         rows.append((method["name"], method["changes"], cells))
     heads = [*names, own, "seeds that collapsed", "seeds never at the target"]
     target, start = number(result["target"]["value"]), number(result["target"]["start"])
-    note = (f'<p class="note">Entropy in nats per token, length in tokens. A run collapses when its entropy falls under '
-            f"{_percent(result['settings']['collapse'])} of the initial policy’s. The target is {target}, {_reach(result)} of "
-            f"{text(result['baseline'])}’s final pass@1; the initial policy has {start}.</p>")  # fmt: skip
+    note = (
+        f'<p class="note">Entropy in nats per token, length in tokens. A run collapses when its entropy falls under '
+        f"{_percent(result['settings']['collapse'])} of the initial policy’s. The target is {target},"
+        f" {_reach(result)} of "
+        f"{text(result['baseline'])}’s final pass@1; the initial policy has {start}.</p>"
+    )
     return Section("At the end of the budget", _table("At the end of the budget", heads, rows) + note)
 
 
@@ -186,15 +245,36 @@ def _rates(result: Mapping[str, Any]) -> Section | None:
         return None
     rates = sorted({each["factor"] for found in result["rates"].values() for each in found})
     colours = {factor: (5, 0, 3, 1, 4, 7)[at % 6] for at, factor in enumerate(rates)}
-    rows = [{"label": method, "marks": [_points(result, each["figure"], colour=colours[each["factor"]], ring=each["chosen"],
-                                                title=f"learning rate {each['learning_rate']:g}") for each in found]}
-            for method, found in result["rates"].items()]  # fmt: skip
+    rows = [
+        {
+            "label": method,
+            "marks": [
+                _points(
+                    result,
+                    each["figure"],
+                    colour=colours[each["factor"]],
+                    ring=each["chosen"],
+                    title=f"learning rate {each['learning_rate']:g}",
+                )
+                for each in found
+            ],
+        }
+        for method, found in result["rates"].items()
+    ]
     base = result["config"]["base"]["learning_rate"]
     legend = [{"label": f"{factor * base:g}", "colour": colours[factor]} for factor in rates]
-    note = ("A ring marks the rate that was taken. Validation prompts are a fixed quarter of the test prompts, by a hash of the prompt; "
-            "the final figures use none of them, and other seeds.")  # fmt: skip
-    view = {"label": "validation", "x": "validation pass@1, second half of the budget", "rows": rows, "zero": False,
-            "note": note, "legend": legend}  # fmt: skip
+    note = (
+        "A ring marks the rate that was taken. Validation prompts are a fixed quarter of the test prompts, by a hash of"
+        " the prompt; the final figures use none of them, and other seeds."
+    )
+    view = {
+        "label": "validation",
+        "x": "validation pass@1, second half of the budget",
+        "rows": rows,
+        "zero": False,
+        "note": note,
+        "legend": legend,
+    }
     return Section("Learning rates", "", compact({"views": [view]}), "dots.js", ("plot.js", "axes.js"))
 
 
@@ -205,14 +285,31 @@ def _time(result: Mapping[str, Any]) -> Section:
     for method in result["methods"]:
         names = method["figures"]
         over = f"× {_figure(result, names['overhead'])}" if "overhead" in names else "–"
-        cells = [_figure(result, names["seconds"]), over, _bar(result, names, longest),
-                 *(_number(figures[names[unit]]["value"]) for unit in ("rollouts", "tokens"))]  # fmt: skip
+        cells = [
+            _figure(result, names["seconds"]),
+            over,
+            _bar(result, names, longest),
+            *(_number(figures[names[unit]]["value"]) for unit in ("rollouts", "tokens")),
+        ]
         rows.append((method["name"], method["changes"], cells))
-    heads = ("seconds of training", "over the baseline", "generation, scoring, update", "sampled rollouts", "sampled tokens")
-    legend = "".join(f'<span class="key {colour}"><span class="swatch"></span>{phase}</span>' for phase, colour in PHASES)
-    note = ('<p class="note">Seconds of generation, scoring and updates, without evaluations, on a machine that the runs shared; over '
-            "the baseline: per sampled rollout, by seed. Scoring holds what a method measures on its rollouts.</p>")  # fmt: skip
-    return Section("Time and overhead", f'<div class="legend">{legend}</div>' + _table("Time and overhead", heads, rows) + note)
+    heads = (
+        "seconds of training",
+        "over the baseline",
+        "generation, scoring, update",
+        "sampled rollouts",
+        "sampled tokens",
+    )
+    legend = "".join(
+        f'<span class="key {colour}"><span class="swatch"></span>{phase}</span>' for phase, colour in PHASES
+    )
+    note = (
+        '<p class="note">Seconds of generation, scoring and updates, without evaluations, on a machine that the runs'
+        " shared; over the baseline: per sampled rollout, by seed. Scoring holds what a method measures on its"
+        " rollouts.</p>"
+    )
+    return Section(
+        "Time and overhead", f'<div class="legend">{legend}</div>' + _table("Time and overhead", heads, rows) + note
+    )
 
 
 def _bar(result: Mapping[str, Any], names: Mapping[str, str], longest: float, width: int = 220) -> str:

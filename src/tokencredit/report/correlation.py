@@ -32,40 +32,69 @@ MEASURES = {
     "precision_top": ("precision, top 20 %", "share of pivotal tokens among them"),
 }
 SPLIT_PROXIES = ("entropy", "surprisal", "gradient_norm", "perturbation_variance")
-TABLE = ("captured", "corrected_ranks", "spearman", "spearman_within", "partial", "auroc", "average_precision", "precision_few")
+TABLE = (
+    "captured",
+    "corrected_ranks",
+    "spearman",
+    "spearman_within",
+    "partial",
+    "auroc",
+    "average_precision",
+    "precision_few",
+)
 
 
 def sections(directory: str | Path) -> list[Section]:
     """All sections of the study in `directory`."""
     result = read_json(Path(directory) / "result.json")
-    return [_about(result), *_tables(result), _forest(result), _splits(result), _scatter(result), _budget(result), _conditions(result),
-            effects_section(result["view"], result["config"]["threshold"])]  # fmt: skip
+    return [
+        _about(result),
+        *_tables(result),
+        _forest(result),
+        _splits(result),
+        _scatter(result),
+        _budget(result),
+        _conditions(result),
+        effects_section(result["view"], result["config"]["threshold"]),
+    ]
 
 
 def _about(result: Mapping[str, Any]) -> Section:
     num, config, cost = result["num"], result["config"], result["cost"]
-    facts = [("Model and task", f"{config['model']} on {config['task']}, temperature {config['temperature']:g}"),
-             ("Tokens", f"{num['tokens']}, of {num['completions']} completions ({num['correct']} correct)"),
-             ("Prompts", f"{num['prompts']}, held out"),
-             ("Rollouts", f"{config['rollouts']} per token; {cost['rollouts']:,} rollouts, {cost['tokens']:,} tokens"),
-             ("Time", duration(sum(cost["seconds"].values())) + " for sampling, proxies and trees"), ("Seed", config["seed"])]  # fmt: skip
+    facts = [
+        ("Model and task", f"{config['model']} on {config['task']}, temperature {config['temperature']:g}"),
+        ("Tokens", f"{num['tokens']}, of {num['completions']} completions ({num['correct']} correct)"),
+        ("Prompts", f"{num['prompts']}, held out"),
+        ("Rollouts", f"{config['rollouts']} per token; {cost['rollouts']:,} rollouts, {cost['tokens']:,} tokens"),
+        ("Time", duration(sum(cost["seconds"].values())) + " for sampling, proxies and trees"),
+        ("Seed", config["seed"]),
+    ]
     listed = "".join(f'<div class="fact"><dt>{text(name)}</dt><dd>{text(value)}</dd></div>' for name, value in facts)
     law = ""
     if result["law"]:
         shown = {name: _figure(result, figure) for name, figure in result["law"].items()}
-        law = (f"<p>Check of the whole pipeline: on-policy the squared increments of V add up to V₀(1 − V₀) on average. Measured here: "
-               f"{shown['sum_of_squares']} and {shown['success_variance']}, difference {shown['difference']}.</p>")  # fmt: skip
+        law = (
+            "<p>Check of the whole pipeline: on-policy the squared increments of V add up to V₀(1 − V₀) on average."
+            f" Measured here: {shown['sum_of_squares']} and {shown['success_variance']}, difference"
+            f" {shown['difference']}.</p>"
+        )
     said = "".join(f"<li>{text(finding)}</li>" for finding in result.get("findings", []))
     intervals = '<p class="note">Intervals: 95 %, by resampling prompts.</p>'
-    return Section("Which proxy knows what matters", f'<dl class="facts">{listed}</dl><ul>{said}</ul>{law}{intervals}'
-                                                     f"<p><code>{text(result['command'])}</code></p>")  # fmt: skip
+    return Section(
+        "Which proxy knows what matters",
+        f'<dl class="facts">{listed}</dl><ul>{said}</ul>{law}{intervals}<p><code>{text(result["command"])}</code></p>',
+    )
 
 
 def _figure(result: Mapping[str, Any], name: str | None) -> str:
     if name is None:
         return "–"
     figure = result["figures"][name]
-    ends = "" if figure["low"] is None else f' <span class="ends">[{number(figure["low"], 2)}, {number(figure["high"], 2)}]</span>'
+    ends = (
+        ""
+        if figure["low"] is None
+        else f' <span class="ends">[{number(figure["low"], 2)}, {number(figure["high"], 2)}]</span>'
+    )
     return f"{number(figure['value'], 2)}{ends}"
 
 
@@ -74,14 +103,19 @@ def _tested(result: Mapping[str, Any], name: str) -> str:
 
 
 def _tables(result: Mapping[str, Any]) -> list[Section]:
-    """One section with a table per estimand: exact figures where there are any, else those from rollouts, and the controls beside them."""
+    """One section with a table per estimand: exact figures where there are any, else those from rollouts, and the
+    controls beside them.
+    """
     body = []
     for estimand, meaning in ESTIMANDS.items():
         sampled, exact = result["sampled"][estimand], result["exact"].get(estimand)
         source = exact or sampled
         columns = [name for name in TABLE if name in source["measures"]]
         heads = [(MEASURES[name][0], MEASURES[name][1]) for name in columns]
-        heads += [("naive, from rollouts", "Spearman with the estimated size"), ("noise alone", "the same where no token has an effect")]
+        heads += [
+            ("naive, from rollouts", "Spearman with the estimated size"),
+            ("noise alone", "the same where no token has an effect"),
+        ]
         head = "".join(f'<th title="{text(why)}">{text(name)}</th>' for name, why in heads)
         best = source["measures"]["captured"]
         order = sorted(best, key=lambda p: (p.startswith("("), -(result["figures"][best[p]]["value"] or 0)))
@@ -91,11 +125,16 @@ def _tables(result: Mapping[str, Any]) -> list[Section]:
             names += [sampled["measures"]["spearman"].get(proxy), sampled["noise_only"].get(proxy)]
             cells = "".join(f"<td>{_figure(result, name)}</td>" for name in names)
             rows.append(f'<tr><th scope="row">{text(proxy)}</th>{cells}</tr>')
-        verdict = "" if sampled["resolved"] else f'<p class="notice">From rollouts: {text(sampled["verdict"])}; nothing was corrected.</p>'
+        verdict = (
+            ""
+            if sampled["resolved"]
+            else f'<p class="notice">From rollouts: {text(sampled["verdict"])}; nothing was corrected.</p>'
+        )
         kind = "exact, from prefix trees" if exact else "from rollouts"
         table = f"<table><thead><tr><th>proxy</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         note = f'<p class="note">{text(meaning)}. Figures {kind}; the last two columns from rollouts.</p>{verdict}'
-        body.append(f"<h3>{text(estimand)}</h3>{note}{scrolling(f'Proxies against {estimand}', table)}{_beside(result, sampled)}")
+        scrolled = scrolling(f"Proxies against {estimand}", table)
+        body.append(f"<h3>{text(estimand)}</h3>{note}{scrolled}{_beside(result, sampled)}")
     return [Section("Proxies against effects", "".join(body))]
 
 
@@ -107,7 +146,9 @@ def _beside(result: Mapping[str, Any], sampled: Mapping[str, Any]) -> str:
 
 
 def _points(result: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {proxy: {key: result["figures"][name][key] for key in ("value", "low", "high")} for proxy, name in names.items()}
+    return {
+        proxy: {key: result["figures"][name][key] for key in ("value", "low", "high")} for proxy, name in names.items()
+    }
 
 
 def _forest(result: Mapping[str, Any]) -> Section:
@@ -121,7 +162,10 @@ def _forest(result: Mapping[str, Any]) -> Section:
                     data["figures"].setdefault(estimand, {}).setdefault(measure, {})[source] = _points(result, names)
         null = result["sampled"][estimand]["noise_only"]
         data["figures"][estimand]["spearman"]["noise alone"] = _points(result, null)
-    note = '<p class="note">Dot and bar: value and 95 % interval. Grey: what noise alone gives, where the measure can be fooled by it.</p>'
+    note = (
+        '<p class="note">Dot and bar: value and 95 % interval. Grey: what noise alone gives, where the measure can be'
+        " fooled by it.</p>"
+    )
     return Section("Correlations", note, compact(data), "forest.js", ("plot.js", "axes.js"))
 
 
@@ -136,51 +180,94 @@ def _splits(result: Mapping[str, Any]) -> Section:
         for group, found in groups.items():
             cells = [found.get(what, {}).get(name) for name in names for what in ("spearman", "captured")]
             shown = "".join(f"<td>{_figure(result, cell)}</td>" for cell in cells)
-            rows.append(f'<tr><th scope="row">{text(group)}</th><td>{found["tokens"]}</td><td>{found["prompts"]}</td>{shown}</tr>')
+            rows.append(
+                "<tr><th"
+                f' scope="row">{text(group)}</th><td>{found["tokens"]}</td><td>{found["prompts"]}</td>{shown}</tr>'
+            )
         head = "".join(f"<th>{text(name)}</th>" for name in ("tokens of", *heads))
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        body.append(f"<details><summary>{text(estimand)}</summary>{scrolling(f'Groups of tokens, {estimand}', table)}</details>")
-    note = '<p class="note">Within groups of tokens: by outcome, position and role. A dash: too few tokens or prompts for an interval.</p>'
+        body.append(
+            f"<details><summary>{text(estimand)}</summary>{scrolling(f'Groups of tokens, {estimand}', table)}</details>"
+        )
+    note = (
+        '<p class="note">Within groups of tokens: by outcome, position and role. A dash: too few tokens or prompts for'
+        " an interval.</p>"
+    )
     return Section("Where it holds", note + "".join(body))
 
 
 def _scatter(result: Mapping[str, Any]) -> Section:
-    note = '<p class="note">One point per token, a few hundred drawn at random; the proxy by its rank. Point at one to read it.</p>'
-    return Section("Tokens one by one", note, compact(result["scatter"]), "scatter.js", ("plot.js", "shade.js", "axes.js"))
+    note = (
+        '<p class="note">One point per token, a few hundred drawn at random; the proxy by its rank. Point at one to'
+        " read it.</p>"
+    )
+    return Section(
+        "Tokens one by one", note, compact(result["scatter"]), "scatter.js", ("plot.js", "shade.js", "axes.js")
+    )
 
 
 def _budget(result: Mapping[str, Any]) -> Section:
     data: dict[str, Any] = {}
     for estimand in ESTIMANDS:
-        sampled, exact = result["sampled"][estimand], result["exact"].get(estimand, {}).get("measures", {}).get("spearman", {})
+        sampled, exact = (
+            result["sampled"][estimand],
+            result["exact"].get(estimand, {}).get("measures", {}).get("spearman", {}),
+        )
         curve = sampled["curve"]
-        data[estimand] = {proxy: {"rollouts": curve["rollouts"], "points": points, "constant": curve["constant"][proxy],
-                                  "limit": result["figures"][sampled["limit"][proxy]]["value"],
-                                  "exact": result["figures"][exact[proxy]]["value"] if proxy in exact else None}
-                          for proxy, points in curve["points"].items()}  # fmt: skip
-    note = ('<p class="note">Naive Spearman when the rollouts are thinned, with the fit ρ(n) = ρ∞ / √(1 + c / n) and, dashed, the exact '
-            "value where it is known. A limit that misses the dashed line shows noise that no such budget removes.</p>")  # fmt: skip
+        data[estimand] = {
+            proxy: {
+                "rollouts": curve["rollouts"],
+                "points": points,
+                "constant": curve["constant"][proxy],
+                "limit": result["figures"][sampled["limit"][proxy]]["value"],
+                "exact": result["figures"][exact[proxy]]["value"] if proxy in exact else None,
+            }
+            for proxy, points in curve["points"].items()
+        }
+    note = (
+        '<p class="note">Naive Spearman when the rollouts are thinned, with the fit ρ(n) = ρ∞ / √(1 + c / n) and,'
+        " dashed, the exact value where it is known. A limit that misses the dashed line shows noise that no such"
+        " budget removes.</p>"
+    )
     return Section("What more rollouts would do", note, compact(data), "budget.js", ("plot.js", "axes.js"))
 
 
 def _conditions(result: Mapping[str, Any]) -> Section:
     block = result["conditions"]
-    columns = {"success": "success", "ece": "calibration error", "overconfidence": "overconfidence", "entropy": "mean entropy",
-               "spearman": "entropy, Spearman", "spearman_within": "within prompts", "captured": "captured by top entropy",
-               "captured_spread": "captured, spread"}  # fmt: skip
-    head = "".join(f"<th>{text(name)}</th>" for name in ("condition", "prompts", *columns.values(), "error if calibrated"))
+    columns = {
+        "success": "success",
+        "ece": "calibration error",
+        "overconfidence": "overconfidence",
+        "entropy": "mean entropy",
+        "spearman": "entropy, Spearman",
+        "spearman_within": "within prompts",
+        "captured": "captured by top entropy",
+        "captured_spread": "captured, spread",
+    }
+    head = "".join(
+        f"<th>{text(name)}</th>" for name in ("condition", "prompts", *columns.values(), "error if calibrated")
+    )
     rows = []
     for row in block["rows"]:
         cells = "".join(f"<td>{_figure(result, row['figures'][name])}</td>" for name in columns)
         cells = f"<td>{row['prompts']}</td>{cells}<td>{number(row['expected_ece'], 2)}</td>"
         rows.append(f'<tr><th scope="row">{text(row["label"])}</th>{cells}</tr>')
     table = scrolling("Conditions", f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
-    tests = "".join(f"<li>{text(name)} ({test['conditions']}): {_tested(result, test['captured'])} with the captured share, "
-                    f"{_tested(result, test['spearman'])} with Spearman</li>" for name, test in block["hypothesis"].items())  # fmt: skip
-    body = ("<p>Hypothesis: entropy is a good proxy when the model is calibrated. It predicts a negative correlation, over conditions, of "
-            f"the calibration error with the agreement of entropy and before_after. Found:</p><ul>{tests}</ul>"
-            '<p class="note">The conditions share prompts and policies; the intervals say what other prompts would have given.</p>' + table)
-    points = [{"label": row["label"], "kind": row["kind"], "figures": _points(result, row["figures"])} for row in block["rows"]]
+    tests = "".join(
+        f"<li>{text(name)} ({test['conditions']}): {_tested(result, test['captured'])} with the captured share, "
+        f"{_tested(result, test['spearman'])} with Spearman</li>"
+        for name, test in block["hypothesis"].items()
+    )
+    body = (
+        "<p>Hypothesis: entropy is a good proxy when the model is calibrated. It predicts a negative correlation, over"
+        " conditions, of the calibration error with the agreement of entropy and before_after."
+        f' Found:</p><ul>{tests}</ul><p class="note">The conditions share prompts and policies; the intervals say what'
+        " other prompts would have given.</p>" + table
+    )
+    points = [
+        {"label": row["label"], "kind": row["kind"], "figures": _points(result, row["figures"])}
+        for row in block["rows"]
+    ]
     data = compact({"rows": points, "names": columns})
     return Section("When is entropy a good proxy?", body, data, "conditions.js", ("plot.js", "axes.js"))
 

@@ -18,14 +18,26 @@ MEASURES = {
 
 
 def series(material: Material, curves: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """{method: curve} as the plot wants it; a curve is step, value, low, high, and one line per seed, any of which may be absent."""
+    """{method: curve} as the plot wants it; a curve is step, value, low, high, and one line per seed, any of which may
+    be absent.
+    """
     drawn = []
     for method, curve in curves.items():
         steps = curve.get("step", [])
-        lines = [{"seed": str(seed), **(line if isinstance(line, Mapping) else {"step": steps, "value": line})}
-                 for seed, line in (curve.get("seeds") or {}).items()]
+        lines = [
+            {"seed": str(seed), **(line if isinstance(line, Mapping) else {"step": steps, "value": line})}
+            for seed, line in (curve.get("seeds") or {}).items()
+        ]
         bounds = {key: curve.get(key) for key in ("value", "low", "high")}
-        drawn.append({"label": material.label(method), "colour": material.colour(method), "step": steps, **bounds, "lines": lines})
+        drawn.append(
+            {
+                "label": material.label(method),
+                "colour": material.colour(method),
+                "step": steps,
+                **bounds,
+                "lines": lines,
+            }
+        )
     order = {material.label(method): place for place, method in enumerate(material.methods)}
     return compact(sorted(drawn, key=lambda each: order.get(each["label"], len(order))), 5)
 
@@ -41,6 +53,8 @@ def build(material: Material) -> Section | None:
         meaning, unit = MEASURES.get(name, ("", ""))
         panels.append({"title": name, "meaning": meaning, "unit": unit, "series": series(material, curves[name])})
     interval = material.curves.get("interval", "interval over seeds, as computed by the study")
-    body = (f'<p class="note">Line: the study’s estimate. Band: {text(interval)}. Thin lines: single seeds. '
-            "Point at a plot, or focus it and use the arrow keys, to read the values.</p>")
+    body = (
+        f'<p class="note">Line: the study’s estimate. Band: {text(interval)}. Thin lines: single seeds. '
+        "Point at a plot, or focus it and use the arrow keys, to read the values.</p>"
+    )
     return Section("Learning curves", body, {"panels": panels}, "curves.js", ("plot.js",))

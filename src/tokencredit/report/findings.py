@@ -12,6 +12,10 @@ def build(material: Material) -> Section | None:
     items = []
     for finding in material.curves.get("findings", []):
         kind, sign = SIGNS.get(finding["verdict"], ("open", "?"))
-        verdict = f'<span class="verdict {kind}"><span aria-hidden="true">{sign}</span> {text(finding["verdict"])}</span>'
-        items.append(f'<li>{verdict}<p class="claim">{text(finding["claim"])}</p><p>{text(finding.get("detail", ""))}</p></li>')
+        verdict = (
+            f'<span class="verdict {kind}"><span aria-hidden="true">{sign}</span> {text(finding["verdict"])}</span>'
+        )
+        items.append(
+            f'<li>{verdict}<p class="claim">{text(finding["claim"])}</p><p>{text(finding.get("detail", ""))}</p></li>'
+        )
     return Section("Findings", f'<ul class="findings">{"".join(items)}</ul>') if items else None

@@ -1,4 +1,6 @@
-"""Which module of the report shows which kind of study: what a `result.json` calls itself, and who has its `sections(directory)`."""
+"""Which module of the report shows which kind of study: what a `result.json` calls itself, and who has its
+`sections(directory)`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,14 @@ from tokencredit.report.section import Section
 from tokencredit.runs import read_json
 
 KINDS = {
-    "attribution": "attribution", "compare": "compare", "correlation": "correlation", "entropy dynamics": "entropy", "kernel": "kernel",
-    "noise-scale": "noise_scale", "variance": "variance"
-}  # fmt: skip
+    "attribution": "attribution",
+    "compare": "compare",
+    "correlation": "correlation",
+    "entropy dynamics": "entropy",
+    "kernel": "kernel",
+    "noise-scale": "noise_scale",
+    "variance": "variance",
+}
 
 
 def kind_of(directory: str | Path) -> str | None:
@@ -26,7 +33,10 @@ def kind_of(directory: str | Path) -> str | None:
 
 def sections_of(directories: Sequence[Path]) -> list[Section]:
     """The sections of several studies; where there is more than one, titles begin with the study's directory."""
-    found = [(directory, import_module(f"tokencredit.report.{KINDS[kind_of(directory)]}").sections(directory)) for directory in directories]
+    found = [
+        (directory, import_module(f"tokencredit.report.{KINDS[kind_of(directory)]}").sections(directory))
+        for directory in directories
+    ]
     if len(found) == 1:
         return found[0][1]
     return [replace(section, title=f"{directory}: {section.title}") for directory, some in found for section in some]

@@ -1,4 +1,6 @@
-"""Sections of a gradient noise scale: the figures, and predicted variance over prompts and rollouts with what a budget pays for."""
+"""Sections of a gradient noise scale: the figures, and predicted variance over prompts and rollouts with what a budget
+pays for.
+"""
 
 from __future__ import annotations
 
@@ -27,46 +29,79 @@ def write(directory: Path, out: Path, title: str = "Gradient noise scale") -> Pa
 
 
 def _figures(result: Mapping[str, Any]) -> Section:
-    facts = [("Checkpoint", f"{result['checkpoint']} (step {result['step']})"), ("Method", result["method"]),
-             ("Task", f"{result['task']}, temperature {result['temperature']:g}; {result['success']:.0%} of the rollouts succeed"),
-             ("Rollouts", f"{result['prompts']} prompts × {result['group']}, {result['prompts_counted']} prompts counted"),
-             ("Gradients", f"sketched to {result['sketched']:,} numbers each" if result["sketched"] else "whole"),
-             ("Seed", result["seed"])]  # fmt: skip
+    facts = [
+        ("Checkpoint", f"{result['checkpoint']} (step {result['step']})"),
+        ("Method", result["method"]),
+        (
+            "Task",
+            f"{result['task']}, temperature {result['temperature']:g}; {result['success']:.0%} of the rollouts succeed",
+        ),
+        ("Rollouts", f"{result['prompts']} prompts × {result['group']}, {result['prompts_counted']} prompts counted"),
+        ("Gradients", f"sketched to {result['sketched']:,} numbers each" if result["sketched"] else "whole"),
+        ("Seed", result["seed"]),
+    ]
     listed = "".join(f'<div class="fact"><dt>{text(name)}</dt><dd>{text(value)}</dd></div>' for name, value in facts)
     said = "".join(f"<li>{text(finding)}</li>" for finding in result["findings"])
     rows = "".join(map(_row, result["figures"].values()))
-    table = scrolling("Figures", f"<table><thead><tr><th></th><th>value</th><th>unit</th></tr></thead><tbody>{rows}</tbody></table>")
-    note = ('<p class="note">Intervals: 95 %, jackknife over prompts; Fieller’s for ratios, without an upper end (–) where the denominator '
-            "may be 0. Estimates are not clamped.</p>")  # fmt: skip
-    return Section("How noisy the gradient is", f'<dl class="facts">{listed}</dl><ul>{said}</ul>{table}{note}'
-                                                f"<p><code>{text(result['command'])}</code></p>")  # fmt: skip
+    table = scrolling(
+        "Figures", f"<table><thead><tr><th></th><th>value</th><th>unit</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
+    note = (
+        '<p class="note">Intervals: 95 %, jackknife over prompts; Fieller’s for ratios, without an upper end (–) where'
+        " the denominator may be 0. Estimates are not clamped.</p>"
+    )
+    return Section(
+        "How noisy the gradient is",
+        f'<dl class="facts">{listed}</dl><ul>{said}</ul>{table}{note}<p><code>{text(result["command"])}</code></p>',
+    )
 
 
 def _row(figure: Mapping[str, Any]) -> str:
     value, low, high = (_short(figure[name]) for name in ("value", "low", "high"))
-    return (f'<tr><th scope="row">{text(figure["label"])}</th><td>{value} <span class="ends">[{low}, {high}]</span></td>'
-            f'<td>{text(figure["unit"])}</td></tr>')  # fmt: skip
+    return (
+        f'<tr><th scope="row">{text(figure["label"])}</th><td>{value} <span class="ends">[{low}, {high}]</span></td>'
+        f"<td>{text(figure['unit'])}</td></tr>"
+    )
 
 
 def _map(result: Mapping[str, Any]) -> Section:
     """Shaded cells over prompts and rollouts, the line of equal cost through them and the best point on it."""
     cell = {(row["prompts"], row["group"]): row for row in result["grid"]}
     prompts, groups = (sorted({key[place] for key in cell}) for place in (0, 1))
-    at = lambda p, k: (LEFT + WIDTH * (_place(prompts, p) + 0.5), TOP + HEIGHT * (_place(groups, k) + 0.5))  # noqa: E731
+
+    def at(p, k):
+        return (
+            LEFT + WIDTH * (_place(prompts, p) + 0.5),
+            TOP + HEIGHT * (_place(groups, k) + 0.5),
+        )
+
     width, height = LEFT + WIDTH * len(prompts), TOP + HEIGHT * len(groups) + 34
     shapes = [_cell(cell[p, k], *at(p, k)) for p in prompts for k in groups]
-    shapes += [f'<text class="tick" x="{at(p, groups[0])[0]:.1f}" y="{TOP - 8}" text-anchor="middle">{p}</text>' for p in prompts]
-    shapes += [f'<text class="tick" x="{LEFT - 8}" y="{at(prompts[0], k)[1] + 4:.1f}" text-anchor="end">{k}</text>' for k in groups]
+    shapes += [
+        f'<text class="tick" x="{at(p, groups[0])[0]:.1f}" y="{TOP - 8}" text-anchor="middle">{p}</text>'
+        for p in prompts
+    ]
+    shapes += [
+        f'<text class="tick" x="{LEFT - 8}" y="{at(prompts[0], k)[1] + 4:.1f}" text-anchor="end">{k}</text>'
+        for k in groups
+    ]
     shapes += [f'<text class="tick" x="{LEFT}" y="{height - 12}">prompts across, rollouts of each down</text>']
     costs, choice, own = result["costs"], result["choice"], result["own_batch"]
     line = [at(p, k) for k, p in _affordable(costs, groups) if prompts[0] <= p <= prompts[-1]]
     shapes.append(f'<polyline class="cost" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in line)}"/>')
     shapes += [_mark(at, each, prompts, groups, name) for each, name in ((own, "own"), (choice, "best"))]
     label = "Predicted variance over prompts and rollouts"
-    drawing = f'<svg class="heat" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}">{"".join(shapes)}</svg>'
-    note = (f'<p class="note">Leave-one-out credit; the run’s own batch (thin circle, {own["prompts"]} × {own["group"]}) is 1. Line: what '
-            f'a budget of {costs["budget"]:g} pays for at {costs["prompt"]:g} per prompt and {costs["rollout"]:g} per rollout. Thick '
-            f'circle: its least noisy batch, {choice["prompts"]} × {choice["group"]}. Point at a cell for its interval.</p>')  # fmt: skip
+    drawing = (
+        f'<svg class="heat" viewBox="0 0 {width} {height}" width="{width}" role="img"'
+        f' aria-label="{label}">{"".join(shapes)}</svg>'
+    )
+    note = (
+        f'<p class="note">Leave-one-out credit; the run’s own batch (thin circle, {own["prompts"]} × {own["group"]}) is'
+        " 1. Line: what "
+        f"a budget of {costs['budget']:g} pays for at {costs['prompt']:g} per prompt and {costs['rollout']:g} per"
+        " rollout. Thick "
+        f"circle: its least noisy batch, {choice['prompts']} × {choice['group']}. Point at a cell for its interval.</p>"
+    )
     return Section("Predicted variance of the batch gradient", note + scrolling(label, drawing))
 
 
@@ -74,11 +109,15 @@ def _cell(row: Mapping[str, Any], x: float, y: float) -> str:
     """One cell, darker where there is less noise."""
     relative = row["relative"]
     shade = 0.0 if relative is None or relative <= 0 else min(max(0.4 - 0.12 * math.log2(relative), 0.0), 0.85)
-    said = (f"{row['prompts']} prompts × {row['group']} rollouts: variance {_short(row['variance'])} [{_short(row['low'])}, "
-            f"{_short(row['high'])}], cost {row['cost']:g}")  # fmt: skip
+    said = (
+        f"{row['prompts']} prompts × {row['group']} rollouts: variance {_short(row['variance'])} [{_short(row['low'])},"
+        f" {_short(row['high'])}], cost {row['cost']:g}"
+    )
     box = f'x="{x - WIDTH / 2:.1f}" y="{y - HEIGHT / 2:.1f}" width="{WIDTH}" height="{HEIGHT}"'
-    return (f'<g><title>{text(said)}</title><rect {box} fill-opacity="{shade:.2f}"/>'
-            f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle">{_short(relative)}</text></g>')  # fmt: skip
+    return (
+        f'<g><title>{text(said)}</title><rect {box} fill-opacity="{shade:.2f}"/>'
+        f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle">{_short(relative)}</text></g>'
+    )
 
 
 def _mark(at: Any, shape: Mapping[str, Any], prompts: Sequence[int], groups: Sequence[int], name: str) -> str:

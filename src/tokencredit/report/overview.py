@@ -24,8 +24,12 @@ def _seconds(run: Run) -> float:
 
 def _facts(material: Material, seconds: list[float]) -> list[tuple[str, str]]:
     runs = [run.info for run in material.runs]
-    versions = {name: _distinct(info["versions"].get(name) for info in runs) for info in runs for name in info["versions"]}
-    computers = _distinct(", ".join(str(info["platform"].get(key)) for key in ("system", "cpus")) + " CPUs" for info in runs)
+    versions = {
+        name: _distinct(info["versions"].get(name) for info in runs) for info in runs for name in info["versions"]
+    }
+    computers = _distinct(
+        ", ".join(str(info["platform"].get(key)) for key in ("system", "cpus")) + " CPUs" for info in runs
+    )
     started = sorted(_distinct(info["started"] for info in runs))
     each = " to ".join(dict.fromkeys([duration(min(seconds)), duration(max(seconds))]))
     spans = "" if len(runs) == 1 else f" for {len(runs)} runs, {each} each"
@@ -35,7 +39,10 @@ def _facts(material: Material, seconds: list[float]) -> list[tuple[str, str]]:
         ("Methods", text(", ".join(map(material.label, material.methods)))),
         ("Seeds", _joined(sorted(info["seed"] for info in runs))),
         ("Time", text(duration(sum(seconds)) + spans)),
-        ("Started", text(started[0].replace("T", " ").replace("+00:00", " UTC") + ("" if len(started) == 1 else " and later"))),
+        (
+            "Started",
+            text(started[0].replace("T", " ").replace("+00:00", " UTC") + ("" if len(started) == 1 else " and later")),
+        ),
         ("Versions", text(", ".join(f"{name} {' / '.join(found)}" for name, found in versions.items() if found))),
         ("Computer", text("; ".join(computers))),
     ]
@@ -48,7 +55,11 @@ def _table(runs: list[Run], seconds: list[float]) -> str:
         info, records = run.info, run.metrics()
         steps = str(records[-1]["step"]) if records else "0"
         cells = (info["name"], info["method_name"], info["seed"], info["status"], steps, duration(spent))
-        rows.append("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + f"<td><code>{text(info['command'])}</code></td></tr>")
+        rows.append(
+            "<tr>"
+            + "".join(f"<td>{text(cell)}</td>" for cell in cells)
+            + f"<td><code>{text(info['command'])}</code></td></tr>"
+        )
     return scrolling("Runs", f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
 
 
@@ -67,8 +78,10 @@ def build(material: Material) -> Section | None:
     if not runs:
         return None
     seconds = [_seconds(run) for run in runs]
-    facts = "".join(f'<div class="{"wide" if len(value) > 80 else "fact"}"><dt>{name}</dt><dd>{value}</dd></div>'
-                    for name, value in _facts(material, seconds))
+    facts = "".join(
+        f'<div class="{"wide" if len(value) > 80 else "fact"}"><dt>{name}</dt><dd>{value}</dd></div>'
+        for name, value in _facts(material, seconds)
+    )
     open_ended = [run for run in runs if run.status != "finished"]
     notice = ""
     if open_ended:

@@ -1,7 +1,7 @@
 """Sections -> one HTML file that loads nothing.
 
-Style and scripts are inlined and allowed by their hash alone; the policy forbids every request and every other script, so that a page with
-hostile model output in it stays inert even if a builder forgot to escape.
+Style and scripts are inlined and allowed by their hash alone; the policy forbids every request and every other script,
+so that a page with hostile model output in it stays inert even if a builder forgot to escape.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from tokencredit.report.section import Section, text
 
-# Inside <script>, JSON must hold neither the end of the element nor what opens a comment; the last two end a line in old JavaScript.
+# Inside <script>, JSON must hold neither the end of the element nor what opens a comment; the last two end a line in
+# old JavaScript.
 ESCAPES = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
 
 
@@ -40,7 +41,9 @@ def _scripts(sections: Sequence[Section]) -> str:
 def _section(section: Section) -> str:
     data = ""
     if section.script:
-        data = f'<script type="application/json" data-draw="{text(section.script)}">{embedded_json(section.data)}</script>'
+        data = (
+            f'<script type="application/json" data-draw="{text(section.script)}">{embedded_json(section.data)}</script>'
+        )
     anchor = text(section.anchor)
     heading = f'<h2 id="{anchor}-title">{text(section.title)}</h2>'
     return f'<section id="{anchor}" aria-labelledby="{anchor}-title">{heading}\n{section.body}\n{data}</section>\n'
@@ -49,7 +52,9 @@ def _section(section: Section) -> str:
 def page(title: str, sections: Sequence[Section]) -> str:
     """The whole document."""
     style, script = _asset("page.css"), _scripts(sections)
-    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+    )
     links = "".join(f'<a href="#{text(section.anchor)}">{text(section.title)}</a>' for section in sections)
     return f"""<!doctype html>
 <html lang="en">

@@ -1,4 +1,6 @@
-"""Entropy by role: what training does to the entropy of each kind of token (an operand, an operator, the answer ...)."""
+"""Entropy by role: what training does to the entropy of each kind of token (an operand, an operator, the answer
+...).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,17 @@ def build(material: Material) -> Section | None:
     roles = computed or _from_runs(material)
     if not roles:
         return None
-    panels = [{"title": role, "meaning": "", "unit": "nats", "series": series(material, curves)} for role, curves in roles.items()]
-    line = "Line and band: the study’s estimate and interval." if computed else "One line per run, as recorded; no interval was computed."
-    body = f'<p class="note">Mean entropy of the tokens of each role, in nats. {line} The plots share one vertical scale.</p>'
+    panels = [
+        {"title": role, "meaning": "", "unit": "nats", "series": series(material, curves)}
+        for role, curves in roles.items()
+    ]
+    line = (
+        "Line and band: the study’s estimate and interval."
+        if computed
+        else "One line per run, as recorded; no interval was computed."
+    )
+    body = (
+        f'<p class="note">Mean entropy of the tokens of each role, in nats. {line} The plots share one vertical'
+        " scale.</p>"
+    )
     return Section("Entropy by role", body, {"panels": panels, "shared": True}, "curves.js", ("plot.js",))

@@ -17,9 +17,9 @@ NUM_COLOURS = 8
 class Section:
     """A heading, a body and, where a script draws it, data.
 
-    `body` is HTML and its builder escapes every text in it with `text`. `data` is JSON for `script`, the name of a .js file of this package
-    that calls `draw(script name, (element, data) => ...)`; `parts` are further files that it uses. A script makes text with textContent
-    alone, so that data can never become markup.
+    `body` is HTML and its builder escapes every text in it with `text`. `data` is JSON for `script`, the name of a .js
+    file of this package that calls `draw(script name, (element, data) => ...)`; `parts` are further files that it uses.
+    A script makes text with textContent alone, so that data can never become markup.
     """
 
     title: str
@@ -50,7 +50,9 @@ class Material:
     def methods(self) -> dict[str, Mapping[str, Any]]:
         """Method name -> what is known of it; the studies' order first, then the runs'."""
         described = {method["name"]: method for method in self.curves.get("methods", [])}
-        return described | {run.info["method_name"]: {} for run in self.runs if run.info["method_name"] not in described}
+        return described | {
+            run.info["method_name"]: {} for run in self.runs if run.info["method_name"] not in described
+        }
 
     def label(self, method: str) -> str:
         return str(self.methods.get(method, {}).get("label") or method)
@@ -83,7 +85,9 @@ def duration(seconds: float) -> str:
 
 
 def compact(value: Any, digits: int = 4) -> Any:
-    """The value with floats at a few significant digits and None where they are not finite: what a page needs and no more."""
+    """The value with floats at a few significant digits and None where they are not finite: what a page needs and no
+    more.
+    """
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):

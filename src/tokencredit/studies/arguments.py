@@ -1,4 +1,6 @@
-"""What every question about an update is asked with: which run and checkpoint, how many rollouts, which method and optimizer."""
+"""What every question about an update is asked with: which run and checkpoint, how many rollouts, which method and
+optimizer.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,18 @@ from typing import Any
 OPTIMIZERS = ("adamw", "sgd")
 
 
-def add_common(parser: argparse.ArgumentParser, *, out: str, prompts: int = 64, group: int = 8, optimizer: bool = True) -> None:
-    """The shared flags; `out`, `prompts` and `group` are the command's own defaults, `optimizer` whether its step is asked about."""
-    parser.add_argument("--run", type=Path, dest="source", metavar="DIR", help="a run of `tokencredit train` or `demo`, or a model")
-    parser.add_argument("--checkpoint", type=int, metavar="N", help="its checkpoint of optimizer step N (default: the last one)")
+def add_common(
+    parser: argparse.ArgumentParser, *, out: str, prompts: int = 64, group: int = 8, optimizer: bool = True
+) -> None:
+    """The shared flags; `out`, `prompts` and `group` are the command's own defaults, `optimizer` whether its step is
+    asked about.
+    """
+    parser.add_argument(
+        "--run", type=Path, dest="source", metavar="DIR", help="a run of `tokencredit train` or `demo`, or a model"
+    )
+    parser.add_argument(
+        "--checkpoint", type=int, metavar="N", help="its checkpoint of optimizer step N (default: the last one)"
+    )
     parser.add_argument("--method", help="a name that `tokencredit methods` lists (default: the run's own)")
     if optimizer:
         parser.add_argument("--optimizer", choices=OPTIMIZERS, help="a fresh optimizer in place of the checkpoint's")
@@ -20,19 +30,26 @@ def add_common(parser: argparse.ArgumentParser, *, out: str, prompts: int = 64, 
         parser.set_defaults(optimizer=None)
     parser.add_argument("--prompts", type=int, default=prompts, help="prompts of the batch (default: %(default)s)")
     parser.add_argument("--group", type=int, default=group, help="rollouts of every prompt (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of prompts, sampling and resampling (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(out), help="directory of the figures and the page (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of prompts, sampling and resampling (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(out), help="directory of the figures and the page (default: %(default)s)"
+    )
 
 
 def open_from(args: argparse.Namespace, **options: Any) -> Any:
-    """The checkpoint that the arguments name, with the method and the optimizer that they ask for; `options` as of `open_checkpoint`.
+    """The checkpoint that the arguments name, with the method and the optimizer that they ask for; `options` as of
+    `open_checkpoint`.
 
     ValueError, with what to do, where no run is given.
     """
     from tokencredit.dynamics.checkpoint import open_checkpoint
 
     if args.source is None:
-        raise ValueError("no run is given: name one with --run. `tokencredit train --out runs/grpo` makes one on the embedded world, in "
-                         "half a minute, and its checkpoints hold the optimizer's state; `tokencredit demo` makes several")  # fmt: skip
+        raise ValueError(
+            "no run is given: name one with --run. `tokencredit train --out runs/grpo` makes one on the embedded world,"
+            " in half a minute, and its checkpoints hold the optimizer's state; `tokencredit demo` makes several"
+        )
     checkpoint = open_checkpoint(args.source, args.checkpoint, method=args.method, **options)
     return checkpoint.fresh(args.optimizer) if args.optimizer else checkpoint

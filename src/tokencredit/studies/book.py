@@ -19,8 +19,16 @@ class Book:
 
     def enter(self, name: str, estimate: Estimate, unit: str, **more: Any) -> str:
         """Enters a figure and answers its name."""
-        self.figures[name] = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "unit": unit, "num": estimate.num,
-                              "seed": self.seed, "command": self.command, **more}  # fmt: skip
+        self.figures[name] = {
+            "value": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "unit": unit,
+            "num": estimate.num,
+            "seed": self.seed,
+            "command": self.command,
+            **more,
+        }
         return name
 
     def null(self, name: str, null: Null, unit: str = "correlation") -> str:

@@ -1,7 +1,8 @@
 """The claims made for entropy-shaped credit, each put to the runs: does it show here?
 
-Units are seeds that were run under both methods; a claim "shows here" when its paired difference is positive at 5 % after Holm's
-correction for all the claims put, "does not show here" when it is negative, and is "not resolved" otherwise.
+Units are seeds that were run under both methods; a claim "shows here" when its paired difference is positive at 5 %
+after Holm's correction for all the claims put, "does not show here" when it is negative, and is "not resolved"
+otherwise.
 """
 
 from __future__ import annotations
@@ -44,15 +45,22 @@ def findings(
                 note = _note(differing or {}, treatment, baseline)
                 put.append((claim.format(a=treatment, b=baseline, k=largest), measure, step, pairs, note))
     p_values = [_p_value(pairs) for _, _, _, pairs, _ in put]
-    return [{"claim": claim, **_verdict(measure, step, pairs, p, len(put), note)}
-            for (claim, measure, step, pairs, note), p in zip(put, holm(p_values))]  # fmt: skip
+    return [
+        {"claim": claim, **_verdict(measure, step, pairs, p, len(put), note)}
+        for (claim, measure, step, pairs, note), p in zip(put, holm(p_values))
+    ]
 
 
-def _pairs(lines: Mapping[str, Mapping[str, Any]], treatment: str, baseline: str) -> tuple[int, list[tuple[float, float]]]:
+def _pairs(
+    lines: Mapping[str, Mapping[str, Any]], treatment: str, baseline: str
+) -> tuple[int, list[tuple[float, float]]]:
     """The last step that all shared seeds of both have reached, and (treated, untreated) of each seed there."""
     if treatment not in lines or baseline not in lines:
         return 0, []
-    both = [{seed: dict(zip(line["step"], line["value"])) for seed, line in lines[name]["seeds"].items()} for name in (treatment, baseline)]
+    both = [
+        {seed: dict(zip(line["step"], line["value"])) for seed, line in lines[name]["seeds"].items()}
+        for name in (treatment, baseline)
+    ]
     seeds = sorted(both[0].keys() & both[1].keys())
     steps = set.intersection(*(set(line[seed]) for line in both for seed in seeds)) if seeds else set()
     if not steps:
@@ -78,11 +86,19 @@ def _note(differing: Mapping[str, Mapping[str, Any]], treatment: str, baseline: 
     return f"; the runs also differ in {', '.join(told)}" if told else ""
 
 
-def _verdict(measure: str, step: int, pairs: Sequence[tuple[float, float]], p: float, num: int, note: str) -> dict[str, str]:
+def _verdict(
+    measure: str, step: int, pairs: Sequence[tuple[float, float]], p: float, num: int, note: str
+) -> dict[str, str]:
     difference = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
     verdict = "not resolved" if p >= 0.05 else "shows here" if difference.value > 0 else "does not show here"
     if len(pairs) > 1:
-        found = f"95 % interval [{difference.low:+.3f}, {difference.high:+.3f}], {len(pairs)} seeds; p = {p:.2g}, Holm's over {num} claims"
+        found = (
+            f"95 % interval [{difference.low:+.3f}, {difference.high:+.3f}], {len(pairs)} seeds; p = {p:.2g}, Holm's"
+            f" over {num} claims"
+        )
     else:
         found = "one seed, so no interval"
-    return {"verdict": verdict, "detail": f"{measure} at step {step}, paired by seed: {difference.value:+.3f}, {found}{note}"}
+    return {
+        "verdict": verdict,
+        "detail": f"{measure} at step {step}, paired by seed: {difference.value:+.3f}, {found}{note}",
+    }

@@ -1,4 +1,6 @@
-"""`tokencredit study ...` and `tokencredit dynamics ...`: every question is one action, in a module that adds its own arguments."""
+"""`tokencredit study ...` and `tokencredit dynamics ...`: every question is one action, in a module that adds its own
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,19 @@ from tokencredit.studies.variance import command as variance
 
 def add_study(commands: Any) -> None:
     """Adds `study` and its actions."""
-    _add(commands, "study", "A study: one question, one result with intervals.", (correlation, compare, theory, variance))
+    _add(
+        commands, "study", "A study: one question, one result with intervals.", (correlation, compare, theory, variance)
+    )
 
 
 def add_dynamics(commands: Any) -> None:
     """Adds `dynamics` and its actions."""
-    _add(commands, "dynamics", "What an update does to entropy and reward, and which tokens did it.",
-         (entropy, attribute, noise_scale, kernel))  # fmt: skip
+    _add(
+        commands,
+        "dynamics",
+        "What an update does to entropy and reward, and which tokens did it.",
+        (entropy, attribute, noise_scale, kernel),
+    )
 
 
 def _add(commands: Any, name: str, summary: str, modules: Sequence[ModuleType]) -> None:

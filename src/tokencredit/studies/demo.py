@@ -1,7 +1,9 @@
-"""The demo: several methods, several seeds, side by side on the embedded world, a small correlation study, and one report.
+"""The demo: several methods, several seeds, side by side on the embedded world, a small correlation study, and one
+report.
 
-Question: what does a laptop show of per-token credit in a few minutes? Every run is a process of its own with one thread; a run that
-was finished is not repeated, one that was interrupted goes on, one that fails is reported and does not stop the others.
+Question: what does a laptop show of per-token credit in a few minutes? Every run is a process of its own with one
+thread; a run that was finished is not repeated, one that was interrupted goes on, one that fails is reported and does
+not stop the others.
 """
 
 from __future__ import annotations
@@ -31,13 +33,25 @@ UPDATES = 2
 Job = tuple[str, str, int]
 
 
-def demo(out: Path, *, methods: Sequence[str], seeds: int, steps: int | None, workers: int | None, console: Console,
-         settings: Sequence[str] = ()) -> tuple[Path, list[str]]:  # fmt: skip
-    """Train, evaluate, write `out`/report.html and `out`/result.json; returns the page, and the names of the runs that failed.
+def demo(
+    out: Path,
+    *,
+    methods: Sequence[str],
+    seeds: int,
+    steps: int | None,
+    workers: int | None,
+    console: Console,
+    settings: Sequence[str] = (),
+) -> tuple[Path, list[str]]:
+    """Train, evaluate, write `out`/report.html and `out`/result.json; returns the page, and the names of the runs that
+    failed.
 
     `settings` are further "key=value" of TrainConfig, the same for all. RuntimeError where no run succeeded.
     """
-    steps, workers = STEPS if steps is None else steps, max(1, min(os.cpu_count() or 1, 4)) if workers is None else workers
+    steps, workers = (
+        STEPS if steps is None else steps,
+        max(1, min(os.cpu_count() or 1, 4)) if workers is None else workers,
+    )
     for name, number in (("seeds", seeds), ("steps", steps), ("workers", workers)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
@@ -45,21 +59,30 @@ def demo(out: Path, *, methods: Sequence[str], seeds: int, steps: int | None, wo
     for name in methods:
         METHODS[name]
     jobs = [(f"{method}-{seed}", method, seed) for seed in range(seeds) for method in methods]
-    console.print(f"{', '.join(methods)} on reckon: {len(jobs)} runs of {steps} rollout batches, {workers} side by side")
+    console.print(
+        f"{', '.join(methods)} on reckon: {len(jobs)} runs of {steps} rollout batches, {workers} side by side"
+    )
     failed = run_all(out, jobs, steps, workers, console, settings)
     done = [out / name for name, _, _ in jobs if name not in failed]
     if not done:
         raise RuntimeError(f"no run succeeded; the first log is {out / jobs[0][0]}.log")
     figures = compare(done)
-    command = shlex.join(["tokencredit", "demo", "--out", str(out), "--methods", *methods, "--seeds", str(seeds), "--steps", str(steps)])
+    command = shlex.join(
+        ["tokencredit", "demo", "--out", str(out), "--methods", *methods, "--seeds", str(seeds), "--steps", str(steps)]
+    )
     write_json(out / "result.json", {"command": command, "seeds": list(range(seeds)), "failed": failed, **figures})
     show(figures, console)
     sections = correlate(out, done[0], console)
-    return report.write(done, out / "report.html", figures, title=f"{', '.join(methods)} on reckon", extra=sections), failed
+    return (
+        report.write(done, out / "report.html", figures, title=f"{', '.join(methods)} on reckon", extra=sections),
+        failed,
+    )
 
 
 def correlate(out: Path, run: Path, console: Console) -> list[report.Section]:
-    """A small study of which tokens matter, on the base and on the checkpoints of one run: its sections of the report."""
+    """A small study of which tokens matter, on the base and on the checkpoints of one run: its sections of the
+    report.
+    """
     from tokencredit.report.correlation import sections
     from tokencredit.studies.correlation import study as correlation
     from tokencredit.studies.correlation.command import SMALL
@@ -72,8 +95,12 @@ def correlate(out: Path, run: Path, console: Console) -> list[report.Section]:
     return sections(study.path)
 
 
-def run_all(out: Path, jobs: Sequence[Job], steps: int, workers: int, console: Console, settings: Sequence[str] = ()) -> list[str]:
-    """Run the jobs, `workers` at a time, each with a bar; the names of those that failed, whose last words are printed."""
+def run_all(
+    out: Path, jobs: Sequence[Job], steps: int, workers: int, console: Console, settings: Sequence[str] = ()
+) -> list[str]:
+    """Run the jobs, `workers` at a time, each with a bar; the names of those that failed, whose last words are
+    printed.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with Progress(*columns(), console=console) as progress:
         bars = {name: progress.add_task(name, total=steps * UPDATES, figures="waiting") for name, _, _ in jobs}
@@ -91,9 +118,28 @@ def run_all(out: Path, jobs: Sequence[Job], steps: int, workers: int, console: C
 def command_of(out: Path, name: str, method: str, seed: int, steps: int, settings: Sequence[str] = ()) -> list[str]:
     """The command line of one run: what anybody would type."""
     third = max(steps // 3, 1)
-    own = {"steps": steps, "updates": UPDATES, "eval_every": third, "record_every": third, "save_every": third, "threads": 1,
-           "record_rows": 48}  # fmt: skip
-    command = [sys.executable, "-m", "tokencredit", "train", "--method", method, "--seed", str(seed), "--out", str(out / name), "--quiet"]
+    own = {
+        "steps": steps,
+        "updates": UPDATES,
+        "eval_every": third,
+        "record_every": third,
+        "save_every": third,
+        "threads": 1,
+        "record_rows": 48,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "tokencredit",
+        "train",
+        "--method",
+        method,
+        "--seed",
+        str(seed),
+        "--out",
+        str(out / name),
+        "--quiet",
+    ]
     told = [*(f"{key}={json.dumps(value)}" for key, value in own.items()), *settings]
     return [*command, *(part for setting in told for part in ("--set", setting))]
 
@@ -101,8 +147,13 @@ def command_of(out: Path, name: str, method: str, seed: int, steps: int, setting
 def start(out: Path, name: str, method: str, seed: int, steps: int, settings: Sequence[str]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with (out / f"{name}.log").open("w") as log:
-        return subprocess.Popen(command_of(out, name, method, seed, steps, settings), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                env=environment)  # fmt: skip
+        return subprocess.Popen(
+            command_of(out, name, method, seed, steps, settings),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
 
 
 def _update(progress: Progress, bar, path: Path, code: int | None) -> None:
@@ -112,7 +163,9 @@ def _update(progress: Progress, bar, path: Path, code: int | None) -> None:
 
 
 def show(figures: dict, console: Console) -> None:
-    """The last step's figures by method, and what they say about the papers' claims. A row is a figure, so that it fits 80 columns."""
+    """The last step's figures by method, and what they say about the papers' claims. A row is a figure, so that it fits
+    80 columns.
+    """
     methods = {method["name"]: method["summary"] for method in figures["methods"]}
     measures = [m for m in figures["curves"] if m in ("pass@1", "pass@8", "greedy", "entropy", "length")]
     for names in (list(methods)[i : i + 3] for i in range(0, len(methods), 3)):
@@ -124,7 +177,9 @@ def show(figures: dict, console: Console) -> None:
         console.print(table, "")
     console.print(f"In parentheses: {figures['interval']}.", markup=False, highlight=False)
     for finding in figures["findings"]:
-        console.print(f"\n{finding['verdict']}: {finding['claim']}\n  {finding['detail']}", highlight=False, markup=False)
+        console.print(
+            f"\n{finding['verdict']}: {finding['claim']}\n  {finding['detail']}", highlight=False, markup=False
+        )
 
 
 def _cell(figure: dict | None) -> str:

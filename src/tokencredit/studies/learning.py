@@ -1,7 +1,8 @@
 """What was learned, by method: curves over training and the last step's figures, with intervals over seeds.
 
-Question: how do the runs of several methods compare in pass@1, pass@k, entropy and length? Each method's seeds are its units; with one
-seed the interval is the evaluation's own, over prompts. Steps count where every seed of a method has reached them.
+Question: how do the runs of several methods compare in pass@1, pass@k, entropy and length? Each method's seeds are its
+units; with one seed the interval is the evaluation's own, over prompts. Steps count where every seed of a method has
+reached them.
 """
 
 from __future__ import annotations
@@ -21,11 +22,21 @@ from tokencredit.studies.claims import findings
 # What an evaluation's figures depend on besides the policy; the rest of a config is how the policy was made.
 SAME_FOR_ALL = ("task", "task_options", "model", "temperature", "max_new_tokens", "eval_prompts", "eval_samples")
 # What makes no other run: seeds and how a run is watched.
-FREE_WITHIN_METHOD = ("seed", "threads", "save_every", "record_every", "record_rows", "eval_every", "eval_batch", "accumulate")
+FREE_WITHIN_METHOD = (
+    "seed",
+    "threads",
+    "save_every",
+    "record_every",
+    "record_rows",
+    "eval_every",
+    "eval_batch",
+    "accumulate",
+)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Directories of runs and of studies: these, and those one level below these. Files, which a shell's * also finds, are passed over.
+    """Directories of runs and of studies: these, and those one level below these. Files, which a shell's * also finds,
+    are passed over.
 
     ValueError names a directory that holds neither.
     """
@@ -49,7 +60,9 @@ def apart(directories: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     runs = [path for path in directories if path not in studies]
     for path in runs:
         if Run.open(path).info["method_name"] in KINDS:
-            raise ValueError(f"{path}: this study has no result yet; give its command again and it goes on where it was")
+            raise ValueError(
+                f"{path}: this study has no result yet; give its command again and it goes on where it was"
+            )
     return runs, studies
 
 
@@ -57,10 +70,14 @@ def _holds(path: Path) -> bool:
     return (path / "run.json").exists() or kind_of(path) is not None
 
 
-def compare(run_dirs: Sequence[str | Path], *, treatment: str = "gtpo", baselines: Sequence[str] = ("dapo", "grpo")) -> dict[str, Any]:
-    """What the report draws: {"methods", "curves", "findings", "interval"}. Figures are those of the evaluations on held-out prompts.
+def compare(
+    run_dirs: Sequence[str | Path], *, treatment: str = "gtpo", baselines: Sequence[str] = ("dapo", "grpo")
+) -> dict[str, Any]:
+    """What the report draws: {"methods", "curves", "findings", "interval"}. Figures are those of the evaluations on
+    held-out prompts.
 
-    RunError where the runs cannot be compared: other tasks, models or evaluations; a method's runs with other settings, or a seed twice.
+    RunError where the runs cannot be compared: other tasks, models or evaluations; a method's runs with other settings,
+    or a seed twice.
     """
     runs = [Run.open(path) for path in run_dirs]
     by_method: dict[str, list[Run]] = defaultdict(list)
@@ -99,21 +116,30 @@ def _same(one: Run, other: Run, key: str, consequence: str) -> None:
 
 
 def _differing(by_method: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
-    """{method: {field of its config: value}} of the fields in which the methods differ, other than the method itself."""
+    """{method: {field of its config: value}} of the fields in which the methods differ, other than the method
+    itself.
+    """
     configs = {name: group[0].info["config"] for name, group in by_method.items()}
     skipped = {"method", "method_options", *FREE_WITHIN_METHOD}
     keys = sorted({key for config in configs.values() for key in config} - skipped)
-    return {name: {k: c.get(k) for k in keys if any(c.get(k) != other.get(k) for other in configs.values())} for name, c in configs.items()}
+    return {
+        name: {k: c.get(k) for k in keys if any(c.get(k) != other.get(k) for other in configs.values())}
+        for name, c in configs.items()
+    }
 
 
 def _measures(lines: Mapping[str, Mapping[int, Sequence[dict]]]) -> list[str]:
     """Names of the evaluated figures with intervals, in the order in which they were written."""
-    figures = [item for seeds in lines.values() for line in seeds.values() for record in line for item in record.items()]
+    figures = [
+        item for seeds in lines.values() for line in seeds.values() for record in line for item in record.items()
+    ]
     return list(dict.fromkeys(name for name, figure in figures if isinstance(figure, dict) and "low" in figure))
 
 
 def _curve(seeds: Mapping[int, Sequence[dict]], measure: str) -> dict[str, Any] | None:
-    """Mean over seeds at the steps that every evaluated seed has reached, its interval, and one line per seed; None without any."""
+    """Mean over seeds at the steps that every evaluated seed has reached, its interval, and one line per seed; None
+    without any.
+    """
     lines = {seed: {r["step"]: r[measure] for r in records if measure in r} for seed, records in sorted(seeds.items())}
     lines = {seed: line for seed, line in lines.items() if line}
     shared = sorted(set.intersection(*(set(line) for line in lines.values()))) if lines else []
@@ -125,7 +151,10 @@ def _curve(seeds: Mapping[int, Sequence[dict]], measure: str) -> dict[str, Any] 
         "value": [e.value for e in estimates],
         "low": [e.low for e in estimates],
         "high": [e.high for e in estimates],
-        "seeds": {str(seed): {"step": sorted(line), "value": [line[s]["value"] for s in sorted(line)]} for seed, line in lines.items()},
+        "seeds": {
+            str(seed): {"step": sorted(line), "value": [line[s]["value"] for s in sorted(line)]}
+            for seed, line in lines.items()
+        },
     }
 
 
@@ -145,4 +174,9 @@ def _describe(name: str, runs: Sequence[Run], curves: Mapping[str, Mapping[str, 
     described = {"name": name, "label": name, "seeds": sorted(run.info["seed"] for run in runs), "summary": last}
     if method is None:
         return described
-    return described | {"changes": method.summary, "source": method.source, "fidelity": method.fidelity, "needs": sorted(method.needs)}
+    return described | {
+        "changes": method.summary,
+        "source": method.source,
+        "fidelity": method.fidelity,
+        "needs": sorted(method.needs),
+    }

@@ -1,4 +1,6 @@
-"""Jobs as processes of their own, side by side: one that fails is named and stops no other; interrupted, all are stopped first."""
+"""Jobs as processes of their own, side by side: one that fails is named and stops no other; interrupted, all are
+stopped first.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,10 @@ GRACE = 10
 def run_all(jobs: Mapping[str, Callable[[], Any]], workers: int, watch: Callable[[str, int | None], None]) -> list[str]:
     """Run the jobs in their order, `workers` at a time; the names of those that failed.
 
-    jobs   {name: function that starts it}; what it returns has the methods poll, terminate, wait and kill of subprocess.Popen
-    watch  called with the name and None, a few times a second while a job runs, and with its exit code when it has ended
+    jobs   {name: function that starts it}; what it returns has the methods poll, terminate, wait and kill of
+           subprocess.Popen
+    watch  called with the name and None, a few times a second while a job runs, and with its exit code when it has
+           ended
     """
     waiting, running, failed = dict(jobs), {}, []
     try:
@@ -45,7 +49,9 @@ def run_all(jobs: Mapping[str, Callable[[], Any]], workers: int, watch: Callable
 
 
 def stop(processes: Iterable[Any]) -> None:
-    """Ask them to end, wait, and kill those that do not, or all at a second interrupt: a run goes on from its last checkpoint anyway."""
+    """Ask them to end, wait, and kill those that do not, or all at a second interrupt: a run goes on from its last
+    checkpoint anyway.
+    """
     processes = list(processes)
     for process in processes:
         process.terminate()
@@ -63,21 +69,26 @@ def stop(processes: Iterable[Any]) -> None:
 
 def last_words(log: Path) -> str:
     """The end of a log: the error it names, and where the rest is."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    lines = (
+        [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    )
     errors = [i for i, line in enumerate(lines) if line.startswith("error:")]
     told = " ".join(lines[errors[-1] :] if errors else lines[-1:])[:400] or "it wrote nothing"
     return f"{told} (log: {log})"
 
 
 class Forked:
-    """function(*arguments) in a process that has imported `preload` already, its output in `log`; used like a subprocess.Popen.
+    """function(*arguments) in a process that has imported `preload` already, its output in `log`; used like a
+    subprocess.Popen.
 
-    The process is forked from a server that did nothing but import, so that starting one costs a fraction of a second and a crash takes
-    nothing with it; where there is no such server (Windows), it starts from scratch. It ends when the process that asked for it does,
-    however that ended.
+    The process is forked from a server that did nothing but import, so that starting one costs a fraction of a second
+    and a crash takes nothing with it; where there is no such server (Windows), it starts from scratch. It ends when the
+    process that asked for it does, however that ended.
     """
 
-    def __init__(self, function: Callable[..., object], arguments: Sequence[Any], log: Path, preload: tuple[str, ...] = ()):
+    def __init__(
+        self, function: Callable[..., object], arguments: Sequence[Any], log: Path, preload: tuple[str, ...] = ()
+    ):
         self.process = _context(preload).Process(target=_enter, args=(function, tuple(arguments), log))
         self.process.start()
 
@@ -113,7 +124,9 @@ def _enter(function: Callable[..., object], arguments: tuple, log: Path) -> None
             stream.flush()
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt at the terminal reaches every process; who started this one decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # an interrupt at the terminal reaches every process; who started this one decides
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     try:
         function(*arguments)

@@ -1,4 +1,6 @@
-"""The stages of a study: each result is stored when it is made, so that a killed study goes on where it was, with the same numbers."""
+"""The stages of a study: each result is stored when it is made, so that a killed study goes on where it was, with the
+same numbers.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,11 @@ from tokencredit.durable import DamagedFile, append_line, read_json, read_lines,
 
 
 class Stages:
-    """Results under `folder`, by name: JSON values and groups of arrays. `seconds` says what was spent on each, by whichever process.
+    """Results under `folder`, by name: JSON values and groups of arrays. `seconds` says what was spent on each, by
+    whichever process.
 
-    A stage must be a function of the study's configuration and of earlier stages alone; whoever makes the folder sees to it that it
-    belongs to that configuration (`runs.Run.create` refuses another).
+    A stage must be a function of the study's configuration and of earlier stages alone; whoever makes the folder sees
+    to it that it belongs to that configuration (`runs.Run.create` refuses another).
     """
 
     def __init__(self, folder: Path) -> None:

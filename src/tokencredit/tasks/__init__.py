@@ -1,7 +1,7 @@
 """Prompts whose answers can be verified.
 
-A task has a `name`, `rows(split, limit, seed)` (dicts with "prompt" and "answer"), `verify(completion, row, truncated) -> Verdict` and
-`validate() -> Validation`. `load` makes one from a name, a data file, or a function of your own.
+A task has a `name`, `rows(split, limit, seed)` (dicts with "prompt" and "answer"), `verify(completion, row, truncated)
+-> Verdict` and `validate() -> Validation`. `load` makes one from a name, a data file, or a function of your own.
 """
 
 import difflib
@@ -24,8 +24,8 @@ def load(name: str, **options: Any) -> Any:
     """The task called `name`, with `options` handed to its class.
 
     - ``load("reckon")``, ``load("gsm8k", path="data/gsm8k", template="boxed")``: a name of `TASKS`
-    - ``load("jsonl:train.jsonl", prompt="question")``, ``load("train.parquet")``: a data file, verified with math-verify
-    - ``load("my_module:verify", path="train.jsonl")``, ``load("verify.py:verify", path=...)``: your own verifier on a data file
+    - ``load("jsonl:train.jsonl", prompt="question")``, ``load("train.parquet")``: a data file and math-verify
+    - ``load("my_module:verify", path="train.jsonl")``, ``load("verify.py:verify", path=...)``: your own verifier
     """
     if name in TASKS:
         return _build(name, options)
@@ -52,7 +52,9 @@ def _build(name: str, options: dict[str, Any]) -> Any:
             near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"task {name!r} has no option {option!r}.{hint} Its options: {', '.join(known) or 'none'}")
-    missing = [key for key, parameter in known.items() if parameter.default is inspect.Parameter.empty and key not in options]
+    missing = [
+        key for key, parameter in known.items() if parameter.default is inspect.Parameter.empty and key not in options
+    ]
     if missing:
         raise TypeError(f"task {name!r} needs {', '.join(missing)}: load({name!r}, {missing[0]}=...)")
     return task(**options)

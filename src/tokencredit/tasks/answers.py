@@ -1,8 +1,9 @@
 r"""From a completion to a verdict: find the answer, read it, compare it with the gold answer.
 
-An answer must be marked. Three forms are accepted, in this order: the last complete ``<answer>...</answer>``, else the last complete
-``\boxed{...}``, else the rest of the line after the last ``####``. No marker, no answer: the last number of a text is never guessed to be
-its answer. What is inside ``<think>...</think>`` is not searched, nor what follows a ``<think>`` that never ends.
+An answer must be marked. Three forms are accepted, in this order: the last complete ``<answer>...</answer>``, else the
+last complete ``\boxed{...}``, else the rest of the line after the last ``####``. No marker, no answer: the last number
+of a text is never guessed to be its answer. What is inside ``<think>...</think>`` is not searched, nor what follows a
+``<think>`` that never ends.
 
 Plain numbers are compared exactly, here. Everything else goes to math-verify in a process with limits (`bounded`).
 """
@@ -29,7 +30,9 @@ _REASONS = {"correct": CORRECT, "wrong": WRONG, "unparsed": UNPARSED, "timeout":
 
 @dataclass(frozen=True)
 class Answer:
-    """The text between the marks, the form they have, and whether the answer is `complete` even if the completion was cut off."""
+    """The text between the marks, the form they have, and whether the answer is `complete` even if the completion was
+    cut off.
+    """
 
     text: str
     form: Form
@@ -37,7 +40,8 @@ class Answer:
 
 
 def extract(completion: str, forms: Sequence[Form] = FORMS) -> Answer | None:
-    r"""The last answer of the first of `forms` that occurs, unwrapped (``<answer> \boxed{5} </answer>`` is ``5``), or None.
+    r"""The last answer of the first of `forms` that occurs, unwrapped (``<answer> \boxed{5} </answer>`` is ``5``), or
+    None.
 
     >>> extract("<think> \\boxed{4} </think> <answer> 5 </answer>").text
     '5'
@@ -55,7 +59,9 @@ def extract(completion: str, forms: Sequence[Form] = FORMS) -> Answer | None:
     return None
 
 
-def verify(completion: str, gold: str, truncated: bool = False, forms: Sequence[Form] = FORMS, limits: Limits | None = None) -> Verdict:
+def verify(
+    completion: str, gold: str, truncated: bool = False, forms: Sequence[Form] = FORMS, limits: Limits | None = None
+) -> Verdict:
     """The verdict on a completion. A `truncated` one counts only by an answer that was complete when it was cut."""
     question = _question(completion, truncated, forms)
     return question if isinstance(question, Verdict) else check(question, gold, limits)
@@ -71,7 +77,9 @@ def verify_many(
     """`verify` for a batch: equal questions are asked once, and those for math-verify go to several processes."""
     truncated = [False] * len(completions) if truncated is None else truncated
     if not len(completions) == len(golds) == len(truncated):
-        raise ValueError(f"{len(completions)} completions, {len(golds)} gold answers and {len(truncated)} flags do not match")
+        raise ValueError(
+            f"{len(completions)} completions, {len(golds)} gold answers and {len(truncated)} flags do not match"
+        )
     limits = limits or Limits()
     questions = [_question(completion, cut, forms) for completion, cut in zip(completions, truncated)]
     pairs = list({(question, gold) for question, gold in zip(questions, golds) if isinstance(question, str)})
@@ -79,11 +87,15 @@ def verify_many(
     hard = [pair for pair, verdict in verdicts.items() if verdict is None]
     with ThreadPoolExecutor(max_workers=limits.processes) as threads:
         verdicts.update(zip(hard, threads.map(lambda pair: check(*pair, limits), hard)))
-    return [verdicts[question, gold] if isinstance(question, str) else question for question, gold in zip(questions, golds)]
+    return [
+        verdicts[question, gold] if isinstance(question, str) else question for question, gold in zip(questions, golds)
+    ]
 
 
 def check(answer: str, gold: str, limits: Limits | None = None) -> Verdict:
-    """The verdict on an extracted answer: without computer algebra where that decides, else by math-verify within `limits`."""
+    """The verdict on an extracted answer: without computer algebra where that decides, else by math-verify within
+    `limits`.
+    """
     verdict = check_plain(answer, gold)
     if verdict is None:
         verdict = _REASONS[bounded.compare(numerals.tidy(gold), numerals.tidy(answer), limits)]

@@ -1,8 +1,9 @@
 """Comparing expressions within limits of time and memory, in processes that may be lost.
 
-An answer such as ``9^{9^{9^{9}}}`` makes a computer algebra system compute for ever inside one operation on integers, which neither an
-exception nor a thread can stop. So the comparison runs in a process of its own (`judge`), which stays for the next question, dies alone
-when a question exceeds its limits, and is started anew. Questions and answers are JSON lines on pipes. Works in threads, and after a fork.
+An answer such as ``9^{9^{9^{9}}}`` makes a computer algebra system compute for ever inside one operation on integers,
+which neither an exception nor a thread can stop. So the comparison runs in a process of its own (`judge`), which stays
+for the next question, dies alone when a question exceeds its limits, and is started anew. Questions and answers are
+JSON lines on pipes. Works in threads, and after a fork.
 """
 
 import atexit
@@ -22,7 +23,8 @@ START_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What one comparison may use: `seconds` of CPU time and `megabytes` of address space. `processes` may compare at the same time.
+    """What one comparison may use: `seconds` of CPU time and `megabytes` of address space. `processes` may compare at
+    the same time.
 
     A process that makes no progress at all is ended after ten times `seconds` of wall time.
     """
@@ -72,7 +74,10 @@ class Judge:
     def _start(self) -> None:
         script = Path(__file__).with_name("judge.py")
         command = [sys.executable, "-P", str(script), str(self.limits.seconds), str(self.limits.megabytes * 2**20)]
-        environment = {**os.environ, "PYTHONHASHSEED": "0"}  # sympy's order of terms, and so its verdicts, must not vary
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": "0",
+        }  # sympy's order of terms, and so its verdicts, must not vary
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
         self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
         self._pending = b""
@@ -80,7 +85,9 @@ class Judge:
             self.process.kill()
             message = self.process.stderr.read().decode(errors="replace").strip()
             self.stop()
-            raise RuntimeError(f"the process that compares expressions did not start (is math-verify installed?): {message[-400:]}")
+            raise RuntimeError(
+                f"the process that compares expressions did not start (is math-verify installed?): {message[-400:]}"
+            )
 
     def _receive(self, seconds: float) -> str | None:
         """The next line, or None when the process ended, or did not answer within `seconds` of wall time."""

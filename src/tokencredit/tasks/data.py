@@ -15,8 +15,8 @@ PARTS = ("all", "validation", "final")
 def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSONL or Parquet file, each with its name for messages (file and 1-based line or row).
 
-    JSONL is read line by line, because an error must name the line and because the answers of one file may be of several types. Blank
-    lines are skipped and counted. Parquet goes through `datasets`.
+    JSONL is read line by line, because an error must name the line and because the answers of one file may be of
+    several types. Blank lines are skipped and counted. Parquet goes through `datasets`.
     """
     path = Path(path)
     if not path.is_file():
@@ -26,11 +26,15 @@ def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
     else:
-        raise ValueError(f"{path}: rows are read from files whose names end in {' or '.join(SUFFIXES)}, not in {path.suffix!r}")
+        raise ValueError(
+            f"{path}: rows are read from files whose names end in {' or '.join(SUFFIXES)}, not in {path.suffix!r}"
+        )
 
 
 def split_of(prompt: Any) -> Split:
-    """The part a prompt belongs to: a fifth of all prompts, by the MD5 of the prompt, are "test". Equal prompts are never divided."""
+    """The part a prompt belongs to: a fifth of all prompts, by the MD5 of the prompt, are "test". Equal prompts are
+    never divided.
+    """
     return "test" if _digest(prompt) % 5 == 0 else "train"
 
 
@@ -40,12 +44,16 @@ def _digest(value: Any) -> int:
 
 
 def part_of(prompt: Any) -> Literal["validation", "final"]:
-    """The part of the test split that a prompt belongs to: a quarter, by MD5, serves to choose settings, the rest to report."""
+    """The part of the test split that a prompt belongs to: a quarter, by MD5, serves to choose settings, the rest to
+    report.
+    """
     return "validation" if _digest(["part", prompt]) % 4 == 0 else "final"
 
 
 def held_out(task: Any, num: int, part: str = "all", seed: int = 0) -> list[dict[str, Any]]:
-    """`num` prompts of a task's test split; of one part of it, `num` different ones, drawn by `seed` (fewer where it has fewer)."""
+    """`num` prompts of a task's test split; of one part of it, `num` different ones, drawn by `seed` (fewer where it
+    has fewer).
+    """
     if part == "all":
         return task.rows("test", num, seed)
     rows = {str(row["prompt"]): row for row in task.rows("test", None, seed) if part_of(row["prompt"]) == part}
@@ -59,7 +67,9 @@ def check_split(split: str) -> None:
 
 
 def take(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
-    """At most `limit` rows, drawn by `seed`, in file order. A smaller limit draws a subset of what a larger one draws."""
+    """At most `limit` rows, drawn by `seed`, in file order. A smaller limit draws a subset of what a larger one
+    draws.
+    """
     if limit is None or limit >= len(rows):
         return rows
     if limit < 0:
@@ -80,7 +90,9 @@ def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: a row is a JSON object with columns, not {type(row).__name__}")
+                raise ValueError(
+                    f"{path}, line {number}: a row is a JSON object with columns, not {type(row).__name__}"
+                )
             yield name, row
 
 
@@ -98,4 +110,8 @@ def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (nor is there a directory {path.parent})"
     found = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in SUFFIXES)
-    return f" (in {path.parent} there are: {', '.join(found[:8])})" if found else f" ({path.parent} holds no .jsonl or .parquet file)"
+    return (
+        f" (in {path.parent} there are: {', '.join(found[:8])})"
+        if found
+        else f" ({path.parent} holds no .jsonl or .parquet file)"
+    )

@@ -1,10 +1,12 @@
-"""Worlds small enough to enumerate: every completion, its probability, and so the exact value, entropy and gradients of a policy.
+"""Worlds small enough to enumerate: every completion, its probability, and so the exact value, entropy and gradients of
+a policy.
 
     J = Σₛ P(s) r(s)        V(x) = Σₐ π(a|x) Q(x, a)        H = E[Σᵢ H(π(·|y<i))] / E[number of tokens]
 
-A completion ends with `eos` or at the horizon. The prefixes still open at depth t are all words of length t over the other tokens, so they
-are numbered by reading the word as a number; a whole depth is one tensor, and going up a depth is one reshape. Everything is float64 and
-differentiable in the policy's parameters, which makes an estimator's expectation a number to compare with instead of a hope.
+A completion ends with `eos` or at the horizon. The prefixes still open at depth t are all words of length t over the
+other tokens, so they are numbered by reading the word as a number; a whole depth is one tensor, and going up a depth is
+one reshape. Everything is float64 and differentiable in the policy's parameters, which makes an estimator's expectation
+a number to compare with instead of a hope.
 """
 
 from __future__ import annotations
@@ -66,8 +68,8 @@ class ExactWorld:
         return float(self.reward(torch.tensor([list(completion)])))
 
     def enumerate(self, policy: Policy, *, batch: int = 8192) -> Enumeration:
-        """Everything about a policy. Differentiable unless gradients are off; the policy is evaluated `batch` prefixes at a time and, for
-        a gradient, once more, so memory stays that of one batch."""
+        """Everything about a policy. Differentiable unless gradients are off; the policy is evaluated `batch` prefixes
+        at a time and, for a gradient, once more, so memory stays that of one batch."""
         levels = []
         for depth in range(self.horizon):
             pieces = self.prefixes(depth).split(batch)
@@ -79,7 +81,9 @@ class ExactWorld:
 
 @dataclass(frozen=True)
 class Enumeration:
-    """A world under one policy. `log_probs[t]` [num_prefixes(t), vocab] are the next-token log-probabilities at depth t."""
+    """A world under one policy. `log_probs[t]` [num_prefixes(t), vocab] are the next-token log-probabilities at depth
+    t.
+    """
 
     world: ExactWorld
     log_probs: tuple[Tensor, ...]
@@ -94,7 +98,9 @@ class Enumeration:
 
     @cached_property
     def action_values(self) -> tuple[Tensor, ...]:
-        """Q(x, a) [num_prefixes(t), vocab] by depth: the reward where the completion ends, else V of the longer prefix."""
+        """Q(x, a) [num_prefixes(t), vocab] by depth: the reward where the completion ends, else V of the longer
+        prefix.
+        """
         world, levels = self.world, []
         for depth in range(world.horizon - 1, -1, -1):
             prefixes, q = world.prefixes(depth), torch.empty(self.log_probs[depth].shape, dtype=torch.float64)
@@ -124,7 +130,9 @@ class Enumeration:
 
     @property
     def entropy(self) -> Tensor:
-        """H, the mean token entropy: a ratio of expectations, so every token weighs the same (a scalar, differentiable)."""
+        """H, the mean token entropy: a ratio of expectations, so every token weighs the same (a scalar,
+        differentiable).
+        """
         total = [reach @ _entropy(log_p) for reach, log_p in zip(self.reach, self.log_probs)]
         return torch.stack(total).sum() / self.expected_length
 
@@ -135,25 +143,44 @@ class Enumeration:
         return self.values[len(prefix)][self.world.index(torch.tensor([list(prefix)], dtype=torch.long))].item()
 
     def policy_gradient(self, parameters: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """∇J = Σₛ r(s) ∇P(s), through the enumeration itself: the number that every policy-gradient estimator estimates."""
-        return torch.autograd.grad(self.success, list(parameters), retain_graph=True, allow_unused=True, materialize_grads=True)
+        """∇J = Σₛ r(s) ∇P(s), through the enumeration itself: the number that every policy-gradient estimator
+        estimates.
+        """
+        return torch.autograd.grad(
+            self.success, list(parameters), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
 
     def entropy_gradient(self, parameters: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """∇H, the change of the prefix distribution included."""
-        return torch.autograd.grad(self.entropy, list(parameters), retain_graph=True, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(
+            self.entropy, list(parameters), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
 
     @cached_property
     def completions(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All of them: sequences [N,horizon] (0 after the end), mask [N,horizon], probability [N] (differentiable), reward [N]."""
+        """All of them: sequences [N,horizon] (0 after the end), mask [N,horizon], probability [N] (differentiable),
+        reward [N].
+        """
         world, parts = self.world, []
         for depth, (reach, log_p, q) in enumerate(zip(self.reach, self.log_probs, self.action_values)):
             last = depth == world.horizon - 1
-            tokens = torch.arange(world.vocab) if last else torch.tensor([] if world.eos is None else [world.eos], dtype=torch.long)
+            tokens = (
+                torch.arange(world.vocab)
+                if last
+                else torch.tensor([] if world.eos is None else [world.eos], dtype=torch.long)
+            )
             head = world.prefixes(depth).repeat_interleave(len(tokens), 0)
             tail = torch.zeros(len(head), world.horizon - depth - 1, dtype=torch.long)
             sequences = torch.cat([head, tokens.repeat(len(reach))[:, None], tail], 1)
             mask = (torch.arange(world.horizon) <= depth).expand(len(head), -1)
-            parts.append((sequences, mask, (reach[:, None] * log_p.exp()[:, tokens]).reshape(-1), q[:, tokens].detach().reshape(-1)))
+            parts.append(
+                (
+                    sequences,
+                    mask,
+                    (reach[:, None] * log_p.exp()[:, tokens]).reshape(-1),
+                    q[:, tokens].detach().reshape(-1),
+                )
+            )
         sequences, mask, probability, reward = (torch.cat(part) for part in zip(*parts))
         return sequences, mask, probability, reward
 
@@ -164,7 +191,9 @@ class Enumeration:
         return sequences[chosen], mask[chosen], reward[chosen]
 
     def scores(self, sequences: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Exact per-token scores [N,T], zero off the mask: logprob, entropy, value (before the token), exact_value (Q − V), spread."""
+        """Exact per-token scores [N,T], zero off the mask: logprob, entropy, value (before the token), exact_value (Q −
+        V), spread.
+        """
         names = ("logprob", "entropy", "value", "exact_value", "spread")
         out = {name: torch.zeros(mask.shape, dtype=torch.float64) for name in names}
         for depth in range(mask.shape[1]):
@@ -196,7 +225,9 @@ class TabularPolicy(nn.Module):
         self.world = world
         generator = torch.Generator().manual_seed(seed)
         sizes = [(world.num_prefixes(depth), world.vocab) for depth in range(world.horizon)]
-        self.tables = nn.ParameterList([scale * torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes])
+        self.tables = nn.ParameterList(
+            [scale * torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+        )
 
     def forward(self, prefixes: Tensor) -> Tensor:
         return self.tables[prefixes.shape[1]][self.world.index(prefixes)]
@@ -227,9 +258,11 @@ def encode(text: str) -> list[int]:
 
 
 def modular_world(prompt: str, horizon: int = 6) -> ExactWorld:
-    """`a op b op c =` modulo 3: reward 1 for a completion that ends with the value and E, whatever was written before it.
+    """`a op b op c =` modulo 3: reward 1 for a completion that ends with the value and E, whatever was written before
+    it.
 
-    `R 2 1 E` does the right operation first. There is no grammar, so all 9⁰ + … + 9⁵ = 66,430 open prefixes of horizon 6 can be reached.
+    `R 2 1 E` does the right operation first. There is no grammar, so all 9⁰ + … + 9⁵ = 66,430 open prefixes of horizon
+    6 can be reached.
     """
     a, first, b, second, c, _ = encode(prompt)
     times = TOKENS.index("*")
@@ -245,7 +278,9 @@ def modular_world(prompt: str, horizon: int = 6) -> ExactWorld:
     return ExactWorld(len(TOKENS), horizon, reward, end)
 
 
-def tiny_model(seed: int = 0, *, vocab: int = len(TOKENS), hidden: int = 32, layers: int = 2, scale: float = 0.3) -> Any:
+def tiny_model(
+    seed: int = 0, *, vocab: int = len(TOKENS), hidden: int = 32, layers: int = 2, scale: float = 0.3
+) -> Any:
     """An untrained Qwen2 for a world this small; `scale` is the spread of its weights, hence how decided it is."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

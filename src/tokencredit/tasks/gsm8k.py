@@ -1,4 +1,6 @@
-"""GSM8K: grade-school word problems with integer answers (Cobbe et al., arXiv:2110.14168), from the Hugging Face hub or from files."""
+"""GSM8K: grade-school word problems with integer answers (Cobbe et al., arXiv:2110.14168), from the Hugging Face hub or
+from files.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ HUB = ("openai/gsm8k", "main")
 
 
 def verify(completion: str, row: dict[str, Any], truncated: bool = False) -> Verdict:
-    """The verdict on a completion by the row's "answer", which may be the dataset's own (a solution ending in ``#### gold``)."""
+    """The verdict on a completion by the row's "answer", which may be the dataset's own (a solution ending in ``####
+    gold``).
+    """
     return answers.verify(completion, gold_of(row["answer"]), truncated)
 
 
@@ -23,9 +27,10 @@ def verify(completion: str, row: dict[str, Any], truncated: bool = False) -> Ver
 class Gsm8k:
     """GSM8K's problems in the words of a `template` ("r1", "plain" or "boxed"), as messages when `chat`.
 
-    `path` is a directory with files whose names begin with train and test, or one file (a fifth of it, by hash, is then the test part), in
-    JSONL or Parquet with the columns "question" and "answer"; without it, the hub's ``openai/gsm8k``. `strict` accepts only the form of
-    answer that the template asks for; `timeout` is the CPU time in seconds that comparing one answer may take.
+    `path` is a directory with files whose names begin with train and test, or one file (a fifth of it, by hash, is then
+    the test part), in JSONL or Parquet with the columns "question" and "answer"; without it, the hub's
+    ``openai/gsm8k``. `strict` accepts only the form of answer that the template asks for; `timeout` is the CPU time in
+    seconds that comparing one answer may take.
     """
 
     path: str | None = None
@@ -40,7 +45,9 @@ class Gsm8k:
         template_of(self.template)
 
     def rows(self, split: data.Split = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
-        """The rows of a part: "prompt", "answer" (after ``####``), "question", "solution", "row_id". `limit` draws that many by `seed`."""
+        """The rows of a part: "prompt", "answer" (after ``####``), "question", "solution", "row_id". `limit` draws that
+        many by `seed`.
+        """
         data.check_split(split)
         return data.take([self._row(name, row) for name, row in self._raw(split)], limit, seed)
 
@@ -56,12 +63,22 @@ class Gsm8k:
     def _row(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
         for column in ("question", "answer"):
             if not isinstance(row.get(column), str) or not row[column].strip():
-                raise ValueError(f"{name}: no {column} (the row has: {', '.join(row)}); GSM8K's columns are question and answer")
+                raise ValueError(
+                    f"{name}: no {column} (the row has: {', '.join(row)}); GSM8K's columns are question and answer"
+                )
         if "####" not in row["answer"]:
-            raise ValueError(f"{name}: the answer has no '####' before the gold answer; for other data use the task 'jsonl'")
+            raise ValueError(
+                f"{name}: the answer has no '####' before the gold answer; for other data use the task 'jsonl'"
+            )
         prompt = template_of(self.template).prompt(row["question"], self.chat)
         gold = row["answer"].rpartition("####")[2].strip()
-        return {"prompt": prompt, "answer": gold, "question": row["question"], "solution": row["answer"], "row_id": name}
+        return {
+            "prompt": prompt,
+            "answer": gold,
+            "question": row["question"],
+            "solution": row["answer"],
+            "row_id": name,
+        }
 
     def _raw(self, split: data.Split) -> Iterator[tuple[str, dict[str, Any]]]:
         if self.path is None:
@@ -73,7 +90,12 @@ class Gsm8k:
 
 def _file_of(directory: Path, split: data.Split) -> Path:
     """The one file of a part in `directory`, or in the directory "main" that the hub's layout has."""
-    files = [file for place in (directory, directory / "main") for suffix in data.SUFFIXES for file in place.glob(f"{split}*{suffix}")]
+    files = [
+        file
+        for place in (directory, directory / "main")
+        for suffix in data.SUFFIXES
+        for file in place.glob(f"{split}*{suffix}")
+    ]
     if len(files) != 1:
         present = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
         raise FileNotFoundError(
@@ -90,7 +112,8 @@ def _from_hub(split: data.Split) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = datasets.load_dataset(*HUB, split=split)
     except Exception as error:
         raise RuntimeError(
-            f"{HUB[0]} could not be loaded from the hub ({type(error).__name__}: {error}); with the files at hand, give path="
+            f"{HUB[0]} could not be loaded from the hub ({type(error).__name__}: {error}); with the files at hand, give"
+            " path="
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{HUB[0]} {split}, row {number}", row

@@ -1,4 +1,6 @@
-"""Any JSONL or Parquet file with a column of prompts and one of gold answers, verified with math-verify or with your own function."""
+"""Any JSONL or Parquet file with a column of prompts and one of gold answers, verified with math-verify or with your
+own function.
+"""
 
 import difflib
 import importlib
@@ -20,7 +22,9 @@ def verify(completion: str, row: dict[str, Any], truncated: bool = False) -> Ver
 
 
 def gold_of(answer: Any) -> str:
-    r"""The gold answer in a column: what is marked by ``<answer>``, ``\boxed`` or ``####``, as in a worked solution, else all of it."""
+    r"""The gold answer in a column: what is marked by ``<answer>``, ``\boxed`` or ``####``, as in a worked solution,
+    else all of it.
+    """
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise TypeError(f"an answer is text or a number, not {type(answer).__name__}")
     text = str(answer).strip()
@@ -32,9 +36,10 @@ def gold_of(answer: Any) -> str:
 class Jsonl:
     """Prompts and gold answers from the columns `prompt` and `answer` of a file; a prompt is text or chat messages.
 
-    Without a `test` file, a fifth of the prompts (by hash) is the test part. `template` puts text prompts into words and asks for a form
-    of answer; `strict` then accepts that form alone. `verifier` is a function ``(completion, row) -> Verdict | bool``, or its name,
-    ``module:function`` or ``file.py:function``; then the answers are handed to it as they stand, and may be missing.
+    Without a `test` file, a fifth of the prompts (by hash) is the test part. `template` puts text prompts into words
+    and asks for a form of answer; `strict` then accepts that form alone. `verifier` is a function ``(completion, row)
+    -> Verdict | bool``, or its name, ``module:function`` or ``file.py:function``; then the answers are handed to it as
+    they stand, and may be missing.
     """
 
     path: str
@@ -57,7 +62,9 @@ class Jsonl:
             object.__setattr__(self, "_verify", as_verifier(_function(self.verifier)))
 
     def rows(self, split: data.Split = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
-        """The rows of a part: the file's columns, with "prompt", "answer" and "row_id" set. `limit` draws that many by `seed`."""
+        """The rows of a part: the file's columns, with "prompt", "answer" and "row_id" set. `limit` draws that many by
+        `seed`.
+        """
         data.check_split(split)
         path = self.test if self.test is not None and split == "test" else self.path
         rows = [self._row(name, row, path) for name, row in data.read(path)]
@@ -111,16 +118,22 @@ def _column(row: dict[str, Any], column: str, name: str, what: str, option: str,
         state = "is empty" if column in row else "is missing"
         near = difflib.get_close_matches(column, row, n=1, cutoff=0.5) if column not in row else []
         hint = f"; did you mean {option}={near[0]!r}?" if near else ""
-        raise ValueError(f"{path}: {name}: no {what} (column {column!r} {state}; the row has: {', '.join(map(str, row))}{hint})")
+        raise ValueError(
+            f"{path}: {name}: no {what} (column {column!r} {state}; the row has: {', '.join(map(str, row))}{hint})"
+        )
     if option == "prompt" and not isinstance(value, str):
         _check_messages(value, name, path)
     return value
 
 
 def _check_messages(value: Any, name: str, path: str) -> None:
-    fits = isinstance(value, list) and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value)
+    fits = isinstance(value, list) and all(
+        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value
+    )
     if not fits:
-        raise ValueError(f"{path}: {name}: a prompt is text or a list of messages with role and content, not {str(value)[:60]!r}")
+        raise ValueError(
+            f"{path}: {name}: a prompt is text or a list of messages with role and content, not {str(value)[:60]!r}"
+        )
 
 
 def _function(verifier: Callable[..., Any] | str) -> Callable[..., Any]:

@@ -1,12 +1,14 @@
-"""The process that compares expressions: a JSON question per line in, a JSON answer per line out. Started by `bounded`, as a script.
+"""The process that compares expressions: a JSON question per line in, a JSON answer per line out. Started by `bounded`,
+as a script.
 
-Arguments: seconds of CPU time per question, bytes of memory. The kernel enforces both. The timer's signal keeps its default action,
-which ends the process even while it is inside one long operation on integers that no Python handler could interrupt; CPU time rather
-than wall time, so that a busy machine does not change a verdict. Imports nothing of tokencredit: a fresh process, small and quick.
+Arguments: seconds of CPU time per question, bytes of memory. The kernel enforces both. The timer's signal keeps its
+default action, which ends the process even while it is inside one long operation on integers that no Python handler
+could interrupt; CPU time rather than wall time, so that a busy machine does not change a verdict. Imports nothing of
+tokencredit: a fresh process, small and quick.
 
-Text is read by math-verify's LaTeX grammar (ANTLR) alone. Its other reader, for plain expressions, hands text to sympy's `parse_expr`,
-which evaluates Python, and the grammar does the same with the digits of every number. Here the one is shut and the other replaced by
-`read_digits`: no text of a model is ever evaluated.
+Text is read by math-verify's LaTeX grammar (ANTLR) alone. Its other reader, for plain expressions, hands text to
+sympy's `parse_expr`, which evaluates Python, and the grammar does the same with the digits of every number. Here the
+one is shut and the other replaced by `read_digits`: no text of a model is ever evaluated.
 """
 
 import json
@@ -44,14 +46,20 @@ def load() -> tuple[Any, Any]:
 
     def parse(text: str) -> list[Any]:
         # The whole text is one expression: no sentence is searched for something that fits.
-        return reader.parse(f"\\boxed{{{text}}}", extraction_config=latex, fallback_mode="no_fallback", parsing_timeout=None)
+        return reader.parse(
+            f"\\boxed{{{text}}}", extraction_config=latex, fallback_mode="no_fallback", parsing_timeout=None
+        )
 
     def compare(gold: Any, answer: Any) -> bool:
         return verify(gold, answer, float_rounding=DIGITS, timeout_seconds=None)
 
-    # Tables are built and modules imported at first use: that time is no question's. A reader that cannot do this reads nothing right.
+    # Tables are built and modules imported at first use: that time is no question's. A reader that cannot do this reads
+    # nothing right.
     if not compare(parse("x^2+2x+\\frac{2}{2}"), parse("(x+1.0)^2")):
-        raise ImportError("math-verify does not find x^2+2x+1 equal to (x+1)^2; its version or sympy's is not one this was written for")
+        raise ImportError(
+            "math-verify does not find x^2+2x+1 equal to (x+1)^2; its version or sympy's is not one this was"
+            " written for"
+        )
     return parse, compare
 
 
@@ -87,7 +95,9 @@ def limit_time(seconds: float) -> None:
 
 
 def main(seconds: float, num_bytes: int) -> None:
-    """Answer questions until the input ends. Whatever a library prints goes nowhere: the answers have a channel of their own."""
+    """Answer questions until the input ends. Whatever a library prints goes nowhere: the answers have a channel of
+    their own.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     limit_memory(num_bytes)

@@ -1,7 +1,7 @@
 """Plain numbers as people and models write them, read exactly and without a computer algebra system.
 
-Most gold answers and most completions end in a plain number; reading it here costs microseconds and cannot blow up: there is no power,
-no factorial and no exponent in this grammar, and the length is bounded.
+Most gold answers and most completions end in a plain number; reading it here costs microseconds and cannot blow up:
+there is no power, no factorial and no exponent in this grammar, and the length is bounded.
 """
 
 import re
@@ -36,9 +36,11 @@ _NUMBER = re.compile(
         \s*(?P<percent>\\?%|\s[Pp]ercent)?(?P<unit>\s+.*)?""",
     re.VERBOSE | re.DOTALL,
 )
-# Units may follow a number and are not compared. Words that change the number's meaning are no units, nor are single letters
-# (variables), so "5 million" and "5 x" are left to the algebra system.
-_UNIT = re.compile(r"\s+(?:[A-Za-z]{3,}|kg|km|cm|mm|ml|mL|mg|ft|lb|oz|hr|mi|am|pm|of|in|an?)(?:\s+[A-Za-z]{2,}|/[A-Za-z]+){0,4}\.?")
+# Units may follow a number and are not compared. Words that change the number's meaning are no units, nor are single
+# letters (variables), so "5 million" and "5 x" are left to the algebra system.
+_UNIT = re.compile(
+    r"\s+(?:[A-Za-z]{3,}|kg|km|cm|mm|ml|mL|mg|ft|lb|oz|hr|mi|am|pm|of|in|an?)(?:\s+[A-Za-z]{2,}|/[A-Za-z]+){0,4}\.?"
+)
 _NOT_UNITS = re.compile(
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|score|half|halves|thirds?|quarters?|fourths|tenths|hundredths|percent|squared|cubed"
     r"|plus|minus|times|mod|over|choose|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|and|or|not|more|less|than|least|most|about)\b",
@@ -58,11 +60,15 @@ class Numeral:
         """Exact equality; with one percent sign among the two, either reading of it counts."""
         if self.value == other.value:
             return True
-        return self.percent != other.percent and (self.value / 100 == other.value if self.percent else self.value == other.value / 100)
+        return self.percent != other.percent and (
+            self.value / 100 == other.value if self.percent else self.value == other.value / 100
+        )
 
 
 def tidy(text: str) -> str:
-    """`text` without what surrounds an answer: dollar signs of mathematics, bold marks, a markup element, spacing commands, full stop."""
+    """`text` without what surrounds an answer: dollar signs of mathematics, bold marks, a markup element, spacing
+    commands, full stop.
+    """
     text = _SPACING.sub(lambda match: " " if match[0] in ("\\ ", "~") else "", text.translate(_TYPOGRAPHY))
     for _ in range(8):
         before = text
@@ -78,8 +84,8 @@ def tidy(text: str) -> str:
 
 
 def read(text: str) -> Numeral | None:
-    """The plain number that `text` (already tidied) is, or None: an optional currency, thousands separators, decimals, `a/b`, `1 1/2`,
-    a percent sign, and a unit in words, which is ignored."""
+    """The plain number that `text` (already tidied) is, or None: an optional currency, thousands separators, decimals,
+    `a/b`, `1 1/2`, a percent sign, and a unit in words, which is ignored."""
     if len(text) > MAX_LENGTH:
         return None
     text = _TEXT.sub(r" \1 ", text)

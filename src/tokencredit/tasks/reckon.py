@@ -3,9 +3,10 @@
     prompt       <bos> 7 + 3 * 4 - 2 =
     completion   @2 7 + 2 - 2 so @1 9 - 2 then @1 7 <eos>
 
-`@k` does the k-th operator of the current expression and is followed by the whole rewritten expression (digits mod 10). Between steps
-stands a joint (`so now then ok next`: free wording). In place of a joint, or of the end, `wait` and the expression before the step undo it.
-The reward is the outcome alone: the completion ends in `@1 d`, with d the last digit of the value. `world` builds the model.
+`@k` does the k-th operator of the current expression and is followed by the whole rewritten expression (digits mod 10).
+Between steps stands a joint (`so now then ok next`: free wording). In place of a joint, or of the end, `wait` and the
+expression before the step undo it. The reward is the outcome alone: the completion ends in `@1 d`, with d the last
+digit of the value. `world` builds the model.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def reduce(expression: Expression, k: int) -> Expression:
 
 
 def is_valid(expression: Expression, k: int) -> bool:
-    """May the k-th operator be done now? `*` always; `+` and `-` only with no `*` beside them and no `-` before them."""
+    """May the k-th operator be done now? `*` always; `+` and `-` only with no `*` beside them and no `-` before
+    them.
+    """
     operators = expression[1::2]
     before = operators[k - 2] if k > 1 else None
     after = operators[k] if k < len(operators) else None
@@ -70,8 +73,9 @@ def value(expression: Expression) -> str:
 def decision(expression: Expression) -> str:
     """What kind of choice the next `@k` is.
 
-    `forced`: one operator left. `free`: every order gives the value. `fork`: `*` competes with `+` or `-`. `habit`: no `*`, but doing the
-    operator after a `-` first (`a - b + c` as `a - (b + c)`) changes the sum; the demonstrator does so nearly always.
+    `forced`: one operator left. `free`: every order gives the value. `fork`: `*` competes with `+` or `-`. `habit`: no
+    `*`, but doing the operator after a `-` first (`a - b + c` as `a - (b + c)`) changes the sum; the demonstrator does
+    so nearly always.
     """
     if len(expression) <= 3:
         return "forced"
@@ -82,11 +86,12 @@ def decision(expression: Expression) -> str:
 
 @dataclass(frozen=True)
 class Demonstrator:
-    """A teacher of mixed quality: how often it does an operator that is not to be done yet, miscalculates, and takes a step back.
+    """A teacher of mixed quality: how often it does an operator that is not to be done yet, miscalculates, and takes a
+    step back.
 
-    `fork`, `habit`: chance of a forbidden operator where the expression is of that kind; `again`: the same for any choice after a `wait`;
-    `slip`: chance of a wrong digit; `repair`, `doubt`: chance of `wait` after a step that changed the value, and after one that did not.
-    At most one `wait` per demonstration.
+    `fork`, `habit`: chance of a forbidden operator where the expression is of that kind; `again`: the same for any
+    choice after a `wait`; `slip`: chance of a wrong digit; `repair`, `doubt`: chance of `wait` after a step that
+    changed the value, and after one that did not. At most one `wait` per demonstration.
     """
 
     fork: float = 0.4
@@ -181,8 +186,9 @@ class _Reader:
 class Reckon:
     """The task. Dials: `operands`, how many numbers a prompt may have (3 to 5); `wording`, whether joints vary.
 
-    With `wording` the most uncertain tokens are the joints, which decide nothing unless `wait` is in place, so entropy is a poor guide to
-    importance. Without it the joint is always `so`, and a joint is uncertain only as far as `wait` competes.
+    With `wording` the most uncertain tokens are the joints, which decide nothing unless `wait` is in place, so entropy
+    is a poor guide to importance. Without it the joint is always `so`, and a joint is uncertain only as far as `wait`
+    competes.
     """
 
     operands: tuple[int, ...] = (3, 4)
@@ -192,10 +198,14 @@ class Reckon:
 
     def __post_init__(self) -> None:
         if not self.operands or not set(self.operands) <= {3, 4, 5}:
-            raise ValueError(f"operands are some of 3, 4 and 5 (with 2 there is no order to choose), not {self.operands!r}")
+            raise ValueError(
+                f"operands are some of 3, 4 and 5 (with 2 there is no order to choose), not {self.operands!r}"
+            )
 
     def prompts(self, split: str = "train", seed: int = 0) -> Iterator[dict]:
-        """Endless independent draws; equal (split, seed) give equal prompts in equal order. A fifth of all prompts, by md5, are "test"."""
+        """Endless independent draws; equal (split, seed) give equal prompts in equal order. A fifth of all prompts, by
+        md5, are "test".
+        """
         check_split(split)
         rng = random.Random(f"reckon {split} {seed}")
         while True:
@@ -206,7 +216,9 @@ class Reckon:
                 yield row
 
     def rows(self, split: str = "train", limit: int | None = None, seed: int = 0) -> list[dict]:
-        """The first `limit` (default 2048) prompts of a stream: `prompt`, `expression`, `answer`, `row_id`. A prompt may recur."""
+        """The first `limit` (default 2048) prompts of a stream: `prompt`, `expression`, `answer`, `row_id`. A prompt
+        may recur.
+        """
         return list(islice(self.prompts(split, seed), DEFAULT_LIMIT if limit is None else limit))
 
     def demonstrate(self, row: dict, rng: random.Random, demonstrator: Demonstrator = EXPERT) -> str:
@@ -236,10 +248,12 @@ class Reckon:
         return CORRECT if words[-1] == row["answer"] else WRONG
 
     def slots(self, row: dict, tokens: Sequence[str]) -> list[str]:
-        """The kind of each position, from the tokens before it alone: fork, habit, free, forced, calc, copy, join, eos, junk.
+        """The kind of each position, from the tokens before it alone: fork, habit, free, forced, calc, copy, join, eos,
+        junk.
 
-        `join` and `eos` are the positions where `wait` is the alternative. A mask over slots selects positions whatever was chosen there;
-        one over `roles` selects by the choice, and so leaves out the places where `wait` was declined.
+        `join` and `eos` are the positions where `wait` is the alternative. A mask over slots selects positions whatever
+        was chosen there; one over `roles` selects by the choice, and so leaves out the places where `wait` was
+        declined.
         """
         reader, kinds = _Reader(tuple(row["expression"].split())), []
         for token in tokens:
@@ -248,13 +262,15 @@ class Reckon:
         return kinds
 
     def roles(self, row: dict, tokens: Sequence[str]) -> list[str]:
-        """The slots, with three choices told apart: `slip` (wrong digit), `wait` (undo), `junk` (ungrammatical, and all after it)."""
+        """The slots, with three choices told apart: `slip` (wrong digit), `wait` (undo), `junk` (ungrammatical, and all
+        after it).
+        """
         reader = _Reader(tuple(row["expression"].split()))
         return [reader.read(token) for token in tokens]
 
     def deciding(self, row: dict, tokens: Sequence[str]) -> list[bool]:
-        """The positions where some choice can change the outcome, whatever was chosen: the slots of a step that matters, of a computed
-        digit, and of a joint, where `wait` is the alternative."""
+        """The positions where some choice can change the outcome, whatever was chosen: the slots of a step that
+        matters, of a computed digit, and of a joint, where `wait` is the alternative."""
         return [slot in DECIDING for slot in self.slots(row, tokens)]
 
     def steps(self, row: dict, tokens: Sequence[str]) -> list[int]:

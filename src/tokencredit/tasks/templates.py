@@ -1,4 +1,6 @@
-"""How a question is put, and in which form the answer is asked for: the R1-Zero conversation, the plain GSM8K line, the box."""
+"""How a question is put, and in which form the answer is asked for: the R1-Zero conversation, the plain GSM8K line, the
+box.
+"""
 
 import difflib
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ class Template:
     answer_form: str
 
     def prompt(self, question: Prompt, chat: bool = False) -> Prompt:
-        """The prompt for `question`: one string for a base model, or messages when `chat`, or when the question is messages already."""
+        """The prompt for `question`: one string for a base model, or messages when `chat`, or when the question is
+        messages already.
+        """
         if isinstance(question, str) and not chat:
             return self.layout.replace("{instruction}", self.instruction).replace("{question}", question.strip())
         messages = [{"role": "user", "content": question.strip()}] if isinstance(question, str) else question
@@ -40,10 +44,10 @@ TEMPLATES = {
         name="r1",
         form="answer",
         instruction=(
-            "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks "
-            "about the reasoning process in the mind and then provides the user with the answer. The reasoning process and answer are "
-            "enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> "
-            "<answer> answer here </answer>."
+            "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The"
+            " assistant first thinks about the reasoning process in the mind and then provides the user with the"
+            " answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer>"
+            " tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>."
         ),
         layout="{instruction} User: {question} Assistant:",
         answer_form="<think> </think> <answer> {} </answer>",

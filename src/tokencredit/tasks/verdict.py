@@ -1,6 +1,7 @@
 """What a verifier says about a completion: never a bare number, so that *wrong*, *unreadable* and *cut off* stay apart.
 
-A reward is made from a verdict by whoever trains (usually ``float(verdict.correct)``); the reason is what a report counts.
+A reward is made from a verdict by whoever trains (usually ``float(verdict.correct)``); the reason is what a report
+counts.
 """
 
 import functools
@@ -31,7 +32,9 @@ class Verdict:
         if self.reason not in REASONS:
             raise ValueError(f"unknown reason {self.reason!r}; a verdict's reason is one of: {', '.join(REASONS)}")
         if self.correct != (self.reason == "correct") or (self.correct and not self.parsed):
-            raise ValueError(f"a verdict is correct exactly when its reason is 'correct' and it was parsed, not {self!r}")
+            raise ValueError(
+                f"a verdict is correct exactly when its reason is 'correct' and it was parsed, not {self!r}"
+            )
 
 
 CORRECT = Verdict(True, True, "correct")
@@ -44,7 +47,9 @@ ERROR = Verdict(False, False, "error")
 
 @dataclass(frozen=True)
 class Validation:
-    """How many gold answers were put through their own verifier, and those that failed, one line each (row, gold, reason)."""
+    """How many gold answers were put through their own verifier, and those that failed, one line each (row, gold,
+    reason).
+    """
 
     checked: int
     failures: tuple[str, ...] = ()
@@ -69,7 +74,9 @@ def name_row(row: dict) -> str:
 
 
 def to_verdict(result: Any) -> Verdict:
-    """A verdict from what a user's verifier returned: a `Verdict`, or a bool (Python's or numpy's). Numbers are refused."""
+    """A verdict from what a user's verifier returned: a `Verdict`, or a bool (Python's or numpy's). Numbers are
+    refused.
+    """
     if isinstance(result, Verdict):
         return result
     if isinstance(result, bool) or type(result).__name__ in ("bool", "bool_"):
@@ -78,10 +85,12 @@ def to_verdict(result: Any) -> Verdict:
 
 
 def as_verifier(function: Callable[..., Any], on_error: str = "raise") -> Callable[..., Verdict]:
-    """Adapt a plain function `(completion, row) -> Verdict | bool` to `verify(completion, row, truncated=False) -> Verdict`.
+    """Adapt a plain function `(completion, row) -> Verdict | bool` to `verify(completion, row, truncated=False) ->
+    Verdict`.
 
-    The function is told `truncated` only if it has a parameter of that name. When it raises, ``on_error="raise"`` raises a
-    `VerifierError` that names the row and chains the cause; ``on_error="verdict"`` gives a verdict with the reason "error".
+    The function is told `truncated` only if it has a parameter of that name. When it raises, ``on_error="raise"``
+    raises a `VerifierError` that names the row and chains the cause; ``on_error="verdict"`` gives a verdict with the
+    reason "error".
 
     >>> as_verifier(lambda completion, row: row["answer"] in completion)("it is 7", {"answer": "7"}).reason
     'correct'
@@ -98,6 +107,8 @@ def as_verifier(function: Callable[..., Any], on_error: str = "raise") -> Callab
             if on_error == "verdict":
                 return ERROR
             name = getattr(function, "__name__", type(function).__name__)
-            raise VerifierError(f"verifier {name} failed on {name_row(row)}: {type(error).__name__}: {error}", row) from error
+            raise VerifierError(
+                f"verifier {name} failed on {name_row(row)}: {type(error).__name__}: {error}", row
+            ) from error
 
     return verify

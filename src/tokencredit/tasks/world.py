@@ -2,8 +2,9 @@
 
     loss = - (1 / N) Σ log π(token | before)        over the N completion tokens of 128 fresh demonstrations
 
-The result is the starting point of reinforcement learning: it writes the grammar well and chooses badly. Every prompt it was taught with
-belongs to the train split. One command, about a minute on two idle cores: `tokencredit world build --seed N --out DIR`.
+The result is the starting point of reinforcement learning: it writes the grammar well and chooses badly. Every prompt
+it was taught with belongs to the train split. One command, about a minute on two idle cores: `tokencredit world build
+--seed N --out DIR`.
 """
 
 from __future__ import annotations
@@ -42,32 +43,54 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=PAD))
     words.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side="left", model_max_length=CONTEXT,
+        tokenizer_object=words,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
 
 
 def make_model() -> LlamaForCausalLM:
     """108 544 parameters in float32, freshly drawn from torch's generator.
 
-    Llama rather than Qwen2, which it otherwise equals but for three biases: `AutoTokenizer` replaces the tokenizer of any qwen2 folder.
+    Llama rather than Qwen2, which it otherwise equals but for three biases: `AutoTokenizer` replaces the tokenizer of
+    any qwen2 folder.
     """
     pad, bos, eos = (VOCABULARY.index(word) for word in (PAD, BOS, EOS))
     config = LlamaConfig(
-        vocab_size=len(VOCABULARY), hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, initializer_range=0.05,
-        pad_token_id=pad, bos_token_id=bos, eos_token_id=eos,
-    )  # fmt: skip
+        vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=eos,
+    )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=MAX_NEW_TOKENS,
-        pad_token_id=pad, bos_token_id=bos, eos_token_id=eos,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        max_new_tokens=MAX_NEW_TOKENS,
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=eos,
+    )
     return model
 
 
 def demonstrations(task: Reckon, seed: int, demonstrator: Demonstrator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of fresh train-split demonstrations: ids [B,T], padded on the right, and labels [B,T], -100 off the completion.
+    """Endless batches of fresh train-split demonstrations: ids [B,T], padded on the right, and labels [B,T], -100 off
+    the completion.
 
     Eight batches are drawn at a time and divided by length, so that little is padding; their order is shuffled.
     """
@@ -102,7 +125,12 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(
-    model: LlamaForCausalLM, task: Reckon, seed: int, steps: int, demonstrator: Demonstrator, progress: Progress | None = None
+    model: LlamaForCausalLM,
+    task: Reckon,
+    seed: int,
+    steps: int,
+    demonstrator: Demonstrator,
+    progress: Progress | None = None,
 ) -> float:
     """Supervised training in place, AdamW; returns the mean loss of the last tenth of the steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
@@ -134,7 +162,9 @@ def sample(model, tokenizer, rows: list[dict], *, greedy: bool = False, batch: i
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
         out = model.generate(**inputs, do_sample=not greedy)[:, inputs["input_ids"].shape[1] :]
         ended = (out == tokenizer.eos_token_id).any(dim=1).tolist()
-        completions += [(text, not end) for text, end in zip(tokenizer.batch_decode(out, skip_special_tokens=True), ended)]
+        completions += [
+            (text, not end) for text, end in zip(tokenizer.batch_decode(out, skip_special_tokens=True), ended)
+        ]
     return completions
 
 
@@ -158,8 +188,9 @@ def build(
 ) -> dict:
     """Trains a base model from nothing, measures it and saves it to `out_dir`, which appears complete or not at all.
 
-    Returns `loss`, `pass_rate` (sampled) and `greedy_pass_rate` on `num_eval` held-out prompts, `num_eval`, `seconds`, `steps`, `seed`.
-    An existing `out_dir` is refused: nothing is overwritten. `progress(step, steps, {"loss": ...})` is called after every step.
+    Returns `loss`, `pass_rate` (sampled) and `greedy_pass_rate` on `num_eval` held-out prompts, `num_eval`, `seconds`,
+    `steps`, `seed`. An existing `out_dir` is refused: nothing is overwritten. `progress(step, steps, {"loss": ...})` is
+    called after every step.
     """
     out, began = Path(out_dir), time.perf_counter()
     if out.exists():
@@ -172,9 +203,14 @@ def build(
         sampled, greedy = (pass_rate(model, tokenizer, task, num_eval, greedy=greedy) for greedy in (False, True))
     save(model, tokenizer, out)
     return {
-        "loss": loss, "pass_rate": sampled, "greedy_pass_rate": greedy, "num_eval": num_eval,
-        "seconds": time.perf_counter() - began, "steps": steps, "seed": seed,
-    }  # fmt: skip
+        "loss": loss,
+        "pass_rate": sampled,
+        "greedy_pass_rate": greedy,
+        "num_eval": num_eval,
+        "seconds": time.perf_counter() - began,
+        "steps": steps,
+        "seed": seed,
+    }
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -192,7 +228,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 
 def portable(folder: Path) -> None:
-    """Makes a saved folder readable by every user and by transformers 4 and 5, whose names for a plain tokenizer differ."""
+    """Makes a saved folder readable by every user and by transformers 4 and 5, whose names for a plain tokenizer
+    differ.
+    """
     config = folder / "tokenizer_config.json"
     settings = json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     config.write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,4 +1,6 @@
-"""Random batches: shapes, groups and rewards are drawn (and shrunk) by hypothesis, the numbers on tokens come from a drawn seed."""
+"""Random batches: shapes, groups and rewards are drawn (and shrunk) by hypothesis, the numbers on tokens come from a
+drawn seed.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,11 @@ def rollouts_strategy(
     max_tokens: int = 6,
     dtype: torch.dtype = torch.float64,
 ) -> Rollouts:
-    """Ragged batches, degenerate ones included: no rows, no width, empty rows, masks with holes, one-member groups, equal rewards,
-    groups whose rows do not adjoin and whose names are any integers in any order.
+    """Ragged batches, degenerate ones included: no rows, no width, empty rows, masks with holes, one-member groups,
+    equal rewards, groups whose rows do not adjoin and whose names are any integers in any order.
 
-    scores   names to fill: NaN off the mask (as a forward pass leaves it), on it generic, tied, mostly zero or all equal values >= 0
+    scores   names to fill: NaN off the mask (as a forward pass leaves it), on it generic, tied, mostly zero or all
+             equal values >= 0
     signed   those of the names whose values have either sign
     rewards  "binary" (0 and 1) or "any" (fractions and penalties besides)
     """
@@ -63,7 +66,9 @@ def _values(kind: str, shape: torch.Size, random: torch.Generator) -> Tensor:
 
 
 def credit_like(rollouts: Rollouts, seed: int, constant: bool = False) -> Tensor:
-    """[B, T]: generic credit of either sign with some zero rows, NaN off the mask; `constant`: the same at every token of a row."""
+    """[B, T]: generic credit of either sign with some zero rows, NaN off the mask; `constant`: the same at every token
+    of a row.
+    """
     random = torch.Generator().manual_seed(seed)
     size = (len(rollouts), 1) if constant else rollouts.mask.shape
     credit = torch.randn(size, generator=random, dtype=torch.float64).expand(rollouts.mask.shape)

@@ -51,8 +51,12 @@ def check_laws(
     run_checks(transform, {n: _CHECKS[n] for n in names}, batches, examples, seed)
 
 
-def run_checks(subject: object, checks: Mapping[str, Callable], batches: st.SearchStrategy, examples: int, seed: int) -> None:
-    """Run check(subject, rollouts, seed) -> fault or None over random batches; AssertionError "law: fault" at the first fault."""
+def run_checks(
+    subject: object, checks: Mapping[str, Callable], batches: st.SearchStrategy, examples: int, seed: int
+) -> None:
+    """Run check(subject, rollouts, seed) -> fault or None over random batches; AssertionError "law: fault" at the first
+    fault.
+    """
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -76,7 +80,13 @@ def run_checks(subject: object, checks: Mapping[str, Callable], batches: st.Sear
 
 def _pure(transform, rollouts, seed):
     credit = credit_like(rollouts, seed)
-    given = {"credit": credit, "reward": rollouts.reward, "group": rollouts.group, "mask": rollouts.mask, **rollouts.scores}
+    given = {
+        "credit": credit,
+        "reward": rollouts.reward,
+        "group": rollouts.group,
+        "mask": rollouts.mask,
+        **rollouts.scores,
+    }
     before = {name: x.clone() for name, x in given.items()}
     first, second = transform(credit, rollouts), transform(credit, rollouts)
     for name, x in given.items():
@@ -97,7 +107,9 @@ def _no_gradient(transform, rollouts, seed):
 
 def _finite(transform, rollouts, seed):
     for dtype in (torch.float64, torch.float32):
-        cast = replace(rollouts, reward=rollouts.reward.to(dtype), scores={n: x.to(dtype) for n, x in rollouts.scores.items()})
+        cast = replace(
+            rollouts, reward=rollouts.reward.to(dtype), scores={n: x.to(dtype) for n, x in rollouts.scores.items()}
+        )
         if not torch.isfinite(transform(credit_like(cast, seed), cast)[cast.mask]).all():
             return f"NaN or infinite credit in {dtype}"
 
@@ -127,7 +139,11 @@ def _row_order(transform, rollouts, seed):
 def _group_names(transform, rollouts, seed):
     credit = credit_like(rollouts, seed)
     names = torch.randperm(len(rollouts) + 1, generator=torch.Generator().manual_seed(seed)) * 3 - 5
-    return differ(transform(credit, replace(rollouts, group=names[rollouts.group_index])), transform(credit, rollouts), rollouts.mask)
+    return differ(
+        transform(credit, replace(rollouts, group=names[rollouts.group_index])),
+        transform(credit, rollouts),
+        rollouts.mask,
+    )
 
 
 def _keeps_total(transform, rollouts, seed):
@@ -169,13 +185,17 @@ def _idempotent(transform, rollouts, seed):
 
 
 def differ(got: Tensor, expected: Tensor, mask: Tensor, tolerance: float = 1e-8) -> str | None:
-    """Where the two differ most on the mask, or None. Equal NaNs and infinities count as equal: finiteness is a law of its own."""
+    """Where the two differ most on the mask, or None. Equal NaNs and infinities count as equal: finiteness is a law of
+    its own.
+    """
     if got.shape != expected.shape:
         return f"shape {list(got.shape)} instead of {list(expected.shape)}"
     off = mask & ~torch.isclose(got, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
     if off.any():
         row, column = torch.nonzero(off)[0].tolist()
-        return f"row {row}, token {column} has {got[row, column].item():.9g} instead of {expected[row, column].item():.9g}"
+        return (
+            f"row {row}, token {column} has {got[row, column].item():.9g} instead of {expected[row, column].item():.9g}"
+        )
 
 
 def widen(x: Tensor, mask: Tensor, fill: float) -> Tensor:

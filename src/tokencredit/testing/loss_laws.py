@@ -17,8 +17,10 @@ from tokencredit.testing.batches import logprobs_like, rollouts_strategy
 from tokencredit.testing.laws import check_laws, differ, run_checks, widen, widened
 
 METHOD_LAWS = {
-    "needs": "the credit depends on the scores in `needs` and on no other, a missing one is a KeyError that names it, and a surrogate "
-    "that selects tokens declares `selects`",
+    "needs": (
+        "the credit depends on the scores in `needs` and on no other, a missing one is a KeyError that names it, and a"
+        " surrogate that selects tokens declares `selects`"
+    ),
     "ties": "rollouts of a group that agree in reward and length get no credit, where the chain compares within groups",
     "additive": "with slices of the batch's plan, losses and gradients of micro-batches add up to those of the batch",
     "loss_padding": "neither the width of the padding nor what it holds changes the loss or its gradient",
@@ -39,7 +41,8 @@ def check_method(
     laws: Collection[str] | None = None,
     batches: st.SearchStrategy[Rollouts] | None = None,
 ) -> None:
-    """Check a method: the laws of its credit chain, and METHOD_LAWS, on random ragged batches. AssertionError names the law.
+    """Check a method: the laws of its credit chain, and METHOD_LAWS, on random ragged batches. AssertionError names the
+    law.
 
     laws     only these of METHOD_LAWS, and none of the chain's
     batches  a strategy for rollouts of your own (float64, with the scores that the method needs)
@@ -59,7 +62,9 @@ def check_method(
 
 
 def group_relative(method: Method) -> bool:
-    """Whether the chain compares rollouts with their group, from what only reward and length tell apart, and then keeps signs."""
+    """Whether the chain compares rollouts with their group, from what only reward and length tell apart, and then keeps
+    signs.
+    """
     parts = method.chain.parts
     at = [k for k, part in enumerate(parts) if isinstance(part, (GroupCenter, LeaveOneOut, PolarityCenter))]
     if not at or not all("keeps_sign" in part.laws for part in parts[at[-1] + 1 :]):
@@ -92,7 +97,10 @@ def _ties(method, rollouts, seed):
     # The first group alone: every row takes the reward and the number of tokens of its first row.
     rows = rollouts.rows(rollouts.group_index == 0) if len(rollouts) else rollouts
     mask = rows.mask[:1].expand_as(rows.mask).clone()
-    scores = {name: torch.where(rows.mask, x, x[rows.mask].mean() if rows.mask.any() else 0) for name, x in rows.scores.items()}
+    scores = {
+        name: torch.where(rows.mask, x, x[rows.mask].mean() if rows.mask.any() else 0)
+        for name, x in rows.scores.items()
+    }
     tied = Rollouts(rows.reward[:1].expand_as(rows.reward).clone(), rows.group, mask, scores, rows.success_above)
     if (method.credit(tied) != 0).any():
         return "a group whose rewards and lengths are all equal has credit"
@@ -122,7 +130,9 @@ def _additive(method, rollouts, seed):
     part = torch.randint(0, 3, (len(rollouts),), generator=torch.Generator().manual_seed(seed))
     total, pieces = torch.zeros_like(loss), torch.zeros_like(gradient)
     for keep in (part == k for k in range(3)):
-        some, pieces[keep], _ = _loss(method, rollouts.rows(keep), credit[keep], logprob[keep], old[keep], plan.rows(keep))
+        some, pieces[keep], _ = _loss(
+            method, rollouts.rows(keep), credit[keep], logprob[keep], old[keep], plan.rows(keep)
+        )
         total = total + some
     fault = _same_loss(total, loss) or differ(pieces, gradient, rollouts.mask)
     return fault and f"three micro-batches do not add up to the batch: {fault}"

@@ -1,5 +1,6 @@
-"""Who caused it: the change of entropy and reward that the next step makes, by token and rollout; what other methods would have done with
-the same rollouts; what the step would be without some tokens; and whether the tokens that decide the outcome are the ones that do it.
+"""Who caused it: the change of entropy and reward that the next step makes, by token and rollout; what other methods
+would have done with the same rollouts; what the step would be without some tokens; and whether the tokens that decide
+the outcome are the ones that do it.
 
 A killed question goes on where it was and ends with the same numbers.
 """
@@ -38,8 +39,9 @@ STUDY = "attribution"
 
 @dataclass(frozen=True)
 class AttributeConfig:
-    """What is asked. entropy, reward: (prompts, rollouts of each) that ∇H and ∇J are estimated on; trees: prompts with both outcomes whose
-    exact pivotality is computed, on the embedded world alone; pivotality: a directory of `tokencredit pivotality run` to join instead."""
+    """What is asked. entropy, reward: (prompts, rollouts of each) that ∇H and ∇J are estimated on; trees: prompts with
+    both outcomes whose exact pivotality is computed, on the embedded world alone; pivotality: a directory of
+    `tokencredit pivotality run` to join instead."""
 
     prompts: int = 64
     group: int = 8
@@ -54,17 +56,32 @@ class AttributeConfig:
 
     def __post_init__(self) -> None:
         if self.prompts < 3 or self.group < 2 or min(self.entropy[0], self.reward[0]) < 3 or self.reward[1] < 2:
-            raise ValueError("intervals need at least 3 prompts of the step and of either evaluation, and credit and the gradient of the "
-                             "reward at least 2 rollouts of each")  # fmt: skip
+            raise ValueError(
+                "intervals need at least 3 prompts of the step and of either evaluation, and credit and the gradient of"
+                " the reward at least 2 rollouts of each"
+            )
 
 
-def run(checkpoint: Checkpoint, config: AttributeConfig, out: Path, *, command: str = "", say: Callable[[str], None] = print) -> dict:
+def run(
+    checkpoint: Checkpoint, config: AttributeConfig, out: Path, *, command: str = "", say: Callable[[str], None] = print
+) -> dict:
     """The whole question, in the directory `out`; what `result.json` holds."""
     c = checkpoint
-    methods = [named_method(name).within(c.max_new_tokens) for name in dict.fromkeys((config.baseline, *config.methods))]
+    methods = [
+        named_method(name).within(c.max_new_tokens) for name in dict.fromkeys((config.baseline, *config.methods))
+    ]
     identity = asdict(config) | {"checkpoint": str(c.path), "temperature": c.temperature, "optimizer": _optimizer(c)}
-    record = Run.create(out, name=out.name, method=repr(c.method), method_name=STUDY, task=c.config.task, model=str(c.path),
-                        config=identity, seed=config.seed, command=command)  # fmt: skip
+    record = Run.create(
+        out,
+        name=out.name,
+        method=repr(c.method),
+        method_name=STUDY,
+        task=c.config.task,
+        model=str(c.path),
+        config=identity,
+        seed=config.seed,
+        command=command,
+    )
     stages, book = Stages(out / "stages"), Book(command, config.seed)
     say("sampling the rollouts of the step")
     batch, stored = _rollouts(c, config, {name for method in (c.method, *methods) for name in method.needs})
@@ -76,25 +93,36 @@ def run(checkpoint: Checkpoint, config: AttributeConfig, out: Path, *, command: 
     found = _methods(c, batch, methods, goals, stages, say)
     say("the step without some tokens")
     sets = token_sets(attribution)
-    ablated = {name: stages.arrays(f"without_{k}", lambda t=tokens: without(c, attribution, t, goals()))
-               for k, (name, tokens) in enumerate(sets.items())}  # fmt: skip
+    ablated = {
+        name: stages.arrays(f"without_{k}", lambda t=tokens: without(c, attribution, t, goals()))
+        for k, (name, tokens) in enumerate(sets.items())
+    }
     known = _trees(c, update.batch, config, stages, say) if stored is None else stored
 
     say("figures")
     view = blocks.View.of(attribution, columns, roles(c, update.batch), config.bootstraps, config.seed)
-    result: dict[str, Any] = {"about": _about(c, config, update, batch), **blocks.attribution_blocks(view, book),
-                              "methods": blocks.methods_block(found, book), "without": blocks.without_block(view, sets, ablated, book),
-                              "pivotal": blocks.pivotal_block(view, known, stored is not None, book) if known else None}  # fmt: skip
+    result: dict[str, Any] = {
+        "about": _about(c, config, update, batch),
+        **blocks.attribution_blocks(view, book),
+        "methods": blocks.methods_block(found, book),
+        "without": blocks.without_block(view, sets, ablated, book),
+        "pivotal": blocks.pivotal_block(view, known, stored is not None, book) if known else None,
+    }
     result["findings"] = findings(result, book.figures)
     _write_tables(record, c, view, known)
     result |= {"config": identity, "seconds": stages.seconds}
-    write_json(out / "result.json", {"study": STUDY, "command": command, "seed": config.seed, "figures": book.figures, **result})
+    write_json(
+        out / "result.json",
+        {"study": STUDY, "command": command, "seed": config.seed, "figures": book.figures, **result},
+    )
     record.finish()
     return result | {"figures": book.figures}
 
 
 def _rollouts(c: Checkpoint, config: AttributeConfig, needs: set[str]) -> tuple[Batch, dict[str, Tensor] | None]:
-    """The rollouts of the step and, from a pivotality run, the effects of the tokens of those that the run's own method keeps."""
+    """The rollouts of the step and, from a pivotality run, the effects of the tokens of those that the run's own method
+    keeps.
+    """
     if config.pivotality is None:
         return draw(c, config.prompts, config.group, config.seed, needs=sorted(needs)), None
     batch, known = batch_of_run(c, config.pivotality, config.group, config.seed, needs=sorted(needs))
@@ -104,7 +132,11 @@ def _rollouts(c: Checkpoint, config: AttributeConfig, needs: set[str]) -> tuple[
 
 def _optimizer(c: Checkpoint) -> dict[str, Any]:
     state = c.needs_optimizer()
-    return {"kind": next(iter(state.rules.values())).kind, "lr": state.lr, "steps": max(each.step for each in state.moments.values())}
+    return {
+        "kind": next(iter(state.rules.values())).kind,
+        "lr": state.lr,
+        "steps": max(each.step for each in state.moments.values()),
+    }
 
 
 def _goals(c: Checkpoint, config: AttributeConfig, say: Callable[[str], None]) -> Goals:
@@ -131,26 +163,38 @@ def _attribution(update: Update, goals: Callable[[], Goals], stages: Stages) -> 
     return Attribution(update, shares, {part: {goal: arrays[f"{part}/{goal}"] for goal in GOALS} for part in PARTS})
 
 
-def _methods(c: Checkpoint, batch: Batch, methods: Sequence[Method], goals: Callable[[], Goals], stages: Stages,
-             say: Callable[[str], None]) -> list[blocks.Counterfactual]:  # fmt: skip
+def _methods(
+    c: Checkpoint,
+    batch: Batch,
+    methods: Sequence[Method],
+    goals: Callable[[], Goals],
+    stages: Stages,
+    say: Callable[[str], None],
+) -> list[blocks.Counterfactual]:
     """The baseline first. A method whose coefficients are those of an earlier one is not computed again."""
     found: list[blocks.Counterfactual] = []
     earlier: list[Coefficients] = []
     for k, method in enumerate(methods):
         mine = Coefficients.of(method, batch)
-        twin = next(((place, factor) for place, other in enumerate(earlier) if (factor := mine.factor(other)) is not None), None)
+        twin = next(
+            ((place, factor) for place, other in enumerate(earlier) if (factor := mine.factor(other)) is not None), None
+        )
         if twin and mine.same(earlier[twin[0]]):
             arrays = found[twin[0]].arrays
         else:
             say(f"the step of {method.name}")
             arrays = stages.arrays(f"method_{k}", lambda m=mine: consequences(c, m, batch, goals()))
         named = None if twin is None else (methods[twin[0]].name, twin[1])
-        found.append(blocks.Counterfactual(method, arrays, len(mine.batch), acting_parts(mine, methods[0], batch), named))
+        found.append(
+            blocks.Counterfactual(method, arrays, len(mine.batch), acting_parts(mine, methods[0], batch), named)
+        )
         earlier.append(mine)
     return found
 
 
-def _trees(c: Checkpoint, batch: Batch, config: AttributeConfig, stages: Stages, say: Callable[[str], None]) -> dict[str, Tensor] | None:
+def _trees(
+    c: Checkpoint, batch: Batch, config: AttributeConfig, stages: Stages, say: Callable[[str], None]
+) -> dict[str, Tensor] | None:
     """Exact pivotality where the task is the embedded world and trees are asked for."""
     if not config.trees or getattr(c.task, "name", "") != "reckon" or not batch.rollouts.mixed.any():
         return None
@@ -164,31 +208,66 @@ def _trees(c: Checkpoint, batch: Batch, config: AttributeConfig, stages: Stages,
 
 def _about(c: Checkpoint, config: AttributeConfig, update: Update, batch: Batch) -> dict[str, Any]:
     rollouts = update.batch.rollouts
-    return {"checkpoint": str(c.path), "step": c.step, "task": c.config.task, "temperature": c.temperature, "method": c.method.name,
-            "lr": update.lr, "clip": update.clip, "rollouts": len(update.batch), "drawn": len(batch), "prompts": batch.num_prompts,
-            "tokens": int(rollouts.mask.sum()), "credited": int((update.coefficient != 0).sum()),
-            "success": float(batch.rollouts.success.double().mean()), "baseline": config.baseline,
-            "entropy": float(rollouts.score("entropy")[rollouts.mask].mean())}  # fmt: skip
+    return {
+        "checkpoint": str(c.path),
+        "step": c.step,
+        "task": c.config.task,
+        "temperature": c.temperature,
+        "method": c.method.name,
+        "lr": update.lr,
+        "clip": update.clip,
+        "rollouts": len(update.batch),
+        "drawn": len(batch),
+        "prompts": batch.num_prompts,
+        "tokens": int(rollouts.mask.sum()),
+        "credited": int((update.coefficient != 0).sum()),
+        "success": float(batch.rollouts.success.double().mean()),
+        "baseline": config.baseline,
+        "entropy": float(rollouts.score("entropy")[rollouts.mask].mean()),
+    }
 
 
 def _write_tables(record: Run, c: Checkpoint, view: blocks.View, known: Mapping[str, Tensor] | None) -> None:
     """tokens/step_N.parquet, a row per rollout with lists over its tokens; sequences.parquet, a row per rollout."""
     batch = view.attribution.update.batch
     rollouts, role = batch.rollouts, roles(c, batch)
-    columns = {"logprob": rollouts.score("logprob"), "entropy": rollouts.score("entropy"), **view.columns,
-               **{f"change of {goal}": share for goal, share in view.attribution.shares.items()}}  # fmt: skip
+    columns = {
+        "logprob": rollouts.score("logprob"),
+        "entropy": rollouts.score("entropy"),
+        **view.columns,
+        **{f"change of {goal}": share for goal, share in view.attribution.shares.items()},
+    }
     columns |= {} if known is None else {f"pivotality {name}": x for name, x in known.items()}
     rows, sequences = [], []
     for i, ids in enumerate(batch.completions):
         scores = {name: x[i, : len(ids)] for name, x in columns.items()}
-        about = {"group": int(rollouts.group[i]), "reward": float(rollouts.reward[i]), "success": bool(rollouts.success[i]),
-                 "reason": batch.reasons[i]}  # fmt: skip
-        rows.append({**about, "prompt": _text(batch.rows[i]["prompt"]), "token_ids": list(ids), "role": role[i] if role else None,
-                     "completion": c.tokenizer.decode(list(ids), skip_special_tokens=True),
-                     "tokens": pieces(c.tokenizer, ids), **scores})  # fmt: skip
-        sequences.append({"rollout": i, **about, "length": len(ids), "truncated": batch.truncated[i],
-                          **{f"change of {goal}": float(share[i].sum()) for goal, share in view.attribution.shares.items()},
-                          **{f"mean {name}": float(x[i, : len(ids)].mean()) for name, x in view.columns.items() if len(ids)}})  # fmt: skip
+        about = {
+            "group": int(rollouts.group[i]),
+            "reward": float(rollouts.reward[i]),
+            "success": bool(rollouts.success[i]),
+            "reason": batch.reasons[i],
+        }
+        rows.append(
+            {
+                **about,
+                "prompt": _text(batch.rows[i]["prompt"]),
+                "token_ids": list(ids),
+                "role": role[i] if role else None,
+                "completion": c.tokenizer.decode(list(ids), skip_special_tokens=True),
+                "tokens": pieces(c.tokenizer, ids),
+                **scores,
+            }
+        )
+        sequences.append(
+            {
+                "rollout": i,
+                **about,
+                "length": len(ids),
+                "truncated": batch.truncated[i],
+                **{f"change of {goal}": float(share[i].sum()) for goal, share in view.attribution.shares.items()},
+                **{f"mean {name}": float(x[i, : len(ids)].mean()) for name, x in view.columns.items() if len(ids)},
+            }
+        )
     record.write_tokens(c.step, rows)
     _write_parquet(record.path / "sequences.parquet", sequences)
 

@@ -29,8 +29,8 @@ PRELOAD = ("tokencredit.engines.train", "tokencredit.lm.evaluate")
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its directory below the study's, its config, the multiple of the learning rate; `final` (prompts, samples) for those that
-    count; `cost` orders jobs, the longest first, so that they end together."""
+    """One run: its directory below the study's, its config, the multiple of the learning rate; `final` (prompts,
+    samples) for those that count; `cost` orders jobs, the longest first, so that they end together."""
 
     name: str
     config: TrainConfig
@@ -107,13 +107,17 @@ def _log(out: Path, name: str) -> Path:
 
 
 def perform(job: Job, path: Path) -> None:
-    """Train to the end of the budget; then, for a run that counts, evaluate on more prompts. Called in the run's own process."""
+    """Train to the end of the budget; then, for a run that counts, evaluate on more prompts. Called in the run's own
+    process.
+    """
     from tokencredit.engines.train import train
 
     run = train(job.config, path, command=command_of(job.config, path))
     if (left := _left(run, job.config)) > 0:
-        raise RuntimeError(f"{left:g} {Budget.of(job.config.budget).unit} were left after {job.config.steps} rollout batches: allow more "
-                           "with --steps")  # fmt: skip
+        raise RuntimeError(
+            f"{left:g} {Budget.of(job.config.budget).unit} were left after {job.config.steps} rollout batches: allow"
+            " more with --steps"
+        )
     if job.final and not any(record["split"] == FINAL for record in run.evaluations()):
         run.log_evaluation(_evaluated(run, job))
     print(f"{time.process_time():.1f} s of processor time")
@@ -126,9 +130,18 @@ def _evaluated(run: Run, job: Job) -> dict[str, Any]:
     (prompts, samples), config = job.final, job.config
     task, path = load(config.task, **config.task_options), resolve_model(run.path)
     limit = config.max_new_tokens or getattr(task, "max_new_tokens", 256)
-    figures = evaluate(load_model(path), load_tokenizer(path), task, held_out(task, prompts, config.eval_part), num_samples=samples,
-                       ks=sorted({1, samples}), max_new_tokens=limit, temperature=config.temperature, seed=config.seed,
-                       batch=config.eval_batch)  # fmt: skip
+    figures = evaluate(
+        load_model(path),
+        load_tokenizer(path),
+        task,
+        held_out(task, prompts, config.eval_part),
+        num_samples=samples,
+        ks=sorted({1, samples}),
+        max_new_tokens=limit,
+        temperature=config.temperature,
+        seed=config.seed,
+        batch=config.eval_batch,
+    )
     last = run.metrics()[-1]
     return {key: last[key] for key in ("step", "seconds", "rollouts", "tokens")} | {"split": FINAL, **figures}
 
@@ -138,16 +151,19 @@ def command_of(config: TrainConfig, path: Path) -> str:
     told = ["tokencredit", "train", "--method", config.method, "--seed", str(config.seed), "--out", str(path)]
     usual = TrainConfig(task=config.task)
     changed = {f.name: value for f in fields(config) if (value := getattr(config, f.name)) != getattr(usual, f.name)}
-    settings = [f"{name}={json.dumps(value)}" for name, value in changed.items() if name not in ("method", "seed", "task")]
+    settings = [
+        f"{name}={json.dumps(value)}" for name, value in changed.items() if name not in ("method", "seed", "task")
+    ]
     task = ["--task", config.task] if config.task != "reckon" else []
     return shlex.join([*told, *task, *(part for setting in settings for part in ("--set", setting))])
 
 
 def choose(config: Any, out: Path, methods: Sequence[str], checks: Sequence[Job]) -> dict[str, dict[str, Any]]:
-    """{method: {"factor", "edge", "scores", "seeds"}}: the multiple with the highest validation pass@1 over the second half of the budget.
+    """{method: {"factor", "edge", "scores", "seeds"}}: the multiple with the highest validation pass@1 over the second
+    half of the budget.
 
-    `scores` {multiple: [per seed, per prompt]}; `edge` is "lowest" or "highest" where the choice is at an end of the rates that were
-    checked. A single rate, or one that no check finished for, is the multiple nearest to 1.
+    `scores` {multiple: [per seed, per prompt]}; `edge` is "lowest" or "highest" where the choice is at an end of the
+    rates that were checked. A single rate, or one that no check finished for, is the multiple nearest to 1.
     """
     found = {}
     for method in methods:
@@ -155,7 +171,11 @@ def choose(config: Any, out: Path, methods: Sequence[str], checks: Sequence[Job]
         scores: dict[float, list] = {}
         for job in jobs:
             scores.setdefault(job.factor, []).append(second_half(Run.open(out / job.name), config))
-        best = max(scores, key=lambda factor: np.mean(scores[factor])) if scores else min(config.rates, key=lambda rate: abs(np.log(rate)))
+        best = (
+            max(scores, key=lambda factor: np.mean(scores[factor]))
+            if scores
+            else min(config.rates, key=lambda rate: abs(np.log(rate)))
+        )
         ends = {min(config.rates): "lowest", max(config.rates): "highest"} if len(scores) > 1 else {}
         seeds = sorted({job.config.seed for job in jobs})
         found[method] = {"factor": best, "edge": ends.get(best), "scores": scores, "seeds": seeds}
@@ -166,4 +186,6 @@ def second_half(run: Run, config: Any) -> list[float]:
     """Prompt by prompt: mean pass@1 of the evaluations from half of the budget on."""
     unit, half = config.budget.unit, config.budget.amount / 2
     late = [record for record in run.evaluations() if record["split"] != FINAL and record[unit] >= half]
-    return np.mean([pass_at_k(record["by_prompt"]["correct"], record["num_samples"], 1) for record in late], axis=0).tolist()
+    return np.mean(
+        [pass_at_k(record["by_prompt"]["correct"], record["num_samples"], 1) for record in late], axis=0
+    ).tolist()

@@ -1,6 +1,8 @@
-"""What a comparison concludes of every method: better than the baseline, worse, or not resolved at this budget. Never a ranking.
+"""What a comparison concludes of every method: better than the baseline, worse, or not resolved at this budget. Never a
+ranking.
 
-Units are the seeds that were run under both, on the same prompts; p-values are Holm's over all methods, measure by measure.
+Units are the seeds that were run under both, on the same prompts; p-values are Holm's over all methods, measure by
+measure.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ MEASURES = {
 def verdicts(
     book: Any, measured: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, Sequence[int]], baseline: str
 ) -> list[dict[str, Any]]:
-    """One entry per measure and method: {"measure", "method", "difference" (a figure), "p", "holm", "verdict", "seeds"}.
+    """One entry per measure and method: {"measure", "method", "difference" (a figure), "p", "holm", "verdict",
+    "seeds"}.
 
     measured   {method: {measure: Draws}}; a measure that is not defined here is left out
     """
@@ -36,15 +39,28 @@ def verdicts(
             shared = [seed for seed in seeds[method] if seed in seeds[baseline]]
             if method == baseline or not shared or measure not in measured[baseline]:
                 continue
-            pair = [measured[name][measure].of([list(seeds[name]).index(seed) for seed in shared]) for name in (method, baseline)]
+            pair = [
+                measured[name][measure].of([list(seeds[name]).index(seed) for seed in shared])
+                for name in (method, baseline)
+            ]
             difference = OverSeedsAndPrompts(pair[0].draws - pair[1].draws, pair[0].num_prompts)
             name = f"difference/{measure}/{method}"
-            rows.append({"measure": measure, "method": method, "p": difference.p_value(), "seeds": shared,
-                         "difference": book.enter(name, measure, difference.estimate(), shared)})  # fmt: skip
+            rows.append(
+                {
+                    "measure": measure,
+                    "method": method,
+                    "p": difference.p_value(),
+                    "seeds": shared,
+                    "difference": book.enter(name, measure, difference.estimate(), shared),
+                }
+            )
         for row, adjusted in zip(rows, holm([row["p"] for row in rows])):
             value = book.figures[row["difference"]]["value"]
             resolved = adjusted < LEVEL and len(row["seeds"]) > 1
-            row |= {"holm": float(adjusted), "verdict": ("better" if value * sign > 0 else "worse") if resolved else UNRESOLVED}
+            row |= {
+                "holm": float(adjusted),
+                "verdict": ("better" if value * sign > 0 else "worse") if resolved else UNRESOLVED,
+            }
             book.figures[row["difference"]] |= {"p": row["p"], "holm": row["holm"]}
         found += rows
     return found
@@ -56,18 +72,29 @@ def findings(result: Mapping[str, Any], config: Any, baseline: str) -> list[str]
     for measure, (what, _) in MEASURES.items():
         rows = [row for row in result["verdicts"] if row["measure"] == measure]
         if rows:
-            said.append(_verdict_line(what.format(reach=percent(result["settings"]["reach"])), rows, baseline, result, config))
+            said.append(
+                _verdict_line(what.format(reach=percent(result["settings"]["reach"])), rows, baseline, result, config)
+            )
     return said + _cautions(result, config, baseline)
 
 
 def _verdict_line(what: str, rows: Sequence[Mapping], baseline: str, result: Mapping[str, Any], config: Any) -> str:
-    named = {verdict: [row["method"] for row in rows if row["verdict"] == verdict] for verdict in ("better", "worse", UNRESOLVED)}
-    parts = [f"{verdict} than {baseline}: {', '.join(named[verdict])}" for verdict in ("better", "worse") if named[verdict]]
+    named = {
+        verdict: [row["method"] for row in rows if row["verdict"] == verdict]
+        for verdict in ("better", "worse", UNRESOLVED)
+    }
+    parts = [
+        f"{verdict} than {baseline}: {', '.join(named[verdict])}" for verdict in ("better", "worse") if named[verdict]
+    ]
     if named[UNRESOLVED]:
         parts.append(f"{UNRESOLVED}: {', '.join(named[UNRESOLVED])}")
     figures = [result["figures"][row["difference"]] for row in rows]
     widths = [(f["high"] - f["low"]) / 2 for f in figures if np.isfinite(f["high"] - f["low"])]
-    seen = f" Differences under about {number(float(np.median(widths)))} cannot be seen (half of the median interval)." if widths else ""
+    seen = (
+        f" Differences under about {number(float(np.median(widths)))} cannot be seen (half of the median interval)."
+        if widths
+        else ""
+    )
     return f"{what[0].upper()}{what[1:]}: {'; '.join(parts)}.{seen}"
 
 
@@ -85,20 +112,36 @@ def _cautions(result: Mapping[str, Any], config: Any, baseline: str) -> list[str
     fewest = min(len(each["seeds"]) for each in methods.values())
     said = []
     if fewest < 2:
-        said.append("One seed: intervals are over prompts alone and say nothing of other runs of the same method, so no verdict is given. "
-                    "Two seeds are the least, three give usable intervals.")  # fmt: skip
+        said.append(
+            "One seed: intervals are over prompts alone and say nothing of other runs of the same method, so no verdict"
+            " is given. Two seeds are the least, three give usable intervals."
+        )
     if len(config.rates) == 1:
-        said.append("The learning rate was not checked: a weighting of tokens changes the size of a step too, and a difference may come "
-                    "from that alone.")  # fmt: skip
+        said.append(
+            "The learning rate was not checked: a weighting of tokens changes the size of a step too, and a difference"
+            " may come from that alone."
+        )
     for end, advice in (("highest", "higher"), ("lowest", "lower")):
         if at := [name for name, each in methods.items() if each["edge"] == end]:
-            said.append(f"The {end} learning rate that was checked served {', '.join(at)} best: a {advice} one may serve better (--rates).")
-    if collapsed := [f"{name} ({each['collapsed']} of {len(each['seeds'])})" for name, each in methods.items() if each["collapsed"]]:
-        said.append(f"Entropy fell under {percent(result['settings']['collapse'])} of the initial policy's in: {', '.join(collapsed)}.")
+            said.append(
+                f"The {end} learning rate that was checked served {', '.join(at)} best: a {advice} one may serve better"
+                " (--rates)."
+            )
+    if collapsed := [
+        f"{name} ({each['collapsed']} of {len(each['seeds'])})" for name, each in methods.items() if each["collapsed"]
+    ]:
+        said.append(
+            f"Entropy fell under {percent(result['settings']['collapse'])} of the initial policy's in:"
+            f" {', '.join(collapsed)}."
+        )
     if result["target"]["reached_at_start"]:
         reach = percent(result["settings"]["reach"])
-        said.append(f"{baseline} ends so near its start that the initial policy already has {reach} of its final pass@1: the budget to it "
-                    "says nothing and is left out.")  # fmt: skip
-    if never := [f"{name} ({each['never']} of {len(each['seeds'])})" for name, each in methods.items() if each["never"]]:
+        said.append(
+            f"{baseline} ends so near its start that the initial policy already has {reach} of its final pass@1: the"
+            " budget to it says nothing and is left out."
+        )
+    if never := [
+        f"{name} ({each['never']} of {len(each['seeds'])})" for name, each in methods.items() if each["never"]
+    ]:
         said.append(f"Never at the target within the budget, counted as the whole budget: {', '.join(never)}.")
     return said

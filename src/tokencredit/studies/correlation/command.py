@@ -16,27 +16,42 @@ EXAMPLES = """examples:
   tokencredit study correlation
   tokencredit study correlation --runs runs/demo/grpo-0 --out runs/correlation-grpo
   tokencredit study correlation --small --policy no-wording=my_base
-  tokencredit study correlation --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --prompts 32 --rollouts 8 --out runs/qwen"""
+  tokencredit study correlation --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --prompts 32 --out runs/qwen"""
 
 
 def add_action(actions: Any) -> None:
     """Adds `correlation` to the actions of `study`."""
-    p = actions.add_parser("correlation", help=SUMMARY, description=SUMMARY, epilog=EXAMPLES,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = actions.add_parser(
+        "correlation",
+        help=SUMMARY,
+        description=SUMMARY,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.set_defaults(run=run_command)
     p.add_argument("--out", type=Path, default=Path("runs/correlation"), help="run directory (default: %(default)s)")
-    p.add_argument("--small", action="store_true", help="a quarter of the prompts, half the rollouts, three temperatures")
+    p.add_argument(
+        "--small", action="store_true", help="a quarter of the prompts, half the rollouts, three temperatures"
+    )
     p.add_argument("--task", help="reckon, gsm8k, or a .jsonl/.parquet file (default: reckon)")
     p.add_argument("--model", help="a path, hub name or run directory; reckon is the shipped model (default: reckon)")
     p.add_argument("--temperature", type=float, help="of sampling and rollouts (default: 1)")
     p.add_argument("--prompts", type=int, help="held-out prompts (default: 96)")
     p.add_argument("--completions", type=int, help="completions of every prompt (default: 2)")
     p.add_argument("--rollouts", type=int, help="rollouts of alternatives at every token (default: 32)")
-    p.add_argument("--proxies", nargs="+", help="kinds of `tokencredit.lm.importance` (default: all that need no reference model)")
-    p.add_argument("--exact", choices=("auto", "yes", "no"), help="exact effects from prefix trees (default: auto, on reckon)")
+    p.add_argument(
+        "--proxies", nargs="+", help="kinds of `tokencredit.lm.importance` (default: all that need no reference model)"
+    )
+    p.add_argument(
+        "--exact", choices=("auto", "yes", "no"), help="exact effects from prefix trees (default: auto, on reckon)"
+    )
     p.add_argument("--threshold", type=float, help="|effect| from which a token is pivotal (default: 0.2)")
-    p.add_argument("--temperatures", type=float, nargs="*", help="conditions of the model (default: 0.5 0.75 1 1.25 1.5)")
-    p.add_argument("--policy", action="append", default=[], metavar="LABEL=PATH", help="a further policy to compare; repeatable")
+    p.add_argument(
+        "--temperatures", type=float, nargs="*", help="conditions of the model (default: 0.5 0.75 1 1.25 1.5)"
+    )
+    p.add_argument(
+        "--policy", action="append", default=[], metavar="LABEL=PATH", help="a further policy to compare; repeatable"
+    )
     p.add_argument("--runs", nargs="*", help="training runs whose checkpoints are compared")
     p.add_argument("--condition-prompts", type=int, help="prompts of every condition (default: 64)")
     p.add_argument("--bootstraps", type=int, help="draws of prompts for the intervals (default: 1000)")
@@ -49,8 +64,11 @@ def read_config(args: argparse.Namespace) -> Any:
     from tokencredit.studies.correlation.study import CorrelationConfig
 
     names = {each.name for each in fields(CorrelationConfig)}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()
-             if name in names and value is not None}  # fmt: skip
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(args).items()
+        if name in names and value is not None
+    }
     if wrong := [text for text in args.policy if "=" not in text]:
         raise ValueError(f"--policy takes LABEL=PATH, not {wrong[0]!r}")
     given["policies"] = dict(text.split("=", 1) for text in args.policy)
@@ -75,11 +93,16 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def table(result: Any) -> Table:
-    """Share of the squared effects in the top tokens of every proxy, by estimand: exact where it is known, else from rollouts."""
+    """Share of the squared effects in the top tokens of every proxy, by estimand: exact where it is known, else from
+    rollouts.
+    """
     source = "exact" if result.study["exact"] else "sampled"
     blocks = {name: block["measures"]["captured"] for name, block in result.study[source].items()}
-    shown = Table(title="Share of the squared effects in the tokens that a proxy ranks highest, 95 % intervals over prompts",
-                  title_justify="left", title_style="bold")  # fmt: skip
+    shown = Table(
+        title="Share of the squared effects in the tokens that a proxy ranks highest, 95 % intervals over prompts",
+        title_justify="left",
+        title_style="bold",
+    )
     shown.add_column("proxy", no_wrap=True)
     for name in blocks:
         shown.add_column(name, justify="right", no_wrap=True)

@@ -1,4 +1,6 @@
-"""What the correlation study found, in sentences made from its figures, and a sample of its tokens for the scatter plot."""
+"""What the correlation study found, in sentences made from its figures, and a sample of its tokens for the scatter
+plot.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from tokencredit.agreement.rollouts import ESTIMANDS, Rollouts
 from tokencredit.studies.correlation.proxy_figures import Tokens
 
 POINTS = 500
-ASKS = {"before_after": "credit (before_after)", "spread": "how much a position decides (spread)", "replace": "replacing a token (replace)"}
+ASKS = {
+    "before_after": "credit (before_after)",
+    "spread": "how much a position decides (spread)",
+    "replace": "replacing a token (replace)",
+}
 
 
 def findings(study: Mapping[str, Any], figures: Mapping[str, dict], config: Any) -> list[str]:
@@ -24,7 +30,9 @@ def findings(study: Mapping[str, Any], figures: Mapping[str, dict], config: Any)
 
 
 def _calibration(tests: Mapping[str, Any], figures: Mapping[str, dict]) -> str:
-    """The hypothesis is supported or contradicted only where the captured share and Spearman, both clear, say the same."""
+    """The hypothesis is supported or contradicted only where the captured share and Spearman, both clear, say the
+    same.
+    """
     verdicts, parts = [], []
     for measure, label in (("captured", "the share captured by entropy"), ("spearman", "entropy's Spearman")):
         figure = figures[tests[measure]]
@@ -32,8 +40,10 @@ def _calibration(tests: Mapping[str, Any], figures: Mapping[str, dict]) -> str:
         verdicts.append(np.sign(figure["value"]) if clear else 0)
         parts.append(f"{_shown(figure)} with {label} (permutation p = {figure['p']:.2f})")
     verdict = {(1, 1): "contradicts it", (-1, -1): "supports it"}.get(tuple(verdicts), "does not decide it")
-    return (f"Hypothesis, entropy is a good proxy when the model is calibrated: over {tests['conditions']} policies and temperatures the "
-            f"calibration error correlates {' and '.join(parts)}; this {verdict}.")  # fmt: skip
+    return (
+        f"Hypothesis, entropy is a good proxy when the model is calibrated: over {tests['conditions']} policies and"
+        f" temperatures the calibration error correlates {' and '.join(parts)}; this {verdict}."
+    )
 
 
 def _shown(figure: Mapping[str, Any]) -> str:
@@ -44,10 +54,14 @@ def _shown(figure: Mapping[str, Any]) -> str:
 
 def _best(study: Mapping[str, Any], figures: Mapping[str, dict], estimand: str, top: float) -> str:
     block = study["exact"].get(estimand) or study["sampled"][estimand]
-    shares = {proxy: figures[name] for proxy, name in block["measures"]["captured"].items() if not proxy.startswith("(")}
+    shares = {
+        proxy: figures[name] for proxy, name in block["measures"]["captured"].items() if not proxy.startswith("(")
+    }
     order = sorted(shares, key=lambda proxy: -shares[proxy]["value"])
-    sentence = (f"For {ASKS[estimand]} the best proxy is {order[0]}: the {top:.0%} of tokens that it ranks highest hold "
-                f"{_shown(shares[order[0]])} of the squared effects")  # fmt: skip
+    sentence = (
+        f"For {ASKS[estimand]} the best proxy is {order[0]}: the {top:.0%} of tokens that it ranks highest hold "
+        f"{_shown(shares[order[0]])} of the squared effects"
+    )
     if "entropy" in shares and order[0] != "entropy":
         test = block["comparisons"]["captured"].get(order[0], {}).get("holm", 1.0)
         sentence += f"; entropy's hold {_shown(shares['entropy'])} (difference: Holm p = {test:.3f})"
@@ -65,19 +79,34 @@ def _noise(study: Mapping[str, Any], figures: Mapping[str, dict], estimand: str)
     if estimand in study["validation"]:
         check = study["validation"][estimand]
         naive_error, corrected_error = (check[name]["mean_error"] for name in ("spearman (naive)", "corrected_ranks"))
-        sentence += (f". Against the exact effects the naive correlations are off by {naive_error:.3f} on average over proxies, the "
-                     f"corrected ones by {corrected_error:.3f}")  # fmt: skip
+        sentence += (
+            f". Against the exact effects the naive correlations are off by {naive_error:.3f} on average over proxies,"
+            f" the corrected ones by {corrected_error:.3f}"
+        )
     return sentence + "."
 
 
-def scatter(tokens: Tokens, rollouts: Rollouts, exact: Mapping[str, np.ndarray] | None, defined: np.ndarray, seed: int) -> dict[str, Any]:
-    """A random sample of tokens: each proxy's rank in [0, 1] and the effects, exact where they are known, with their role."""
+def scatter(
+    tokens: Tokens, rollouts: Rollouts, exact: Mapping[str, np.ndarray] | None, defined: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """A random sample of tokens: each proxy's rank in [0, 1] and the effects, exact where they are known, with their
+    role.
+    """
     size = len(tokens.prompt)
     some = np.sort(np.random.default_rng(seed).permutation(size)[:POINTS])
-    ranks = {name: midranks(x, np.ones((1, size)))[0][some] / size for name, x in tokens.proxies.items() if not name.startswith("(")}
+    ranks = {
+        name: midranks(x, np.ones((1, size)))[0][some] / size
+        for name, x in tokens.proxies.items()
+        if not name.startswith("(")
+    }
     effects = rollouts.effects()
     known = exact or {name: effects.size(name) if name == "spread" else getattr(effects, name) for name in ESTIMANDS}
     roles = [name.removeprefix("role ") for name in tokens.groups if name.startswith("role ")]
     role = np.stack([tokens.groups[f"role {name}"][some] for name in roles]).argmax(0).tolist() if roles else None
-    return {"ranks": ranks, "effects": {name: known[name][defined][some] for name in ESTIMANDS}, "roles": roles, "role": role,
-            "source": "exact" if exact is not None else "from rollouts"}  # fmt: skip
+    return {
+        "ranks": ranks,
+        "effects": {name: known[name][defined][some] for name in ESTIMANDS},
+        "roles": roles,
+        "role": role,
+        "source": "exact" if exact is not None else "from rollouts",
+    }

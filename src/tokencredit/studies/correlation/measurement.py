@@ -1,6 +1,8 @@
-"""What the correlation study needs of a policy: completions, proxies, rollouts of alternatives and, where it can be had, the exact effects.
+"""What the correlation study needs of a policy: completions, proxies, rollouts of alternatives and, where it can be
+had, the exact effects.
 
-The one place where the study meets the language model. Tokens of several completions are laid one after the other: arrays are [N].
+The one place where the study meets the language model. Tokens of several completions are laid one after the other:
+arrays are [N].
 """
 
 from __future__ import annotations
@@ -20,8 +22,18 @@ from tokencredit.lm.prompts import encode_prompt
 from tokencredit.lm.sampling import Request, Trace, end_tokens
 from tokencredit.pivotality.tree import PrefixTree, grow_forest, on_text
 
-PROXIES = ("entropy", "surprisal", "varentropy", "margin", "head_norm", "last_block_norm", "gradient_norm", "fisher_trace",
-           "perturbation_variance", "attention")
+PROXIES = (
+    "entropy",
+    "surprisal",
+    "varentropy",
+    "margin",
+    "head_norm",
+    "last_block_norm",
+    "gradient_norm",
+    "fisher_trace",
+    "perturbation_variance",
+    "attention",
+)
 FALLING = frozenset({"margin"})  # small means important; their sign is turned
 
 
@@ -43,7 +55,9 @@ class Policy:
 
     @property
     def sampler(self) -> PrefixSampler:
-        return PrefixSampler(self.model, ends=end_tokens(self.model, self.tokenizer), settings=Settings(self.temperature))
+        return PrefixSampler(
+            self.model, ends=end_tokens(self.model, self.tokenizer), settings=Settings(self.temperature)
+        )
 
     def verdict(self, ids: Sequence[int], row: dict, truncated: bool) -> Any:
         return self.task.verify(self.tokenizer.decode(ids, skip_special_tokens=True), row, truncated)
@@ -63,9 +77,13 @@ def held_out(task: Any, num: int, seed: int) -> list[dict]:
 
 
 def draw(policy: Policy, rows: Sequence[dict], num: int, seed: int) -> list[list[dict]]:
-    """For each prompt `num` sampled completions: {"ids", "tokens", "correct", "reason", "truncated", "answer", "role"}."""
+    """For each prompt `num` sampled completions: {"ids", "tokens", "correct", "reason", "truncated", "answer",
+    "role"}.
+    """
     prompts = [Trace(tuple(encode_prompt(policy.tokenizer, row["prompt"]))) for row in rows]
-    requests = [Request(i, 0, policy.max_new_tokens, seed_of("trace", seed, i, k)) for i in range(len(rows)) for k in range(num)]
+    requests = [
+        Request(i, 0, policy.max_new_tokens, seed_of("trace", seed, i, k)) for i in range(len(rows)) for k in range(num)
+    ]
     found: list[dict] = [{}] * len(requests)
     for index, rollout in policy.sampler.continue_(prompts, requests):
         row = rows[requests[index].trace]
@@ -78,8 +96,15 @@ def _describe(policy: Policy, row: dict, ids: list[int], truncated: bool) -> dic
     verdict = policy.task.verify(text, row, truncated)
     known = hasattr(policy.task, "roles")
     tokens = policy.tokenizer.convert_ids_to_tokens(ids) if known else [policy.tokenizer.decode([i]) for i in ids]
-    return {"ids": ids, "tokens": tokens, "correct": bool(verdict.correct), "reason": verdict.reason, "truncated": truncated,
-            "answer": _answer(text, verdict), "role": policy.task.roles(row, tokens) if known else None}  # fmt: skip
+    return {
+        "ids": ids,
+        "tokens": tokens,
+        "correct": bool(verdict.correct),
+        "reason": verdict.reason,
+        "truncated": truncated,
+        "answer": _answer(text, verdict),
+        "role": policy.task.roles(row, tokens) if known else None,
+    }
 
 
 def _answer(text: str, verdict: Any) -> str:
@@ -92,8 +117,14 @@ def _answer(text: str, verdict: Any) -> str:
     return marked.text.strip() if marked else (text.split() or ["(none)"])[-1]
 
 
-def proxies(policy: Policy, rows: Sequence[dict], completions: Sequence[Sequence[dict]], seed: int, kinds: Sequence[str] = PROXIES,
-            batch: int = 32) -> dict[str, np.ndarray]:  # fmt: skip
+def proxies(
+    policy: Policy,
+    rows: Sequence[dict],
+    completions: Sequence[Sequence[dict]],
+    seed: int,
+    kinds: Sequence[str] = PROXIES,
+    batch: int = 32,
+) -> dict[str, np.ndarray]:
     """{kind: [N]}, larger meaning more important."""
     from tokencredit.lm import importance
 
@@ -107,23 +138,41 @@ def proxies(policy: Policy, rows: Sequence[dict], completions: Sequence[Sequence
             whole = len(prompt) + len(completion)
             ids[k, :whole], attention[k, :whole] = torch.tensor([*prompt, *completion]), 1
             chosen[k, len(prompt) : whole] = 1
-        result = importance(policy.model, ids, attention, chosen, kinds=tuple(kinds), seed=seed, temperature=policy.temperature)
+        result = importance(
+            policy.model, ids, attention, chosen, kinds=tuple(kinds), seed=seed, temperature=policy.temperature
+        )
         for kind in kinds:
             values = result[kind].value.double().numpy()
-            found[kind] += [values[k, len(prompt) : len(prompt) + len(done)] for k, (_, prompt, done) in enumerate(some)]
+            found[kind] += [
+                values[k, len(prompt) : len(prompt) + len(done)] for k, (_, prompt, done) in enumerate(some)
+            ]
     return {kind: np.concatenate(values) * (-1 if kind in FALLING else 1) for kind, values in found.items()}
 
 
-def _pairs(policy: Policy, rows: Sequence[dict], completions: Sequence[Sequence[dict]]) -> list[tuple[int, list[int], list[int]]]:
+def _pairs(
+    policy: Policy, rows: Sequence[dict], completions: Sequence[Sequence[dict]]
+) -> list[tuple[int, list[int], list[int]]]:
     """(number of the prompt, its ids, completion ids) of every completion, in order."""
-    return [(i, encode_prompt(policy.tokenizer, row["prompt"]), each["ids"]) for i, row in enumerate(rows) for each in completions[i]]
+    return [
+        (i, encode_prompt(policy.tokenizer, row["prompt"]), each["ids"])
+        for i, row in enumerate(rows)
+        for each in completions[i]
+    ]
 
 
-def roll_out(policy: Policy, rows: Sequence[dict], completions: Sequence[Sequence[dict]], num: int, seed: int,
-             on_done: Callable[[int], None] | None = None) -> tuple[Rollouts, dict[str, int]]:  # fmt: skip
-    """`num` rollouts per token that start with another token: drawn from π without the written one, continued on-policy, verified.
+def roll_out(
+    policy: Policy,
+    rows: Sequence[dict],
+    completions: Sequence[Sequence[dict]],
+    num: int,
+    seed: int,
+    on_done: Callable[[int], None] | None = None,
+) -> tuple[Rollouts, dict[str, int]]:
+    """`num` rollouts per token that start with another token: drawn from π without the written one, continued
+    on-policy, verified.
 
-    Rollouts get the length that is left. A token without alternative has none. Also the cost: rollouts and tokens generated.
+    Rollouts get the length that is left. A token without alternative has none. Also the cost: rollouts and tokens
+    generated.
     """
     pairs = _pairs(policy, rows, completions)
     traces = [Trace(tuple(prompt), tuple(ids)) for _, prompt, ids in pairs]
@@ -140,7 +189,10 @@ def roll_out(policy: Policy, rows: Sequence[dict], completions: Sequence[Sequenc
             drawn = np.random.default_rng(seed_of("alternatives", seed, b, at)).choice(len(rest), num, p=rest)
             share.append(rest[drawn])
             left = policy.max_new_tokens - at - 1
-            requests += [(len(pi) - 1, k, Request(b, at, left, seed_of("rollout", seed, b, at, k), int(v))) for k, v in enumerate(drawn)]
+            requests += [
+                (len(pi) - 1, k, Request(b, at, left, seed_of("rollout", seed, b, at, k), int(v)))
+                for k, v in enumerate(drawn)
+            ]
     rewards, alternative = np.full((len(pi), num), np.nan), np.full((len(pi), num), -1)
     cost = {"rollouts": len(requests), "tokens": 0}
     judged: dict[tuple, float] = {}
@@ -159,21 +211,39 @@ def roll_out(policy: Policy, rows: Sequence[dict], completions: Sequence[Sequenc
     return Rollouts(trace, np.array(pi), reward, rewards, alternative, np.stack(share)), cost
 
 
-def exact(policy: Policy, rows: Sequence[dict], completions: Sequence[Sequence[dict]], *, eps: float = 1e-4, include_eps: float = 1e-2,
-          alternatives: int = 6, enough: float = 0.95) -> dict[str, np.ndarray]:  # fmt: skip
-    """From prefix trees, [N] each: replace, before_after, spread, value (V before), pi, entropy, and `width`, how wide V's bracket is.
+def exact(
+    policy: Policy,
+    rows: Sequence[dict],
+    completions: Sequence[Sequence[dict]],
+    *,
+    eps: float = 1e-4,
+    include_eps: float = 1e-2,
+    alternatives: int = 6,
+    enough: float = 0.95,
+) -> dict[str, np.ndarray]:
+    """From prefix trees, [N] each: replace, before_after, spread, value (V before), pi, entropy, and `width`, how wide
+    V's bracket is.
 
-    The trees' brackets are rigorous and the value used is the one that completions outside the tree would not move if they were worth what
-    those inside are, low / (1 − width). `alternatives` > 0 also looks behind the next tokens that hold `enough` of the mass beside
-    the written one, at most that many per token, however rare they are: `replace` asks for the value of what is nearly never said.
+    The trees' brackets are rigorous and the value used is the one that completions outside the tree would not move if
+    they were worth what those inside are, low / (1 − width). `alternatives` > 0 also looks behind the next tokens that
+    hold `enough` of the mass beside the written one, at most that many per token, however rare they are: `replace` asks
+    for the value of what is nearly never said.
     """
     prompts = [encode_prompt(policy.tokenizer, row["prompt"]) for row in rows]
     include = [[each["ids"] for each in group] for group in completions]
     if alternatives:
         include = _with_alternatives(policy, prompts, include, alternatives, enough)
-    trees = grow_forest(policy.model, prompts, [on_text(policy.task.verify, policy.tokenizer, row) for row in rows],
-                        eos_token_id=end_tokens(policy.model, policy.tokenizer), max_new_tokens=policy.max_new_tokens, eps=eps,
-                        temperature=policy.temperature, include=include, include_eps=include_eps)  # fmt: skip
+    trees = grow_forest(
+        policy.model,
+        prompts,
+        [on_text(policy.task.verify, policy.tokenizer, row) for row in rows],
+        eos_token_id=end_tokens(policy.model, policy.tokenizer),
+        max_new_tokens=policy.max_new_tokens,
+        eps=eps,
+        temperature=policy.temperature,
+        include=include,
+        include_eps=include_eps,
+    )
     found: dict[str, list[np.ndarray]] = {}
     for tree, group in zip(trees, completions):
         for each in group:
@@ -189,15 +259,25 @@ def _along(tree: PrefixTree, ids: list[int]) -> dict[str, np.ndarray]:
     for at, token in enumerate(ids):
         found = tree.alternatives(ids[:at])
         q, bracket = _inside(found.value.numpy()), found.value.numpy()
-        mass = found.probability.numpy() * (1 - (bracket[:, 1] - bracket[:, 0]))  # of the completions behind each token that are inside
+        mass = found.probability.numpy() * (
+            1 - (bracket[:, 1] - bracket[:, 0])
+        )  # of the completions behind each token that are inside
         beside = np.where(found.token.numpy() == token, 0.0, mass)
         other[at] = (beside * q).sum() / beside.sum() if beside.sum() > 0 else np.nan
         spread[at] = np.sqrt((mass * (q - (mass * q).sum() / mass.sum()) ** 2).sum() / mass.sum())
     replace = after - other
-    # Where nothing beside the token is inside the tree, the little mass there moves V by nothing that the tree knows of.
+    # Where nothing beside the token is inside the tree, the little mass there moves V by nothing that the tree knows
+    # of.
     before_after = np.where(np.isnan(replace), after - before, (1 - pi) * replace)
-    return {"replace": replace, "before_after": before_after, "spread": spread, "value": before, "pi": pi,
-            "entropy": path.entropy.numpy(), "width": (path.before[:, 1] - path.before[:, 0]).numpy()}  # fmt: skip
+    return {
+        "replace": replace,
+        "before_after": before_after,
+        "spread": spread,
+        "value": before,
+        "pi": pi,
+        "entropy": path.entropy.numpy(),
+        "width": (path.before[:, 1] - path.before[:, 0]).numpy(),
+    }
 
 
 def _inside(bracket: np.ndarray) -> np.ndarray:

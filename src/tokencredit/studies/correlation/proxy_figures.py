@@ -1,6 +1,7 @@
 """The figures of proxies against effects, as draws over prompts: of one estimand, from exact effects or from rollouts.
 
-    figures {measure: {proxy: draws [1 + num]}}      draw 0 is the value; the same draws everywhere, so that differences are paired
+figures {measure: {proxy: draws [1 + num]}}      draw 0 is the value; the same draws everywhere, so that differences are
+                                                 paired
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Draws = dict[str, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Tokens:
-    """What is known of every token [N]: proxies by name, controls of the partial correlation, prompt, completion, groups."""
+    """What is known of every token [N]: proxies by name, controls of the partial correlation, prompt, completion,
+    groups.
+    """
 
     proxies: Mapping[str, np.ndarray]
     controls: np.ndarray  # [K,N]
@@ -31,15 +34,24 @@ class Tokens:
     groups: Mapping[str, np.ndarray]  # name -> [N] bool
 
     def at(self, some: np.ndarray) -> Tokens:
-        return Tokens({name: x[some] for name, x in self.proxies.items()}, self.controls[:, some], self.prompt[some], self.trace[some],
-                      {name: member[some] for name, member in self.groups.items()})  # fmt: skip
+        return Tokens(
+            {name: x[some] for name, x in self.proxies.items()},
+            self.controls[:, some],
+            self.prompt[some],
+            self.trace[some],
+            {name: member[some] for name, member in self.groups.items()},
+        )
 
     def bootstrap(self, num: int, seed: int) -> Bootstrap:
         return Bootstrap(self.prompt, num, seed)
 
 
-def of_size(tokens: Tokens, size: np.ndarray, label: np.ndarray | None, boot: Bootstrap, *, top: float, few: float) -> Draws:
-    """Measures of rank with the size of an effect [N], and of retrieval of the labelled tokens (left out without a label)."""
+def of_size(
+    tokens: Tokens, size: np.ndarray, label: np.ndarray | None, boot: Bootstrap, *, top: float, few: float
+) -> Draws:
+    """Measures of rank with the size of an effect [N], and of retrieval of the labelled tokens (left out without a
+    label).
+    """
     names, columns = list(tokens.proxies), np.stack([*tokens.proxies.values(), size])
     pooled = ranks.spearman_matrix(columns, boot.weights)[:, :-1, -1]
     within = ranks.within_matrix(columns, boot.index, boot.cluster_weights)[:, :-1, -1]
@@ -56,15 +68,23 @@ def of_size(tokens: Tokens, size: np.ndarray, label: np.ndarray | None, boot: Bo
             "precision_top": lambda x: ranks.share_of_top(x, label, top, boot.weights, per_token=True),
         }
         found["base_rate"] = {"labels": boot.sums(label) / boot.sums(np.ones_like(label))}
-    return found | {name: {proxy: measure(x) for proxy, x in tokens.proxies.items()} for name, measure in measures.items()}
+    return found | {
+        name: {proxy: measure(x) for proxy, x in tokens.proxies.items()} for name, measure in measures.items()
+    }
 
 
 def captured(tokens: Tokens, square: np.ndarray, boot: Bootstrap, top: float) -> dict[str, np.ndarray]:
-    """Share of Σ effect² that lies in the `top` tokens of each proxy. `square` [N] may be its unbiased estimate: sums need no more."""
-    return {name: ranks.share_of_top(x, square, top, boot.weights, per_token=False) for name, x in tokens.proxies.items()}
+    """Share of Σ effect² that lies in the `top` tokens of each proxy. `square` [N] may be its unbiased estimate: sums
+    need no more.
+    """
+    return {
+        name: ranks.share_of_top(x, square, top, boot.weights, per_token=False) for name, x in tokens.proxies.items()
+    }
 
 
-def exact_figures(tokens: Tokens, effect: np.ndarray, boot: Bootstrap, *, threshold: float, top: float, few: float) -> Draws:
+def exact_figures(
+    tokens: Tokens, effect: np.ndarray, boot: Bootstrap, *, threshold: float, top: float, few: float
+) -> Draws:
     """Everything for effects [N] that are known."""
     size = np.abs(effect)
     found = of_size(tokens, size, (size >= threshold).astype(float), boot, top=top, few=few)
@@ -88,10 +108,22 @@ class Sampled:
     resolved: bool
 
 
-def sampled_figures(tokens: Tokens, rollouts: Rollouts, posterior: Posterior, estimand: str, defined: np.ndarray, boot: Bootstrap, *,
-                    nulls: Mapping[str, np.ndarray], threshold: float, top: float, few: float, seed: int) -> Sampled:  # fmt: skip
-    """Everything for effects known from rollouts. `tokens` are those `defined` [N of rollouts]; `spread` has no posterior, so no labels;
-    `nulls` are the draws of `controls.noise_only`."""
+def sampled_figures(
+    tokens: Tokens,
+    rollouts: Rollouts,
+    posterior: Posterior,
+    estimand: str,
+    defined: np.ndarray,
+    boot: Bootstrap,
+    *,
+    nulls: Mapping[str, np.ndarray],
+    threshold: float,
+    top: float,
+    few: float,
+    seed: int,
+) -> Sampled:
+    """Everything for effects known from rollouts. `tokens` are those `defined` [N of rollouts]; `spread` has no
+    posterior, so no labels; `nulls` are the draws of `controls.noise_only`."""
     size = rollouts.effects().size(estimand)[defined]
     label = None if estimand == "spread" else posterior.label(estimand, threshold)[defined]
     found = of_size(tokens, size, label, boot, top=top, few=few)
@@ -102,11 +134,19 @@ def sampled_figures(tokens: Tokens, rollouts: Rollouts, posterior: Posterior, es
         found[name] = {proxy: draws for proxy, draws in each.items() if draws is not None}
     everywhere = everywhere_else_zero(tokens, defined)
     shuffled = permuted(tokens.trace, tokens.proxies, size, seed=seed)
-    curve = budget_curve(rollouts, everywhere, estimand, defined, Bootstrap(tokens.prompt, min(boot.num, 300), seed), seed=seed)
+    curve = budget_curve(
+        rollouts, everywhere, estimand, defined, Bootstrap(tokens.prompt, min(boot.num, 300), seed), seed=seed
+    )
     ceiling = None if estimand == "spread" else Null.of(ceiling_draws(rollouts, posterior, estimand, defined, seed))
-    return Sampled(found, {name: Null.of(draws) for name, draws in nulls.items()},
-                   {name: Null.of(draws) for name, draws in shuffled.items()}, curve, ceiling,
-                   reliability(rollouts, estimand, defined, boot), bool(found["corrected"]))  # fmt: skip
+    return Sampled(
+        found,
+        {name: Null.of(draws) for name, draws in nulls.items()},
+        {name: Null.of(draws) for name, draws in shuffled.items()},
+        curve,
+        ceiling,
+        reliability(rollouts, estimand, defined, boot),
+        bool(found["corrected"]),
+    )
 
 
 def everywhere_else_zero(tokens: Tokens, defined: np.ndarray) -> dict[str, np.ndarray]:
@@ -118,9 +158,18 @@ def everywhere_else_zero(tokens: Tokens, defined: np.ndarray) -> dict[str, np.nd
     return found
 
 
-def split_figures(tokens: Tokens, effect: np.ndarray, num: int, seed: int, *, min_tokens: int = 60, min_prompts: int = 12,
-                  top: float = 0.2) -> dict[str, dict]:  # fmt: skip
-    """{group: {"spearman", "captured": {proxy: (draws, bootstrap)}, "tokens", "prompts"}} of known effects, group by group.
+def split_figures(
+    tokens: Tokens,
+    effect: np.ndarray,
+    num: int,
+    seed: int,
+    *,
+    min_tokens: int = 60,
+    min_prompts: int = 12,
+    top: float = 0.2,
+) -> dict[str, dict]:
+    """{group: {"spearman", "captured": {proxy: (draws, bootstrap)}, "tokens", "prompts"}} of known effects, group by
+    group.
 
     Groups of too few tokens or prompts have no figures: they are there with their numbers.
     """
@@ -133,6 +182,9 @@ def split_figures(tokens: Tokens, effect: np.ndarray, num: int, seed: int, *, mi
             continue
         boot = here.bootstrap(num, seed)
         matrix = ranks.spearman_matrix(np.stack([*here.proxies.values(), np.abs(values)]), boot.weights)[:, :-1, -1]
-        found[name] = about | {"bootstrap": boot, "spearman": dict(zip(here.proxies, matrix.T)),
-                               "captured": captured(here, values**2, boot, top)}  # fmt: skip
+        found[name] = about | {
+            "bootstrap": boot,
+            "spearman": dict(zip(here.proxies, matrix.T)),
+            "captured": captured(here, values**2, boot, top),
+        }
     return found

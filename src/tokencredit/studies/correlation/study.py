@@ -1,9 +1,10 @@
 """Is entropy, or any other proxy, a good guess of a token's effect on correctness?
 
-Held-out prompts are answered, every token gets its proxies, alternatives to every token are rolled out and verified, and where the world
-is small enough the same effects are computed from prefix trees. Then: each proxy against each effect (`replace`, `before_after`,
-`spread`), with intervals over prompts, beside what noise alone would show, corrected for the rollouts' noise, and checked against the
-exact effects. Last: does the agreement of entropy follow the calibration of the policy?
+Held-out prompts are answered, every token gets its proxies, alternatives to every token are rolled out and verified,
+and where the world is small enough the same effects are computed from prefix trees. Then: each proxy against each
+effect (`replace`, `before_after`, `spread`), with intervals over prompts, beside what noise alone would show, corrected
+for the rollouts' noise, and checked against the exact effects. Last: does the agreement of entropy follow the
+calibration of the policy?
 
 A killed study goes on where it was and ends with the same numbers.
 """
@@ -27,7 +28,13 @@ from tokencredit.lm.load import COMPLETE
 from tokencredit.runs import Run
 from tokencredit.studies.book import Book
 from tokencredit.studies.correlation import conditions, measurement
-from tokencredit.studies.correlation.figures import conditions_block, estimand_block, law_block, splits_block, validation_block
+from tokencredit.studies.correlation.figures import (
+    conditions_block,
+    estimand_block,
+    law_block,
+    splits_block,
+    validation_block,
+)
 from tokencredit.studies.correlation.findings import findings, scatter
 from tokencredit.studies.correlation.measurement import PROXIES, Policy
 from tokencredit.studies.correlation.proxy_figures import Tokens, everywhere_else_zero, exact_figures, sampled_figures
@@ -40,9 +47,9 @@ CHUNK = 8  # prompts per stored piece of the rollouts and trees
 
 @dataclass(frozen=True)
 class CorrelationConfig:
-    """What is measured. `exact`: "yes", "no" or "auto", which is yes on the embedded world; `threshold`: |effect| from which a token is
-    called pivotal; `top`, `few`: shares of tokens that a proxy may pick. `policies` are further models by label, `runs` training runs
-    whose checkpoints are compared."""
+    """What is measured. `exact`: "yes", "no" or "auto", which is yes on the embedded world; `threshold`: |effect| from
+    which a token is called pivotal; `top`, `few`: shares of tokens that a proxy may pick. `policies` are further models
+    by label, `runs` training runs whose checkpoints are compared."""
 
     task: str = "reckon"
     model: str = "reckon"
@@ -66,9 +73,14 @@ class CorrelationConfig:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or any(t <= 0 for t in self.temperatures):
-            raise ValueError("at temperature 0 every other token has probability 0: there is nothing to compare with. Use one above 0")
+            raise ValueError(
+                "at temperature 0 every other token has probability 0: there is nothing to compare with. Use one"
+                " above 0"
+            )
         if self.prompts < 4 or self.completions < 1 or self.rollouts < 8 or self.condition_samples < 2:
-            raise ValueError("the study needs at least 4 prompts, 1 completion, 8 rollouts per token and 2 samples per condition")
+            raise ValueError(
+                "the study needs at least 4 prompts, 1 completion, 8 rollouts per token and 2 samples per condition"
+            )
         if self.exact not in ("yes", "no", "auto"):
             raise ValueError(f'exact is "yes", "no" or "auto", not {self.exact!r}')
 
@@ -86,10 +98,21 @@ class Result:
     study: dict[str, Any]
 
 
-def run(config: CorrelationConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None) -> Result:
+def run(
+    config: CorrelationConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None
+) -> Result:
     """The whole study, in the directory `out`."""
-    record = Run.create(out, name=out.name, method="correlation study", method_name="correlation", task=config.task, model=config.model,
-                        config=asdict(config), seed=config.seed, command=command)  # fmt: skip
+    record = Run.create(
+        out,
+        name=out.name,
+        method="correlation study",
+        method_name="correlation",
+        task=config.task,
+        model=config.model,
+        config=asdict(config),
+        seed=config.seed,
+        command=command,
+    )
     stages = Stages(out / "stages")
     task = load(config.task)
     policy = Policy.load(config.model, task, config.temperature, config.max_new_tokens)
@@ -107,16 +130,27 @@ def run(config: CorrelationConfig, out: Path, *, command: str = "", say: Callabl
     tokens = _tokens(drawn, proxies, rollouts, seed=config.seed)
     book = Book(command, config.seed)
     study = _study(config, tokens, rollouts, posterior, exact, book)
-    law, expected = budget_law(rollouts, np.ones(len(tokens.trace)), np.repeat(np.arange(len(rows)), config.completions))
-    study["law"] = law_block(book, law, expected, np.repeat(np.arange(len(rows)), config.completions), config.bootstraps)
+    law, expected = budget_law(
+        rollouts, np.ones(len(tokens.trace)), np.repeat(np.arange(len(rows)), config.completions)
+    )
+    study["law"] = law_block(
+        book, law, expected, np.repeat(np.arange(len(rows)), config.completions), config.bootstraps
+    )
     study["conditions"] = conditions_block(_conditions(config, policy, stages, say), book)
     study["view"] = token_view(policy, rows, drawn, rollouts, posterior, exact, proxies)
     study["findings"] = findings(study, book.figures, config)
     flat = [each for group in drawn for each in group]
-    study["num"] = {"prompts": len(rows), "completions": len(flat), "correct": sum(each["correct"] for each in flat),
-                    "tokens": len(tokens.trace)}  # fmt: skip
+    study["num"] = {
+        "prompts": len(rows),
+        "completions": len(flat),
+        "correct": sum(each["correct"] for each in flat),
+        "tokens": len(tokens.trace),
+    }
     study |= {"cost": cost | {"seconds": stages.seconds}, "config": asdict(config)}
-    write_json(out / "result.json", {"study": "correlation", "command": command, "seed": config.seed, "figures": book.figures, **study})
+    write_json(
+        out / "result.json",
+        {"study": "correlation", "command": command, "seed": config.seed, "figures": book.figures, **study},
+    )
     record.finish()
     return Result(out, book.figures, study)
 
@@ -129,7 +163,9 @@ def _rollouts(config, policy, rows, drawn, stages, say) -> tuple[Rollouts, dict[
         some = slice(start, start + CHUNK)
 
         def make(some=some, start=start) -> dict[str, np.ndarray]:
-            found, cost = measurement.roll_out(policy, rows[some], drawn[some], config.rollouts, seed_of(config.seed, start))
+            found, cost = measurement.roll_out(
+                policy, rows[some], drawn[some], config.rollouts, seed_of(config.seed, start)
+            )
             return asdict(found) | {name: np.array(value) for name, value in cost.items()}
 
         pieces.append(stages.arrays(f"rollouts_{start:05d}", make))
@@ -148,7 +184,11 @@ def _exact(config, policy, rows, drawn, stages, say) -> dict[str, np.ndarray]:
     for start in range(0, len(rows), CHUNK):
         say(f"growing prefix trees: prompt {start + 1} of {len(rows)}")
         some = slice(start, start + CHUNK)
-        pieces.append(stages.arrays(f"exact_{start:05d}", lambda some=some: measurement.exact(policy, rows[some], drawn[some], eps=1e-5)))
+        pieces.append(
+            stages.arrays(
+                f"exact_{start:05d}", lambda some=some: measurement.exact(policy, rows[some], drawn[some], eps=1e-5)
+            )
+        )
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
@@ -159,8 +199,13 @@ def _tokens(drawn: list, proxies: dict[str, np.ndarray], rollouts: Rollouts, see
     place = np.concatenate([np.arange(length) for length in lengths])
     relative = place / np.repeat(lengths, lengths)
     correct = np.repeat([each["correct"] for _, each in flat], lengths)
-    groups = {"correct completions": correct, "incorrect completions": ~correct, "first third": relative < 1 / 3,
-              "middle third": (relative >= 1 / 3) & (relative < 2 / 3), "last third": relative >= 2 / 3}  # fmt: skip
+    groups = {
+        "correct completions": correct,
+        "incorrect completions": ~correct,
+        "first third": relative < 1 / 3,
+        "middle third": (relative >= 1 / 3) & (relative < 2 / 3),
+        "last third": relative >= 2 / 3,
+    }
     if all(each["role"] for _, each in flat):
         role = np.array([name for _, each in flat for name in each["role"]])
         groups |= {f"role {name}": role == name for name in sorted(set(role.tolist()))}
@@ -169,29 +214,49 @@ def _tokens(drawn: list, proxies: dict[str, np.ndarray], rollouts: Rollouts, see
     chance = {"(chance)": np.random.default_rng(seed).random(len(place))}
     value = rollouts.effects().before
     controls = np.stack([place, -np.log(np.maximum(rollouts.pi, 1e-30)), value * (1 - value)])
-    return Tokens(proxies | chance, controls, np.repeat([prompt for prompt, _ in flat], lengths), rollouts.trace, groups)
+    return Tokens(
+        proxies | chance, controls, np.repeat([prompt for prompt, _ in flat], lengths), rollouts.trace, groups
+    )
 
 
-def _study(config: CorrelationConfig, tokens: Tokens, rollouts: Rollouts, posterior: Posterior, exact, book: Book) -> dict[str, Any]:
+def _study(
+    config: CorrelationConfig, tokens: Tokens, rollouts: Rollouts, posterior: Posterior, exact, book: Book
+) -> dict[str, Any]:
     """Every estimand from both sources, over the same tokens and the same draws of prompts."""
     defined = rollouts.defined
     if exact is not None:
         defined = defined & np.all([np.isfinite(exact[name]) for name in ESTIMANDS], axis=0)
     if defined.sum() < 50:
-        raise ValueError(f"{int(defined.sum())} tokens have an alternative under this sampler, too few: take more prompts, or another one")
+        raise ValueError(
+            f"{int(defined.sum())} tokens have an alternative under this sampler, too few: take more prompts, or"
+            " another one"
+        )
     here = tokens.at(defined)
     boot = here.bootstrap(config.bootstraps, config.seed)
     options = {"threshold": config.threshold, "top": config.top, "few": config.few}
-    blocks: dict[str, Any] = {"sampled": {}, "exact": {}, "splits": {}, "validation": {}, "undefined_tokens": int((~defined).sum())}
+    blocks: dict[str, Any] = {
+        "sampled": {},
+        "exact": {},
+        "splits": {},
+        "validation": {},
+        "undefined_tokens": int((~defined).sum()),
+    }
     nulls = noise_only(rollouts, everywhere_else_zero(here, defined), ESTIMANDS, defined, seed=config.seed)
     for estimand in ESTIMANDS:
-        sampled = sampled_figures(here, rollouts, posterior, estimand, defined, boot, nulls=nulls[estimand], seed=config.seed, **options)
+        sampled = sampled_figures(
+            here, rollouts, posterior, estimand, defined, boot, nulls=nulls[estimand], seed=config.seed, **options
+        )
         blocks["sampled"][estimand] = estimand_block(book, "sampled", estimand, sampled.figures, boot, sampled)
         effect = rollouts.effects().size(estimand)[defined]
         if exact is not None:
             effect = exact[estimand][defined]
-            truth = Tokens(here.proxies, np.stack([*here.controls[:2], (exact["value"] * (1 - exact["value"]))[defined]]), here.prompt,
-                           here.trace, here.groups)  # fmt: skip
+            truth = Tokens(
+                here.proxies,
+                np.stack([*here.controls[:2], (exact["value"] * (1 - exact["value"]))[defined]]),
+                here.prompt,
+                here.trace,
+                here.groups,
+            )
             known = exact_figures(truth, effect, boot, **options)
             blocks["exact"][estimand] = estimand_block(book, "exact", estimand, known, boot)
             blocks["validation"][estimand] = validation_block(book, estimand, sampled, known, boot)
@@ -203,17 +268,30 @@ def _study(config: CorrelationConfig, tokens: Tokens, rollouts: Rollouts, poster
 def _conditions(config, policy, stages, say) -> list[dict[str, Any]]:
     """Figures of entropy and calibration for every policy, temperature and bin of difficulty."""
     rows = measurement.held_out(policy.task, config.condition_prompts, seed_of(config.seed, "conditions"))
-    main = conditions.Condition(f"{config.model}, temperature {config.temperature:g}", "temperature", config.model, config.temperature)
-    wanted = [conditions.Condition(f"{config.model}, temperature {t:g}", "temperature", config.model, t) for t in config.temperatures]
-    wanted += [conditions.Condition(label, "policy", path, config.temperature) for label, path in _policies(config).items()]
+    main = conditions.Condition(
+        f"{config.model}, temperature {config.temperature:g}", "temperature", config.model, config.temperature
+    )
+    wanted = [
+        conditions.Condition(f"{config.model}, temperature {t:g}", "temperature", config.model, t)
+        for t in config.temperatures
+    ]
+    wanted += [
+        conditions.Condition(label, "policy", path, config.temperature) for label, path in _policies(config).items()
+    ]
     found, whole = [], np.ones(len(rows), bool)
     for condition in dict.fromkeys([main, *wanted]):
         say(f"when is entropy a good proxy: {condition.label}")
 
         def make(condition=condition) -> dict[str, np.ndarray]:
             its = Policy.load(condition.model, policy.task, condition.temperature, config.max_new_tokens)
-            return conditions.measure(its, rows, samples=config.condition_samples, rollouts=config.rollouts, exact=config.with_trees,
-                                      seed=config.seed)  # fmt: skip
+            return conditions.measure(
+                its,
+                rows,
+                samples=config.condition_samples,
+                rollouts=config.rollouts,
+                exact=config.with_trees,
+                seed=config.seed,
+            )
 
         arrays = stages.arrays(f"condition_{seed_of(condition.model, condition.temperature):016x}", make)
         options = {"num": config.bootstraps, "seed": config.seed, "top": config.top}

@@ -20,19 +20,34 @@ SMALL = {"updates": 4, "eval_prompts": 2048, "sweep_prompts": 256}
 
 def add_action(actions: Any) -> None:
     """Adds `entropy` to the actions of `dynamics`."""
-    p = actions.add_parser("entropy", help=SUMMARY, description=SUMMARY, epilog=EXAMPLES,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = actions.add_parser(
+        "entropy",
+        help=SUMMARY,
+        description=SUMMARY,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.set_defaults(run=run_command)
     add_common(p, out="runs/entropy")
-    p.add_argument("--small", action="store_true", help="half the updates on a quarter of the prompts: one minute in place of several")
+    p.add_argument(
+        "--small",
+        action="store_true",
+        help="half the updates on a quarter of the prompts: one minute in place of several",
+    )
     p.add_argument("--updates", type=int, help="steps that are looked at, each on a batch of its own (default: 8)")
     p.add_argument("--rates", type=int, help="learning rates of the sweep (default: 12)")
     p.add_argument("--decades", type=float, help="that they span, half of one above the optimizer's own (default: 2)")
-    p.add_argument("--eval-prompts", type=int, help="prompts, with one rollout each, that a prediction is made on (default: 8192)")
-    p.add_argument("--fresh", type=int, help="fresh rollouts of each of them, on either side of the policy (default: 2)")
+    p.add_argument(
+        "--eval-prompts", type=int, help="prompts, with one rollout each, that a prediction is made on (default: 8192)"
+    )
+    p.add_argument(
+        "--fresh", type=int, help="fresh rollouts of each of them, on either side of the policy (default: 2)"
+    )
     p.add_argument("--sweep-prompts", type=int, help="prompts at the other learning rates (default: 1024)")
     p.add_argument("--sweep-fresh", type=int, help="fresh rollouts of each of these (default: 1)")
-    p.add_argument("--sub-batch", type=int, help="rollouts of the small predictions whose spread is shown (default: 256)")
+    p.add_argument(
+        "--sub-batch", type=int, help="rollouts of the small predictions whose spread is shown (default: 256)"
+    )
     p.add_argument("--workers", type=int, help="updates side by side (default: one per core, at most 4; 1 on a GPU)")
 
 
@@ -67,7 +82,10 @@ def run_command(args: argparse.Namespace) -> int:
 
 def updates_table(result: Mapping[str, Any]) -> Any:
     """Every update: predicted, and by fresh samples."""
-    shown = _table(f"Change of mean token entropy by the next step, in thousandths of a nat, learning rate {result['about']['lr']:g}")
+    shown = _table(
+        "Change of mean token entropy by the next step, in thousandths of a nat, learning rate"
+        f" {result['about']['lr']:g}"
+    )
     for name in ("update", "linear", "true, odd half", "quadratic", "true, whole"):
         shown.add_column(name, justify="right")
     for k, update in enumerate(result["updates"], start=1):
@@ -81,7 +99,14 @@ def figures_table(result: Mapping[str, Any]) -> Any:
     shown = _table("Over all updates")
     for name in ("figure", "value (95 %, by prompt)", "unit"):
         shown.add_column(name)
-    names = ["slope", "r2", "relative_error_mean", f"relative_error_spread_{result['sub_batch']}", "precision_floor", "linear_range"]
+    names = [
+        "slope",
+        "r2",
+        "relative_error_mean",
+        f"relative_error_spread_{result['sub_batch']}",
+        "precision_floor",
+        "linear_range",
+    ]
     for name in names:
         shown.add_row(name, _cell(result["figures"][name], digits=4), result["figures"][name]["unit"])
     return shown

@@ -1,7 +1,8 @@
 """The measured updates -> named figures with intervals over prompts, and the blocks that the report draws.
 
-The error of an update's prediction is divided by the root mean square true change of all updates: one that changes nothing would make its
-own ratio meaningless, and leaving it out would choose the result. Errors over each update's own change stand beside it.
+The error of an update's prediction is divided by the root mean square true change of all updates: one that changes
+nothing would make its own ratio meaningless, and leaving it out would choose the result. Errors over each update's own
+change stand beside it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ CARRIERS = 10
 """Prompts that carry an error, below which its interval is called doubtful."""
 
 
-def figures(updates: Sequence[UpdateStatistics], rounding: Mapping[str, np.ndarray], size: int, book: Book) -> dict[str, Any]:
+def figures(
+    updates: Sequence[UpdateStatistics], rounding: Mapping[str, np.ndarray], size: int, book: Book
+) -> dict[str, Any]:
     """Everything that the result holds besides its figures, which go into the book."""
     lr = float(updates[0].arrays["lr"])
     noise = {name: float(rounding[f"{name}_noise"]) for name in ("float32", "float64")}
@@ -48,15 +51,24 @@ def figures(updates: Sequence[UpdateStatistics], rounding: Mapping[str, np.ndarr
     typical = combined(_rms, [u.linear() for u in updates])
     for name, each in noise.items():
         floor = combined(lambda x, e=each: e * lr / (ROUNDING * _rms(x)), [u.linear() for u in updates])
-        book.enter("precision_floor" + ("" if name == "float32" else f"/{name}"), floor.estimate(), "learning rate", noise=each)
-    reach = combined(lambda x: OUTSIDE * lr * _rms(x[: len(updates)]) / _rms(x[len(updates) :]),
-                     [*(u.linear() for u in updates), *(u.quadratic for u in updates)])  # fmt: skip
+        book.enter(
+            "precision_floor" + ("" if name == "float32" else f"/{name}"), floor.estimate(), "learning rate", noise=each
+        )
+    reach = combined(
+        lambda x: OUTSIDE * lr * _rms(x[: len(updates)]) / _rms(x[len(updates) :]),
+        [*(u.linear() for u in updates), *(u.quadratic for u in updates)],
+    )
     book.enter("linear_range", reach.estimate(), "learning rate")
     book.enter("predicted", typical.estimate(), NATS)
-    result = {"updates": [_update(k, u, floor, book) for k, (u, floor) in enumerate(zip(updates, floors))],
-              "terms": _terms(updates, book), "baselines": _baselines(updates, size, book), "theory": _theory(updates, book),
-              "sub_errors": [x.tolist() for x in sub_errors(updates, BASELINES.index(BEST))], "sub_batch": size,
-              "precision": {name: np.asarray(x).tolist() for name, x in rounding.items()}}  # fmt: skip
+    result = {
+        "updates": [_update(k, u, floor, book) for k, (u, floor) in enumerate(zip(updates, floors))],
+        "terms": _terms(updates, book),
+        "baselines": _baselines(updates, size, book),
+        "theory": _theory(updates, book),
+        "sub_errors": [x.tolist() for x in sub_errors(updates, BASELINES.index(BEST))],
+        "sub_batch": size,
+        "precision": {name: np.asarray(x).tolist() for name, x in rounding.items()},
+    }
     return result | {"findings": findings(result, book.figures)}
 
 
@@ -65,14 +77,20 @@ def _rms(x: np.ndarray) -> float:
 
 
 def _slopes(updates: Sequence[UpdateStatistics], floors: Sequence[float], book: Book) -> None:
-    """Mean over the updates that have one of the slope, and the smallest R²: of the odd half-differences, and of the changes themselves."""
+    """Mean over the updates that have one of the slope, and the smallest R²: of the odd half-differences, and of the
+    changes themselves.
+    """
     for kind in KINDS:
         for odd, name in ((True, ""), (False, "/whole")):
             found = [slope for u, floor in zip(updates, floors) if (slope := u.slope(kind, floor, odd))]
             whole = mean([slope for slope, _ in found]).estimate() if found else UNKNOWN
             book.enter(f"slope/{kind}{name}", whole, "log |ΔH| per log rate")
             least = min((r2 for _, r2 in found), default=np.nan)
-            book.enter(f"r2/{kind}{name}", Estimate(least, np.nan, np.nan, len(found)), "share of variance, least of all updates")
+            book.enter(
+                f"r2/{kind}{name}",
+                Estimate(least, np.nan, np.nan, len(found)),
+                "share of variance, least of all updates",
+            )
     book.figures |= {name: book.figures[f"{name}/independent"] for name in ("slope", "r2")}
 
 
@@ -86,7 +104,10 @@ def _errors(updates: Sequence[UpdateStatistics], size: int, book: Book) -> None:
         column = BASELINES.index(BEST) if not part else 0
         book.enter(f"relative_error_spread_{size}{name}", _spread(sub_errors(updates, column, part), book.seed), unit)
     whole = [u.own.whole for u in updates]
-    for name, parts in (("linear", [[u.linear()] for u in updates]), ("quadratic", [[u.linear(), u.quadratic] for u in updates])):
+    for name, parts in (
+        ("linear", [[u.linear()] for u in updates]),
+        ("quadratic", [[u.linear(), u.quadratic] for u in updates]),
+    ):
         terms = [combined(lambda x: float(x.sum()), each) for each in parts]
         num = len(updates)
         error = combined(lambda x, n=num: float((x[:n] - x[n:]).mean()) / scale(x[n:]), [*terms, *whole])
@@ -102,21 +123,44 @@ def _spread(errors: Sequence[np.ndarray], seed: int) -> Estimate:
 def _update(k: int, u: UpdateStatistics, floor: float, book: Book) -> dict[str, Any]:
     """One update: predictions, truths, its sweep, and what is wrong with it."""
     lr, a = float(u.arrays["lr"]), u.arrays
-    named = {"linear": u.linear(), "quadratic": u.quadratic, "true": u.own.odd, "true_whole": u.own.whole,
-             "batch_linear": u.linear(part="batch_"), "batch_true": u.own_batch}  # fmt: skip
+    named = {
+        "linear": u.linear(),
+        "quadratic": u.quadratic,
+        "true": u.own.odd,
+        "true_whole": u.own.whole,
+        "batch_linear": u.linear(part="batch_"),
+        "batch_true": u.own_batch,
+    }
     block = {name: book.enter(f"update/{k}/{name}", each.estimate(), NATS) for name, each in named.items()}
     slope = u.slope("independent", floor)
     block["slope"] = book.enter(f"update/{k}/slope", slope[0].estimate() if slope else UNKNOWN, "log |ΔH| per log rate")
     block["r2"] = slope[1] if slope else None
     reach = u.reach()
-    block["reach"] = book.enter(f"update/{k}/linear_range", Estimate(reach.value * lr, reach.low * lr, reach.high * lr, reach.num),
-                                "learning rate")  # fmt: skip
-    sweep = {kind: [{"whole": _point(t.whole), "odd": _point(t.odd), "size": t.size} for t in truths] for kind, truths in u.sweep.items()}
+    block["reach"] = book.enter(
+        f"update/{k}/linear_range",
+        Estimate(reach.value * lr, reach.low * lr, reach.high * lr, reach.num),
+        "learning rate",
+    )
+    sweep = {
+        kind: [{"whole": _point(t.whole), "odd": _point(t.odd), "size": t.size} for t in truths]
+        for kind, truths in u.sweep.items()
+    }
     sizes = {kind: float(a[f"{kind}_size"].min() / len(a[f"{kind}_rest"])) for kind in KINDS[:2]}
     vector = dict(zip(("norm", "batch_norm", "momentum_norm", "cosine", "clip"), a["vector"].tolist()))
-    block |= {"rates": [lr * factor for factor in u.factors], "sweep": sweep, "floor": lr * floor, "inside": u.inside(floor),
-              "effective_share": sizes, "vector": vector}  # fmt: skip
-    return block | {"flags": [*_flags(u, reach, sizes), *([] if slope else ["fewer than 3 rates are inside its linear range: no slope"])]}
+    block |= {
+        "rates": [lr * factor for factor in u.factors],
+        "sweep": sweep,
+        "floor": lr * floor,
+        "inside": u.inside(floor),
+        "effective_share": sizes,
+        "vector": vector,
+    }
+    return block | {
+        "flags": [
+            *_flags(u, reach, sizes),
+            *([] if slope else ["fewer than 3 rates are inside its linear range: no slope"]),
+        ]
+    }
 
 
 def _point(measured: Measured) -> dict[str, float]:
@@ -127,15 +171,23 @@ def _flags(u: UpdateStatistics, reach: Estimate, sizes: Mapping[str, float]) -> 
     found = []
     if reach.low < 1:
         state = "is" if reach.value < 1 else "may be"
-        found.append(f"its own learning rate {state} outside the linear range: |quadratic| is {OUTSIDE / reach.value:.2g} of |linear|")
+        found.append(
+            f"its own learning rate {state} outside the linear range: |quadratic| is {OUTSIDE / reach.value:.2g} of"
+            " |linear|"
+        )
     for kind, share in sizes.items():
         if share < COLLAPSED:
-            found.append(f"the importance weights of the {kind} rollouts collapse within the sweep: their effective sample size falls to "
-                         f"{share:.1%} of the rollouts")  # fmt: skip
+            found.append(
+                f"the importance weights of the {kind} rollouts collapse within the sweep: their effective sample size"
+                f" falls to {share:.1%} of the rollouts"
+            )
     if not u.own.odd.resolved:
         found.append("its true change is not resolved from 0")
     if (carriers := u.linear().carriers) < CARRIERS:
-        found.append(f"the error of its prediction rests on the equivalent of {carriers:.0f} prompts: the interval may be too narrow")
+        found.append(
+            f"the error of its prediction rests on the equivalent of {carriers:.0f} prompts: the interval may be too"
+            " narrow"
+        )
     return found
 
 
@@ -147,17 +199,34 @@ def _terms(updates: Sequence[UpdateStatistics], book: Book) -> dict[str, str]:
 
 
 def _baselines(updates: Sequence[UpdateStatistics], size: int, book: Book) -> list[dict[str, Any]]:
-    """Mean prediction with each baseline and with control variates, its mean standard error, and the spread of small batches."""
+    """Mean prediction with each baseline and with control variates, its mean standard error, and the spread of small
+    batches.
+    """
     rows = []
     for column, name in enumerate(BASELINES):
         parts = [u.linear(name) for u in updates]
-        spread = book.enter(f"relative_error_spread_{size}/{name}", _spread(sub_errors(updates, column), book.seed),
-                            "share of the root mean square true change")  # fmt: skip
-        rows.append({"name": name, "error": _rms(np.array([part.error for part in parts])), "spread": spread,
-                     "linear": book.enter(f"baseline/{name}", mean(parts).estimate(), NATS)})  # fmt: skip
+        spread = book.enter(
+            f"relative_error_spread_{size}/{name}",
+            _spread(sub_errors(updates, column), book.seed),
+            "share of the root mean square true change",
+        )
+        rows.append(
+            {
+                "name": name,
+                "error": _rms(np.array([part.error for part in parts])),
+                "spread": spread,
+                "linear": book.enter(f"baseline/{name}", mean(parts).estimate(), NATS),
+            }
+        )
     parts = [u.with_variates for u in updates]
-    rows.append({"name": f"{BEST}, with control variates", "error": _rms(np.array([part.error for part in parts])), "spread": None,
-                 "linear": book.enter("baseline/control_variates", mean(parts).estimate(), NATS)})  # fmt: skip
+    rows.append(
+        {
+            "name": f"{BEST}, with control variates",
+            "error": _rms(np.array([part.error for part in parts])),
+            "spread": None,
+            "linear": book.enter("baseline/control_variates", mean(parts).estimate(), NATS),
+        }
+    )
     return rows
 
 
@@ -167,9 +236,19 @@ def _theory(updates: Sequence[UpdateStatistics], book: Book) -> list[dict[str, A
     for name in ("policy gradient", "natural gradient"):
         for part in ("whole", "batch"):
             x, y = found[name], found[part]
-            rows.append({"theory": name, "part": part, "predicted": float(x.mean()), "true": float(y.mean()),
-                         "correlation": book.enter(f"theory/{name}/{part}/correlation", _correlation(x, y), "correlation over updates"),
-                         "same_sign": int((np.sign(x) == np.sign(y)).sum()), "of": len(x)})  # fmt: skip
+            rows.append(
+                {
+                    "theory": name,
+                    "part": part,
+                    "predicted": float(x.mean()),
+                    "true": float(y.mean()),
+                    "correlation": book.enter(
+                        f"theory/{name}/{part}/correlation", _correlation(x, y), "correlation over updates"
+                    ),
+                    "same_sign": int((np.sign(x) == np.sign(y)).sum()),
+                    "of": len(x),
+                }
+            )
     return rows
 
 
@@ -184,16 +263,28 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> Estimate:
 
 
 def write_rollouts(path: Path, updates: Sequence[Arrays]) -> None:
-    """A row per evaluation rollout: its entropy and tokens, what it says of the step, and its prompt's fresh completions on either side."""
+    """A row per evaluation rollout: its entropy and tokens, what it says of the step, and its prompt's fresh
+    completions on either side.
+    """
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
     columns: dict[str, list[np.ndarray]] = {}
     for k, a in enumerate(updates):
         plus, minus = a["fresh_own"][0]
-        own = {"update": np.full(len(a["prompt"]), k), "prompt": a["prompt"], "entropy": a["rest_entropy"], "length": a["rest_length"],
-               "direct": a["direct"], "path": a[f"path_{BEST}"], "length_slope": a[f"length_{BEST}"], "fresh_plus_entropy": plus[:, 0],
-               "fresh_plus_length": plus[:, 1], "fresh_minus_entropy": minus[:, 0], "fresh_minus_length": minus[:, 1]}  # fmt: skip
+        own = {
+            "update": np.full(len(a["prompt"]), k),
+            "prompt": a["prompt"],
+            "entropy": a["rest_entropy"],
+            "length": a["rest_length"],
+            "direct": a["direct"],
+            "path": a[f"path_{BEST}"],
+            "length_slope": a[f"length_{BEST}"],
+            "fresh_plus_entropy": plus[:, 0],
+            "fresh_plus_length": plus[:, 1],
+            "fresh_minus_entropy": minus[:, 0],
+            "fresh_minus_length": minus[:, 1],
+        }
         for name, x in own.items():
             columns.setdefault(name, []).append(x)
     table = arrow.table({name: np.concatenate(parts) for name, parts in columns.items()})

@@ -1,4 +1,6 @@
-"""What the study of predicted and true entropy change found, in sentences: nothing is claimed that its interval does not hold."""
+"""What the study of predicted and true entropy change found, in sentences: nothing is claimed that its interval does
+not hold.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,14 @@ Figures = Mapping[str, Mapping[str, Any]]
 
 
 def findings(result: Mapping[str, Any], figures: Figures) -> list[str]:
-    return [*_prediction(figures), *_slope(figures), *_range(figures), *_baselines(result, figures), *_theory(result, figures),
-            *_flags(result)]  # fmt: skip
+    return [
+        *_prediction(figures),
+        *_slope(figures),
+        *_range(figures),
+        *_baselines(result, figures),
+        *_theory(result, figures),
+        *_flags(result),
+    ]
 
 
 def shown(figure: Mapping[str, Any], form: str = ".3g") -> str:
@@ -22,27 +30,43 @@ def shown(figure: Mapping[str, Any], form: str = ".3g") -> str:
 
 
 def _prediction(figures: Figures) -> list[str]:
-    error, spread = figures["relative_error_mean"], next(f for name, f in figures.items() if name.startswith("relative_error_spread_"))
+    error, spread = (
+        figures["relative_error_mean"],
+        next(f for name, f in figures.items() if name.startswith("relative_error_spread_")),
+    )
     size = next(name for name in figures if name.startswith("relative_error_spread_")).split("/")[0].rsplit("_", 1)[1]
     verdict = "no error is resolved" if error["low"] <= 0 <= error["high"] else "the prediction is off"
-    return [f"The linear prediction against fresh samples of the moved policy: mean relative error {shown(error, '+.3f')}; {verdict}. From "
-            f"{size} rollouts alone its spread is {shown(spread, '.2f')}.",
-            f"Of the step itself, not its odd half: linear {shown(figures['relative_error_mean/whole/linear'], '+.3f')}, with the "
-            f"quadratic term {shown(figures['relative_error_mean/whole/quadratic'], '+.3f')}.",
-            f"Of what the batch adds to momentum and decay: {shown(figures['relative_error_mean/batch'], '+.3f')}, spread "
-            f"{shown(figures[f'relative_error_spread_{size}/batch'], '.2f')}."]  # fmt: skip
+    return [
+        (
+            "The linear prediction against fresh samples of the moved policy: mean relative error"
+            f" {shown(error, '+.3f')}; {verdict}. From {size} rollouts alone its spread is {shown(spread, '.2f')}."
+        ),
+        (
+            "Of the step itself, not its odd half: linear"
+            f" {shown(figures['relative_error_mean/whole/linear'], '+.3f')}, with the quadratic term"
+            f" {shown(figures['relative_error_mean/whole/quadratic'], '+.3f')}."
+        ),
+        (
+            f"Of what the batch adds to momentum and decay: {shown(figures['relative_error_mean/batch'], '+.3f')},"
+            f" spread {shown(figures[f'relative_error_spread_{size}/batch'], '.2f')}."
+        ),
+    ]
 
 
 def _slope(figures: Figures) -> list[str]:
-    return [f"|ΔH| grows with the learning rate to the power {shown(figures['slope'], '.4f')} on independent rollouts (R² at least "
-            f"{figures['r2']['value']:.5f}), {shown(figures['slope/fresh'], '.3f')} by fresh samples (R² at least "
-            f"{figures['r2/fresh']['value']:.3f}); with its curvature, {shown(figures['slope/independent/whole'], '.4f')}."]  # fmt: skip
+    return [
+        f"|ΔH| grows with the learning rate to the power {shown(figures['slope'], '.4f')} on independent rollouts (R²"
+        f" at least {figures['r2']['value']:.5f}), {shown(figures['slope/fresh'], '.3f')} by fresh samples (R² at least"
+        f" {figures['r2/fresh']['value']:.3f}); with its curvature, {shown(figures['slope/independent/whole'], '.4f')}."
+    ]
 
 
 def _range(figures: Figures) -> list[str]:
-    return [f"Changes are resolved from a learning rate of {figures['precision_floor']['value']:.1e} on in float32, "
-            f"{figures['precision_floor/float64']['value']:.1e} in float64; the quadratic term reaches half the linear one at "
-            f"{shown(figures['linear_range'], '.1e')}."]  # fmt: skip
+    return [
+        f"Changes are resolved from a learning rate of {figures['precision_floor']['value']:.1e} on in float32,"
+        f" {figures['precision_floor/float64']['value']:.1e} in float64; the quadratic term reaches half the linear one"
+        f" at {shown(figures['linear_range'], '.1e')}."
+    ]
 
 
 def _baselines(result: Mapping[str, Any], figures: Figures) -> list[str]:
@@ -56,9 +80,11 @@ def _theory(result: Mapping[str, Any], figures: Figures) -> list[str]:
     said = []
     for row in result["theory"]:
         if row["part"] == "batch":
-            said.append(f"−η Cov of the tabular theory ({row['theory']}): {row['predicted']:.2g} on average where the batch’s own part "
-                        f"makes {row['true']:.2g}; the sign is right for {row['same_sign']} of {row['of']} updates, correlation over "
-                        f"updates {shown(figures[row['correlation']], '.2f')}.")  # fmt: skip
+            said.append(
+                f"−η Cov of the tabular theory ({row['theory']}): {row['predicted']:.2g} on average where the batch’s"
+                f" own part makes {row['true']:.2g}; the sign is right for {row['same_sign']} of {row['of']} updates,"
+                f" correlation over updates {shown(figures[row['correlation']], '.2f')}."
+            )
     return said
 
 

@@ -1,7 +1,8 @@
-"""One update, measured: what is predicted of it and what it does, as sums over evaluation prompts; no statistic is made here.
+"""One update, measured: what is predicted of it and what it does, as sums over evaluation prompts; no statistic is made
+here.
 
-Evaluation takes one rollout of each of P prompts, drawn for this update alone. Reweighted and fresh rollouts are of the same prompts and
-otherwise independent, so that what is easy or hard for both cancels.
+Evaluation takes one rollout of each of P prompts, drawn for this update alone. Reweighted and fresh rollouts are of the
+same prompts and otherwise independent, so that what is easy or hard for both cancels.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ SIGNS = (1, -1)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rollouts. prompts, group: of an update's batch; eval_prompts: one rollout each for the prediction; fresh: of each of them, at the
-    optimizer's own rate; sweep_prompts, sweep_fresh: the same at every other rate; sub_batch: rollouts of a small prediction."""
+    """Rollouts. prompts, group: of an update's batch; eval_prompts: one rollout each for the prediction; fresh: of each
+    of them, at the optimizer's own rate; sweep_prompts, sweep_fresh: the same at every other rate; sub_batch: rollouts
+    of a small prediction."""
 
     prompts: int = 64
     group: int = 8
@@ -96,12 +98,16 @@ def measure(checkpoint: Checkpoint, update: Update, sizes: Sizes, factors: Seque
     found["fresh_rest"], found["fresh_own"] = _sampled(checkpoint, rows, parameters, update.vector, (1,), *own)
     _, found["batch_fresh_own"] = _sampled(checkpoint, rows, parameters, update.fresh, (1,), *own, rest=False)
     sweep = (sizes.sweep_fresh, seed_of(seed, "sweep"))
-    found["sweep_rest"], found["sweep"] = _sampled(checkpoint, rows[: len(some)], parameters, update.vector, factors, *sweep)
+    found["sweep_rest"], found["sweep"] = _sampled(
+        checkpoint, rows[: len(some)], parameters, update.vector, factors, *sweep
+    )
     return found | _facts(update)
 
 
 def _predicted(evaluation: Evaluation, direction: Mapping[str, Tensor], sizes: Sizes, short: bool = False) -> Arrays:
-    """Sums of the linear prediction by baseline, and of the quadratic one; predictions of sub-batches that know nothing of one another."""
+    """Sums of the linear prediction by baseline, and of the quadratic one; predictions of sub-batches that know nothing
+    of one another.
+    """
     first = Tangents(*evaluation.passes.forward(direction))
     entropy, mask, rollouts = evaluation.entropy, evaluation.mask, evaluation.batch.rollouts
     names = (BEST,) if short else BASELINES
@@ -112,37 +118,62 @@ def _predicted(evaluation: Evaluation, direction: Mapping[str, Tensor], sizes: S
         found["direct"] = parts["direct"].entropy.numpy()
         found |= {f"path_{name}": parts["path"].entropy.numpy(), f"length_{name}": parts["length"].length.numpy()}
     size, num = sizes.sub_batch, len(rollouts) // sizes.sub_batch
-    found["sub"] = np.array([[_linear(first, rollouts.rows(keep), keep, evaluation.hidden, name) for name in names]
-                             for keep in (torch.arange(k * size, (k + 1) * size) for k in range(num))])  # fmt: skip
+    found["sub"] = np.array(
+        [
+            [_linear(first, rollouts.rows(keep), keep, evaluation.hidden, name) for name in names]
+            for keep in (torch.arange(k * size, (k + 1) * size) for k in range(num))
+        ]
+    )
     if short:
         return found
     second = second_derivatives(evaluation.passes, direction)
     bend = curvatures(first, second, entropy, mask, evaluation.baseline())
     scores = zero_off(first.logprob, mask)
     variates = torch.stack([(scores * x).sum(1) for x in (torch.ones_like(entropy), entropy, places(mask).double())], 1)
-    return found | {"bend_entropy": bend.entropy.numpy(), "bend_length": bend.length.numpy(), "variates": variates.numpy()}
+    return found | {
+        "bend_entropy": bend.entropy.numpy(),
+        "bend_length": bend.length.numpy(),
+        "variates": variates.numpy(),
+    }
 
 
 def _linear(first: Tangents, rollouts: Any, keep: Tensor, hidden: Tensor, name: str) -> float:
     """The linear prediction from some rollouts alone, baselines included."""
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
     parts = slopes(Tangents(*(x[keep] for x in first)), entropy, mask, baseline_of(rollouts, name, hidden[keep]))
-    return linear_change(*(float(x.sum()) for x in at_rest(entropy, mask)), *(float(sum(x).sum()) for x in zip(*parts.values())))
+    return linear_change(
+        *(float(x.sum()) for x in at_rest(entropy, mask)), *(float(sum(x).sum()) for x in zip(*parts.values()))
+    )
 
 
 def _reweighted(evaluation: Evaluation, direction: Mapping[str, Tensor], factors: Sequence[float]) -> Arrays:
     """S, L at every factor and its negative [F, 2, P, 2], at rest [P, 2]; effective sample sizes [F, 2]."""
     passes, mask, baseline = evaluation.passes, evaluation.mask, evaluation.baseline()
     rest = passes.values()
-    moved_sums = [[by_reweighting(passes, rest, mask, baseline, direction, sign * factor) for sign in SIGNS] for factor in factors]
+    moved_sums = [
+        [by_reweighting(passes, rest, mask, baseline, direction, sign * factor) for sign in SIGNS] for factor in factors
+    ]
     sums = np.array([[np.stack([x.numpy() for x in each], -1) for each, _ in pair] for pair in moved_sums])
-    return {"rest": np.stack([x.numpy() for x in at_rest(rest[1], mask)], -1), "moved": sums,
-            "size": np.array([[size for _, size in pair] for pair in moved_sums])}  # fmt: skip
+    return {
+        "rest": np.stack([x.numpy() for x in at_rest(rest[1], mask)], -1),
+        "moved": sums,
+        "size": np.array([[size for _, size in pair] for pair in moved_sums]),
+    }
 
 
-def _sampled(checkpoint: Checkpoint, rows: Sequence[dict], parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor],
-             factors: Sequence[float], num: int, seed: int, rest: bool = True) -> tuple[np.ndarray | None, np.ndarray]:  # fmt: skip
-    """(entropy and tokens of fresh completions at rest [P, 2], at every factor and its negative [F, 2, P, 2]); the same uniforms in all."""
+def _sampled(
+    checkpoint: Checkpoint,
+    rows: Sequence[dict],
+    parameters: Mapping[str, Tensor],
+    direction: Mapping[str, Tensor],
+    factors: Sequence[float],
+    num: int,
+    seed: int,
+    rest: bool = True,
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """(entropy and tokens of fresh completions at rest [P, 2], at every factor and its negative [F, 2, P, 2]); the same
+    uniforms in all.
+    """
     here = np.stack(by_sampling(checkpoint, rows, num, seed), -1) if rest else None
     there = []
     for factor in factors:
@@ -159,5 +190,11 @@ def _facts(update: Update) -> Arrays:
     logprob, credit, mask = update.batch.rollouts.score("logprob").double(), update.credit, update.batch.rollouts.mask
     lp, a = logprob[mask], credit[mask]
     cov = [float(((lp - lp.mean()) * (x - x.mean())).mean()) for x in (lp.exp() * a, a)]
-    shares = [norm(update.vector), norm(update.fresh), norm(update.momentum), cosine(update.fresh, update.momentum), update.clip]
+    shares = [
+        norm(update.vector),
+        norm(update.fresh),
+        norm(update.momentum),
+        cosine(update.fresh, update.momentum),
+        update.clip,
+    ]
     return {"covariance": np.array(cov), "vector": np.array(shares), "lr": np.array(update.lr)}

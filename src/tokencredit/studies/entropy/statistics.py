@@ -1,4 +1,6 @@
-"""The sums of one measured update as numbers with errors: predictions, terms, true changes of every kind, slopes over learning rates."""
+"""The sums of one measured update as numbers with errors: predictions, terms, true changes of every kind, slopes over
+learning rates.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def odd_change(entropy, length, entropy_back, length_back):
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """True changes of one kind at one rate: of the step, its odd half-difference, and the effective sample size of reweighted rollouts."""
+    """True changes of one kind at one rate: of the step, its odd half-difference, and the effective sample size of
+    reweighted rollouts.
+    """
 
     whole: Measured
     odd: Measured
@@ -56,7 +60,9 @@ class UpdateStatistics:
         """One term of the linear prediction: direct, path or length."""
         a = self.arrays
         if name == "length":
-            return jackknifed(lambda s, n, longer: -s / n * longer / n, [*self._rest, a[f"length_{baseline}"]], a["prompt"])
+            return jackknifed(
+                lambda s, n, longer: -s / n * longer / n, [*self._rest, a[f"length_{baseline}"]], a["prompt"]
+            )
         column = a["direct"] if name == "direct" else a[f"path_{baseline}"]
         return jackknifed(lambda s, n, slope: slope / n, [*self._rest, column], a["prompt"])
 
@@ -68,11 +74,15 @@ class UpdateStatistics:
 
     @cached_property
     def with_variates(self) -> Measured:
-        """The linear prediction less what sums of ∇log π, plain, times entropy and times place, explain of it on other prompts."""
+        """The linear prediction less what sums of ∇log π, plain, times entropy and times place, explain of it on other
+        prompts.
+        """
         a, plain = self.arrays, self.linear()
         fold, fitted = a["prompt"] % FOLDS, np.zeros(len(a["prompt"]))
         for k in range(FOLDS):
-            coefficients = np.linalg.lstsq(a["variates"][fold != k], plain.influence[fold != k] * self._rest[1].sum(), rcond=None)[0]
+            coefficients = np.linalg.lstsq(
+                a["variates"][fold != k], plain.influence[fold != k] * self._rest[1].sum(), rcond=None
+            )[0]
             fitted[fold == k] = a["variates"][fold == k] @ coefficients
         slope = a["direct"] + a[f"path_{BEST}"] - fitted
         return jackknifed(linear_change, [*self._rest, slope, a[f"length_{BEST}"]], a["prompt"])
@@ -92,13 +102,22 @@ class UpdateStatistics:
     def sweep(self) -> dict[str, list[Truth]]:
         """{kind: true changes at every factor}."""
         a = self.arrays
-        reweighted = {kind: [self._truth(each, a[f"{kind}_rest"], size) for each, size in zip(a[f"{kind}_moved"], a[f"{kind}_size"][:, 0])]
-                      for kind in KINDS[:2]}  # fmt: skip
+        reweighted = {
+            kind: [
+                self._truth(each, a[f"{kind}_rest"], size)
+                for each, size in zip(a[f"{kind}_moved"], a[f"{kind}_size"][:, 0])
+            ]
+            for kind in KINDS[:2]
+        }
         return reweighted | {"fresh": [self._truth(each, a["sweep_rest"]) for each in a["sweep"]]}
 
     def reach(self) -> Estimate:
-        """Largest factor of the rate at which |quadratic| stays under `OUTSIDE` of |linear|; without end where it may be 0."""
-        line, bend = (Measured(abs(m.value), np.sign(m.value) * m.influence, m.prompt) for m in (self.linear(), self.quadratic))
+        """Largest factor of the rate at which |quadratic| stays under `OUTSIDE` of |linear|; without end where it may
+        be 0.
+        """
+        line, bend = (
+            Measured(abs(m.value), np.sign(m.value) * m.influence, m.prompt) for m in (self.linear(), self.quadratic)
+        )
         found = ratio(line, bend)
         low = found.low if np.isfinite(found.low) else _least(line, bend)
         return Estimate(OUTSIDE * found.value, OUTSIDE * low, OUTSIDE * found.high, found.num)
@@ -127,7 +146,9 @@ class UpdateStatistics:
 
     def _truth(self, pair: np.ndarray, rest: np.ndarray, size: float | None = None) -> Truth:
         plus, minus, prompt = pair[0], pair[1], self.arrays["prompt"][: len(rest)]
-        return Truth(jackknifed(change, [*plus.T, *rest.T], prompt), jackknifed(odd_change, [*plus.T, *minus.T], prompt), size)
+        return Truth(
+            jackknifed(change, [*plus.T, *rest.T], prompt), jackknifed(odd_change, [*plus.T, *minus.T], prompt), size
+        )
 
 
 def _least(line: Measured, bend: Measured) -> float:
@@ -137,14 +158,20 @@ def _least(line: Measured, bend: Measured) -> float:
 
 
 def relative_errors(updates: Sequence[UpdateStatistics], part: str = "") -> dict[str, Measured]:
-    """Mean over updates of linear prediction less true odd change: "typical" over their `scale`, "own" over each one's own."""
+    """Mean over updates of linear prediction less true odd change: "typical" over their `scale`, "own" over each one's
+    own.
+    """
     num, parts = len(updates), [*(u.linear(part=part) for u in updates), *_truths(updates, part)]
-    return {"typical": combined(lambda x: float((x[:num] - x[num:]).mean()) / scale(x[num:]), parts),
-            "own": combined(lambda x: float((x[:num] / x[num:] - 1).mean()), parts)}  # fmt: skip
+    return {
+        "typical": combined(lambda x: float((x[:num] - x[num:]).mean()) / scale(x[num:]), parts),
+        "own": combined(lambda x: float((x[:num] / x[num:] - 1).mean()), parts),
+    }
 
 
 def scale(truths: np.ndarray) -> float:
-    """What errors are relative to: the root mean square true change, with the sign of their sum, so that + is too much of it."""
+    """What errors are relative to: the root mean square true change, with the sign of their sum, so that + is too much
+    of it.
+    """
     return float(np.sign(truths.sum()) * np.sqrt(np.square(truths).mean()))
 
 
@@ -166,5 +193,7 @@ def sub_errors(updates: Sequence[UpdateStatistics], column: int, part: str = "")
 def theory(updates: Sequence[UpdateStatistics]) -> Mapping[str, np.ndarray]:
     """−η Cov(log π, πA) and −η Cov(log π, A) of every update, and what they are compared with."""
     cov = np.array([u.arrays["covariance"] * -float(u.arrays["lr"]) for u in updates])
-    whole, batch = (np.array([t.value for t in ts]) for ts in ([u.own.odd for u in updates], [u.own_batch for u in updates]))
+    whole, batch = (
+        np.array([t.value for t in ts]) for ts in ([u.own.odd for u in updates], [u.own_batch for u in updates])
+    )
     return {"policy gradient": cov[:, 0], "natural gradient": cov[:, 1], "whole": whole, "batch": batch}

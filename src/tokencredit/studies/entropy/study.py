@@ -1,7 +1,9 @@
-"""Does the predicted change of entropy come true? Several updates of one checkpoint, a sweep of learning rates, three kinds of truth.
+"""Does the predicted change of entropy come true? Several updates of one checkpoint, a sweep of learning rates, three
+kinds of truth.
 
-Every update has a batch, evaluation prompts and rollouts of its own, so that the errors of different updates share nothing; what they do
-share is the momentum of the checkpoint's optimizer. A killed study goes on where it was and ends with the same numbers.
+Every update has a batch, evaluation prompts and rollouts of its own, so that the errors of different updates share
+nothing; what they do share is the momentum of the checkpoint's optimizer. A killed study goes on where it was and ends
+with the same numbers.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ ROUNDED = 512
 
 @dataclass(frozen=True)
 class SweepConfig(Sizes):
-    """Which run, checkpoint, method and optimizer (as `dynamics.arguments`); how many updates; the sweep's rates and decades; the sizes."""
+    """Which run, checkpoint, method and optimizer (as `dynamics.arguments`); how many updates; the sweep's rates and
+    decades; the sizes.
+    """
 
     source: str | None = None
     checkpoint: int | None = None
@@ -54,13 +58,19 @@ class SweepConfig(Sizes):
 
     def __post_init__(self) -> None:
         if min(self.eval_prompts, self.sweep_prompts) < FEW:
-            raise ValueError(f"{min(self.eval_prompts, self.sweep_prompts)} evaluation prompts are too few for an interval: take {FEW} at "
-                             "least; hundreds are useful")  # fmt: skip
+            raise ValueError(
+                f"{min(self.eval_prompts, self.sweep_prompts)} evaluation prompts are too few for an interval: take"
+                f" {FEW} at least; hundreds are useful"
+            )
         if self.updates < 1 or self.rates < 4 or not self.decades > ABOVE or min(self.fresh, self.sweep_fresh) < 1:
-            raise ValueError(f"a sweep needs an update, at least 4 rates over more than {ABOVE:g} decades, and fresh rollouts")
+            raise ValueError(
+                f"a sweep needs an update, at least 4 rates over more than {ABOVE:g} decades, and fresh rollouts"
+            )
         if not 2 <= self.sub_batch <= self.eval_prompts // 2:
-            raise ValueError(f"sub-batches hold 2 rollouts or more, and the {self.eval_prompts} evaluation prompts have to make at least "
-                             f"two of them: {self.sub_batch} do not fit")  # fmt: skip
+            raise ValueError(
+                f"sub-batches hold 2 rollouts or more, and the {self.eval_prompts} evaluation prompts have to make at"
+                f" least two of them: {self.sub_batch} do not fit"
+            )
 
     @property
     def factors(self) -> tuple[float, ...]:
@@ -70,12 +80,23 @@ class SweepConfig(Sizes):
         return tuple(10 ** (step * k) for k in range(above - self.rates + 1, above + 1))
 
 
-def run(config: SweepConfig, out: Path, *, workers: int | None = None, command: str = "", say: Callable[[str], None] = print) -> dict:
+def run(
+    config: SweepConfig, out: Path, *, workers: int | None = None, command: str = "", say: Callable[[str], None] = print
+) -> dict:
     """The whole study in the directory `out`; what `result.json` holds."""
     checkpoint = open_from(config)
     identity = asdict(config) | {"checkpoint": str(checkpoint.path), "lr": checkpoint.needs_optimizer().lr}
-    record = Run.create(out, name=out.name, method=repr(checkpoint.method), method_name=STUDY, task=checkpoint.config.task,
-                        model=str(checkpoint.path), config=identity, seed=config.seed, command=command)  # fmt: skip
+    record = Run.create(
+        out,
+        name=out.name,
+        method=repr(checkpoint.method),
+        method_name=STUDY,
+        task=checkpoint.config.task,
+        model=str(checkpoint.path),
+        config=identity,
+        seed=config.seed,
+        command=command,
+    )
     stages, book = Stages(out / "stages"), Book(command, config.seed)
     arrays = _updates(config, checkpoint, stages, workers, say)
     say("how small a change the arithmetic can show")
@@ -86,26 +107,48 @@ def run(config: SweepConfig, out: Path, *, workers: int | None = None, command: 
     updates = [UpdateStatistics(each, config.factors) for each in arrays]
     result = figures.figures(updates, rounding, config.sub_batch, book)
     figures.write_rollouts(out / "rollouts.parquet", arrays)
-    about = {"checkpoint": str(checkpoint.path), "step": checkpoint.step, "method": checkpoint.method.name, "task": checkpoint.config.task,
-             "temperature": checkpoint.temperature, "lr": updates[0].arrays["lr"].item()}  # fmt: skip
-    result = {"study": STUDY, "command": command, "seed": config.seed, "about": about, "figures": book.figures, **result,
-              "config": identity, "seconds": stages.seconds}  # fmt: skip
+    about = {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "method": checkpoint.method.name,
+        "task": checkpoint.config.task,
+        "temperature": checkpoint.temperature,
+        "lr": updates[0].arrays["lr"].item(),
+    }
+    result = {
+        "study": STUDY,
+        "command": command,
+        "seed": config.seed,
+        "about": about,
+        "figures": book.figures,
+        **result,
+        "config": identity,
+        "seconds": stages.seconds,
+    }
     write_json(out / "result.json", result)
     record.finish()
     return result
 
 
-def _updates(config: SweepConfig, checkpoint: Checkpoint, stages: Stages, workers: int | None, say: Callable[[str], None]) -> list[Arrays]:
-    """Every update's sums; several side by side in processes of their own where there are cores for it and no GPU to share."""
+def _updates(
+    config: SweepConfig, checkpoint: Checkpoint, stages: Stages, workers: int | None, say: Callable[[str], None]
+) -> list[Arrays]:
+    """Every update's sums; several side by side in processes of their own where there are cores for it and no GPU to
+    share.
+    """
     names = [f"update_{k}" for k in range(config.updates)]
     waiting = [k for k, name in enumerate(names) if not (stages.folder / f"{name}.npz").exists()]
     alone = checkpoint.model.device.type != "cpu"
     workers = workers or (1 if alone else min(os.cpu_count() or 1, 4))
     if workers > 1 and len(waiting) > 1:
         log = stages.folder / "workers.log"
-        jobs = {names[k]: partial(Forked, _measure_alone, (config, k, stages.folder), log, (__name__,)) for k in waiting}
+        jobs = {
+            names[k]: partial(Forked, _measure_alone, (config, k, stages.folder), log, (__name__,)) for k in waiting
+        }
         say(f"{len(waiting)} updates, {workers} side by side")
-        if failed := run_all(jobs, workers, lambda name, code: None if code is None else say(f"{name.replace('_', ' ')} has ended")):
+        if failed := run_all(
+            jobs, workers, lambda name, code: None if code is None else say(f"{name.replace('_', ' ')} has ended")
+        ):
             raise RuntimeError(f"{', '.join(failed)}: {last_words(log)}")
     found = []
     for k, name in enumerate(names):
@@ -116,7 +159,9 @@ def _updates(config: SweepConfig, checkpoint: Checkpoint, stages: Stages, worker
 
 def _measure(config: SweepConfig, checkpoint: Checkpoint, k: int) -> Arrays:
     seed = seed_of("update", config.seed, k)
-    return measure(checkpoint, draw_update(checkpoint, config, seed), config, config.factors, seed_of("evaluation", config.seed, k))
+    return measure(
+        checkpoint, draw_update(checkpoint, config, seed), config, config.factors, seed_of("evaluation", config.seed, k)
+    )
 
 
 def _measure_alone(config: SweepConfig, k: int, folder: Path) -> None:
@@ -140,18 +185,35 @@ def _precision(config: SweepConfig, checkpoint: Checkpoint) -> Arrays:
 
 
 def _tokens(config: SweepConfig, checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Completions with what the first update is predicted to do to each of their tokens, and what each adds to the predicted change."""
+    """Completions with what the first update is predicted to do to each of their tokens, and what each adds to the
+    predicted change.
+    """
     update = draw_update(checkpoint, config, seed_of("update", config.seed, 0))
     seed = seed_of("evaluation", config.seed, 0)
     rows = prompts_of(checkpoint, config.eval_prompts, seed_of(seed, "prompts"))[:SHOWN]
     evaluation = Evaluation.of(checkpoint, rows, seed_of(seed, "rollouts"))
     batch, (logprob, entropy) = evaluation.batch, evaluation.passes.forward(update.vector)
     weights = entropy_weights(batch, BEST)
-    columns = {"logprob": batch.rollouts.score("logprob"), "entropy": batch.rollouts.score("entropy"), "logprob_change": logprob,
-               "entropy_change": entropy, "share": weights.logprob * logprob + weights.entropy * entropy}  # fmt: skip
+    columns = {
+        "logprob": batch.rollouts.score("logprob"),
+        "entropy": batch.rollouts.score("entropy"),
+        "logprob_change": logprob,
+        "entropy_change": entropy,
+        "share": weights.logprob * logprob + weights.entropy * entropy,
+    }
     role = roles(checkpoint, batch)
-    return [{"group": int(batch.rollouts.group[i]), "prompt": str(batch.rows[i]["prompt"]), "reward": float(batch.rollouts.reward[i]),
-             "completion": checkpoint.tokenizer.decode(list(ids), skip_special_tokens=True), "success": bool(batch.rollouts.success[i]),
-             "reason": batch.reasons[i], "token_ids": list(ids), "tokens": tokens_of(checkpoint.tokenizer, ids),
-             "role": role[i] if role else None, **{name: x[i, : len(ids)].tolist() for name, x in columns.items()}}
-            for i, ids in enumerate(batch.completions)]  # fmt: skip
+    return [
+        {
+            "group": int(batch.rollouts.group[i]),
+            "prompt": str(batch.rows[i]["prompt"]),
+            "reward": float(batch.rollouts.reward[i]),
+            "completion": checkpoint.tokenizer.decode(list(ids), skip_special_tokens=True),
+            "success": bool(batch.rollouts.success[i]),
+            "reason": batch.reasons[i],
+            "token_ids": list(ids),
+            "tokens": tokens_of(checkpoint.tokenizer, ids),
+            "role": role[i] if role else None,
+            **{name: x[i, : len(ids)].tolist() for name, x in columns.items()},
+        }
+        for i, ids in enumerate(batch.completions)
+    ]

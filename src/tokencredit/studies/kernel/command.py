@@ -17,18 +17,36 @@ EXAMPLES = """examples:
 
 def add_action(actions: Any) -> None:
     """Adds `kernel` to the actions of `dynamics`."""
-    p = actions.add_parser("kernel", help=SUMMARY, description=SUMMARY, epilog=EXAMPLES,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = actions.add_parser(
+        "kernel",
+        help=SUMMARY,
+        description=SUMMARY,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.set_defaults(run=run_command)
     add_common(p, out="runs/kernel")
-    p.add_argument("--preconditioner", choices=("adamw", "identity"), default="adamw",
-                   help="of the step: AdamW's, or none, which is plain gradient descent (default: %(default)s)")  # fmt: skip
+    p.add_argument(
+        "--preconditioner",
+        choices=("adamw", "identity"),
+        default="adamw",
+        help="of the step: AdamW's, or none, which is plain gradient descent (default: %(default)s)",
+    )
     level = p.add_mutually_exclusive_group()
     level.add_argument("--tokens", action="store_const", const="tokens", dest="level", help="between tokens (default)")
-    level.add_argument("--sequences", action="store_const", const="sequences", dest="level", help="between whole completions")
-    p.add_argument("--directions", type=int, default=0, metavar="K",
-                   help="sketch with K random directions, where exact gradients are too large; 256 or more (default: exact)")  # fmt: skip
-    p.add_argument("--held-out", type=int, default=32, help="prompts on which real steps are compared (default: %(default)s)")
+    level.add_argument(
+        "--sequences", action="store_const", const="sequences", dest="level", help="between whole completions"
+    )
+    p.add_argument(
+        "--directions",
+        type=int,
+        default=0,
+        metavar="K",
+        help="sketch with K random directions, where exact gradients are too large; 256 or more (default: exact)",
+    )
+    p.add_argument(
+        "--held-out", type=int, default=32, help="prompts on which real steps are compared (default: %(default)s)"
+    )
     p.add_argument("--samples", type=int, default=2, help="completions of each of these (default: %(default)s)")
 
 
@@ -40,9 +58,19 @@ def run_command(args: argparse.Namespace) -> int:
     from tokencredit.studies.kernel.study import KernelConfig, run
 
     config = KernelConfig(
-        str(args.source), args.checkpoint, args.method, args.optimizer, args.preconditioner, args.level or "tokens", args.directions,
-        args.prompts, args.group, args.held_out, args.samples, seed=args.seed,
-    )  # fmt: skip
+        str(args.source),
+        args.checkpoint,
+        args.method,
+        args.optimizer,
+        args.preconditioner,
+        args.level or "tokens",
+        args.directions,
+        args.prompts,
+        args.group,
+        args.held_out,
+        args.samples,
+        seed=args.seed,
+    )
     console = Console()
     with console.status("loading") as status:
         result = run(open_from(args), config, args.out, command=args.command_line, say=status.update)
@@ -60,7 +88,12 @@ def tables(result: Any) -> list[Any]:
     from rich.table import Table
 
     figures, study = result.figures, result.study
-    first = Table(title="Real steps against the prediction, held-out log-probabilities", title_justify="left", box=None, pad_edge=False)
+    first = Table(
+        title="Real steps against the prediction, held-out log-probabilities",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     words = {"r2_fresh": "the batch's part", "slope": "real / predicted", "r2_completions": "completions"}
     columns = [name for name in words if name in study["influence"]["rates"][0]]
     for name in ("of the rate", "R², 95 % by prompt", *(words[name] for name in columns)):
@@ -70,7 +103,9 @@ def tables(result: Any) -> list[Any]:
         first.add_row(f"{row['factor']:g}", cell(figures[row["r2"]], 4), *rest)
     if not study["shares"]:
         return [first]
-    second = Table(title="Who makes the predicted change of the tokens that send", title_justify="left", box=None, pad_edge=False)
+    second = Table(
+        title="Who makes the predicted change of the tokens that send", title_justify="left", box=None, pad_edge=False
+    )
     for name in ("sender", "share of the squared change, 95 % by prompt"):
         second.add_column(name)
     for name, figure in study["shares"].items():
@@ -83,5 +118,8 @@ def cell(figure: dict[str, Any], digits: int = 3) -> str:
     """Value and interval; a dash for what is not defined."""
     import math
 
-    shown = [f"{x:.{digits}f}" if x is not None and math.isfinite(x) else "-" for x in (figure["value"], figure["low"], figure["high"])]
+    shown = [
+        f"{x:.{digits}f}" if x is not None and math.isfinite(x) else "-"
+        for x in (figure["value"], figure["low"], figure["high"])
+    ]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"

@@ -1,4 +1,6 @@
-"""The figures of the kernel study: influence by learning rate, the diagonal against the rest, pairs, spectrum; and what the page draws."""
+"""The figures of the kernel study: influence by learning rate, the diagonal against the rest, pairs, spectrum; and what
+the page draws.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ GOOD = 0.99
 """R² from which a prediction is said to hold."""
 
 
-def study_of(checkpoint: Checkpoint, config: KernelConfig, m: Measured, command: str) -> tuple[dict, dict[str, Any], dict[str, list[dict]]]:
+def study_of(
+    checkpoint: Checkpoint, config: KernelConfig, m: Measured, command: str
+) -> tuple[dict, dict[str, Any], dict[str, list[dict]]]:
     """(figures, what the page draws, {table: rows})."""
     book = Book(command, config.seed)
     change = None if m.noise else Change.of(m.own, m.units)
@@ -39,21 +43,42 @@ def study_of(checkpoint: Checkpoint, config: KernelConfig, m: Measured, command:
     parts = {"coefficient": -credit} | ({} if change is None else {**change.parts, "total": change.total})
     tables = {
         "pairs": [_pair_row(each) for each in pairs],
-        "senders": [row | {name: float(x[i]) for name, x in parts.items()}
-                    for i, row in enumerate(unit_rows(checkpoint, m.update.batch, m.units))],
-        "held_out": [row | {"predicted": float(m.held["all"][i]), "real": m.held["real"][:, i].tolist()}
-                     for i, row in enumerate(unit_rows(checkpoint, m.held_batch, m.held_units))],
-    }  # fmt: skip
-    num = {"senders": len(m.units), "rollouts": len(np.unique(m.units.row)), "prompts": len(np.unique(m.units.prompt)),
-           "held_out": len(m.held_units), "held_prompts": len(np.unique(m.held_units.prompt)),
-           "parameters": sum(p.numel() for p in m.update.passes.parameters.values())}  # fmt: skip
-    study = {"influence": influence, "shares": shares, "pairs": _pairs(book, pairs), "spectra": spectra, "num": num, "lr": m.update.lr,
-             "clip": m.update.clip, "edges": EDGES if tokens else (), "noise": m.noise, "heat": _heat(checkpoint, m, tokens)}  # fmt: skip
+        "senders": [
+            row | {name: float(x[i]) for name, x in parts.items()}
+            for i, row in enumerate(unit_rows(checkpoint, m.update.batch, m.units))
+        ],
+        "held_out": [
+            row | {"predicted": float(m.held["all"][i]), "real": m.held["real"][:, i].tolist()}
+            for i, row in enumerate(unit_rows(checkpoint, m.held_batch, m.held_units))
+        ],
+    }
+    num = {
+        "senders": len(m.units),
+        "rollouts": len(np.unique(m.units.row)),
+        "prompts": len(np.unique(m.units.prompt)),
+        "held_out": len(m.held_units),
+        "held_prompts": len(np.unique(m.held_units.prompt)),
+        "parameters": sum(p.numel() for p in m.update.passes.parameters.values()),
+    }
+    study = {
+        "influence": influence,
+        "shares": shares,
+        "pairs": _pairs(book, pairs),
+        "spectra": spectra,
+        "num": num,
+        "lr": m.update.lr,
+        "clip": m.update.clip,
+        "edges": EDGES if tokens else (),
+        "noise": m.noise,
+        "heat": _heat(checkpoint, m, tokens),
+    }
     return book.figures, study | {"findings": findings(config, study, book.figures)}, tables
 
 
 def _influence(config: KernelConfig, m: Measured, book: Book) -> dict[str, Any]:
-    """R² and slope at every rate, of tokens and of whole completions; the kernel against the forward pass; points to draw."""
+    """R² and slope at every rate, of tokens and of whole completions; the kernel against the forward pass; points to
+    draw.
+    """
     prompt, rows = m.held_units.prompt, []
     completion, index = np.unique(m.held_units.row, return_inverse=True)
     whole = lambda x: np.bincount(index, x, len(completion))  # noqa: E731
@@ -62,8 +87,12 @@ def _influence(config: KernelConfig, m: Measured, book: Book) -> dict[str, Any]:
         guess = factor * m.held["all"]
         names = {"r2": book.enter(f"influence/r2/{factor:g}", r2_over_prompts(real, guess, prompt), "R²")}
         rest = factor * (m.held["all"] - m.held["fresh"])
-        names["r2_fresh"] = book.enter(f"influence/r2_fresh/{factor:g}", r2_over_prompts(real - rest, guess - rest, prompt), "R²")
-        names["slope"] = book.enter(f"influence/slope/{factor:g}", over_prompts(slope, real, guess, prompt), "real / predicted")
+        names["r2_fresh"] = book.enter(
+            f"influence/r2_fresh/{factor:g}", r2_over_prompts(real - rest, guess - rest, prompt), "R²"
+        )
+        names["slope"] = book.enter(
+            f"influence/slope/{factor:g}", over_prompts(slope, real, guess, prompt), "real / predicted"
+        )
         if config.level == "tokens":
             estimate = r2_over_prompts(whole(real), whole(guess), first)
             names["r2_completions"] = book.enter(f"influence/r2_completions/{factor:g}", estimate, "R²")
@@ -80,12 +109,22 @@ def _points(config: KernelConfig, m: Measured) -> dict[str, Any]:
     order = np.argsort(-np.abs(guess), kind="stable")
     rest = np.random.default_rng(config.seed).permutation(order[POINTS // 4 :])
     some = np.concatenate([order[: POINTS // 4], rest[: POINTS - POINTS // 4]])
-    return {"predicted": guess[some].tolist(), "real": m.held["real"][:, some].tolist(), "factors": list(config.factors)}
+    return {
+        "predicted": guess[some].tolist(),
+        "real": m.held["real"][:, some].tolist(),
+        "factors": list(config.factors),
+    }
 
 
 def _unit(name: str) -> str:
-    kinds = {"share": "share of the squared change", "mass": "share of all pushes", "token": "mean share of a token’s pushes",
-             "sign": "share of tokens", "tokens": "share of tokens", "of_squared_change": "share of the squared change"}  # fmt: skip
+    kinds = {
+        "share": "share of the squared change",
+        "mass": "share of all pushes",
+        "token": "mean share of a token’s pushes",
+        "sign": "share of tokens",
+        "tokens": "share of tokens",
+        "of_squared_change": "share of the squared change",
+    }
     return kinds.get(name.split("/")[0], "correlation")
 
 
@@ -93,7 +132,10 @@ def _pairs(book: Book, pairs: list) -> list[dict[str, Any]]:
     rows = []
     for each in pairs:
         prefix = f"pairs/{each.scope}/{each.likeness}"
-        names = {name: book.enter(f"{prefix}/{name}", getattr(each, name), "cosine") for name in ("cosine", "size", "deviation")}
+        names = {
+            name: book.enter(f"{prefix}/{name}", getattr(each, name), "cosine")
+            for name in ("cosine", "size", "deviation")
+        }
         rows.append({"scope": each.scope, "likeness": each.likeness, "num": each.num, **names})
     return rows
 
@@ -108,26 +150,40 @@ def _pair_row(each: Any) -> dict[str, Any]:
 
 def _spectrum(book: Book, name: str, k: Any, m: Measured) -> dict[str, Any]:
     values = spectrum(k)
-    return {"effective_rank": book.enter(f"spectrum/{name}/effective_rank", effective_rank(k, m.units, m.noise), "dimensions"),
-            "top_share": book.enter(f"spectrum/{name}/top_share", top_share(k, m.units), "share of the trace"),
-            "shares": (values / float(k.diagonal().sum())).tolist()}  # fmt: skip
+    return {
+        "effective_rank": book.enter(
+            f"spectrum/{name}/effective_rank", effective_rank(k, m.units, m.noise), "dimensions"
+        ),
+        "top_share": book.enter(f"spectrum/{name}/top_share", top_share(k, m.units), "share of the trace"),
+        "shares": (values / float(k.diagonal().sum())).tolist(),
+    }
 
 
 def _heat(checkpoint: Checkpoint, m: Measured, tokens: bool) -> dict[str, Any]:
-    """Cosines of completions in the order of their prompts and, of tokens, those of two rollouts of one prompt, a right and a wrong one."""
+    """Cosines of completions in the order of their prompts and, of tokens, those of two rollouts of one prompt, a right
+    and a wrong one.
+    """
     batch, units = m.update.batch, m.units
     rows = np.unique(units.row)
     member = (units.row[:, None] == rows).astype(float)
     few = rows[:SEQUENCES]
     outcome, group = batch.rollouts.success.tolist(), batch.rollouts.group_index.tolist()
     sequence = m.kernel.new_tensor(member.T @ m.kernel.numpy() @ member)
-    found: dict[str, Any] = {"completions": {
-        "cosine": cosines(sequence)[: len(few), : len(few)].tolist(), "block": [group[i] for i in few],
-        "names": [f"prompt {group[i]}, {'right' if outcome[i] else 'wrong'}" for i in few]}}  # fmt: skip
+    found: dict[str, Any] = {
+        "completions": {
+            "cosine": cosines(sequence)[: len(few), : len(few)].tolist(),
+            "block": [group[i] for i in few],
+            "names": [f"prompt {group[i]}, {'right' if outcome[i] else 'wrong'}" for i in few],
+        }
+    }
     if tokens and (pair := _two(rows, outcome, group)):
         at = np.concatenate([np.flatnonzero(units.row == row) for row in pair])
         words = [tokens_of(checkpoint.tokenizer, [batch.completions[units.row[i]][units.position[i]]])[0] for i in at]
-        found["tokens"] = {"cosine": cosines(m.kernel)[at][:, at].tolist(), "block": [pair.index(units.row[i]) for i in at], "names": words}
+        found["tokens"] = {
+            "cosine": cosines(m.kernel)[at][:, at].tolist(),
+            "block": [pair.index(units.row[i]) for i in at],
+            "names": words,
+        }
     return found
 
 
@@ -147,16 +203,25 @@ def findings(config: KernelConfig, study: Mapping[str, Any], figures: Mapping[st
     good = [row["factor"] for row in rates if value(row["r2"]) >= GOOD]
     reach = f"at least {GOOD} from {good[0]:g} to {good[-1]:g} times the rate" if good else f"nowhere {GOOD}"
     best, own = max(rates, key=lambda row: value(row["r2"])), min(rates, key=lambda row: abs(np.log(row["factor"])))
-    said = [f"Influence: R² {value(best['r2']):.5f} at {best['factor']:g} of the run's rate, {value(own['r2']):.4f} at {own['factor']:g}; "
-            + reach]  # fmt: skip
-    said.append(f"Summed over senders, the kernel is the forward pass to {value('influence/kernel_gap'):.1e} of the largest change")
+    said = [
+        f"Influence: R² {value(best['r2']):.5f} at {best['factor']:g} of the run's rate, {value(own['r2']):.4f} at"
+        f" {own['factor']:g}; " + reach
+    ]
+    said.append(
+        f"Summed over senders, the kernel is the forward pass to {value('influence/kernel_gap'):.1e} of the largest"
+        " change"
+    )
     if study["noise"]:
-        said.append(f"The kernel is a sketch: its cosines are within ± {study['noise']:.3f} (one standard error), its sums over senders "
-                    "are noise, so the diagonal's share is left out")  # fmt: skip
+        said.append(
+            f"The kernel is a sketch: its cosines are within ± {study['noise']:.3f} (one standard error), its sums over"
+            " senders are noise, so the diagonal's share is left out"
+        )
     else:
         share, token, sign = (_shown(figures[study["shares"][name]]) for name in ("share/own", "token/own", "sign/own"))
-        said.append(f"Diagonal: own terms make {share} of the squared change of the {what} that send, but {token} of what pushes one of "
-                    f"them on average; {sign} of them move as their own term says")  # fmt: skip
+        said.append(
+            f"Diagonal: own terms make {share} of the squared change of the {what} that send, but {token} of what"
+            f" pushes one of them on average; {sign} of them move as their own term says"
+        )
     for row in study["pairs"]:
         if row["likeness"] == "all":
             said.append(f"Cosine of two {what}, {row['scope']}: {_shown(figures[row['cosine']])}")

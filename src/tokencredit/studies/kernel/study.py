@@ -1,7 +1,9 @@
-"""Who moves whom in the next step of a run: the kernel of the rollouts it learns from, and its influence on held-out completions.
+"""Who moves whom in the next step of a run: the kernel of the rollouts it learns from, and its influence on held-out
+completions.
 
-The rollouts that have credit send; they receive too, which is where the diagonal of the kernel is weighed against the rest. Held-out
-completions, of other prompts, only receive: there the prediction meets real steps. A killed study goes on where it was.
+The rollouts that have credit send; they receive too, which is where the diagonal of the kernel is weighed against the
+rest. Held-out completions, of other prompts, only receive: there the prediction meets real steps. A killed study goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ from tokencredit.durable import replace_file, write_json
 from tokencredit.dynamics.batch import Batch, draw, roles, tokens_of
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.influence import FACTORS, real_changes
-from tokencredit.dynamics.kernel import Features, Preconditioner, contributions, kernel, of_update, sequence_features, token_features
+from tokencredit.dynamics.kernel import (
+    Features,
+    Preconditioner,
+    contributions,
+    kernel,
+    of_update,
+    sequence_features,
+    token_features,
+)
 from tokencredit.dynamics.kernel_pairs import Units
 from tokencredit.dynamics.kernel_sketch import sketched_features
 from tokencredit.dynamics.passes import Passes
@@ -34,8 +44,8 @@ PRECONDITIONERS = ("adamw", "identity")
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """What is asked. level "tokens" or "sequences" (whole completions); directions of a sketch, 0 for exact; `held_out` prompts with
-    `samples` completions each; factors are learning rates in units of the run's own."""
+    """What is asked. level "tokens" or "sequences" (whole completions); directions of a sketch, 0 for exact; `held_out`
+    prompts with `samples` completions each; factors are learning rates in units of the run's own."""
 
     run: str
     checkpoint: int | None = None
@@ -53,16 +63,21 @@ class KernelConfig:
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS or self.preconditioner not in PRECONDITIONERS:
-            raise ValueError(f"level is one of {', '.join(LEVELS)} and preconditioner one of {', '.join(PRECONDITIONERS)}, "
-                             f"not {self.level!r} and {self.preconditioner!r}")  # fmt: skip
+            raise ValueError(
+                f"level is one of {', '.join(LEVELS)} and preconditioner one of {', '.join(PRECONDITIONERS)}, "
+                f"not {self.level!r} and {self.preconditioner!r}"
+            )
         if self.directions < 0 or min(self.held_out, self.samples) < 1 or not self.factors or min(self.factors) <= 0:
-            raise ValueError("a kernel needs held-out prompts, a sample of each, and positive learning rates; directions are 0 or more")
+            raise ValueError(
+                "a kernel needs held-out prompts, a sample of each, and positive learning rates; directions are 0 or"
+                " more"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Everything the figures are made of. K [N, N] of the senders, C [N, N] and [N', N] what they do to themselves and to the held-out
-    units, `held` {fresh, all: [N'] by forward passes; real: [R, N']}; noise of a sketch's cosines."""
+    """Everything the figures are made of. K [N, N] of the senders, C [N, N] and [N', N] what they do to themselves and
+    to the held-out units, `held` {fresh, all: [N'] by forward passes; real: [R, N']}; noise of a sketch's cosines."""
 
     update: Update
     held_batch: Batch
@@ -76,7 +91,8 @@ class Measured:
 
 
 def step_of(checkpoint: Checkpoint, batch: Batch, preconditioner: str) -> tuple[Update, Preconditioner]:
-    """The step and its preconditioner. "identity": plain gradient descent whose step is as long as a sign step at the run's rate, η √P.
+    """The step and its preconditioner. "identity": plain gradient descent whose step is as long as a sign step at the
+    run's rate, η √P.
 
     ValueError where there is no optimizer state to read AdamW's preconditioner from.
     """
@@ -88,10 +104,14 @@ def step_of(checkpoint: Checkpoint, batch: Batch, preconditioner: str) -> tuple[
         update = at_rate(update, plain.optimizer, lr)
         return update, of_update(update, plain.optimizer)
     if checkpoint.optimizer is None:
-        raise ValueError(f"{checkpoint.path} has no optimizer state, so AdamW's preconditioner is not known. Choose another checkpoint, "
-                         "or ask for a fresh AdamW (--optimizer adamw, a sign step), or for --preconditioner identity")  # fmt: skip
+        raise ValueError(
+            f"{checkpoint.path} has no optimizer state, so AdamW's preconditioner is not known. Choose another"
+            " checkpoint, or ask for a fresh AdamW (--optimizer adamw, a sign step), or for --preconditioner identity"
+        )
     if any(rule.kind == "sgd" for rule in checkpoint.optimizer.rules.values()):
-        raise ValueError("the optimizer is SGD, whose preconditioner is the identity: ask for --preconditioner identity")
+        raise ValueError(
+            "the optimizer is SGD, whose preconditioner is the identity: ask for --preconditioner identity"
+        )
     update = update_vector(checkpoint, batch)
     return update, of_update(update, checkpoint.optimizer)
 
@@ -107,15 +127,23 @@ def measure(checkpoint: Checkpoint, config: KernelConfig, stages: Stages, say: C
     say(f"the kernel of {c.level}")
     found = stages.arrays("kernel", lambda: _kernels(c, update, passes, preconditioner))
     say("real steps")
-    units, held_units = (Units(found[f"{name}row"], found[f"{name}position"], of.rollouts.group_index.numpy()[found[f"{name}row"]],
-                               _labels(checkpoint, of, found[f"{name}row"], found[f"{name}position"]))
-                         for name, of in (("", update.batch), ("held_", held_batch)))  # fmt: skip
+    units, held_units = (
+        Units(
+            found[f"{name}row"],
+            found[f"{name}position"],
+            of.rollouts.group_index.numpy()[found[f"{name}row"]],
+            _labels(checkpoint, of, found[f"{name}row"], found[f"{name}position"]),
+        )
+        for name, of in (("", update.batch), ("held_", held_batch))
+    )
     held = stages.arrays("steps", lambda: _steps(c, update, passes, held_units))
     k, own, cross = (torch.from_numpy(found[name]) for name in ("kernel", "own", "cross"))
     return Measured(update, held_batch, units, held_units, k, own, cross, held, float(found["noise"]))
 
 
-def _kernels(config: KernelConfig, update: Update, held: Passes, preconditioner: Preconditioner) -> dict[str, np.ndarray]:
+def _kernels(
+    config: KernelConfig, update: Update, held: Passes, preconditioner: Preconditioner
+) -> dict[str, np.ndarray]:
     """K of the senders and what they do to themselves and to the held-out units; the features go when this ends."""
     there = update.coefficient != 0
     if config.level == "tokens":
@@ -124,24 +152,42 @@ def _kernels(config: KernelConfig, update: Update, held: Passes, preconditioner:
     else:
         rows = there.any(1, keepdim=True) & update.batch.rollouts.mask
         sender, sent = _completions(config, update.passes, preconditioner, rows, (rows.double(), update.coefficient))
-        receiver = _completions(config, held, preconditioner, None, (held.grid(torch.ones(len(held.batch), dtype=torch.float64)),))[0]
+        receiver = _completions(
+            config, held, preconditioner, None, (held.grid(torch.ones(len(held.batch), dtype=torch.float64)),)
+        )[0]
         coefficient = torch.ones(len(sent), dtype=torch.float64)
     k, cross = kernel(sender), kernel(receiver, sent)
-    own, cross = (contributions(x, coefficient, preconditioner.fresh, update.clip)
-                  for x in (k if sent is sender else kernel(sender, sent), cross))  # fmt: skip
-    return {"kernel": k.numpy(), "own": own.numpy(), "cross": cross.numpy(), "noise": np.array(sender.noise),
-            "row": sender.row.numpy(), "position": sender.position.numpy(),
-            "held_row": receiver.row.numpy(), "held_position": receiver.position.numpy()}  # fmt: skip
+    own, cross = (
+        contributions(x, coefficient, preconditioner.fresh, update.clip)
+        for x in (k if sent is sender else kernel(sender, sent), cross)
+    )
+    return {
+        "kernel": k.numpy(),
+        "own": own.numpy(),
+        "cross": cross.numpy(),
+        "noise": np.array(sender.noise),
+        "row": sender.row.numpy(),
+        "position": sender.position.numpy(),
+        "held_row": receiver.row.numpy(),
+        "held_position": receiver.position.numpy(),
+    }
 
 
-def _tokens(config: KernelConfig, passes: Passes, where: torch.Tensor | None, preconditioner: Preconditioner) -> Features:
+def _tokens(
+    config: KernelConfig, passes: Passes, where: torch.Tensor | None, preconditioner: Preconditioner
+) -> Features:
     if config.directions:
         return sketched_features(passes, preconditioner, config.directions, config.seed, where)
     return token_features(passes, preconditioner, where)
 
 
-def _completions(config: KernelConfig, passes: Passes, preconditioner: Preconditioner, rows: torch.Tensor | None,
-                 weights: tuple[torch.Tensor, ...]) -> list[Features]:  # fmt: skip
+def _completions(
+    config: KernelConfig,
+    passes: Passes,
+    preconditioner: Preconditioner,
+    rows: torch.Tensor | None,
+    weights: tuple[torch.Tensor, ...],
+) -> list[Features]:
     """Features of completions under several weightings [B, T] of their tokens; a sketch is made once for all."""
     if config.directions:
         tokens = sketched_features(passes, preconditioner, config.directions, config.seed, rows)
@@ -150,10 +196,16 @@ def _completions(config: KernelConfig, passes: Passes, preconditioner: Precondit
 
 
 def _steps(config: KernelConfig, update: Update, passes: Passes, units: Units) -> dict[str, np.ndarray]:
-    """Forward passes along the fresh part and the whole of the step, and the changes that real steps make, for the held-out units."""
+    """Forward passes along the fresh part and the whole of the step, and the changes that real steps make, for the
+    held-out units.
+    """
     real = real_changes(passes, update, config.factors)
     along = [passes.forward(vector)[0] for vector in (update.fresh, update.vector)]
-    return {"fresh": at_units(along[0], units), "all": at_units(along[1], units), "real": np.stack([at_units(x, units) for x in real])}
+    return {
+        "fresh": at_units(along[0], units),
+        "all": at_units(along[1], units),
+        "real": np.stack([at_units(x, units) for x in real]),
+    }
 
 
 def at_units(values: torch.Tensor, units: Units) -> np.ndarray:
@@ -183,22 +235,47 @@ class Result:
     study: dict[str, Any]
 
 
-def run(checkpoint: Checkpoint, config: KernelConfig, out: Path, *, command: str = "",
-        say: Callable[[str], None] = lambda _: None) -> Result:  # fmt: skip
-    """The whole study of a checkpoint in the directory `out`: result.json, pairs.parquet, senders.parquet, held_out.parquet."""
+def run(
+    checkpoint: Checkpoint,
+    config: KernelConfig,
+    out: Path,
+    *,
+    command: str = "",
+    say: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """The whole study of a checkpoint in the directory `out`: result.json, pairs.parquet, senders.parquet,
+    held_out.parquet.
+    """
     from tokencredit.studies.kernel.figures import study_of
 
-    record = Run.create(out, name=out.name, method="Fisher kernel", method_name="kernel", task=checkpoint.config.task,
-                        model=str(checkpoint.path), config=asdict(config), seed=config.seed, command=command)  # fmt: skip
+    record = Run.create(
+        out,
+        name=out.name,
+        method="Fisher kernel",
+        method_name="kernel",
+        task=checkpoint.config.task,
+        model=str(checkpoint.path),
+        config=asdict(config),
+        seed=config.seed,
+        command=command,
+    )
     stages = Stages(out / "stages")
     measured = measure(checkpoint, config, stages, say)
     say("figures")
     figures, study, tables = study_of(checkpoint, config, measured, command)
     for name, rows in tables.items():
         _write_table(out / f"{name}.parquet", rows)
-    study |= {"config": asdict(config), "seconds": stages.seconds, "checkpoint": str(checkpoint.path), "step": checkpoint.step,
-              "task": checkpoint.config.task, "method": checkpoint.method.name}  # fmt: skip
-    write_json(out / "result.json", {"study": "kernel", "command": command, "seed": config.seed, "figures": figures, **study})
+    study |= {
+        "config": asdict(config),
+        "seconds": stages.seconds,
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "task": checkpoint.config.task,
+        "method": checkpoint.method.name,
+    }
+    write_json(
+        out / "result.json", {"study": "kernel", "command": command, "seed": config.seed, "figures": figures, **study}
+    )
     record.finish()
     return Result(out, figures, study)
 
@@ -212,7 +289,9 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def unit_rows(checkpoint: Checkpoint, batch: Batch, units: Units) -> list[dict[str, Any]]:
-    """What every unit is: prompt, rollout, position, token and log-probability; of a whole completion its length and outcome."""
+    """What every unit is: prompt, rollout, position, token and log-probability; of a whole completion its length and
+    outcome.
+    """
     logprob, rollouts = batch.rollouts.score("logprob"), batch.rollouts
     found = []
     for row, position, prompt in zip(units.row.tolist(), units.position.tolist(), units.prompt.tolist()):

@@ -1,4 +1,6 @@
-"""`tokencredit dynamics noise-scale`: how noisy a checkpoint's gradient is, where the noise comes from, and the best batch for the cost."""
+"""`tokencredit dynamics noise-scale`: how noisy a checkpoint's gradient is, where the noise comes from, and the best
+batch for the cost.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,13 @@ EXAMPLES = """examples:
 
 def add_action(actions: Any) -> None:
     """Adds `noise-scale` to the actions of `dynamics`."""
-    p = actions.add_parser("noise-scale", help=SUMMARY, description=SUMMARY, epilog=EXAMPLES,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = actions.add_parser(
+        "noise-scale",
+        help=SUMMARY,
+        description=SUMMARY,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.set_defaults(run=run_command)
     add_common(p, out="runs/noise-scale", optimizer=False)
     p.add_argument("--task", help="reckon, gsm8k, or a .jsonl/.parquet file (default: the run's own)")
@@ -40,8 +47,15 @@ def run_command(args: argparse.Namespace) -> int:
     with console.status("loading") as status:
         checkpoint = open_from(args, task=args.task)
         status.update(f"{args.prompts} prompts x {args.group} rollouts")
-        result = ask(checkpoint, args.prompts, args.group, args.seed, cost_prompt=args.cost_prompt, cost_rollout=args.cost_rollout,
-                     budget=args.budget)  # fmt: skip
+        result = ask(
+            checkpoint,
+            args.prompts,
+            args.group,
+            args.seed,
+            cost_prompt=args.cost_prompt,
+            cost_rollout=args.cost_rollout,
+            budget=args.budget,
+        )
     result["command"] = args.command_line
     write_json(args.out / "result.json", result)
     if result["grid"]:
@@ -61,18 +75,31 @@ def check(args: argparse.Namespace) -> None:
     if args.prompts < 3:
         raise ValueError(f"--prompts must be at least 3 for an interval, got {args.prompts}; 64 or more are useful")
     if args.group < 2:
-        raise ValueError(f"--group must be at least 2, got {args.group}: a rollout is compared with the others of its prompt. From 4 on "
-                         "the noise is also split between prompts and rollouts")  # fmt: skip
+        raise ValueError(
+            f"--group must be at least 2, got {args.group}: a rollout is compared with the others of its prompt. From 4"
+            " on the noise is also split between prompts and rollouts"
+        )
     if args.cost_prompt < 0 or args.cost_rollout <= 0:
-        raise ValueError(f"--cost-rollout must be above 0 and --cost-prompt not below it, got {args.cost_rollout:g}, {args.cost_prompt:g}")
+        raise ValueError(
+            f"--cost-rollout must be above 0 and --cost-prompt not below it, got {args.cost_rollout:g},"
+            f" {args.cost_prompt:g}"
+        )
 
 
 def table(result: Mapping[str, Any]) -> Any:
     """The figures with their intervals."""
     from rich.table import Table
 
-    shown = Table(title=f"Gradient noise of {result['method']} at {result['checkpoint']}, {result['prompts']} prompts x {result['group']} "
-                        f"rollouts, seed {result['seed']}", title_justify="left", title_style="bold", box=None, pad_edge=False)  # fmt: skip
+    shown = Table(
+        title=(
+            f"Gradient noise of {result['method']} at {result['checkpoint']}, {result['prompts']} prompts x"
+            f" {result['group']} rollouts, seed {result['seed']}"
+        ),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+    )
     for name in ("figure", "value", "95 %, by prompt", "unit"):
         shown.add_column(name, justify="right" if name in ("value", "95 %, by prompt") else "left")
     for figure in result["figures"].values():
@@ -87,8 +114,15 @@ def grid_table(result: Mapping[str, Any]) -> Any:
 
     grid = result["grid"]
     groups, prompts = (sorted({row[name] for row in grid}) for name in ("group", "prompts"))
-    shown = Table(title="Predicted variance with leave-one-out credit, the run's own batch = 1; prompts across, rollouts of each down",
-                  title_justify="left", box=None, pad_edge=False)  # fmt: skip
+    shown = Table(
+        title=(
+            "Predicted variance with leave-one-out credit, the run's own batch = 1; prompts across, rollouts of each"
+            " down"
+        ),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     shown.add_column("", justify="right")
     for number in prompts:
         shown.add_column(str(number), justify="right")

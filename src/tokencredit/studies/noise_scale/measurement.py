@@ -1,7 +1,9 @@
-"""The noise of a checkpoint's gradient: of its method as it is, and of leave-one-out credit, whose noise can be told apart and predicted.
+"""The noise of a checkpoint's gradient: of its method as it is, and of leave-one-out credit, whose noise can be told
+apart and predicted.
 
-A method's credit may depend on the group in any way, so its own noise is known at the measured group size alone. The split is that of
-leave-one-out credit with the same token weights: the same score gradients, an unbiased baseline, predictable for any group size.
+A method's credit may depend on the group in any way, so its own noise is known at the measured group size alone. The
+split is that of leave-one-out credit with the same token weights: the same score gradients, an unbiased baseline,
+predictable for any group size.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ PAIRS = 4
 
 @dataclass(frozen=True)
 class Measurement:
-    """own: the method's noise scale over `prompts` (with dynamic sampling those of mixed groups); plain: that of leave-one-out credit over
-    all that were drawn, and its split, None for groups of fewer than 4. `sketched`: numbers kept of a gradient, None for all."""
+    """own: the method's noise scale over `prompts` (with dynamic sampling those of mixed groups); plain: that of
+    leave-one-out credit over all that were drawn, and its split, None for groups of fewer than 4. `sketched`: numbers
+    kept of a gradient, None for all."""
 
     own: NoiseScale
     prompts: int
@@ -40,12 +43,18 @@ def measure(checkpoint: Checkpoint, method: Method, batch: Batch, *, limit: int 
     part = credited(method, batch)
     coefficient, _ = loss_coefficients(method, part)
     if not coefficient.any():
-        raise ValueError(f"{method.name} gives no token of this batch any gradient: every group's rewards are equal. Draw more prompts, or "
-                         "larger groups")  # fmt: skip
+        raise ValueError(
+            f"{method.name} gives no token of this batch any gradient: every group's rewards are equal. Draw more"
+            " prompts, or larger groups"
+        )
     if part.num_prompts < 3:
-        raise ValueError(f"a noise scale with an interval needs at least 3 prompts, {part.num_prompts} count here: draw more")
+        raise ValueError(
+            f"a noise scale with an interval needs at least 3 prompts, {part.num_prompts} count here: draw more"
+        )
     index, num = part.rollouts.group_index, part.num_prompts
-    gram, sketched = products(part.passes(checkpoint), (_only(coefficient, index == p) for p in range(num)), num, limit=limit, seed=seed)
+    gram, sketched = products(
+        part.passes(checkpoint), (_only(coefficient, index == p) for p in range(num)), num, limit=limit, seed=seed
+    )
     # Prompts' gradients add up to the batch's, which is their mean: a prompt's own is that many times its part.
     own = noise_scale(gram * num**2, seed=seed)
     sizes = torch.bincount(batch.rollouts.group_index)
@@ -56,7 +65,9 @@ def measure(checkpoint: Checkpoint, method: Method, batch: Batch, *, limit: int 
     rows = (_only(weight, torch.arange(len(batch)) == i) * mixed[i] for i in range(len(batch)))
     gram, sketched = products(batch.passes(checkpoint), rows, len(batch), limit=limit, seed=seed)
     given = gram, batch.rollouts.reward, batch.rollouts.group_index
-    return Measurement(own, num, noise_scale(leave_one_out_products(*given), seed=seed), leave_one_out(*given), sketched)
+    return Measurement(
+        own, num, noise_scale(leave_one_out_products(*given), seed=seed), leave_one_out(*given), sketched
+    )
 
 
 def _only(weight: Tensor, rows: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""What `tokencredit dynamics noise-scale` answers: figures with intervals, the best batch, predicted variance over a grid, findings."""
+"""What `tokencredit dynamics noise-scale` answers: figures with intervals, the best batch, predicted variance over a
+grid, findings.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,16 @@ GROUPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 PROMPTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def ask(checkpoint: Checkpoint, prompts: int, group: int, seed: int, *, cost_prompt: float = 0.0, cost_rollout: float = 1.0,
-        budget: float | None = None) -> dict[str, Any]:  # fmt: skip
+def ask(
+    checkpoint: Checkpoint,
+    prompts: int,
+    group: int,
+    seed: int,
+    *,
+    cost_prompt: float = 0.0,
+    cost_rollout: float = 1.0,
+    budget: float | None = None,
+) -> dict[str, Any]:
     """The whole result as plain values, but for the command. `budget` None: what the run's own batch costs."""
     c, method = checkpoint, checkpoint.method
     batch = draw(c, prompts, group, seed, needs=sorted(method.needs))
@@ -29,15 +39,31 @@ def ask(checkpoint: Checkpoint, prompts: int, group: int, seed: int, *, cost_pro
     own = {"prompts": c.config.prompts, "group": c.config.group}
     budget = own["prompts"] * (cost_prompt + own["group"] * cost_rollout) if budget is None else budget
     result: dict[str, Any] = {
-        "question": QUESTION, "checkpoint": str(c.path), "step": c.step, "task": c.config.task, "temperature": c.temperature,
-        "method": method.name, "seed": seed, "prompts": prompts, "group": group, "prompts_counted": found.prompts, "own_batch": own,
-        "success": float(batch.rollouts.success.double().mean()), "p_noise": found.own.p_noise, "resolved": found.own.resolved,
-        "sketched": found.sketched, "costs": {"prompt": cost_prompt, "rollout": cost_rollout, "budget": budget}, "choice": None, "grid": [],
-    }  # fmt: skip
+        "question": QUESTION,
+        "checkpoint": str(c.path),
+        "step": c.step,
+        "task": c.config.task,
+        "temperature": c.temperature,
+        "method": method.name,
+        "seed": seed,
+        "prompts": prompts,
+        "group": group,
+        "prompts_counted": found.prompts,
+        "own_batch": own,
+        "success": float(batch.rollouts.success.double().mean()),
+        "p_noise": found.own.p_noise,
+        "resolved": found.own.resolved,
+        "sketched": found.sketched,
+        "costs": {"prompt": cost_prompt, "rollout": cost_rollout, "budget": budget},
+        "choice": None,
+        "grid": [],
+    }
     figures = _scale_figures(found.own, "", group)
     findings = [_resolved(found.own, prompts), *_share_of_noise(found.own, own, group)]
     if found.split is None:
-        findings.append(f"Where the noise comes from cannot be told from groups of {group}: that takes {PAIRS} (--group {PAIRS})")
+        findings.append(
+            f"Where the noise comes from cannot be told from groups of {group}: that takes {PAIRS} (--group {PAIRS})"
+        )
     else:
         choice = best_split(found.split, budget, cost_prompt=cost_prompt, cost_rollout=cost_rollout)
         gain = _gain(found.split, choice, own)
@@ -55,8 +81,17 @@ def grid(split: VarianceSplit, own: Mapping[str, int], cost_prompt: float, cost_
     for k in sorted({*GROUPS, split.group, own["group"]}):
         for p in sorted({*PROMPTS, own["prompts"]}):
             found, cost = split.variance(p, k), p * (cost_prompt + k * cost_rollout)
-            rows.append({"prompts": p, "group": k, "variance": found.value, "low": found.low, "high": found.high, "cost": cost,
-                         "relative": found.value / reference if reference > 0 else None})  # fmt: skip
+            rows.append(
+                {
+                    "prompts": p,
+                    "group": k,
+                    "variance": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "cost": cost,
+                    "relative": found.value / reference if reference > 0 else None,
+                }
+            )
     return rows
 
 
@@ -76,16 +111,24 @@ def _figure(estimate: Estimate, label: str, unit: str) -> dict[str, Any]:
 
 
 def _scale_figures(found: NoiseScale, which: str, group: int) -> dict[str, dict]:
-    rollouts = replace(found.scale, value=found.scale.value * group, low=found.scale.low * group, high=found.scale.high * group)
+    rollouts = replace(
+        found.scale, value=found.scale.value * group, low=found.scale.low * group, high=found.scale.high * group
+    )
     prefix = "plain/" if which else ""
-    return {f"{prefix}signal": _figure(found.signal, f"{which}|G|²", "gradient²"),
-            f"{prefix}noise": _figure(found.noise, f"{which}tr Σ of a prompt", "gradient²"),
-            f"{prefix}scale": _figure(found.scale, f"{which}noise scale", "prompts"),
-            f"{prefix}scale_rollouts": _figure(rollouts, f"{which}noise scale", "rollouts")}  # fmt: skip
+    return {
+        f"{prefix}signal": _figure(found.signal, f"{which}|G|²", "gradient²"),
+        f"{prefix}noise": _figure(found.noise, f"{which}tr Σ of a prompt", "gradient²"),
+        f"{prefix}scale": _figure(found.scale, f"{which}noise scale", "prompts"),
+        f"{prefix}scale_rollouts": _figure(rollouts, f"{which}noise scale", "rollouts"),
+    }
 
 
 def _split_figures(split: VarianceSplit) -> dict[str, dict]:
-    words = {"between": "noise between prompts, τ", "rollout": "of single rollouts, α", "pair": "of pairs of siblings, β"}
+    words = {
+        "between": "noise between prompts, τ",
+        "rollout": "of single rollouts, α",
+        "pair": "of pairs of siblings, β",
+    }
     return {f"split/{name}": _figure(getattr(split, name), label, "gradient²") for name, label in words.items()}
 
 
@@ -106,9 +149,13 @@ def _share_of_noise(found: NoiseScale, own: Mapping[str, int], group: int) -> li
     if own["group"] != group or found.signal.value <= 0:
         return []
     # B / (B + P), which grows with B: the ends of one are the ends of the other.
-    share, low, high = (1 / (1 + own["prompts"] / b) if b else 0.0 for b in (found.scale.value, found.scale.low, found.scale.high))
-    return [f"In the run's own batch, {own['prompts']} prompts x {group}, noise makes {share:.0%} of the squared gradient "
-            f"(95 %: {low:.0%} to {high:.0%})"]  # fmt: skip
+    share, low, high = (
+        1 / (1 + own["prompts"] / b) if b else 0.0 for b in (found.scale.value, found.scale.low, found.scale.high)
+    )
+    return [
+        f"In the run's own batch, {own['prompts']} prompts x {group}, noise makes {share:.0%} of the squared gradient "
+        f"(95 %: {low:.0%} to {high:.0%})"
+    ]
 
 
 def _origin(split: VarianceSplit) -> str:
@@ -120,9 +167,16 @@ def _origin(split: VarianceSplit) -> str:
 
 def _advice(choice: Choice, gain: Estimate, own: Mapping[str, int], budget: float) -> list[str]:
     few, many = choice.near
-    near = f"groups of {few} to {many} are within 5 % of it" if few < many else "no other group size is within 5 % of it"
-    said = [f"A budget of {budget:g} is spent best on {choice.prompts} prompts x {choice.group} rollouts: {gain.value:.2f} "
-            f"[{gain.low:.2f}, {gain.high:.2f}] of the variance of {own['prompts']} x {own['group']}; {near}"]  # fmt: skip
+    near = (
+        f"groups of {few} to {many} are within 5 % of it" if few < many else "no other group size is within 5 % of it"
+    )
+    said = [
+        f"A budget of {budget:g} is spent best on {choice.prompts} prompts x {choice.group} rollouts: {gain.value:.2f} "
+        f"[{gain.low:.2f}, {gain.high:.2f}] of the variance of {own['prompts']} x {own['group']}; {near}"
+    ]
     if choice.ignored:
-        said.append(f"Estimated below 0, and counted as 0 in this advice: the part {', '.join(choice.ignored)}. More prompts would tell")
+        said.append(
+            f"Estimated below 0, and counted as 0 in this advice: the part {', '.join(choice.ignored)}. More prompts"
+            " would tell"
+        )
     return said

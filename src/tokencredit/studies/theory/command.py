@@ -22,8 +22,13 @@ EXAMPLES = """examples:
 
 def add_action(actions: Any) -> None:
     """Adds `theory` to the actions of `study`."""
-    p = actions.add_parser("theory", help=SUMMARY, description=SUMMARY, epilog=EXAMPLES,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = actions.add_parser(
+        "theory",
+        help=SUMMARY,
+        description=SUMMARY,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.set_defaults(run=run_command)
     p.add_argument("--only", nargs="+", metavar="NAME", help="statements to check, like L1 T (default: all)")
     p.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

@@ -2,8 +2,8 @@
 
     H = −Σ p log p        G = 1 − Σ p²        g(v) = ∇ log p(v) = φ(v) − E_p φ   for p ∝ exp(θ·φ)
 
-D is the diameter of the features, max ‖φ(u) − φ(v)‖. One-hot features are the logits themselves: then D = √2 and tr F = E‖g‖² = G.
-Proofs: docs/theory.md.
+D is the diameter of the features, max ‖φ(u) − φ(v)‖. One-hot features are the logits themselves: then D = √2 and tr F =
+E‖g‖² = G. Proofs: docs/theory.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def collision_bound(h: float) -> float:
 
 def rare_token(eps: float, others: int = 1) -> Tensor:
     """1 − eps on one token, eps spread evenly over `others`."""
-    return torch.cat([torch.tensor([1 - eps], dtype=torch.float64), torch.full((others,), eps / others, dtype=torch.float64)])
+    return torch.cat(
+        [torch.tensor([1 - eps], dtype=torch.float64), torch.full((others,), eps / others, dtype=torch.float64)]
+    )
 
 
 def distributions(largest: int = 1000, seed: int = 0) -> Iterator[Tensor]:
@@ -81,15 +83,25 @@ def check_collision(slack: Callable[[float, float], float] = lambda g, h: collis
     left = [slack(g, h) for g, h in found]
     rare = rare_token(1e-6, 100_000)
     return Check(
-        {"largest G / bound": max(g / collision_bound(h) for g, h in found), "largest G / H": max(g / h for g, h in found),
-         "1 / (2 ln 2)": 1 / (2 * log(2)), "G / H, 1e-6 spread over 1e5 tokens": float(collision(rare) / entropy(rare))},
-        {"holds": min(left) >= -ROUNDING, "attained": min(left) <= ROUNDING,
-         "bound <= 1 - exp(-H) <= min(H, 1)":
-         all(collision_bound(h) <= 1 - exp(-h) + ROUNDING <= min(h, 1) + 2 * ROUNDING for _, h in found)},
-    )  # fmt: skip
+        {
+            "largest G / bound": max(g / collision_bound(h) for g, h in found),
+            "largest G / H": max(g / h for g, h in found),
+            "1 / (2 ln 2)": 1 / (2 * log(2)),
+            "G / H, 1e-6 spread over 1e5 tokens": float(collision(rare) / entropy(rare)),
+        },
+        {
+            "holds": min(left) >= -ROUNDING,
+            "attained": min(left) <= ROUNDING,
+            "bound <= 1 - exp(-H) <= min(H, 1)": all(
+                collision_bound(h) <= 1 - exp(-h) + ROUNDING <= min(h, 1) + 2 * ROUNDING for _, h in found
+            ),
+        },
+    )
 
 
-def check_log_linear(constant: float = 0.5, pointwise: Callable[[Tensor, Tensor], Tensor] = lambda p, h: others(p)) -> Check:
+def check_log_linear(
+    constant: float = 0.5, pointwise: Callable[[Tensor, Tensor], Tensor] = lambda p, h: others(p)
+) -> Check:
     """E‖g‖² ≤ constant · D² G with equality somewhere; ‖g(v)‖ ≤ D · pointwise(p(v), H) for every token."""
     square, at_token, at_mode, wrong_gradient = [], [], [], 0.0
     for p in distributions(largest=64):
@@ -106,18 +118,29 @@ def check_log_linear(constant: float = 0.5, pointwise: Callable[[Tensor, Tensor]
         norm, h = score(p, features(2)[0]).norm(dim=-1), entropy(p)
         pointwise_ratio[eps], mean_ratio[eps] = float(norm[1] / h.sqrt()), float((p @ norm.square() / h).sqrt())
     return Check(
-        {"largest E|g|^2 / (constant D^2 G)": max(square), "largest |g|/D - pointwise": max(at_token),
-         **{f"|g|/sqrt(H) at the rare token, eps = {eps:g}": ratio for eps, ratio in pointwise_ratio.items()},
-         **{f"rms|g|/sqrt(H), eps = {eps:g}": ratio for eps, ratio in mean_ratio.items()}},
-        {"g is the gradient": wrong_gradient <= ROUNDING,
-         "mean square holds": max(square) <= 1 + ROUNDING, "mean square attained": max(square) >= 1 - ROUNDING,
-         "pointwise holds": max(at_token) <= ROUNDING, "mode: |g| <= D (1 - exp(-H))": max(at_mode) <= ROUNDING,
-         "|g|/sqrt(H) is unbounded": list(pointwise_ratio.values()) == sorted(pointwise_ratio.values()) and pointwise_ratio[1e-8] > 1e3},
-    )  # fmt: skip
+        {
+            "largest E|g|^2 / (constant D^2 G)": max(square),
+            "largest |g|/D - pointwise": max(at_token),
+            **{f"|g|/sqrt(H) at the rare token, eps = {eps:g}": ratio for eps, ratio in pointwise_ratio.items()},
+            **{f"rms|g|/sqrt(H), eps = {eps:g}": ratio for eps, ratio in mean_ratio.items()},
+        },
+        {
+            "g is the gradient": wrong_gradient <= ROUNDING,
+            "mean square holds": max(square) <= 1 + ROUNDING,
+            "mean square attained": max(square) >= 1 - ROUNDING,
+            "pointwise holds": max(at_token) <= ROUNDING,
+            "mode: |g| <= D (1 - exp(-H))": max(at_mode) <= ROUNDING,
+            "|g|/sqrt(H) is unbounded": (
+                list(pointwise_ratio.values()) == sorted(pointwise_ratio.values()) and pointwise_ratio[1e-8] > 1e3
+            ),
+        },
+    )
 
 
 def _gradient_error(p: Tensor, phi: Tensor) -> float:
-    """|∇_θ log p(v) − g(v)| at the likeliest token v, by automatic differentiation; the base measure makes the policy p at θ = 0."""
+    """|∇_θ log p(v) − g(v)| at the likeliest token v, by automatic differentiation; the base measure makes the policy p
+    at θ = 0.
+    """
     theta = torch.zeros(phi.shape[1], dtype=torch.float64, requires_grad=True)
     v = int(p.argmax())
     (gradient,) = torch.autograd.grad(torch.log_softmax(p.log() + phi @ theta, -1)[v], theta)
@@ -137,28 +160,45 @@ def check_trace_bound(threshold: float = SHARP_L2) -> Check:
     coin[:2] = 0.5
     logits = torch.eye(40, dtype=torch.float64)
     return Check(
-        {"largest tr F / (|V| H) at the threshold": max(inside),
-         "tr F, one-hot features times 10, two of 40 tokens": float(100 * collision(coin)),
-         "|V| H, the same": float(40 * entropy(coin)), "tr F / (|V| H) of logits, the same p": ratio(coin, logits, 2 / 40)},
-        {"holds up to the threshold": max(inside) <= 1 + ROUNDING, "broken 1 % above it": ratio(coin, logits, 1.01 * threshold) > 1},
-    )  # fmt: skip
+        {
+            "largest tr F / (|V| H) at the threshold": max(inside),
+            "tr F, one-hot features times 10, two of 40 tokens": float(100 * collision(coin)),
+            "|V| H, the same": float(40 * entropy(coin)),
+            "tr F / (|V| H) of logits, the same p": ratio(coin, logits, 2 / 40),
+        },
+        {
+            "holds up to the threshold": max(inside) <= 1 + ROUNDING,
+            "broken 1 % above it": ratio(coin, logits, 1.01 * threshold) > 1,
+        },
+    )
 
 
 STATEMENTS = (
     Statement(
-        "G", "1 − ‖p‖² ≤ 1 − e^−H ≤ min(H, 1)", "true", "collision probability and entropy (Jensen)",
-        "G ≤ min(H / (2 ln 2), 1 − e^−H), both attained by the fair coin; no bound from below: G / H can be any small number",
+        "G",
+        "1 − ‖p‖² ≤ 1 − e^−H ≤ min(H, 1)",
+        "true",
+        "collision probability and entropy (Jensen)",
+        "G ≤ min(H / (2 ln 2), 1 − e^−H), both attained by the fair coin; no bound from below: G / H can be any small"
+        " number",
         check_collision,
     ),
     Statement(
-        "L1", "‖∇ log π(v)‖ = O(√H) under a log-linear policy", "true in root mean square, false pointwise", "the proposal, lemma 1",
-        "E‖g‖² ≤ (D²/2) G ≤ (D²/2) min(H / (2 ln 2), 1 − e^−H); pointwise ‖g(v)‖ ≤ D (1 − p(v)) ≤ D · min(surprisal, 1); at the "
-        "likeliest token ‖g‖ ≤ D (1 − e^−H)",
+        "L1",
+        "‖∇ log π(v)‖ = O(√H) under a log-linear policy",
+        "true in root mean square, false pointwise",
+        "the proposal, lemma 1",
+        "E‖g‖² ≤ (D²/2) G ≤ (D²/2) min(H / (2 ln 2), 1 − e^−H); pointwise ‖g(v)‖ ≤ D (1 − p(v)) ≤ D · min(surprisal,"
+        " 1); at the likeliest token ‖g‖ ≤ D (1 − e^−H)",
         check_log_linear,
     ),
     Statement(
-        "L2", "tr F ≤ |V| H", "vacuous in logit space, false in parameter space", "the proposal, lemma 2",
-        "tr F ≤ (D²/2) G; tr F ≤ |V| H for every p exactly if D² ≤ 4 ln 2 · |V|. In logit space tr F = G ≤ H / (2 ln 2): |V| is idle",
+        "L2",
+        "tr F ≤ |V| H",
+        "vacuous in logit space, false in parameter space",
+        "the proposal, lemma 2",
+        "tr F ≤ (D²/2) G; tr F ≤ |V| H for every p exactly if D² ≤ 4 ln 2 · |V|. In logit space tr F = G ≤ H / (2 ln"
+        " 2): |V| is idle",
         check_trace_bound,
     ),
-)  # fmt: skip
+)

@@ -1,4 +1,5 @@
-"""GRPO's effective loss (arXiv:2503.06639): the success probability as a recursion, against the exact problem solved on an exact world.
+"""GRPO's effective loss (arXiv:2503.06639): the success probability as a recursion, against the exact problem solved on
+an exact world.
 
     πₙ = argmax E_π[A] − β KL(π ‖ π_ref),   A = (r − pₙ₋₁) / √(pₙ₋₁ (1 − pₙ₋₁) + ε)
     ⇒  logit pₙ = logit p_ref + Δ(pₙ₋₁) / β,   Δ(p) = 1 / √(p (1 − p) + ε)        mean-only: Δ = 1
@@ -20,7 +21,9 @@ from tokencredit.studies.theory.solver import CLIP, Gain, Solver
 from tokencredit.studies.theory.statement import Check, Statement
 
 SOLVED = 1e-6
-"""Of a success probability: the objective is flat at its maximum, so float64 finds the place to about the root of 2⁻⁵²."""
+"""Of a success probability: the objective is flat at its maximum, so float64 finds the place to about the root of
+2⁻⁵².
+"""
 BETA = 1.5
 PRACTICE = 0.04
 """β of the GRPO paper."""
@@ -48,8 +51,9 @@ def step(p: float, ref: float, beta: float = BETA, gain: Gain = whitened) -> flo
 def clipped_step(p: float, ref: float, beta: float, clip: float = CLIP, gain: Gain = whitened) -> float:
     """One iteration with ratios of completions clipped to 1 ± clip.
 
-    Raising p earns Δ (1 − p) until successes reach ratio 1 + clip, at p (1 + clip), and Δ p until failures reach 1 − clip, at
-    p + clip (1 − p). With s still to earn, KL lets the log-odds go to logit p_ref + s/β; the policy stops at the first of these points.
+    Raising p earns Δ (1 − p) until successes reach ratio 1 + clip, at p (1 + clip), and Δ p until failures reach 1 −
+    clip, at p + clip (1 − p). With s still to earn, KL lets the log-odds go to logit p_ref + s/β; the policy stops at
+    the first of these points.
     """
     stops = sorted([(p * (1 + clip), gain(p) * (1 - p)), (p + clip * (1 - p), gain(p) * p)])
     left, at = gain(p), 0.0
@@ -62,10 +66,15 @@ def clipped_step(p: float, ref: float, beta: float, clip: float = CLIP, gain: Ga
 
 
 def check_recursion(claimed: Gain = whitened) -> Check:
-    """Six iterations of the exact problem follow the recursion with the claimed Δ; with mean-only normalisation, with Δ = 1."""
+    """Six iterations of the exact problem follow the recursion with the claimed Δ; with mean-only normalisation, with Δ
+    = 1.
+    """
     figures, conditions = {}, {}
-    for name, gain, told in (("mean and std", whitened, claimed), ("eps = 0.05", lambda p: whitened(p, 0.05), lambda p: whitened(p, 0.05)),
-                             ("mean only", lambda p: 1.0, lambda p: 1.0)):  # fmt: skip
+    for name, gain, told in (
+        ("mean and std", whitened, claimed),
+        ("eps = 0.05", lambda p: whitened(p, 0.05), lambda p: whitened(p, 0.05)),
+        ("mean only", lambda p: 1.0, lambda p: 1.0),
+    ):
         solver = Solver()
         ref = p = solver.success
         solved = []
@@ -80,7 +89,10 @@ def check_recursion(claimed: Gain = whitened) -> Check:
     stepper = Solver()
     for _ in range(ITERATIONS):
         stepper.one_step(whitened, BETA)
-    return Check({"p_ref": ref, **figures, f"p after {ITERATIONS} batches with one gradient step each": stepper.success}, conditions)
+    return Check(
+        {"p_ref": ref, **figures, f"p after {ITERATIONS} batches with one gradient step each": stepper.success},
+        conditions,
+    )
 
 
 def fixed_points(ref: float, beta: float, grid: int = 4000) -> list[float]:
@@ -106,7 +118,9 @@ def slope(p: float, beta: float) -> float:
 
 
 def least_beta(ref: float) -> float:
-    """Below this β the recursion has no fixed point in (0, 1), and p goes to 1: the least of 1 / (√(p(1−p)) (logit p − logit p_ref))."""
+    """Below this β the recursion has no fixed point in (0, 1), and p goes to 1: the least of 1 / (√(p(1−p)) (logit p −
+    logit p_ref)).
+    """
     points = (sigmoid(logit(ref) + 20 * (i + 1) / 4000) for i in range(4000))
     return min(whitened(p) / (logit(p) - logit(ref)) for p in points)
 
@@ -118,7 +132,9 @@ def iterate(p: float, ref: float, beta: float, times: int, gain: Gain = whitened
 
 
 def check_fixed_point(stable: Callable[[float], bool] = lambda s: abs(s) < 1) -> Check:
-    """Every fixed point is above p_ref; the recursion comes to rest at one exactly if `stable` of its slope; a hard prompt cycles."""
+    """Every fixed point is above p_ref; the recursion comes to rest at one exactly if `stable` of its slope; a hard
+    prompt cycles.
+    """
     above, agrees = [], []
     for ref in (0.001, 0.01, 0.1, 0.3, 0.5, 0.9):
         for beta in (0.8, 1.5, 2.0, 3.0, 6.0):
@@ -130,21 +146,33 @@ def check_fixed_point(stable: Callable[[float], bool] = lambda s: abs(s) < 1) ->
     hard = [iterate(0.001, 0.001, 3.0, times) for times in (1000, 1001, 1002)]
     edge = least_beta(0.3)
     return Check(
-        {"fixed points found": len(above), "p_ref = 0.001, beta = 3: fixed point": fixed_points(0.001, 3.0)[0],
-         "its slope": slope(fixed_points(0.001, 3.0)[0], 3.0), "the cycle, low": min(hard), "the cycle, high": max(hard),
-         "least beta with a fixed point below 1, p_ref = 0.3": edge, "the same, p_ref = 0.01": least_beta(0.01),
-         f"p after one solve, p_ref = 0.01, beta = {PRACTICE}": step(0.01, 0.01, PRACTICE)},
-        {"fixed points are above p_ref": all(above), "slope decides convergence": all(agrees),
-         "a hard prompt cycles": abs(hard[0] - hard[2]) < 1e-9 and abs(hard[0] - hard[1]) > 0.5,
-         "no fixed point below the least beta": not fixed_points(0.3, 0.99 * edge) and len(fixed_points(0.3, 1.01 * edge)) == 2,
-         "there p goes to 1": iterate(0.3, 0.3, 0.99 * edge, 2000) > 1 - 1e-9},
-    )  # fmt: skip
+        {
+            "fixed points found": len(above),
+            "p_ref = 0.001, beta = 3: fixed point": fixed_points(0.001, 3.0)[0],
+            "its slope": slope(fixed_points(0.001, 3.0)[0], 3.0),
+            "the cycle, low": min(hard),
+            "the cycle, high": max(hard),
+            "least beta with a fixed point below 1, p_ref = 0.3": edge,
+            "the same, p_ref = 0.01": least_beta(0.01),
+            f"p after one solve, p_ref = 0.01, beta = {PRACTICE}": step(0.01, 0.01, PRACTICE),
+        },
+        {
+            "fixed points are above p_ref": all(above),
+            "slope decides convergence": all(agrees),
+            "a hard prompt cycles": abs(hard[0] - hard[2]) < 1e-9 and abs(hard[0] - hard[1]) > 0.5,
+            "no fixed point below the least beta": (
+                not fixed_points(0.3, 0.99 * edge) and len(fixed_points(0.3, 1.01 * edge)) == 2
+            ),
+            "there p goes to 1": iterate(0.3, 0.3, 0.99 * edge, 2000) > 1 - 1e-9,
+        },
+    )
 
 
 def check_clip(clip: float = CLIP) -> Check:
     """The clipped problem's optimum from a reference and from a trained policy, at two β: no ascent finds a better one.
 
-    At the smaller β Adam coasts past the optimum, where only the weak KL pulls back: its place is compared at the larger one.
+    At the smaller β Adam coasts past the optimum, where only the weak KL pulls back: its place is compared at the
+    larger one.
     """
     figures, beaten, place = {}, [], []
     for beta in (BETA, PRACTICE):
@@ -157,7 +185,10 @@ def check_clip(clip: float = CLIP) -> Check:
             before, p = solver.success, clipped_step(solver.success, ref, beta, clip)
             claimed = old * (solver.reward * p / before + (1 - solver.reward) * (1 - p) / (1 - before))
             solver.ascend(whitened, beta)
-            values = [float(solver.objective(each.detach(), old, whitened, beta, CLIP)) for each in (claimed, solver.chances())]
+            values = [
+                float(solver.objective(each.detach(), old, whitened, beta, CLIP))
+                for each in (claimed, solver.chances())
+            ]
             beaten.append(values[1] > values[0] + 1e-12)
             if beta == BETA:
                 place.append(abs(solver.success - p))
@@ -165,12 +196,17 @@ def check_clip(clip: float = CLIP) -> Check:
             figures |= {f"clipped: p, {about}": p, f"unclipped: p, {about}": step(before, ref, beta)}
     furthest = {p: clipped_step(p, p, PRACTICE, clip) for p in (0.25, 0.75)}
     return Check(
-        figures | {f"clipped: p, beta = {PRACTICE}, from p_ref = {p}": each for p, each in furthest.items()}
+        figures
+        | {f"clipped: p, beta = {PRACTICE}, from p_ref = {p}": each for p, each in furthest.items()}
         | {"largest distance of the ascent": max(place)},
-        {"no ascent beats the claimed optimum": not any(beaten), "the ascent comes to the same place": max(place) <= 1e-3,
-         "at small beta p stops where both sides are clipped":
-         all(abs(each - max(p * (1 + CLIP), p + CLIP * (1 - p))) < 1e-9 for p, each in furthest.items())},
-    )  # fmt: skip
+        {
+            "no ascent beats the claimed optimum": not any(beaten),
+            "the ascent comes to the same place": max(place) <= 1e-3,
+            "at small beta p stops where both sides are clipped": all(
+                abs(each - max(p * (1 + CLIP), p + CLIP * (1 - p))) < 1e-9 for p, each in furthest.items()
+            ),
+        },
+    )
 
 
 def group_gain(p: float, size: int) -> float:
@@ -186,15 +222,25 @@ def check_groups(claimed: Callable[[float, int], float] = group_gain) -> Check:
     centred = {(p, size): _enumerated(p, size, GroupCenter(scale="none")) for p in rates for size in sizes}
     hard = [iterate(0.001, 0.001, 3.0, times, lambda p: group_gain(p, 8)) for times in (1000, 1001)]
     return Check(
-        {"delta at p = 0.01, G = 8": group_gain(0.01, 8), "delta at p = 0.01, G = 64": group_gain(0.01, 64),
-         "delta at p = 0.01, recursion": whitened(0.01), "limit p -> 0, G = 8": 7 / sqrt(8),
-         "p_ref = 0.001, beta = 3, G = 8: p at rest": hard[0]},
-        {"closed form = enumeration": all(abs(claimed(*key) - found) <= 1e-9 * found for key, found in whole.items()),
-         "mean only: (G - 1)/G": all(abs(found - (size - 1) / size) <= 1e-9 for (_, size), found in centred.items()),
-         "below (G - 1)/G of the recursion's": all(found <= (n - 1) / n * whitened(p) * (1 + 1e-9) for (p, n), found in whole.items()),
-         "limit is (G - 1)/sqrt(G)": abs(claimed(1e-9, 8) - 7 / sqrt(8)) < 1e-6,
-         "groups of 8 do not cycle": abs(hard[0] - hard[1]) < 1e-9},
-    )  # fmt: skip
+        {
+            "delta at p = 0.01, G = 8": group_gain(0.01, 8),
+            "delta at p = 0.01, G = 64": group_gain(0.01, 64),
+            "delta at p = 0.01, recursion": whitened(0.01),
+            "limit p -> 0, G = 8": 7 / sqrt(8),
+            "p_ref = 0.001, beta = 3, G = 8: p at rest": hard[0],
+        },
+        {
+            "closed form = enumeration": all(
+                abs(claimed(*key) - found) <= 1e-9 * found for key, found in whole.items()
+            ),
+            "mean only: (G - 1)/G": all(abs(found - (size - 1) / size) <= 1e-9 for (_, size), found in centred.items()),
+            "below (G - 1)/G of the recursion's": all(
+                found <= (n - 1) / n * whitened(p) * (1 + 1e-9) for (p, n), found in whole.items()
+            ),
+            "limit is (G - 1)/sqrt(G)": abs(claimed(1e-9, 8) - 7 / sqrt(8)) < 1e-6,
+            "groups of 8 do not cycle": abs(hard[0] - hard[1]) < 1e-9,
+        },
+    )
 
 
 def _enumerated(p: float, size: int, centre: GroupCenter) -> float:
@@ -211,29 +257,39 @@ def _enumerated(p: float, size: int, centre: GroupCenter) -> float:
 
 STATEMENTS = (
     Statement(
-        "GRPO-recursion", "pₙ = σ(logit p_ref + 1 / (β √(pₙ₋₁(1 − pₙ₋₁) + ε)))", "true of the exact problem without clip",
+        "GRPO-recursion",
+        "pₙ = σ(logit p_ref + 1 / (β √(pₙ₋₁(1 − pₙ₋₁) + ε)))",
+        "true of the exact problem without clip",
         "GRPO's effective loss (arXiv:2503.06639)",
-        "logit pₙ = logit p_ref + Δ(pₙ₋₁)/β, Δ the credit of a success less that of a failure; mean-only Δ = 1, at rest after one solve. "
-        "One gradient step per batch is far from a solve",
+        "logit pₙ = logit p_ref + Δ(pₙ₋₁)/β, Δ the credit of a success less that of a failure; mean-only Δ = 1, at rest"
+        " after one solve. One gradient step per batch is far from a solve",
         check_recursion,
     ),
     Statement(
-        "GRPO-fixed-point", "The recursion converges to a fixed point p* > p_ref", "p* > p_ref true, convergence false in general",
+        "GRPO-fixed-point",
+        "The recursion converges to a fixed point p* > p_ref",
+        "p* > p_ref true, convergence false in general",
         "GRPO's effective loss (arXiv:2503.06639)",
-        "Every fixed point is above p_ref. It attracts if |2p* − 1| < 2β √(p*(1 − p*)); hard prompts can cycle; with ε = 0 and small β "
-        "there is none below 1 and p goes to 1",
+        "Every fixed point is above p_ref. It attracts if |2p* − 1| < 2β √(p*(1 − p*)); hard prompts can cycle; with ε"
+        " = 0 and small β there is none below 1 and p goes to 1",
         check_fixed_point,
     ),
     Statement(
-        "GRPO-clip", "The recursion describes GRPO with its clip", "false", "GRPO's effective loss (arXiv:2503.06639), with clip",
-        "The clip stops p at p(1 + c) (successes) and p + c(1 − p) (failures), the first of these that the remaining gain cannot pass; at "
-        "small β the failure rate falls by the factor 1 − c per batch while p < ½",
+        "GRPO-clip",
+        "The recursion describes GRPO with its clip",
+        "false",
+        "GRPO's effective loss (arXiv:2503.06639), with clip",
+        "The clip stops p at p(1 + c) (successes) and p + c(1 − p) (failures), the first of these that the remaining"
+        " gain cannot pass; at small β the failure rate falls by the factor 1 − c per batch while p < ½",
         check_clip,
     ),
     Statement(
-        "GRPO-groups", "The recursion describes groups of G rollouts", "false, Δ is smaller and bounded",
+        "GRPO-groups",
+        "The recursion describes groups of G rollouts",
+        "false, Δ is smaller and bounded",
         "GRPO's effective loss (arXiv:2503.06639)",
-        "Δ_G(p) = √((G−1)/G) E√(p̂(1 − p̂)) / (p(1 − p)) ≤ (G−1)/G · 1/√(p(1 − p)), and → (G−1)/√G as p → 0 or 1; mean-only (G−1)/G",
+        "Δ_G(p) = √((G−1)/G) E√(p̂(1 − p̂)) / (p(1 − p)) ≤ (G−1)/G · 1/√(p(1 − p)), and → (G−1)/√G as p → 0 or 1;"
+        " mean-only (G−1)/G",
         check_groups,
     ),
-)  # fmt: skip
+)

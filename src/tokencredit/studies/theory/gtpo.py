@@ -1,4 +1,5 @@
-"""The propositions of GTPO and GRPO-S (arXiv:2508.04349v6), put to tokencredit's own implementation and to exact worlds.
+"""The propositions of GTPO and GRPO-S (arXiv:2508.04349v6), put to tokencredit's own implementation and to exact
+worlds.
 
     success  r̃ᵢₜ = α₁ + α₂ Hᵢₜ / H̄ₜ        failure  r̃ⱼₜ = −α₁ − α₂ Hⱼₜ⁻¹ / mean Hₜ⁻¹
 
@@ -56,14 +57,19 @@ def check_mass(mass: float = sum(ALPHA), level: str = "token", **options) -> Che
             worst = max(worst, float(error[:last].abs().max()))
     own = row_mean(credit, rollouts.mask)[rollouts.success] / mass
     return Check(
-        {"largest error of a position's sum": worst, "smallest mean reward of a success / (a1 + a2)": own.min(),
-         "largest mean reward of a success / (a1 + a2)": own.max()},
+        {
+            "largest error of a position's sum": worst,
+            "smallest mean reward of a success / (a1 + a2)": own.min(),
+            "largest mean reward of a success / (a1 + a2)": own.max(),
+        },
         {"mass is conserved": worst <= ROUNDING, "a rollout's own mass is not": bool((own - 1).abs().max() > 0.01)},
-    )  # fmt: skip
+    )
 
 
 def check_sign(method: str = "gtpo") -> Check:
-    """Shaped rewards have the sign of the outcome; the credit of eq. 6 has it where successes are few, not where they dominate."""
+    """Shaped rewards have the sign of the outcome; the credit of eq. 6 has it where successes are few, not where they
+    dominate.
+    """
     figures, opposed, kept = {}, {}, True
     for successes in (4, 8, 12, 15):
         rollouts = random_rollouts(successes, size=16)
@@ -72,8 +78,14 @@ def check_sign(method: str = "gtpo") -> Check:
         won = rollouts.mask & rollouts.success[:, None]
         opposed[successes] = float((METHODS[method].credit(rollouts)[won] < 0).double().mean())
         figures[f"share of success tokens with negative credit, {successes} of 16 right"] = opposed[successes]
-    return Check(figures, {"shaped rewards keep the sign": kept, "credit keeps it with 4 of 16 right": opposed[4] == 0,
-                           "credit does not with 15 of 16 right": opposed[15] > 0.1})  # fmt: skip
+    return Check(
+        figures,
+        {
+            "shaped rewards keep the sign": kept,
+            "credit keeps it with 4 of 16 right": opposed[4] == 0,
+            "credit does not with 15 of 16 right": opposed[15] > 0.1,
+        },
+    )
 
 
 def check_consistency(ratio: float = 2.0) -> Check:
@@ -87,30 +99,47 @@ def check_consistency(ratio: float = 2.0) -> Check:
 
     kept = [bias(eps, ratio * eps) for eps in (1.0, 1e-4, 1e-8)]
     margins = torch.tensor([1.0, 5.0, 20.0], dtype=torch.float64)
-    slow, fast = (torch.special.entr(torch.softmax(torch.stack([m, 0 * m], 1), 1)).sum(1) for m in (margins, 2 * margins))
+    slow, fast = (
+        torch.special.entr(torch.softmax(torch.stack([m, 0 * m], 1), 1)).sum(1) for m in (margins, 2 * margins)
+    )
     return Check(
-        {"|r~ - r| / a2 at H = (1, 1 + 1e-8)": bias(1, 1 + 1e-8), f"|r~ - r| / a2 at H = (1e-8, {ratio:g}e-8)": kept[-1],
-         "ratio of entropies, logit margins 2 and 1": fast[0] / slow[0], "ratio of entropies, logit margins 40 and 20": fast[2] / slow[2]},
-        {"alike entropies: the bias vanishes": bias(1, 1 + 1e-8) < 1e-7, "entropies that only go to 0: it stays": min(kept) > 0.1,
-         "growing softmax margins drive entropies apart": bool((fast / slow).diff().max() < 0) and float(fast[2] / slow[2]) < 1e-6},
-    )  # fmt: skip
+        {
+            "|r~ - r| / a2 at H = (1, 1 + 1e-8)": bias(1, 1 + 1e-8),
+            f"|r~ - r| / a2 at H = (1e-8, {ratio:g}e-8)": kept[-1],
+            "ratio of entropies, logit margins 2 and 1": fast[0] / slow[0],
+            "ratio of entropies, logit margins 40 and 20": fast[2] / slow[2],
+        },
+        {
+            "alike entropies: the bias vanishes": bias(1, 1 + 1e-8) < 1e-7,
+            "entropies that only go to 0: it stays": min(kept) > 0.1,
+            "growing softmax margins drive entropies apart": (
+                bool((fast / slow).diff().max() < 0) and float(fast[2] / slow[2]) < 1e-6
+            ),
+        },
+    )
 
 
 def pair_update(exact: Enumeration, g: Tensor, alpha: tuple[float, float], compare: str = "column") -> Tensor:
-    """E Σₜ r̃ᵢₜ gᵢₜ of one rollout, exact over all groups of two; g [N, T, ...] are the gradients of every completion's tokens."""
+    """E Σₜ r̃ᵢₜ gᵢₜ of one rollout, exact over all groups of two; g [N, T, ...] are the gradients of every completion's
+    tokens.
+    """
     _, mask, chance, reward = exact.completions
     row, _ = token_rows(exact)
     entropy = rows_of(exact).scores["entropy"][row.clamp(min=0)]
     both = torch.cartesian_prod(torch.arange(len(chance)), torch.arange(len(chance)))
     each = both.flatten()
-    rollouts = Rollouts(reward[each], torch.arange(len(both)).repeat_interleave(2), mask[each], {"entropy": entropy[each]})
+    rollouts = Rollouts(
+        reward[each], torch.arange(len(both)).repeat_interleave(2), mask[each], {"entropy": entropy[each]}
+    )
     credit = chance[both].prod(1)[:, None] * shaped(rollouts, alpha=alpha, floor=1e-9, compare=compare)[::2]
     weight = torch.zeros(mask.shape, dtype=torch.float64).index_add(0, both[:, 0], credit)
     return torch.einsum("nt,nt...->...", weight, g)
 
 
 def check_optimum(least_factor: float = 2.0, compare: str = "column") -> Check:
-    """In a table GTPO's update is ∇J with row x times a factor ≥ least_factor · α₁; with a shared parameter its optimum is another."""
+    """In a table GTPO's update is ∇J with row x times a factor ≥ least_factor · α₁; with a shared parameter its optimum
+    is another.
+    """
     exact = enumeration_of(SMALL)
     vectors, true = score_vectors(exact), rows_of(exact).gradient
     factor, residual = _as_rows(pair_update(exact, vectors, (1.0, 1.0), compare), true)
@@ -118,15 +147,22 @@ def check_optimum(least_factor: float = 2.0, compare: str = "column") -> Check:
     at_j, at_gtpo = (_root(slope) for slope in (_slope_of_success, _slope_of_gtpo))
     lost = float(tug_of_war(at_j).success - tug_of_war(at_gtpo).success)
     return Check(
-        {"smallest factor of a row / a1": factor.min(), "largest factor of a row / a1": factor.max(),
-         "largest residual of a row": residual.max(),
-         "largest residual where H is compared within the rollout": own_rollout.max(),
-         "shared parameter: where J is best": at_j, "shared parameter: where GTPO rests": at_gtpo, "J lost there": lost},
-        {"rows are parallel to the gradient's": bool(residual.max() <= ROUNDING),
-         "factors are large enough": bool(factor.min() >= least_factor - ROUNDING),
-         "compared within the rollout they are not parallel": bool(own_rollout.max() > 1e-3),
-         "a shared parameter rests elsewhere": abs(at_j - at_gtpo) > 1e-3 and lost > 0},
-    )  # fmt: skip
+        {
+            "smallest factor of a row / a1": factor.min(),
+            "largest factor of a row / a1": factor.max(),
+            "largest residual of a row": residual.max(),
+            "largest residual where H is compared within the rollout": own_rollout.max(),
+            "shared parameter: where J is best": at_j,
+            "shared parameter: where GTPO rests": at_gtpo,
+            "J lost there": lost,
+        },
+        {
+            "rows are parallel to the gradient's": bool(residual.max() <= ROUNDING),
+            "factors are large enough": bool(factor.min() >= least_factor - ROUNDING),
+            "compared within the rollout they are not parallel": bool(own_rollout.max() > 1e-3),
+            "a shared parameter rests elsewhere": abs(at_j - at_gtpo) > 1e-3 and lost > 0,
+        },
+    )
 
 
 def _as_rows(update: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +173,9 @@ def _as_rows(update: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tug_of_war(theta: float, margin: float = 4.0) -> Enumeration:
-    """Two tokens, one parameter: after 0 (70 %) token 1 is right and has probability σ(θ), after 1 (30 %) token 0, with σ(margin − θ)."""
+    """Two tokens, one parameter: after 0 (70 %) token 1 is right and has probability σ(θ), after 1 (30 %) token 0, with
+    σ(margin − θ).
+    """
 
     def policy(prefixes: Tensor) -> Tensor:
         first = torch.tensor([[0.7, 0.3]], dtype=torch.float64).log()
@@ -177,33 +215,47 @@ def _root(function: Callable[[float], float], low: float = 0.0, high: float = 4.
 
 STATEMENTS = (
     Statement(
-        "GTPO-2.2", "The shaped rewards of the successes alive at t sum to d_t if α₁ + α₂ = 1", "true",
+        "GTPO-2.2",
+        "The shaped rewards of the successes alive at t sum to d_t if α₁ + α₂ = 1",
+        "true",
         "GTPO (arXiv:2508.04349v6) prop. 2.2",
-        "They sum to (α₁ + α₂) d_t, those of failures to −(α₁ + α₂) h_t; per position, arithmetic means. A rollout's own total is not kept",
+        "They sum to (α₁ + α₂) d_t, those of failures to −(α₁ + α₂) h_t; per position, arithmetic means. A rollout's"
+        " own total is not kept",
         check_mass,
     ),
     Statement(
-        "GTPO-B.5", "GRPO-S's shaped rewards of successes sum to n if β₁ + β₂ = 1", "true", "GRPO-S (arXiv:2508.04349v6) prop. B.5",
-        "They sum to (β₁ + β₂) n, those of failures to −(β₁ + β₂) m", lambda: check_mass(level="sequence"),
+        "GTPO-B.5",
+        "GRPO-S's shaped rewards of successes sum to n if β₁ + β₂ = 1",
+        "true",
+        "GRPO-S (arXiv:2508.04349v6) prop. B.5",
+        "They sum to (β₁ + β₂) n, those of failures to −(β₁ + β₂) m",
+        lambda: check_mass(level="sequence"),
     ),
     Statement(
-        "GTPO-2.3", "The gradient bias of shaping vanishes as training goes on",
-        "true if entropies of successes become alike, which need not be", "GTPO (arXiv:2508.04349v6) prop. 2.3",
+        "GTPO-2.3",
+        "The gradient bias of shaping vanishes as training goes on",
+        "true if entropies of successes become alike, which need not be",
+        "GTPO (arXiv:2508.04349v6) prop. 2.3",
         "r̃ − r = α₂ (H/H̄ − 1) depends on ratios of entropies: that they all go to 0 does not make them alike",
         check_consistency,
     ),
     Statement(
-        "GTPO-2.4", "GTPO has the same global optimum as DAPO", "true in a table, false with shared parameters",
+        "GTPO-2.4",
+        "GTPO has the same global optimum as DAPO",
+        "true in a table, false with shared parameters",
         "GTPO (arXiv:2508.04349v6) theorem 2.4",
-        "In a table the expected update is the true gradient with row x times c⁺(x) + c⁻(x) ≥ 2α₁, entropy being a score of the prefix; "
-        "conservation of mass is not the reason, and with shared parameters the balance of prefixes moves",
+        "In a table the expected update is the true gradient with row x times c⁺(x) + c⁻(x) ≥ 2α₁, entropy being a"
+        " score of the prefix; conservation of mass is not the reason, and with shared parameters the balance of"
+        " prefixes moves",
         check_optimum,
     ),
     Statement(
-        "GTPO-2.5", "The shaping is sign-consistent with the outcome", "true of the shaped rewards, false of the credit",
+        "GTPO-2.5",
+        "The shaping is sign-consistent with the outcome",
+        "true of the shaped rewards, false of the credit",
         "GTPO (arXiv:2508.04349v6) remark 2.5",
-        "eq. 6 subtracts a mean over all tokens: where successes hold more than about α₁/(α₁ + α₂) of a group's tokens, the less uncertain "
-        "ones get negative credit",
+        "eq. 6 subtracts a mean over all tokens: where successes hold more than about α₁/(α₁ + α₂) of a group's tokens,"
+        " the less uncertain ones get negative credit",
         check_sign,
     ),
-)  # fmt: skip
+)

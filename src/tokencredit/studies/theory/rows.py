@@ -1,8 +1,10 @@
 """The exact policy gradient, prefix by prefix, of a world whose policy has a row of logits for every prefix.
 
-    g = e_a − p(x)   in row x, 0 elsewhere        ∇_x J = reach(x) p∘(Q − V)        E‖(R − b) g‖² = Σ_a p_a E[(R − b)² | x, a] ‖e_a − p‖²
+    g = e_a − p(x)   in row x, 0 elsewhere        ∇_x J = reach(x) p∘(Q − V)
+                                                                  E‖(R − b) g‖² = Σ_a p_a E[(R − b)² | x, a] ‖e_a − p‖²
 
-Gradients of different prefixes are orthogonal, so signal, variance and error of any estimator are sums over prefixes. Rewards are 0 or 1.
+Gradients of different prefixes are orthogonal, so signal, variance and error of any estimator are sums over prefixes.
+Rewards are 0 or 1.
 """
 
 from __future__ import annotations
@@ -36,11 +38,18 @@ class Rows:
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:
-        """What a weight could be made of, known before the token is drawn [P]: entropy, tr F and its root, spread = √Var_p Q."""
+        """What a weight could be made of, known before the token is drawn [P]: entropy, tr F and its root, spread =
+        √Var_p Q.
+        """
         trace = (self.p * self.norms2).sum(1)
         spread = (self.p * (self.q - self.value[:, None]).square()).sum(1).sqrt()
-        return {"one": torch.ones_like(trace), "entropy": torch.special.entr(self.p).sum(1), "fisher": trace,
-                "root_fisher": trace.sqrt(), "spread": spread}  # fmt: skip
+        return {
+            "one": torch.ones_like(trace),
+            "entropy": torch.special.entr(self.p).sum(1),
+            "fisher": trace,
+            "root_fisher": trace.sqrt(),
+            "spread": spread,
+        }
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -84,7 +93,9 @@ def enumeration_of(world: ExactWorld, seed: int = 0, scale: float = 1.5) -> Enum
 
 
 def rows_of(exact: Enumeration) -> Rows:
-    return Rows(*(torch.cat(parts) for parts in (exact.reach, [each.exp() for each in exact.log_probs], exact.action_values)))
+    return Rows(
+        *(torch.cat(parts) for parts in (exact.reach, [each.exp() for each in exact.log_probs], exact.action_values))
+    )
 
 
 def wide_rows() -> list[Rows]:
@@ -93,7 +104,9 @@ def wide_rows() -> list[Rows]:
 
 
 def token_rows(exact: Enumeration) -> tuple[Tensor, Tensor]:
-    """(row of every token's prefix [N, T], the token [N, T]) of all completions, −1 off the mask; rows are numbered as in `rows_of`."""
+    """(row of every token's prefix [N, T], the token [N, T]) of all completions, −1 off the mask; rows are numbered as
+    in `rows_of`.
+    """
     sequences, mask, _, _ = exact.completions
     row, start = torch.full(sequences.shape, -1), 0
     for depth, reach in enumerate(exact.reach):

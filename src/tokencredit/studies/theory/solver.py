@@ -1,4 +1,6 @@
-"""GRPO's KL-regularised problem on an exact world, solved without sampling: every completion counts by its probability."""
+"""GRPO's KL-regularised problem on an exact world, solved without sampling: every completion counts by its
+probability.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Gain = Callable[[float], float]
 
 
 class Solver:
-    """A softmax table over the small world that moves from one iteration's optimum to the next; it starts at its reference."""
+    """A softmax table over the small world that moves from one iteration's optimum to the next; it starts at its
+    reference.
+    """
 
     def __init__(self, seed: int = 1) -> None:
         self.policy = TabularPolicy(SMALL, seed=seed)
@@ -43,8 +47,14 @@ class Solver:
     def solve(self, gain: Gain, beta: float) -> None:
         """Moves the policy to the maximum without clipping."""
         old = self.chances().detach()
-        optimizer = torch.optim.LBFGS(self.policy.parameters(), max_iter=150, history_size=30, line_search_fn="strong_wolfe",
-                                      tolerance_grad=1e-10, tolerance_change=1e-15)  # fmt: skip
+        optimizer = torch.optim.LBFGS(
+            self.policy.parameters(),
+            max_iter=150,
+            history_size=30,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=1e-10,
+            tolerance_change=1e-15,
+        )
 
         def closure() -> Tensor:
             optimizer.zero_grad()

@@ -47,5 +47,9 @@ class Statement:
         """The statement with the outcome of its check, as JSON types."""
         found = self.check()
         told = {name: getattr(self, name) for name in ("text", "verdict", "source", "sharp")}
-        return {**told, "figures": {k: float(v) for k, v in found.figures.items()},
-                "conditions": {k: bool(v) for k, v in found.conditions.items()}, "passed": found.passed}  # fmt: skip
+        return {
+            **told,
+            "figures": {k: float(v) for k, v in found.figures.items()},
+            "conditions": {k: bool(v) for k, v in found.conditions.items()},
+            "passed": found.passed,
+        }

@@ -13,7 +13,16 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from tokencredit.studies.theory.rows import POLICIES, SMALL, Rows, enumeration_of, rows_of, score_vectors, token_rows, wide_rows
+from tokencredit.studies.theory.rows import (
+    POLICIES,
+    SMALL,
+    Rows,
+    enumeration_of,
+    rows_of,
+    score_vectors,
+    token_rows,
+    wide_rows,
+)
 from tokencredit.studies.theory.statement import Check, Statement
 from tokencredit.tasks.exact import Enumeration
 
@@ -22,25 +31,37 @@ ROLLOUTS = 16
 """Rollouts per gradient estimate in the figures."""
 
 
-def check_shrinkage(factor: Callable[[Tensor, Tensor], Tensor] = lambda signal, noise: signal / (signal + noise)) -> Check:
+def check_shrinkage(
+    factor: Callable[[Tensor, Tensor], Tensor] = lambda signal, noise: signal / (signal + noise),
+) -> Check:
     """w = factor(‖m‖², v) is the deterministic weight per prefix with the least MSE."""
     exact = enumeration_of(SMALL)
     rows = rows_of(exact)
     signal, noise = signal_and_noise(rows, num=2)
     w = factor(signal, noise)
     claimed, least = mse(w, signal, noise), float((signal * noise / (signal + noise)).sum())
-    brute = [(mse(each, signal, noise), _mse_of_pairs(exact, rows, each)) for each in (torch.ones_like(w), w, rows.scores["entropy"])]
+    brute = [
+        (mse(each, signal, noise), _mse_of_pairs(exact, rows, each))
+        for each in (torch.ones_like(w), w, rows.scores["entropy"])
+    ]
     edge = (signal - noise) / (signal + noise)
     change = [(1 - each).square() * signal + each.square() * noise - noise for each in (edge + 1e-3, edge - 1e-3)]
     generator = torch.Generator().manual_seed(0)
-    steps = torch.logspace(-3, 0, 150, dtype=torch.float64)[:, None] * torch.randn(150, len(w), generator=generator, dtype=torch.float64)
+    steps = torch.logspace(-3, 0, 150, dtype=torch.float64)[:, None] * torch.randn(
+        150, len(w), generator=generator, dtype=torch.float64
+    )
     near = [mse(w + step, signal, noise) for step in steps]
     return Check(
         _relative_errors(),
-        {"MSE = bias^2 + variance, all pairs of rollouts": all(abs(a - b) <= EXACT for a, b in brute),
-         "claimed weights reach the least MSE": abs(claimed - least) <= EXACT, "no other weights are better": claimed <= min(near) + EXACT,
-         "a weight below 1 helps exactly above (s - v)/(s + v)": bool((change[0] < 0).all() and (change[1] > 0).all())},
-    )  # fmt: skip
+        {
+            "MSE = bias^2 + variance, all pairs of rollouts": all(abs(a - b) <= EXACT for a, b in brute),
+            "claimed weights reach the least MSE": abs(claimed - least) <= EXACT,
+            "no other weights are better": claimed <= min(near) + EXACT,
+            "a weight below 1 helps exactly above (s - v)/(s + v)": bool(
+                (change[0] < 0).all() and (change[1] > 0).all()
+            ),
+        },
+    )
 
 
 def signal_and_noise(rows: Rows, num: int) -> tuple[Tensor, Tensor]:
@@ -62,21 +83,32 @@ def _mse_of_pairs(exact: Enumeration, rows: Rows, weight: Tensor) -> float:
 
 
 def _relative_errors() -> dict[str, float]:
-    """MSE over that of weight 1, at ROLLOUTS rollouts: every shape of weights with its best scale, mean over the random policies."""
+    """MSE over that of weight 1, at ROLLOUTS rollouts: every shape of weights with its best scale, mean over the random
+    policies.
+    """
     found: dict[str, list[float]] = {}
     for rows in wide_rows():
         signal, noise = signal_and_noise(rows, ROLLOUTS)
         plain = float(noise.sum())
-        shapes = {"one factor": rows.scores["one"], "w ~ H": rows.scores["entropy"], "w ~ sqrt(tr F) (T)": rows.scores["root_fisher"],
-                  "w ~ spread^2": rows.scores["spread"].square(), "w = s/(s + v)": signal / (signal + noise)}  # fmt: skip
+        shapes = {
+            "one factor": rows.scores["one"],
+            "w ~ H": rows.scores["entropy"],
+            "w ~ sqrt(tr F) (T)": rows.scores["root_fisher"],
+            "w ~ spread^2": rows.scores["spread"].square(),
+            "w = s/(s + v)": signal / (signal + noise),
+        }
         for name, u in shapes.items():
             best = float((u @ signal) / (u.square() @ (signal + noise)))
-            found.setdefault(f"MSE / plain MSE, best multiple of {name}", []).append(mse(best * u, signal, noise) / plain)
+            found.setdefault(f"MSE / plain MSE, best multiple of {name}", []).append(
+                mse(best * u, signal, noise) / plain
+            )
     return {name: sum(each) / len(each) for name, each in found.items()}
 
 
 def check_baseline(formula: str = "full") -> Check:
-    """b(x) by the formula minimises the variance of Σ (R − b(x)) g, with a row per prefix and with one row shared by all prefixes."""
+    """b(x) by the formula minimises the variance of Σ (R − b(x)) g, with a row per prefix and with one row shared by
+    all prefixes.
+    """
     figures: dict[str, float] = {}
     conditions = {}
     for kind in ("tabular", "shared"):
@@ -95,7 +127,9 @@ def check_baseline(formula: str = "full") -> Check:
 
 
 def _variances(exact: Enumeration, g: Tensor) -> dict[str, float]:
-    """Total variance of Σᵢ (R − b(xᵢ)) gᵢ of one rollout, by baseline; g [N, T, d] are the score vectors of every completion's tokens."""
+    """Total variance of Σᵢ (R − b(xᵢ)) gᵢ of one rollout, by baseline; g [N, T, d] are the score vectors of every
+    completion's tokens.
+    """
     rows, (_, _, chance, reward), (row, _) = rows_of(exact), exact.completions, token_rows(exact)
     on, at = row >= 0, row.clamp(min=0)
     weight = chance[:, None]
@@ -109,10 +143,16 @@ def _variances(exact: Enumeration, g: Tensor) -> dict[str, float]:
 
     energy, whole, r = g.square().sum(2), (g * g.sum(1, keepdim=True)).sum(2), reward[:, None]
     so_far = energy.cumsum(1) * on
-    baselines = {"0": torch.zeros_like(energy), "J": torch.full_like(energy, rows.success), "V": rows.value[at],
-                 "E[R|g|^2]/E|g|^2": (mean_at(r * energy) / mean_at(energy))[at], "full": (mean_at(r * whole) / mean_at(energy))[at],
-                 "full, by position": by_position(r * whole, energy), "running sum of |g|^2, by position": by_position(r * so_far, so_far),
-                 "least": _least_squares(len(rows.reach), g, row, chance, reward)[at]}  # fmt: skip
+    baselines = {
+        "0": torch.zeros_like(energy),
+        "J": torch.full_like(energy, rows.success),
+        "V": rows.value[at],
+        "E[R|g|^2]/E|g|^2": (mean_at(r * energy) / mean_at(energy))[at],
+        "full": (mean_at(r * whole) / mean_at(energy))[at],
+        "full, by position": by_position(r * whole, energy),
+        "running sum of |g|^2, by position": by_position(r * so_far, so_far),
+        "least": _least_squares(len(rows.reach), g, row, chance, reward)[at],
+    }
     return {name: _variance(b, g, chance, reward) for name, b in baselines.items()}
 
 
@@ -133,7 +173,9 @@ def _variance(b: Tensor, g: Tensor, chance: Tensor, reward: Tensor) -> float:
 
 
 def check_weighting(unbiased: tuple[str, ...] = ("entropy", "root_fisher")) -> Check:
-    """Weights that depend on the prefix alone rescale its row, whatever the baseline; the others turn the baseline into bias."""
+    """Weights that depend on the prefix alone rescale its row, whatever the baseline; the others turn the baseline into
+    bias.
+    """
     exact = enumeration_of(SMALL)
     rows = rows_of(exact)
     _, mask, chance, reward = exact.completions
@@ -151,20 +193,30 @@ def check_weighting(unbiased: tuple[str, ...] = ("entropy", "root_fisher")) -> C
     for name, w in weights.items():
         drift = float(update(w, torch.ones_like(reward)).norm() / update(w, reward).norm())
         figures[f"|E w g| / |E w R g|, w = {name}"] = drift
-        conditions[f"{name}: a baseline {'cannot' if name in unbiased else 'can'} bias it"] = (drift <= EXACT) == (name in unbiased)
+        conditions[f"{name}: a baseline {'cannot' if name in unbiased else 'can'} bias it"] = (drift <= EXACT) == (
+            name in unbiased
+        )
     rescaled = (update(weights["entropy"], reward) - rows.scores["entropy"][:, None] * rows.gradient).abs().max()
     conditions["a weight of the prefix rescales its row"] = float(rescaled) <= EXACT
     figures |= {f"uphill component, two tokens, w = {name}": _two_tokens(w) for name, w in _TWO.items()}
-    conditions["a weight of the chosen token can go downhill"] = all(_two_tokens(w) < 0 for name, w in _TWO.items() if name != "1")
+    conditions["a weight of the chosen token can go downhill"] = all(
+        _two_tokens(w) < 0 for name, w in _TWO.items() if name != "1"
+    )
     conditions["without a weight it goes uphill there"] = _two_tokens(_TWO["1"]) > 0
     return Check(figures, conditions)
 
 
-_TWO = {"1": lambda p: torch.ones_like(p), "surprisal": lambda p: -p.log(), "gradient norm": lambda p: sqrt(2) * (1 - p)}
+_TWO = {
+    "1": lambda p: torch.ones_like(p),
+    "surprisal": lambda p: -p.log(),
+    "gradient norm": lambda p: sqrt(2) * (1 - p),
+}
 
 
 def _two_tokens(weight: Callable[[Tensor], Tensor]) -> float:
-    """⟨E w (Q − b) g, ∇J⟩ / (‖·‖ ‖·‖) at p = (0.9, 0.1), Q = (0.4, 0.5), where the prompt's mean reward b = 0.6 is the baseline."""
+    """⟨E w (Q − b) g, ∇J⟩ / (‖·‖ ‖·‖) at p = (0.9, 0.1), Q = (0.4, 0.5), where the prompt's mean reward b = 0.6 is the
+    baseline.
+    """
     p, q, b = torch.tensor([0.9, 0.1], dtype=torch.float64), torch.tensor([0.4, 0.5], dtype=torch.float64), 0.6
     g = torch.eye(2, dtype=torch.float64) - p
     true, found = (p * (q - p @ q)) @ g, (p * weight(p) * (q - b)) @ g
@@ -173,23 +225,30 @@ def _two_tokens(weight: Callable[[Tensor], Tensor]) -> float:
 
 STATEMENTS = (
     Statement(
-        "shrinkage", "A deterministic per-token weight can lower the error of the gradient", "true",
+        "shrinkage",
+        "A deterministic per-token weight can lower the error of the gradient",
+        "true",
         "the proposal: bias and variance of weighting",
-        "With s = ‖mean‖² and v = variance of a part: best w = s/(s + v), which falls as v grows; w < 1 lowers the error exactly if "
-        "w > (s − v)/(s + v), and w > 1 never does",
+        "With s = ‖mean‖² and v = variance of a part: best w = s/(s + v), which falls as v grows; w < 1 lowers the"
+        " error exactly if w > (s − v)/(s + v), and w > 1 never does",
         check_shrinkage,
     ),
     Statement(
-        "baseline", "The best baseline of a token is V, or E[R‖g‖²]/E‖g‖²", "the second where prefixes share no parameters, else neither",
+        "baseline",
+        "The best baseline of a token is V, or E[R‖g‖²]/E‖g‖²",
+        "the second where prefixes share no parameters, else neither",
         "optimal baselines (Greensmith et al. 2004); optimal token baseline (arXiv:2602.07078)",
         "b(x) = E[R ⟨gᵢ, Σⱼ gⱼ⟩ | x] / E[‖gᵢ‖² | x], with the sum over the whole rollout",
         check_baseline,
     ),
     Statement(
-        "weighting", "Weighting credit leaves the direction of the gradient sound",
-        "true for weights of the prefix in a table, false otherwise", "the proposal: bias and variance of weighting",
-        "w(x) rescales row x of the gradient and is blind to the baseline; a weight that depends on the chosen token or on what follows it "
-        "(surprisal, gradient norm, 1/length, a norm over the rollout) turns b ≠ V into bias and can point downhill",
+        "weighting",
+        "Weighting credit leaves the direction of the gradient sound",
+        "true for weights of the prefix in a table, false otherwise",
+        "the proposal: bias and variance of weighting",
+        "w(x) rescales row x of the gradient and is blind to the baseline; a weight that depends on the chosen token or"
+        " on what follows it (surprisal, gradient norm, 1/length, a norm over the rollout) turns b ≠ V into bias and"
+        " can point downhill",
         check_weighting,
     ),
-)  # fmt: skip
+)

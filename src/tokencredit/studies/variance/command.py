@@ -17,28 +17,43 @@ EXAMPLES = """examples:
   tokencredit study variance
   tokencredit study variance --runs runs/demo/grpo-0 --out runs/variance-grpo
   tokencredit study variance --methods gtpo ptw_entropy --prompts 128
-  tokencredit study variance --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --prompts 64 --directions 64 --out runs/qwen-variance"""
+  tokencredit study variance --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --prompts 64 --out runs/qwen-variance"""
 COLUMNS = {"relative_variance": "noise", "truth_angle": "angle °", "ess": "ESS", "efficiency_ratio": "per token"}
 
 
 def add_action(actions: Any) -> None:
     """Adds `variance` to the actions of `study`."""
-    p = actions.add_parser("variance", help=SUMMARY, description=SUMMARY, epilog=EXAMPLES,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = actions.add_parser(
+        "variance",
+        help=SUMMARY,
+        description=SUMMARY,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.set_defaults(run=run_command)
     p.add_argument("--out", type=Path, default=Path("runs/variance"), help="run directory (default: %(default)s)")
     p.add_argument("--task", help="reckon, gsm8k, or a .jsonl/.parquet file (default: reckon)")
-    p.add_argument("--model", help="a path, a hub name or a run directory; reckon is the shipped model (default: reckon)")
+    p.add_argument(
+        "--model", help="a path, a hub name or a run directory; reckon is the shipped model (default: reckon)"
+    )
     p.add_argument("--runs", nargs="*", help="training runs whose checkpoints are looked at as well")
     p.add_argument("--steps", nargs="*", type=int, help="which of their checkpoints (default: all)")
     p.add_argument("--methods", nargs="+", help="methods to compare (default: all weightings that the task can give)")
     p.add_argument("--baseline", help="the unweighted method (default: dapo)")
-    p.add_argument("--truth", choices=("auto", "exact", "rloo"), help="true policy gradient: from Q − V or from leave-one-out REINFORCE "
-                   "(default: auto, exact where there are prefix trees)")  # fmt: skip
+    p.add_argument(
+        "--truth",
+        choices=("auto", "exact", "rloo"),
+        help=(
+            "true policy gradient: from Q − V or from leave-one-out REINFORCE "
+            "(default: auto, exact where there are prefix trees)"
+        ),
+    )
     p.add_argument("--prompts", type=int, help="prompts, two groups of rollouts each (default: 384)")
     p.add_argument("--group", type=int, help="rollouts of a group (default: 8)")
     p.add_argument("--batch", type=int, help="prompts of a step, for mean squared errors (default: 64)")
-    p.add_argument("--directions", type=int, help="random directions for larger models; 0 is exact (default: exact where it fits)")
+    p.add_argument(
+        "--directions", type=int, help="random directions for larger models; 0 is exact (default: exact where it fits)"
+    )
     p.add_argument("--max-new-tokens", type=int, help="length limit (default: the task's own)")
     p.add_argument("--seed", type=int, help="(default: 0)")
 
@@ -48,8 +63,11 @@ def read_config(args: argparse.Namespace) -> Any:
     from tokencredit.studies.variance.plan import VarianceConfig
 
     names = {each.name for each in fields(VarianceConfig)}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()
-             if name in names and value is not None}  # fmt: skip
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(args).items()
+        if name in names and value is not None
+    }
     return VarianceConfig(**given)
 
 
@@ -73,16 +91,26 @@ def run_command(args: argparse.Namespace) -> int:
 
 def table(figures: Mapping[str, dict], block: Mapping[str, Any], config: Any) -> Table:
     """One row per method of one checkpoint."""
-    shown = Table(box=None, pad_edge=False, title_justify="left", title_style="bold", caption_justify="left",
-                  title=f"{block['label']}, {block['num']['prompts']} prompts, 95 % intervals over prompts",
-                  caption="noise: tr Cov / |mean|², prompts; angle: to the true policy gradient; ESS: rollouts of "
-                          f"{config.baseline} that one is worth, with bias; per token: signal per credited token, against "
-                          f"{config.baseline}; -: not resolved")  # fmt: skip
+    shown = Table(
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        title=f"{block['label']}, {block['num']['prompts']} prompts, 95 % intervals over prompts",
+        caption=(
+            "noise: tr Cov / |mean|², prompts; angle: to the true policy gradient; ESS: rollouts of "
+            f"{config.baseline} that one is worth, with bias; per token: signal per credited token, against "
+            f"{config.baseline}; -: not resolved"
+        ),
+    )
     shown.add_column("method", no_wrap=True)
     for name in COLUMNS.values():
         shown.add_column(name, justify="right")
     for name, each in block["methods"].items():
-        shown.add_row(name, *(_cell(figures[each["figures"][column]]) if each["figures"] else "-" for column in COLUMNS))
+        shown.add_row(
+            name, *(_cell(figures[each["figures"][column]]) if each["figures"] else "-" for column in COLUMNS)
+        )
     return shown
 
 

@@ -2,9 +2,9 @@
 
     μ = Σ P(group) x(group)        E|x|² = Σ P(group) |x(group)|²        τ = Σₛ P(s) Σₜ (Q − V) ∇log π
 
-Two prompts, equally likely, of 15 completions each. A method's denominators and thresholds are those of a large batch: one in which every
-group comes as often as its probability says. Every gradient is a combination of the gradients of single tokens, so one matrix of their
-products is all that is needed.
+Two prompts, equally likely, of 15 completions each. A method's denominators and thresholds are those of a large batch:
+one in which every group comes as often as its probability says. Every gradient is a combination of the gradients of
+single tokens, so one matrix of their products is all that is needed.
 """
 
 from __future__ import annotations
@@ -91,7 +91,13 @@ class World:
             found = torch.zeros(*mask.shape, sum(p.numel() for p in parameters), dtype=torch.float64)
             for logprob, keep in passes.by_row():
                 grads = element_gradients(logprob, parameters, torch.arange(len(logprob)))
-                rows = torch.cat([torch.zeros(len(keep), p.numel()) if g is None else g.flatten(1) for g, p in zip(grads, parameters)], 1)
+                rows = torch.cat(
+                    [
+                        torch.zeros(len(keep), p.numel()) if g is None else g.flatten(1)
+                        for g, p in zip(grads, parameters)
+                    ],
+                    1,
+                )
                 found[places[keep, 0], places[keep, 1]] = rows
             parts.append(found.flatten(0, 1))
         return torch.cat(parts)
@@ -112,7 +118,9 @@ class World:
         members = list(combinations_with_replacement(range(len(self.prompts[0].probability)), self.group))
         ways = [factorial(self.group) / prod(factorial(some.count(s)) for s in set(some)) for some in members]
         index = torch.tensor(members)
-        return index, torch.stack([p.probability[index].prod(1) for p in self.prompts]) * torch.tensor(ways, dtype=torch.float64)
+        return index, torch.stack([p.probability[index].prod(1) for p in self.prompts]) * torch.tensor(
+            ways, dtype=torch.float64
+        )
 
     @cached_property
     def batch(self) -> tuple[Rollouts, Tensor]:
@@ -122,8 +130,12 @@ class World:
         completions = len(self.prompts[0].probability)
         rows = torch.cat([members + p * completions for p in range(len(self.prompts))]).repeat_interleave(copies, 0)
         parts = [p.rollouts for p in self.prompts]
-        one = Rollouts(torch.cat([r.reward for r in parts]), torch.zeros(len(parts) * completions, dtype=torch.long),
-                       torch.cat([r.mask for r in parts]), {name: torch.cat([r.score(name) for r in parts]) for name in parts[0].scores})
+        one = Rollouts(
+            torch.cat([r.reward for r in parts]),
+            torch.zeros(len(parts) * completions, dtype=torch.long),
+            torch.cat([r.mask for r in parts]),
+            {name: torch.cat([r.score(name) for r in parts]) for name in parts[0].scores},
+        )
         label = torch.arange(len(rows)).repeat_interleave(self.group)
         return replace(one.rows(rows.flatten()), group=label), copies.cumsum(0) - copies
 
@@ -139,12 +151,16 @@ class World:
             rows[p, :, p].scatter_add_(1, members[..., None].expand(weight.shape[1:]), weight[p])
         apart = torch.stack([(w.square() * norm[members]).sum((1, 2)) for w, norm in zip(weight, norms)])
         credited = (weight != 0).sum((2, 3)).double()
-        return Estimator(rows.flatten(2).flatten(0, 1), chance.flatten() / prompts, apart.flatten(), credited.flatten(), prompts)
+        return Estimator(
+            rows.flatten(2).flatten(0, 1), chance.flatten() / prompts, apart.flatten(), credited.flatten(), prompts
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Estimator:
-    """One row per group: combination of the tokens' gradients [K, tokens], probability [K], Σₜ|xₜ|² [K], credited tokens [K]."""
+    """One row per group: combination of the tokens' gradients [K, tokens], probability [K], Σₜ|xₜ|² [K], credited
+    tokens [K].
+    """
 
     rows: Tensor
     chance: Tensor
@@ -162,17 +178,23 @@ class Estimator:
         products, mean = world.products, self.mean
         by_prompt = (self.chance[:, None] * self.rows).unflatten(0, (self.num_prompts, -1)).sum(1) * self.num_prompts
         values = {
-            "second": self.chance @ ((self.rows @ products) * self.rows).sum(1), "signal": mean @ products @ mean,
-            "pair": ((by_prompt @ products) * by_prompt).sum(1).mean(), "with_base": mean @ products @ base.mean,
-            "with_truth": mean @ products @ world.truth, "truth": world.truth @ products @ world.truth,
-            "credited": self.chance @ self.credited, "tokens_apart": self.chance @ self.apart,
-        }  # fmt: skip
+            "second": self.chance @ ((self.rows @ products) * self.rows).sum(1),
+            "signal": mean @ products @ mean,
+            "pair": ((by_prompt @ products) * by_prompt).sum(1).mean(),
+            "with_base": mean @ products @ base.mean,
+            "with_truth": mean @ products @ world.truth,
+            "truth": world.truth @ products @ world.truth,
+            "credited": self.chance @ self.credited,
+            "tokens_apart": self.chance @ self.apart,
+        }
         return Moments(**{name: np.array([float(value)]) for name, value in values.items()})
 
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """What samples of the world are drawn from: gradients [groups, D] of every group, and its probability [prompts, K]. For checks."""
+    """What samples of the world are drawn from: gradients [groups, D] of every group, and its probability [prompts, K].
+    For checks.
+    """
 
     gradients: dict[str, Tensor]
     chance: Tensor
@@ -188,7 +210,10 @@ class Law:
         """Estimated moments of a method and of the unweighted one, from prompts drawn with two groups each."""
         generator = torch.Generator().manual_seed(seed)
         prompt = torch.randint(0, len(self.chance), (prompts,), generator=generator)
-        drawn = torch.multinomial(self.chance[prompt], 2, replacement=True, generator=generator) + prompt[:, None] * self.chance.shape[1]
+        drawn = (
+            torch.multinomial(self.chance[prompt], 2, replacement=True, generator=generator)
+            + prompt[:, None] * self.chance.shape[1]
+        )
         x = {key: self.gradients[key][drawn.T.flatten()] for key in (name, base, truth)}
         reference = Reference(by_prompt(x[base]), by_prompt(x[truth]))
         counts = {"credited": np.ones(prompts), "tokens_apart": np.ones(prompts)}

@@ -1,12 +1,14 @@
-"""The gradient that every group of rollouts gives under a weighting of its tokens, and the products that variance is estimated from.
+"""The gradient that every group of rollouts gives under a weighting of its tokens, and the products that variance is
+estimated from.
 
     x_g = −N Σ_{it∈g} κᵢₜ ∇log πᵢₜ          κ = ∂L/∂log π of the method's loss over the whole batch of N groups
 
-so that the mean over groups is the batch's ascent direction. What a method takes from the whole batch (a denominator, a threshold) stays
-as the batch has it. Groups g and g + N/2 belong to the same prompt.
+so that the mean over groups is the batch's ascent direction. What a method takes from the whole batch (a denominator, a
+threshold) stays as the batch has it. Groups g and g + N/2 belong to the same prompt.
 
-Exact: one reverse pass per group and method. Sketched, for larger models: every token's derivative along K random directions u once, by
-forward mode, serves all weightings; products of x·u are unbiased for products of x, those of norms with relative noise √(2/K).
+Exact: one reverse pass per group and method. Sketched, for larger models: every token's derivative along K random
+directions u once, by forward mode, serves all weightings; products of x·u are unbiased for products of x, those of
+norms with relative noise √(2/K).
 """
 
 from __future__ import annotations
@@ -76,7 +78,10 @@ def token_derivatives(checkpoint: Checkpoint, batch: Batch, directions: int, see
     columns = []
     for k in range(directions):
         generator = torch.Generator().manual_seed(seed_of("direction", seed, k))
-        signs = {name: torch.randint(0, 2, p.shape, generator=generator).float() * 2 - 1 for name, p in passes.parameters.items()}
+        signs = {
+            name: torch.randint(0, 2, p.shape, generator=generator).float() * 2 - 1
+            for name, p in passes.parameters.items()
+        }
         columns.append(passes.forward(signs)[0].float())
     return torch.stack(columns, -1)
 
@@ -87,28 +92,44 @@ def num_parameters(checkpoint: Checkpoint) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What every method is compared with on the same rollouts, [N, D]: the unweighted gradient of every prompt, and τ's estimator."""
+    """What every method is compared with on the same rollouts, [N, D]: the unweighted gradient of every prompt, and τ's
+    estimator.
+    """
 
     base: Tensor
     truth: Tensor
 
     def products(self, x: Tensor) -> dict[str, np.ndarray]:
-        """Per prompt [N], of the gradients x [2N, D] of its two groups: with each other, with themselves, with sums over all prompts."""
+        """Per prompt [N], of the gradients x [2N, D] of its two groups: with each other, with themselves, with sums
+        over all prompts.
+        """
         pair = x.unflatten(0, (2, -1))
         mean = pair.mean(0)
         total = _total(mean)
-        found = {"square": (_dots(pair[0], pair[0]) + _dots(pair[1], pair[1])) / 2, "pair": _dots(pair[0], pair[1]),
-                 "sum": _dots(mean, total)}  # fmt: skip
+        found = {
+            "square": (_dots(pair[0], pair[0]) + _dots(pair[1], pair[1])) / 2,
+            "pair": _dots(pair[0], pair[1]),
+            "sum": _dots(mean, total),
+        }
         for name, other in (("base", self.base), ("truth", self.truth)):
-            found |= {f"{name}_own": _dots(mean, other), f"{name}_sum": _dots(mean, _total(other)), f"sum_{name}": _dots(other, total)}
+            found |= {
+                f"{name}_own": _dots(mean, other),
+                f"{name}_sum": _dots(mean, _total(other)),
+                f"sum_{name}": _dots(other, total),
+            }
         return found
 
 
 def token_counts(weight: Tensor, rollouts: Rollouts) -> dict[str, np.ndarray]:
-    """Per prompt [N], mean of its two groups: `credited`, tokens with weight κ, and `tokens_apart`, Σₜ|xₜ|² from `gradient_norm`."""
+    """Per prompt [N], mean of its two groups: `credited`, tokens with weight κ, and `tokens_apart`, Σₜ|xₜ|² from
+    `gradient_norm`.
+    """
     group = rollouts.group_index
     num = int(group.max()) + 1
-    rows = {"credited": (weight != 0).sum(1).double(), "tokens_apart": (num * weight * rollouts.score("gradient_norm")).square().sum(1)}
+    rows = {
+        "credited": (weight != 0).sum(1).double(),
+        "tokens_apart": (num * weight * rollouts.score("gradient_norm")).square().sum(1),
+    }
     sums = {name: torch.zeros(num, dtype=torch.float64).index_add_(0, group, each) for name, each in rows.items()}
     return {name: by_prompt(each).numpy() for name, each in sums.items()}
 
@@ -131,4 +152,3 @@ def _dots(a: Tensor, b: Tensor) -> np.ndarray:
     """[N]: row by row a · b, or a · the one vector b, summed in float64."""
     others = b.split(AT_ONCE) if b.dim() == 2 else [b] * -(-len(a) // AT_ONCE)
     return torch.cat([torch.linalg.vecdot(x.double(), y.double()) for x, y in zip(a.split(AT_ONCE), others)]).numpy()
-

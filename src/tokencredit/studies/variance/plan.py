@@ -16,11 +16,35 @@ from tokencredit.method import Method
 from tokencredit.methods import METHODS
 from tokencredit.objective import LogProb, SequenceSum
 
-DEFAULT = ("dapo", "grpo", "reinforce", "rloo", "gtpo", "grpo_s", "otb", "vineppo", "forking_tokens", "random_tokens",
-           "oracle_positions", "token_sampling", "entropy_advantage", "ptw_entropy", "ptw_fisher", "ptw_gradient_norm", "ptw_perturbation",
-           "ptw_attention", "exact_value")  # fmt: skip
+DEFAULT = (
+    "dapo",
+    "grpo",
+    "reinforce",
+    "rloo",
+    "gtpo",
+    "grpo_s",
+    "otb",
+    "vineppo",
+    "forking_tokens",
+    "random_tokens",
+    "oracle_positions",
+    "token_sampling",
+    "entropy_advantage",
+    "ptw_entropy",
+    "ptw_fisher",
+    "ptw_gradient_norm",
+    "ptw_perturbation",
+    "ptw_attention",
+    "exact_value",
+)
 LEAST = 8
-EXACT = Method("exact policy gradient", Chain(Score("exact_value")), LogProb(), SequenceSum(1), summary="Q − V of every token, summed")
+EXACT = Method(
+    "exact policy gradient",
+    Chain(Score("exact_value")),
+    LogProb(),
+    SequenceSum(1),
+    summary="Q − V of every token, summed",
+)
 TRUTHS = {"exact": EXACT, "rloo": METHODS["rloo"]}
 
 
@@ -31,7 +55,8 @@ class VarianceConfig:
     runs, steps   training runs whose checkpoints of these steps (without: all) are looked at, beside `model`
     baseline      the unweighted method: every token of the batch counts the same. GRPO's do not, they weigh 1 / |o|
     methods       empty: all of DEFAULT that can be measured on the task
-    truth         "exact" (Q − V from prefix trees), "rloo" (leave-one-out REINFORCE), or "auto": exact where there are trees
+    truth         "exact" (Q − V from prefix trees), "rloo" (leave-one-out REINFORCE), or "auto": exact where there are
+                  trees
     prompts       each answered by two groups of `group` rollouts
     batch         prompts at which mean squared errors are given
     directions    0 for exact gradients, None: exact where they fit into memory
@@ -57,27 +82,41 @@ class VarianceConfig:
         for name in (self.baseline, *self.methods):
             METHODS[name]
         if self.prompts < LEAST or self.group < 2:
-            raise ValueError(f"an interval needs at least {LEAST} prompts, and groups of 2; got {self.prompts} and {self.group}")
+            raise ValueError(
+                f"an interval needs at least {LEAST} prompts, and groups of 2; got {self.prompts} and {self.group}"
+            )
         if self.truth not in (*TRUTHS, "auto"):
             raise ValueError(f"truth is {', '.join(TRUTHS)} or auto, not {self.truth!r}")
         if self.batch < 1 or self.draws < 2 or (self.directions or 2) < 2:
-            raise ValueError(f"the study needs a batch of 1, 2 draws and 0 or 2 directions at least; got {self.batch}, {self.draws} and "
-                             f"{self.directions}")  # fmt: skip
+            raise ValueError(
+                f"the study needs a batch of 1, 2 draws and 0 or 2 directions at least; got {self.batch}, {self.draws}"
+                f" and {self.directions}"
+            )
 
 
 def checkpoints(config: VarianceConfig) -> dict[str, Callable[[], Checkpoint]]:
     """Label -> how to open it. ValueError for a run of another task, or without such a checkpoint."""
     own = {"max_new_tokens": config.max_new_tokens}
-    found: dict[str, Callable[[], Checkpoint]] = {config.model: lambda: open_checkpoint(config.model, task=config.task, **own)}
+    found: dict[str, Callable[[], Checkpoint]] = {
+        config.model: lambda: open_checkpoint(config.model, task=config.task, **own)
+    }
     for name in config.runs:
         if not (Path(name) / "run.json").exists():
-            raise ValueError(f"{name} is no run directory: it has no run.json. `tokencredit train --out {name}` would make one")
+            raise ValueError(
+                f"{name} is no run directory: it has no run.json. `tokencredit train --out {name}` would make one"
+            )
         task = read_json(Path(name) / "run.json")["task"]
         if task != config.task:
-            raise ValueError(f"{name} was trained on {task}, the study is about {config.task}: give --task {task}, or another run")
-        there = sorted(int(path.parent.name.rpartition("-")[2]) for path in Path(name).glob(f"checkpoints/checkpoint-*/{COMPLETE}"))
+            raise ValueError(
+                f"{name} was trained on {task}, the study is about {config.task}: give --task {task}, or another run"
+            )
+        there = sorted(
+            int(path.parent.name.rpartition("-")[2]) for path in Path(name).glob(f"checkpoints/checkpoint-*/{COMPLETE}")
+        )
         if absent := sorted(set(config.steps) - set(there)):
-            raise ValueError(f"{name} has no checkpoint of step {absent[0]}; it has those of {', '.join(map(str, there)) or 'none'}")
+            raise ValueError(
+                f"{name} has no checkpoint of step {absent[0]}; it has those of {', '.join(map(str, there)) or 'none'}"
+            )
         if not there:
             raise ValueError(f"{name} has no finished checkpoint; train it with save_every set")
         for step in config.steps or there:
@@ -86,7 +125,9 @@ def checkpoints(config: VarianceConfig) -> dict[str, Callable[[], Checkpoint]]:
 
 
 def names_of(config: VarianceConfig, task: Any) -> list[str]:
-    """The methods, the unweighted one first: those asked for, or all of the default ones that can be measured on the task."""
+    """The methods, the unweighted one first: those asked for, or all of the default ones that can be measured on the
+    task.
+    """
     asked = config.methods or tuple(name for name in DEFAULT if name in METHODS)
     names = list(dict.fromkeys([config.baseline, *asked]))
     if config.methods or task is None:

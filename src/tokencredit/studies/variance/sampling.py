@@ -1,10 +1,12 @@
 """What it costs to keep only some of the tokens at random: variance added, per token kept, and the theory's optimum.
 
-Tokens are kept independently with probability qₜ and weigh 1/qₜ (Horvitz and Thompson 1952): the gradient stays right on average, and
+Tokens are kept independently with probability qₜ and weigh 1/qₜ (Horvitz and Thompson 1952): the gradient stays right
+on average, and
 
     added = Σₜ |xₜ|² (1 − qₜ) / qₜ          xₜ = κₜ ∇log πₜ          least at q = min(1, c |xₜ|) for a given Σ q
 
-whatever the correlation of the terms. It needs their squared norms alone, so nothing has to be drawn. What is drawn is the check.
+whatever the correlation of the terms. It needs their squared norms alone, so nothing has to be drawn. What is drawn is
+the check.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ CHECKED, GROUPS = 0.2, 32
 
 @dataclass(frozen=True)
 class Scheme:
-    """How likely a token is to be kept: q ∝ |κ|^by_credit · score^power, none for 1; a part `floor` of the budget goes to all alike."""
+    """How likely a token is to be kept: q ∝ |κ|^by_credit · score^power, none for 1; a part `floor` of the budget goes
+    to all alike.
+    """
 
     score: str | None = None
     power: float = 1.0
@@ -55,7 +59,9 @@ SCHEMES = {
 
 
 def added_variance(weight: Tensor, rollouts: Rollouts, q: Tensor) -> Tensor:
-    """[groups]: what keeping tokens with probability q adds to E|x|² of a group's gradient, x as `variance_gradients` scales it."""
+    """[groups]: what keeping tokens with probability q adds to E|x|² of a group's gradient, x as `variance_gradients`
+    scales it.
+    """
     groups = int(rollouts.group_index.max()) + 1
     square = (groups * weight * rollouts.score("gradient_norm")).square()
     rows = (square * over(1 - q, q)).sum(1)
@@ -65,9 +71,11 @@ def added_variance(weight: Tensor, rollouts: Rollouts, q: Tensor) -> Tensor:
 Curve = list[dict[str, Estimate]]
 
 
-def curves(weight: Tensor, rollouts: Rollouts, own: Moments, fractions: Sequence[float] = FRACTIONS) -> dict[str, Curve]:
-    """{scheme: one entry per fraction}: `added`, over tr Cov of the whole gradient, and `cost`, fraction · (1 + added): tokens that a
-    given variance costs, against keeping all. Groups g and g + N/2 share a prompt."""
+def curves(
+    weight: Tensor, rollouts: Rollouts, own: Moments, fractions: Sequence[float] = FRACTIONS
+) -> dict[str, Curve]:
+    """{scheme: one entry per fraction}: `added`, over tr Cov of the whole gradient, and `cost`, fraction · (1 + added):
+    tokens that a given variance costs, against keeping all. Groups g and g + N/2 share a prompt."""
     found = {}
     for name, scheme in SCHEMES.items():
         found[name] = []
@@ -81,10 +89,11 @@ def curves(weight: Tensor, rollouts: Rollouts, own: Moments, fractions: Sequence
 
 
 def drawn_check(checkpoint: Checkpoint, batch: Batch, weight: Tensor, draws: int, seed: int) -> dict[str, Estimate]:
-    """{scheme: |gradient of the tokens kept − gradient of all|², as drawn, over what the formula says}: 1 but for noise, over draws.
+    """{scheme: |gradient of the tokens kept − gradient of all|², as drawn, over what the formula says}: 1 but for
+    noise, over draws.
 
-    Rare tokens with large weights make it heavy-tailed. What they add to Σ|xₜ|² (kept/q − 1)², whose mean is the formula's, is known
-    for every draw and taken out (a control variate); real gradients remain on both sides.
+    Rare tokens with large weights make it heavy-tailed. What they add to Σ|xₜ|² (kept/q − 1)², whose mean is the
+    formula's, is known for every draw and taken out (a control variate); real gradients remain on both sides.
     """
     group = batch.rollouts.group_index
     few = torch.isin(group, torch.unique(group[weight.any(1)])[:GROUPS])

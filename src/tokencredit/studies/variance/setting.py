@@ -47,23 +47,33 @@ class Setting:
     directions: int
 
 
-def prepare(config: VarianceConfig, label: str, checkpoint: Checkpoint, stages: Stages, say: Callable[[str], None]) -> Setting:
+def prepare(
+    config: VarianceConfig, label: str, checkpoint: Checkpoint, stages: Stages, say: Callable[[str], None]
+) -> Setting:
     """Rollouts, scores and reference gradients; rollouts come from the seed, scores and derivatives are stored."""
     methods = {name: METHODS[name].within(checkpoint.max_new_tokens) for name in names_of(config, checkpoint.task)}
-    truth = ("exact" if "exact_value" in known_scores(checkpoint.task) else "rloo") if config.truth == "auto" else config.truth
+    truth = (
+        ("exact" if "exact_value" in known_scores(checkpoint.task) else "rloo")
+        if config.truth == "auto"
+        else config.truth
+    )
     say(f"{label}: rollouts and scores")
     rows = prompts_of(checkpoint, config.prompts, config.seed)
     needs = SCORES.union(TRUTHS[truth].needs, *(method.needs for method in methods.values()))
     batch = _scored(config, checkpoint, [*rows, *rows], needs, stages)
     unweighted = weights_of(methods[config.baseline], batch.rollouts)
     if not unweighted.any():
-        raise ValueError(f"{config.baseline} gives no token here any gradient: every group's rewards are equal. Draw more prompts, "
-                         "or larger groups")  # fmt: skip
+        raise ValueError(
+            f"{config.baseline} gives no token here any gradient: every group's rewards are equal. Draw more prompts, "
+            "or larger groups"
+        )
     size = num_parameters(checkpoint) * config.prompts * 4  # unweighted, true, and a method's two groups
     directions = config.directions if config.directions is not None else SKETCH if size > ROOM else 0
     if directions:
         say(f"{label}: derivatives along {directions} directions")
-        made = stages.arrays("derivatives", lambda: {"tokens": token_derivatives(checkpoint, batch, directions, config.seed).numpy()})
+        made = stages.arrays(
+            "derivatives", lambda: {"tokens": token_derivatives(checkpoint, batch, directions, config.seed).numpy()}
+        )
         gradients = sketched_gradients(batch, torch.from_numpy(made["tokens"]))
     else:
         gradients = exact_gradients(checkpoint, batch)
@@ -71,7 +81,9 @@ def prepare(config: VarianceConfig, label: str, checkpoint: Checkpoint, stages: 
     return Setting(label, checkpoint, methods, truth, batch, gradients, Reference(base, true), directions)
 
 
-def _scored(config: VarianceConfig, checkpoint: Checkpoint, rows: Sequence[dict], needs: Set[str], stages: Stages) -> Batch:
+def _scored(
+    config: VarianceConfig, checkpoint: Checkpoint, rows: Sequence[dict], needs: Set[str], stages: Stages
+) -> Batch:
     """A group of rollouts of every row, with the scores that are needed."""
     b = roll_out(checkpoint, rows, config.group, seed_of(config.seed, "rollouts"))
     beyond = sorted(needs - set(b.rollouts.scores))

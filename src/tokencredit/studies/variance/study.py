@@ -1,8 +1,9 @@
 """Does a way of weighting tokens make the gradient less noisy, and at what bias?
 
-Prompts are answered by a checkpoint, twice a group of each; every method weighs the tokens of the same rollouts; the gradient of every
-group is taken, and its products with those of other prompts give variance and bias (`variance_estimators`). Beside it: what keeping only
-some tokens at random would cost, and a world where everything is known exactly.
+Prompts are answered by a checkpoint, twice a group of each; every method weighs the tokens of the same rollouts; the
+gradient of every group is taken, and its products with those of other prompts give variance and bias
+(`variance_estimators`). Beside it: what keeping only some tokens at random would cost, and a world where everything is
+known exactly.
 
 A killed study goes on where it was and ends with the same numbers.
 """
@@ -45,8 +46,17 @@ class Result:
 def run(config: VarianceConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None) -> Result:
     """The whole study, in the directory `out`."""
     found = checkpoints(config)
-    record = Run.create(out, name=out.name, method="variance study", method_name="variance", task=config.task, model=config.model,
-                        config=asdict(config), seed=config.seed, command=command)  # fmt: skip
+    record = Run.create(
+        out,
+        name=out.name,
+        method="variance study",
+        method_name="variance",
+        task=config.task,
+        model=config.model,
+        config=asdict(config),
+        seed=config.seed,
+        command=command,
+    )
     figures = Figures(command, config.seed, config.batch)
     blocks, rows = [], []
     for label, opened in found.items():
@@ -61,7 +71,9 @@ def run(config: VarianceConfig, out: Path, *, command: str = "", say: Callable[[
     study = {"checkpoints": blocks, "exact": exact, "config": asdict(config)}
     book = figures.book.figures
     study["findings"] = findings(study, book)
-    write_json(out / "result.json", {"study": "variance", "command": command, "seed": config.seed, "figures": book, **study})
+    write_json(
+        out / "result.json", {"study": "variance", "command": command, "seed": config.seed, "figures": book, **study}
+    )
     record.finish()
     return Result(out, book, study)
 
@@ -88,23 +100,44 @@ def _block(config: VarianceConfig, setting: Setting, tables: dict, stages: Stage
 
     def draw() -> dict[str, dict]:
         seed = seed_of(config.seed, "drawn")
-        return {name: asdict(each) for name, each in drawn_check(setting.checkpoint, setting.batch, weight, config.draws, seed).items()}
+        return {
+            name: asdict(each)
+            for name, each in drawn_check(setting.checkpoint, setting.batch, weight, config.draws, seed).items()
+        }
 
-    num = {"prompts": config.prompts, "rollouts": len(rollouts), "tokens": int(rollouts.mask.sum()),
-           "parameters": num_parameters(setting.checkpoint), "success": float(rollouts.reward.mean()),
-           "mixed": float(rollouts.mixed.double().mean())}  # fmt: skip
+    num = {
+        "prompts": config.prompts,
+        "rollouts": len(rollouts),
+        "tokens": int(rollouts.mask.sum()),
+        "parameters": num_parameters(setting.checkpoint),
+        "success": float(rollouts.reward.mean()),
+        "mixed": float(rollouts.mixed.double().mean()),
+    }
     costs = curves(weight, rollouts, moments[config.baseline])
-    return {"label": label, "truth": setting.truth, "directions": setting.directions, "num": num,
-            "methods": figures.methods(label, moments, config.baseline),
-            "sampling": figures.sampling(label, costs, FRACTIONS, stages.value("drawn", draw))}  # fmt: skip
+    return {
+        "label": label,
+        "truth": setting.truth,
+        "directions": setting.directions,
+        "num": num,
+        "methods": figures.methods(label, moments, config.baseline),
+        "sampling": figures.sampling(label, costs, FRACTIONS, stages.value("drawn", draw)),
+    }
 
 
 def _rows(setting: Setting, tables: dict[str, dict]) -> list[dict[str, Any]]:
     """One row per checkpoint, method and prompt."""
     prompts = [str(row["prompt"]) for row in setting.batch.rows[:: len(setting.batch) // setting.batch.num_prompts]]
-    return [{"checkpoint": setting.label, "method": name, "prompt": i, "text": prompts[i],
-             **{key: float(values[i]) for key, values in table.items()}}
-            for name, table in tables.items() for i in range(len(table["square"]))]  # fmt: skip
+    return [
+        {
+            "checkpoint": setting.label,
+            "method": name,
+            "prompt": i,
+            "text": prompts[i],
+            **{key: float(values[i]) for key, values in table.items()},
+        }
+        for name, table in tables.items()
+        for i in range(len(table["square"]))
+    ]
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
