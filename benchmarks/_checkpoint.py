@@ -19,8 +19,8 @@ STEP = 40
 @contextmanager
 def trained_run(seed: int = 0, steps: int = 30):
     """The run directory; its checkpoint `STEP` is some dozens of optimizer steps in."""
-    from tokencredit.engines.config import TrainConfig
     from tokencredit.engines.train import train
+    from tokencredit.train_config import TrainConfig
 
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from _checkpoint import STEP, trained_run
 from _result import finish
+from tokencredit.lm.policy import PolicyConfig
 from tokencredit.studies.entropy.study import SweepConfig, run
 
 
@@ -25,7 +26,9 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     with trained_run(options.seed) as trained, tempfile.TemporaryDirectory() as folder:
-        config = SweepConfig(source=str(trained), checkpoint=STEP, updates=options.updates, seed=options.seed)
+        config = SweepConfig(
+            policy=PolicyConfig(str(trained)), checkpoint=STEP, updates=options.updates, seed=options.seed
+        )
         start = time.perf_counter()
         result = run(
             config,

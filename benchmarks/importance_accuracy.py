@@ -15,9 +15,9 @@ from scipy.stats import spearmanr
 from _importance_models import make_model, text_ids, train, windows
 from _result import finish
 from tokencredit.lm import importance
+from tokencredit.lm.completions import sample
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
 from tokencredit.lm.prompts import encode_prompt
-from tokencredit.lm.sampling import sample
 from tokencredit.lm.scoring import pad
 from tokencredit.tasks import load
 

@@ -22,6 +22,7 @@ from tokencredit.dynamics.influence import r2, r2_over_prompts, slope
 from tokencredit.dynamics.kernel import of_update
 from tokencredit.dynamics.kernel_shares import Change, share_figures
 from tokencredit.dynamics.vectors import scaled
+from tokencredit.lm.policy import PolicyConfig
 from tokencredit.studies.kernel.study import KernelConfig, at_units, measure
 from tokencredit.studies.stages import Stages
 
@@ -49,7 +50,7 @@ def mistakes(checkpoint, m, real: np.ndarray) -> dict[str, float]:
 
 
 def one_batch(checkpoint, seed: int) -> dict:
-    config = KernelConfig("", STEP, seed=seed, held_out=64)
+    config = KernelConfig(PolicyConfig(), STEP, seed=seed, held_out=64)
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
         m = measure(checkpoint, config, Stages(Path(folder)), lambda _: None)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from _result import finish
+from tokencredit.lm.completions import sample
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
 from tokencredit.lm.prefix_sampler import PrefixSampler
-from tokencredit.lm.sampling import Trace, end_tokens, sample
+from tokencredit.lm.sampling import Trace, end_tokens
 from tokencredit.pivotality.allocation import REST, make_design, trace_probabilities
 from tokencredit.pivotality.estimator import estimate, with_without
 from tokencredit.pivotality.tree import grow_forest, on_text

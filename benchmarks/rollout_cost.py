@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from _result import finish
-from tokencredit.engines.config import TrainConfig
 from tokencredit.engines.train import train
+from tokencredit.train_config import TrainConfig
 
 MEASURED = ("grpo", "otb", "token_sampling", "ptw_gradient_norm", "vineppo", "exact_value")
 

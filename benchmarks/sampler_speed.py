@@ -16,10 +16,11 @@ import torch
 from transformers import GenerationConfig
 
 from _result import finish
+from tokencredit.lm.completions import sample
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
 from tokencredit.lm.prefix_sampler import PrefixSampler
-from tokencredit.lm.sampling import Request, Trace, end_tokens, sample
+from tokencredit.lm.sampling import Request, Trace, end_tokens
 from tokencredit.tasks import load
 
 BATCH = 512

@@ -15,9 +15,9 @@ from _result import finish
 from tokencredit import METHODS, Rollouts
 from tokencredit.credit import TokenSampling
 from tokencredit.lm import importance
+from tokencredit.lm.completions import sample
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
 from tokencredit.lm.prompts import encode_prompt
-from tokencredit.lm.sampling import sample
 from tokencredit.lm.scoring import pad
 from tokencredit.stats import mean_of_units
 from tokencredit.tasks import load

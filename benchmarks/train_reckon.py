@@ -13,9 +13,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from _result import finish
-from tokencredit.engines.config import TrainConfig
 from tokencredit.engines.train import train
 from tokencredit.stats import mean_of_units
+from tokencredit.train_config import TrainConfig
 
 
 def main():

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tokencredit.tasks import anatomy, reckon, world
+from tokencredit.pivotality import anatomy
+from tokencredit.tasks import reckon, world
 
 NUM_EVAL, BLOCK, RESAMPLES = 2048, 8, 2000
 

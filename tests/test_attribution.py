@@ -33,12 +33,12 @@ from tokencredit.dynamics.pivotal import batch_of_run, carried, from_trees
 from tokencredit.dynamics.to_go import baseline_of
 from tokencredit.dynamics.update import step_along, update_vector
 from tokencredit.dynamics.vectors import dot, moved, scaled, total
-from tokencredit.engines.config import TrainConfig
 from tokencredit.methods import METHODS
 from tokencredit.objective import SequenceMean, TokenMean
 from tokencredit.rollouts import Rollouts
 from tokencredit.studies.attribution import study as question
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy, TabularPolicy, encode, modular_world, tiny_model
+from tokencredit.train_config import TrainConfig
 
 PROMPT = encode("1 + 1 * 2 =")
 

@@ -19,11 +19,10 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from tokencredit import train_config as engines
 from tokencredit.agreement.resampling import Bootstrap
+from tokencredit.budget import Budget
 from tokencredit.cli import main, make_parser
-from tokencredit.engines import config as engines
-from tokencredit.engines.budget import Budget
-from tokencredit.engines.config import TrainConfig
 from tokencredit.runs import Run, RunError
 from tokencredit.stats import OverSeedsAndPrompts
 from tokencredit.studies.compare import jobs as compare_jobs
@@ -35,6 +34,7 @@ from tokencredit.studies.compare.study import CHECK_SEED, COMPARED, CompareConfi
 from tokencredit.studies.processes import Forked, run_all
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out, part_of
+from tokencredit.train_config import TrainConfig
 
 TINY = TrainConfig(
     prompts=4, group=4, steps=4, updates=1, eval_prompts=8, eval_samples=2, record_every=0, save_every=2, threads=1

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from tokencredit.engines.config import TrainConfig, field_table, read_config, read_settings
+from tokencredit.train_config import TrainConfig, field_table, read_config, read_settings
 
 
 def test_file_then_flags_then_settings(tmp_path):

@@ -11,13 +11,12 @@ from scipy import stats
 
 from tokencredit.cli import make_parser
 from tokencredit.durable import read_json
+from tokencredit.lm.policy import PolicyConfig
 from tokencredit.runs import RunError
 from tokencredit.studies.correlation import conditions, measurement
 from tokencredit.studies.correlation.command import SMALL, read_config
-from tokencredit.studies.correlation.measurement import Policy
 from tokencredit.studies.correlation.study import CorrelationConfig, run
 from tokencredit.studies.stages import Stages
-from tokencredit.tasks import load
 
 CONFIG = CorrelationConfig(
     prompts=10,
@@ -37,7 +36,7 @@ def result(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def policy():
-    return Policy.load("reckon", load("reckon"), 1.0)
+    return PolicyConfig().open()
 
 
 def test_every_figure_has_value_interval_unit_seed_and_command(result):
@@ -150,7 +149,7 @@ def test_a_task_without_trees_is_measured_from_rollouts_alone(tmp_path):
 
 def test_bad_input_is_refused_before_anything_is_sampled():
     for wrong, said in (
-        ({"temperature": 0.0}, "no alternative|nothing to compare"),
+        ({"temperatures": (0.0,)}, "nothing to compare"),
         ({"rollouts": 4}, "8 rollouts"),
         ({"exact": "maybe"}, "maybe"),
         ({"prompts": 2}, "4 prompts"),
@@ -204,8 +203,8 @@ def test_a_damaged_stage_is_named(tmp_path):
 @pytest.mark.parametrize("always", (True, False))
 def test_prompts_that_always_or_never_succeed_have_nothing_to_resolve(tmp_path, monkeypatch, always):
     """V is 1, or 0, everywhere: no effect, no variance; the study says so, and its page is written."""
+    from tokencredit.lm import policy
     from tokencredit.report import correlation as pages
-    from tokencredit.studies.correlation import study as correlation
     from tokencredit.tasks.reckon import Reckon
     from tokencredit.tasks.verdict import CORRECT, WRONG
 
@@ -213,7 +212,7 @@ def test_prompts_that_always_or_never_succeed_have_nothing_to_resolve(tmp_path, 
         def verify(self, completion, row, truncated=False):
             return CORRECT if always else WRONG
 
-    monkeypatch.setattr(correlation, "load", lambda name: Settled())
+    monkeypatch.setattr(policy, "load", lambda name: Settled())
     config = CorrelationConfig(
         prompts=4,
         rollouts=8,

@@ -30,6 +30,7 @@ from tokencredit.dynamics.reweighting import (
 from tokencredit.dynamics.to_go import BASELINES, Baseline, after, baseline_of, before, hidden_states
 from tokencredit.dynamics.true_change import by_reweighting, by_sampling
 from tokencredit.dynamics.vectors import moved, norm, scaled
+from tokencredit.lm.policy import PolicyConfig
 from tokencredit.rollouts import Rollouts
 from tokencredit.studies.book import Book
 from tokencredit.studies.entropy.figures import _flags, figures
@@ -466,7 +467,7 @@ TINY = {
     "fresh": 1,
     "sweep_fresh": 1,
     "rates": 4,
-    "source": "reckon",
+    "policy": PolicyConfig("reckon"),
     "optimizer": "adamw",
 }
 
@@ -493,8 +494,6 @@ def test_the_sweep_spans_its_decades_and_holds_the_optimizer_s_own_rate():
 def test_without_an_optimizer_the_study_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="--optimizer adamw or --optimizer sgd"):
         run(SweepConfig(**TINY | {"optimizer": None}), tmp_path / "out", workers=1, say=lambda _: None)
-    with pytest.raises(ValueError, match="no run is given"):
-        run(SweepConfig(**TINY | {"source": None}), tmp_path / "out", workers=1, say=lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -555,7 +554,7 @@ def test_the_command_and_the_report_find_it(study, tmp_path, capsys):
     assert "Predicted and true change" in page.read_text()
     out = tmp_path / "again"
     flags = [
-        part for name, value in TINY.items() if name != "source" for part in (f"--{name.replace('_', '-')}", str(value))
+        part for name, value in TINY.items() if name != "policy" for part in (f"--{name.replace('_', '-')}", str(value))
     ]
     assert main(["dynamics", "entropy", "--run", "reckon", "--workers", "1", "--out", str(out), *flags]) == 0
     assert "relative_error_mean" in capsys.readouterr().out and (out / "report.html").exists()

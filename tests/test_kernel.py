@@ -29,8 +29,8 @@ from tokencredit.dynamics.kernel_sketch import sketched_features, without_noise
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, match_state
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.update import at_rate, step_along
-from tokencredit.engines.config import TrainConfig
 from tokencredit.rollouts import Rollouts
+from tokencredit.train_config import TrainConfig
 
 V = 11
 LENGTHS = (4, 2, 5, 3, 4, 1)

@@ -1,5 +1,6 @@
 """The layers: what importing a module pulls in, seen from a fresh process."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,13 @@ HEAVY = (
     *("pytest", "hypothesis"),
 )
 
-# Every module and package of the library has its place here: the algebra, with what it may import besides torch, or
-# what stands on it.
+# The house from the ground up: a module or package may import those above it in this list, and none below.
+FLOORS = (
+    *("masked", "rollouts", "credit", "objective", "method", "methods", "testing"),
+    *("durable", "settings", "stats", "agreement", "runs", "budget", "tasks", "train_config", "progress"),
+    *("lm", "pivotality", "scores", "dynamics", "engines", "report", "studies", "cli"),
+)
+# The algebra, with what it may import besides torch.
 ALGEBRA = {
     "rollouts": (),
     "masked": (),
@@ -35,21 +41,6 @@ ALGEBRA = {
     "method": (),
     "methods": (),
     "testing": ("hypothesis",),
-}
-OUTER = {
-    "durable",
-    "runs",
-    "progress",
-    "stats",
-    "agreement",
-    "cli",
-    "lm",
-    "tasks",
-    "pivotality",
-    "dynamics",
-    "studies",
-    "engines",
-    "report",
 }
 LIGHT = {
     "runs": (),
@@ -101,9 +92,63 @@ def test_the_check_sees_a_heavy_import(module):
     assert module not in before and module in after
 
 
-def test_every_module_has_a_layer():
-    package = Path(tokencredit.__file__).parent
-    there = {p.stem for p in package.glob("*.py")} | {p.parent.name for p in package.glob("*/__init__.py")}
-    there -= {"__init__", "__main__"}
-    assert there <= set(ALGEBRA) | OUTER, f"no layer is given for {sorted(there - set(ALGEBRA) - OUTER)}"
-    assert set(ALGEBRA) <= there
+def imports(package: Path) -> dict[str, set[str]]:
+    """{module: modules of the package that it imports}, wherever in it the import stands."""
+    files = {".".join(path.relative_to(package).with_suffix("").parts): path for path in package.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    found: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tokencredit."):
+                base = node.module.removeprefix("tokencredit.")
+                for alias in node.names:
+                    inner = f"{base}.{alias.name}"
+                    found[name].add(inner if inner in modules else base)
+            elif isinstance(node, ast.ImportFrom) and node.module == "tokencredit":
+                found[name] |= {alias.name for alias in node.names if alias.name in modules}
+    return {name: targets - {name} for name, targets in found.items()}
+
+
+def arrows_up(graph: dict[str, set[str]]) -> list[str]:
+    """Imports of a package that stands on a higher floor."""
+    floor = {name: number for number, name in enumerate(FLOORS)}
+    return [
+        f"{name} -> {target}"
+        for name, targets in sorted(graph.items())
+        for target in sorted(targets)
+        if floor[target.split(".")[0]] > floor[name.split(".")[0]]
+    ]
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, however far around."""
+    reach = {name: set(targets) for name, targets in graph.items()}
+    for middle in graph:
+        for name in graph:
+            if middle in reach[name]:
+                reach[name] |= reach[middle]
+    found = {tuple(sorted(x for x in graph if x in reach[name] and name in reach[x])) for name in graph}
+    return [list(group) for group in sorted(found) if len(group) > 1]
+
+
+def house() -> dict[str, set[str]]:
+    graph = imports(Path(tokencredit.__file__).parent)
+    return {name: targets for name, targets in graph.items() if name not in ("__init__", "__main__")}
+
+
+def test_every_package_has_a_floor_and_imports_no_higher_one():
+    graph = house()
+    assert {name.split(".")[0] for name in graph} == set(FLOORS)
+    assert arrows_up(graph) == []
+
+
+def test_no_modules_import_each_other():
+    assert circles(house()) == []
+
+
+def test_the_checks_of_the_house_can_fail():
+    """An arrow up, and a circle of three through a lazy import, are found."""
+    graph = house()
+    assert arrows_up(graph | {"lm.text": {"studies.book"}}) == ["lm.text -> studies.book"]
+    wrong = graph | {"masked": {"rollouts"}, "rollouts": {"credit.transform"}, "credit.transform": {"masked"}}
+    assert {"credit.transform", "masked", "rollouts"} in [set(circle) for circle in circles(wrong)]

@@ -11,12 +11,12 @@ import pytest
 from scipy import stats
 
 from tokencredit import report
-from tokencredit.engines.config import TrainConfig
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run, RunError
 from tokencredit.studies import learning
 from tokencredit.studies.claims import findings
 from tokencredit.studies.learning import compare, find_runs
+from tokencredit.train_config import TrainConfig
 
 STEPS = (0, 10, 20)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from tokencredit.lm.evaluate import evaluate, judge
+from tokencredit.lm.completions import sample
+from tokencredit.lm.evaluate import evaluate
 from tokencredit.lm.load import COMPLETE, last_checkpoint, load_config, load_model, load_tokenizer, resolve_model
+from tokencredit.lm.policy import Policy
 from tokencredit.lm.prompts import encode_prompt, encode_prompts
-from tokencredit.lm.sampling import Completion, end_tokens, sample
+from tokencredit.lm.sampling import end_tokens
 from tokencredit.lm.scoring import score
 from tokencredit.tasks.reckon import Reckon, model_path
 from tokencredit.tasks.world import make_model, make_tokenizer
@@ -195,13 +198,10 @@ def test_prompts_are_text_or_messages(tokenizer, shipped):
 def test_evaluation_of_the_shipped_model(shipped, tokenizer):
     task, heard = Reckon(), []
     found = evaluate(
-        shipped,
-        tokenizer,
-        task,
+        Policy(shipped, tokenizer, task),
         task.rows("test", 256),
         num_samples=4,
         ks=(1, 4),
-        max_new_tokens=48,
         progress=heard.append,
     )
     assert 0.28 <= found["pass@1"]["value"] <= 0.42 and sum(heard) == 256 * 5
@@ -216,10 +216,11 @@ def test_evaluation_of_the_shipped_model(shipped, tokenizer):
 
 def test_an_empty_completion_is_judged_and_not_a_fault(shipped, tokenizer):
     row = Reckon().rows("test", 1)[0]
-    assert judge(tokenizer, Reckon(), row, Completion((tokenizer.eos_token_id,), False)).reason == "unparsed"
-    for options in ({"num_samples": 0}, {"temperature": 0.0}):
+    policy = Policy(shipped, tokenizer, Reckon(), max_new_tokens=4)
+    assert policy.verdict((tokenizer.eos_token_id,), row, False).reason == "unparsed"
+    for wrong, options in ((policy, {"num_samples": 0}), (replace(policy, temperature=0.0), {})):
         with pytest.raises(ValueError, match="an evaluation needs"):
-            evaluate(shipped, tokenizer, Reckon(), [row], max_new_tokens=4, **options)
+            evaluate(wrong, [row], **options)
 
 
 def copy_of_shipped(folder, *names):

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+from tokencredit.lm.completions import sample
 from tokencredit.lm.distribution import Settings
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
+from tokencredit.lm.policy import Policy
 from tokencredit.lm.prefix_sampler import PrefixSampler
-from tokencredit.lm.sampling import Trace, end_tokens, sample
+from tokencredit.lm.sampling import Trace, end_tokens
 from tokencredit.pivotality import export, record
 from tokencredit.pivotality.allocation import REST, make_design, trace_probabilities
 from tokencredit.pivotality.alternatives import AlternativeTable, max_alternative, substitute
@@ -40,6 +42,7 @@ from tokencredit.tasks.exact import (
     modular_world,
     tiny_model,
 )
+from tokencredit.tasks.reckon import Reckon
 from tokencredit.tasks.verdict import CORRECT, WRONG, VerifierError
 
 torch.set_num_threads(1)
@@ -685,7 +688,7 @@ def test_tables_figures_and_pairs(tmp_path):
     model, tokenizer, sampler, traces, rows, judge, _, limit = reckon_study()
     store = RolloutStore(tmp_path / "store", identity_of(model, sampler))
     found = measure(traces, sampler, judge, budget=TwoStage(4, 48, select=0.15), max_new_tokens=limit, store=store)
-    record.write(tmp_path, found, rows, tokenizer)
+    record.write(tmp_path, found, rows, Policy(model, tokenizer, Reckon()))
     tokens, alternatives, table = (record.read(tmp_path, name) for name in ("tokens", "alternatives", "traces"))
     assert (
         len(tokens) == sum(len(t.completion) for t in traces)

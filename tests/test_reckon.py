@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tokencredit.pivotality import anatomy
 from tokencredit.pivotality.tree import exact_value, on_text
-from tokencredit.tasks import anatomy, load, reckon, world
+from tokencredit.tasks import load, reckon, world
 from tokencredit.tasks.reckon import OPERATORS, VOCABULARY, Demonstrator, Reckon, make_row
 
 TASK = Reckon()

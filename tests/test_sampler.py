@@ -13,9 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForC
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from tokencredit.lm import vllm_sampler
+from tokencredit.lm.completions import sample
 from tokencredit.lm.distribution import Settings, draw, entropy, log_probs, seed_of, uniforms
 from tokencredit.lm.prefix_sampler import PrefixSampler
-from tokencredit.lm.sampling import Request, Trace, end_tokens, sample
+from tokencredit.lm.sampling import Request, Trace, end_tokens
 from tokencredit.tasks.exact import PROMPTS, PromptedPolicy, encode, modular_world, tiny_model
 
 torch.set_num_threads(1)

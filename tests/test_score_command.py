@@ -6,7 +6,7 @@ import json
 import pyarrow.parquet
 import pytest
 
-from tokencredit.lm import score_command
+from tokencredit.scores import command as score_command
 
 
 def run(*words):
@@ -22,7 +22,7 @@ def test_sampled_now_then_read_back_gives_the_same_scores(tmp_path):
     run("--out", first, "--prompts", 3, "--samples", 2, "--scores", *scores)
     table = pyarrow.parquet.read_table(first)
     rows = table.to_pylist()
-    assert len(rows) == 6 and json.loads(table.schema.metadata[b"tokencredit"])["model"] == "reckon"
+    assert len(rows) == 6 and json.loads(table.schema.metadata[b"tokencredit"])["policy"]["model"] == "reckon"
     for row in rows:
         assert len(row["completion_ids"]) == len(row["tokens"]) == len(row["logprob"]) == len(row["gradient_norm"])
         assert all(x <= 0 for x in row["logprob"]) and all(x >= 0 for x in row["gradient_norm"])

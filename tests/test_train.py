@@ -20,13 +20,13 @@ from transformers.utils import logging
 
 from tokencredit.cli import main
 from tokencredit.engines.adaptor import make_reward, prompts_of, training_rows
-from tokencredit.engines.config import TrainConfig
 from tokencredit.engines.exclusive import exclusive
 from tokencredit.engines.train import make_args, train
 from tokencredit.lm.load import COMPLETE, load_tokenizer
 from tokencredit.runs import Run, RunError
 from tokencredit.tasks import VerifierError, load
 from tokencredit.tasks.reckon import VOCABULARY, Reckon, model_path
+from tokencredit.train_config import TrainConfig
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -208,7 +208,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole, tmp_pa
 KILLED = """
 import os, signal, sys
 from tokencredit.engines.train import train
-from tokencredit.engines.config import TrainConfig
+from tokencredit.train_config import TrainConfig
 
 def listen(event, figures):
     if event == "step" and figures["step"] == 7:

@@ -12,9 +12,9 @@ from transformers.utils import logging
 
 import reference
 from tokencredit import METHODS, Rollouts
-from tokencredit.engines.config import TrainConfig
 from tokencredit.engines.train import train
 from tokencredit.tasks.reckon import DECIDING, Reckon
+from tokencredit.train_config import TrainConfig
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

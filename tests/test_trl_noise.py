@@ -103,8 +103,8 @@ def test_what_cannot_be_measured_is_refused(tmp_path):
 
 
 def test_a_run_records_it(tmp_path):
-    from tokencredit.engines.config import TrainConfig
     from tokencredit.engines.train import train as run_training
+    from tokencredit.train_config import TrainConfig
 
     config = TrainConfig(steps=2, prompts=8, group=4, updates=2, noise_scale_every=2, eval_every=0, record_every=0)
     run = run_training(config, tmp_path / "run")

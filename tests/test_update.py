@@ -134,7 +134,7 @@ def test_lora_parameters_alone(checkpoint, batch):
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 p.normal_(0, 0.05)
-    lora = replace(checkpoint, model=model.double().eval())
+    lora = replace(checkpoint, policy=replace(checkpoint.policy, model=model.double().eval()))
     here = draw(lora, 6, 4, seed=4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     real, state, offset, scored = trained(lora, here, optimizer, METHODS["grpo"], 0.05, 3)
@@ -318,10 +318,10 @@ def test_the_vector_leads_from_one_checkpoint_to_the_next(tmp_path):
     step.
     """
     from tokencredit.dynamics.batch import Batch
-    from tokencredit.engines.config import TrainConfig
     from tokencredit.engines.train import train
     from tokencredit.lm.prompts import encode_prompt
     from tokencredit.rollouts import Rollouts
+    from tokencredit.train_config import TrainConfig
 
     own = {
         "steps": 3,

@@ -7,11 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tokencredit.engines.vine import line_starts, spread, step_gain, step_values
+from tokencredit.engines.scorers import task_scorers
+from tokencredit.lm.completions import sample
 from tokencredit.lm.distribution import Settings
 from tokencredit.lm.prefix_sampler import PrefixSampler
-from tokencredit.lm.sampling import Rollout, Trace, sample
+from tokencredit.lm.sampling import Rollout, Trace
 from tokencredit.pivotality.tree import grow_forest, on_text
+from tokencredit.scores.steps import line_starts, spread, step_values
 from tokencredit.tasks.reckon import Reckon, make_row, model_path
 
 TASK = Reckon(operands=(3,))
@@ -144,7 +146,8 @@ def scored(shipped, task, ids, rows, **settings):
         state=SimpleNamespace(global_step=0),
         accelerator=SimpleNamespace(unwrap_model=lambda m: m),
     )
-    return step_gain(task, tokenizer, 48, num=5)(SimpleNamespace(**vars(trainer) | settings), rows, out)
+    scorer = task_scorers(task, tokenizer, 48)["step_gain"]
+    return scorer(SimpleNamespace(**vars(trainer) | settings), rows, out)
 
 
 def test_the_scorer_spreads_gains_over_steps(shipped):
@@ -162,7 +165,9 @@ def test_the_scorer_spreads_gains_over_steps(shipped):
         assert len(set(row[:4].tolist())) == len(set(row[4:].tolist())) == 1
     total = gain[:, 0] + gain[:, 4]
     assert total[1] - total[0] == pytest.approx(1)  # right and wrong, against the same value of the prompt
-    lines = SimpleNamespace(verify=TASK.verify)  # a task that does not say: no newline, one step
+    lines = SimpleNamespace(
+        name="lines", max_new_tokens=48, verify=TASK.verify
+    )  # a task that does not say: no newline, one step
     assert scored(shipped, lines, ids[1:], rows[:1])[0].unique().shape == (1,)
 
 

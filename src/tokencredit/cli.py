@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokencredit.lm import score_command
+from tokencredit.lm.arguments import add_policy, policy_config, training_arguments
 from tokencredit.pivotality import command as pivotality_command
+from tokencredit.scores import command as score_command
 from tokencredit.studies.command import add_dynamics, add_study
 
 # What users name (paths, tasks, models) is printed as it is: no markup, no emoji codes.
@@ -100,7 +101,7 @@ def _command(commands, name: str, run, summary: str, examples: str) -> argparse.
         name,
         help=summary.replace("%", "%%"),
         description=summary,
-        epilog=f"examples:\n{examples}",
+        epilog=f"examples:{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
@@ -113,13 +114,15 @@ def _demo_parser(commands) -> None:
         "demo",
         _demo,
         "Train GRPO, DAPO and GTPO on the embedded world, on this CPU, and write a report.",
-        "  tokencredit demo\n  tokencredit demo --methods grpo ptw_entropy --seeds 3 --out runs/mine",
+        """
+  tokencredit demo
+  tokencredit demo --methods grpo ptw_entropy --seeds 3 --out runs/mine""",
     )
     p.add_argument(
         "--out",
         type=Path,
         default=Path("runs/demo"),
-        help="directory of the runs and the report (default: %(default)s)",
+        help="directory of runs and report (default: %(default)s)",
     )
     p.add_argument(
         "--methods", nargs="+", default=["grpo", "dapo", "gtpo"], help="methods to compare (default: grpo dapo gtpo)"
@@ -130,25 +133,25 @@ def _demo_parser(commands) -> None:
 
 
 def _train_parser(commands) -> None:
-    from tokencredit.engines.config import field_table
+    from tokencredit.train_config import field_table
 
     p = _command(
         commands,
         "train",
         _train,
         "Train a model on a task with a method; an interrupted run goes on where it was.",
-        "  tokencredit train --method gtpo --out runs/gtpo\n  tokencredit train --config run.yaml --out runs/mine"
-        " --set learning_rate=1e-4 --set method_options.alpha='[1, 0.2]'\n  tokencredit train --task"
-        " my_verifier.py:verify --set task_options.path=train.jsonl --out runs/own\n  tokencredit train --task gsm8k"
-        " --model Qwen/Qwen2.5-0.5B-Instruct --method dapo --out runs/q \\\n      --set trl.use_vllm=true --set"
-        f" max_new_tokens=1024\n\nfields of --config and --set:\n{field_table()}",
+        f"""
+  tokencredit train --method gtpo --out runs/gtpo
+  tokencredit train --config run.yaml --out runs/mine --set learning_rate=1e-4 --set method_options.alpha='[1, 0.2]'
+  tokencredit train --task my_verifier.py:verify --option path=train.jsonl --out runs/own
+  tokencredit train --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --chat --method dapo --out runs/q \\
+      --max-new-tokens 1024 --set trl.use_vllm=true
+
+fields of --config and --set:
+{field_table()}""",
     )
     p.add_argument("--out", type=Path, required=True, help="run directory")
     p.add_argument("--config", type=Path, help="YAML or JSON file with any field of TrainConfig")
-    p.add_argument("--task", help="reckon, gsm8k, a .jsonl or .parquet file, or module:function (default: reckon)")
-    p.add_argument(
-        "--model", help="a path, a hub name or a run directory; reckon is the shipped model (default: reckon)"
-    )
     p.add_argument("--method", help="a name that `tokencredit methods` lists (default: grpo)")
     p.add_argument("--steps", type=int, help="rollout batches (default: 40)")
     p.add_argument("--seed", type=int, help="seed of prompts, sampling and initialisation (default: 0)")
@@ -156,6 +159,7 @@ def _train_parser(commands) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="any other field; repeatable"
     )
     p.add_argument("--quiet", action="store_true", help="no progress display")
+    add_policy(p)
 
 
 def _evaluate_parser(commands) -> None:
@@ -164,32 +168,20 @@ def _evaluate_parser(commands) -> None:
         "evaluate",
         _evaluate,
         "pass@1 and pass@k, sampled and greedy, with 95 % intervals by prompt.",
-        "  tokencredit evaluate\n  tokencredit evaluate --model runs/demo/gtpo-0 --samples 16\n"
-        "  tokencredit evaluate --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --prompts 200 --out eval.json",
-    )
-    p.add_argument(
-        "--model",
-        default="reckon",
-        help="a path, hub name, or run directory (its last checkpoint) (default: %(default)s)",
-    )
-    p.add_argument("--task", help="as for train (default: the run's own, else reckon)")
-    p.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="K=V",
-        help="option of the task, like path=test.jsonl; repeatable",
+        """
+  tokencredit evaluate
+  tokencredit evaluate --model runs/demo/gtpo-0 --samples 16
+  tokencredit evaluate --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --chat --prompts 200 --out eval.json""",
     )
     p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
     p.add_argument("--prompts", type=int, default=512, help="how many prompts (default: %(default)s)")
     p.add_argument(
         "--samples", type=int, default=8, help="completions per prompt; pass@k up to this k (default: %(default)s)"
     )
-    p.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
     p.add_argument("--batch", type=int, default=512, help="completions sampled at once (default: %(default)s)")
-    p.add_argument("--max-new-tokens", type=int, default=None, help="(default: the task's own limit)")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     p.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    add_policy(p)
 
 
 def _methods_parser(commands) -> None:
@@ -198,7 +190,9 @@ def _methods_parser(commands) -> None:
         "methods",
         _methods,
         "The table of methods, or one method in full.",
-        "  tokencredit methods\n  tokencredit methods gtpo",
+        """
+  tokencredit methods
+  tokencredit methods gtpo""",
     )
     p.add_argument("name", nargs="?", help="a method: its formula, fields and source")
 
@@ -209,7 +203,9 @@ def _world_parser(commands) -> None:
         "world",
         None,
         "The embedded world: build its base model, or look at it.",
-        "  tokencredit world build --seed 1 --out my_base\n  tokencredit world show",
+        """
+  tokencredit world build --seed 1 --out my_base
+  tokencredit world show""",
     )
     p.set_defaults(run=lambda args: p.print_help())
     actions = p.add_subparsers(title="actions", metavar="")
@@ -218,7 +214,7 @@ def _world_parser(commands) -> None:
         "build",
         _build,
         "Teach the base model from scratch (about a minute on two cores).",
-        "  tokencredit world build --out my_base",
+        "\n  tokencredit world build --out my_base",
     )
     b.add_argument("--out", type=Path, required=True, help="directory for the model and its tokenizer")
     b.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -229,7 +225,7 @@ def _world_parser(commands) -> None:
         "show",
         _show,
         "A few prompts with demonstrations, tokens labelled by role.",
-        "  tokencredit world show --num 3",
+        "\n  tokencredit world show --num 3",
     )
     s.add_argument("--num", type=int, default=3, help="(default: %(default)s)")
 
@@ -240,8 +236,9 @@ def _report_parser(commands) -> None:
         "report",
         _report,
         "One self-contained HTML page of training runs and studies.",
-        "  tokencredit report runs/demo/* --out report.html\n"
-        "  tokencredit report runs/gtpo runs/correlation --out both.html",
+        """
+  tokencredit report runs/demo/* --out report.html
+  tokencredit report runs/gtpo runs/correlation --out both.html""",
     )
     p.add_argument("runs", type=Path, nargs="+", help="directories of runs and studies, or directories of these")
     p.add_argument("--out", type=Path, default=Path("report.html"), help="(default: %(default)s)")
@@ -261,16 +258,15 @@ def _demo(args) -> int:
 
 
 def _train(args) -> int:
-    from tokencredit.engines.config import read_config
+    from tokencredit.train_config import read_config
 
     config = read_config(
         args.config,
         args.settings,
-        task=args.task,
-        model=args.model,
         method=args.method,
         steps=args.steps,
         seed=args.seed,
+        **training_arguments(args),
     )
     config.build_method()
     from tokencredit.engines.train import train
@@ -285,52 +281,31 @@ def _train(args) -> int:
 
 
 def _evaluate(args) -> int:
-    from tokencredit.engines.config import read_settings
-    from tokencredit.runs import write_json
-    from tokencredit.tasks import load
-
-    name, options = _task_of(args)
-    task = load(name, **options | read_settings(args.option))
     from tokencredit.lm.evaluate import evaluate
-    from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
     from tokencredit.progress import bar
+    from tokencredit.runs import write_json
 
-    path = resolve_model(args.model)
-    tokenizer, model = load_tokenizer(path), load_model(path)
-    rows = task.rows(args.split, args.prompts, args.seed)
-    limit = args.max_new_tokens or getattr(task, "max_new_tokens", 256)
+    settled = policy_config(args).settled()
+    rows = settled.load_task().rows(args.split, args.prompts, args.seed)
+    policy = settled.open()
     with bar(console, "sampling", len(rows) * (args.samples + 1)) as advance:
         figures = evaluate(
-            model,
-            tokenizer,
-            task,
+            policy,
             rows,
             num_samples=args.samples,
             ks=sorted({1, args.samples}),
-            max_new_tokens=limit,
-            temperature=args.temperature,
             seed=args.seed,
             batch=args.batch,
             progress=advance,
         )
-    console.print(
-        f"{args.model} on {name} ({args.split}), {len(rows)} prompts, temperature {args.temperature:g}", soft_wrap=True
-    )
+    about = f"{len(rows)} prompts, temperature {policy.temperature:g}"
+    console.print(f"{settled.model} on {settled.task} ({args.split}), {about}", soft_wrap=True)
     console.print(_figures(figures))
     if args.out:
-        write_json(args.out, {"command": args.command_line, "seed": args.seed, "figures": figures})
+        about = {"command": args.command_line, "seed": args.seed, "policy": settled.as_dict()}
+        write_json(args.out, {**about, "figures": figures})
         console.print(f"Figures: {args.out}", soft_wrap=True)
     return 0
-
-
-def _task_of(args) -> tuple[str, dict]:
-    """The task named, else the one that the run was trained on, with its options, else the embedded one."""
-    if args.task is None and (Path(args.model) / "run.json").exists():
-        from tokencredit.runs import read_json
-
-        config = read_json(Path(args.model) / "run.json")["config"]
-        return config.get("task", "reckon"), dict(config.get("task_options", {}))
-    return args.task or "reckon", {}
 
 
 def _figures(figures: dict) -> Table:

@@ -7,19 +7,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.passes import Passes
-from tokencredit.dynamics.scores import scores_beyond
-from tokencredit.lm.evaluate import judge
-from tokencredit.lm.prompts import encode_prompts
-from tokencredit.lm.sampling import Completion, sample
+from tokencredit.lm.completions import Completion
+from tokencredit.lm.packing import grid
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
+from tokencredit.scores.measure import measure
+from tokencredit.tasks.task import Endless, Row
 
 FREE = ("logprob", "entropy")
 
@@ -29,7 +28,7 @@ class Batch:
     """B rollouts: the task's row, prompt and completion (token ids), whether the length limit cut it, the verifier's
     reason; and `rollouts`, with `logprob` and `entropy` [B, T] of the policy that sampled, at its temperature."""
 
-    rows: list[dict]
+    rows: list[Row]
     prompts: list[list[int]]
     completions: list[tuple[int, ...]]
     truncated: list[bool]
@@ -71,28 +70,25 @@ def draw(
     return roll_out(checkpoint, rows, group, seed, needs=needs)
 
 
-def prompts_of(checkpoint: Checkpoint, num: int, seed: int, split: str = "train") -> list[dict]:
+def prompts_of(checkpoint: Checkpoint, num: int, seed: int, split: str = "train") -> list[Row]:
     """Rows of the task; a finite task's are shuffled by the seed."""
-    rows = checkpoint.task.rows(split, num if hasattr(checkpoint.task, "prompts") else None, seed)
+    endless = isinstance(checkpoint.task, Endless)
+    rows = checkpoint.task.rows(split, num if endless else None, seed)
     if len(rows) < num:
         raise ValueError(f"the {split} split of {checkpoint.config.task} has {len(rows)} prompts, {num} were asked for")
-    if hasattr(checkpoint.task, "prompts"):
+    if endless:
         return rows[:num]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[i] for i in order[:num]]
 
 
-def roll_out(
-    checkpoint: Checkpoint, rows: Sequence[dict], group: int, seed: int, *, needs: Sequence[str] = ()
-) -> Batch:
+def roll_out(checkpoint: Checkpoint, rows: Sequence[Row], group: int, seed: int, *, needs: Sequence[str] = ()) -> Batch:
     """`group` rollouts of every row, in their order. The k-th rollout of the i-th row depends on the seed, i, k and the
     policy.
     """
     c = checkpoint
-    prompts = encode_prompts(c.tokenizer, rows, c.model.config, c.max_new_tokens)
-    sampled = sample(
-        c.model, c.tokenizer, prompts, group, max_new_tokens=c.max_new_tokens, temperature=c.temperature, seed=seed
-    )
+    prompts = c.policy.encode_rows(rows)
+    sampled = c.policy.complete(prompts, group, seed=seed)
     flat = [completion for some in sampled for completion in some]
     owner = [i for i, some in enumerate(sampled) for _ in some]
     return scored(c, [rows[i] for i in owner], [prompts[i] for i in owner], flat, owner, seed, needs=needs)
@@ -100,7 +96,7 @@ def roll_out(
 
 def scored(
     checkpoint: Checkpoint,
-    rows: Sequence[dict],
+    rows: Sequence[Row],
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Completion],
     group: Sequence[int],
@@ -110,13 +106,14 @@ def scored(
 ) -> Batch:
     """Completions that the checkpoint's policy has sampled, verified and scored; everything is given per rollout."""
     c = checkpoint
-    verdicts = [judge(c.tokenizer, c.task, row, completion) for row, completion in zip(rows, completions)]
+    verdicts = [c.policy.verdict(x.ids, row, x.truncated) for row, x in zip(rows, completions)]
     ids, own = [completion.ids for completion in completions], [list(prompt) for prompt in prompts]
     passes = Passes(c.model, own, ids, temperature=c.temperature)
     mask = passes.grid(torch.ones(len(passes.batch), dtype=torch.float64)) > 0
     scores = dict(zip(FREE, passes.values()))
     if beyond := sorted(set(needs) - set(FREE)):
-        scores |= scores_beyond(c, rows, own, ids, mask, beyond, seed)
+        found = measure(c.policy, rows, own, ids, beyond, seed=seed, step=c.step)
+        scores |= {name: grid(values, mask.shape[1]) for name, values in found.items()}
     reward = torch.tensor([float(verdict.correct) for verdict in verdicts], dtype=torch.float64)
     scores["entropy"] = scores["entropy"].clamp(min=0)
     rollouts = Rollouts(reward=reward, group=torch.tensor(group), mask=mask, scores=scores)
@@ -125,18 +122,10 @@ def scored(
     )
 
 
-def tokens_of(tokenizer: Any, completion: Sequence[int]) -> list[str]:
-    return tokenizer.convert_ids_to_tokens(list(completion))
-
-
 def roles(checkpoint: Checkpoint, batch: Batch) -> list[list[str]] | None:
     """The role of every token, where the task knows roles."""
-    if not hasattr(checkpoint.task, "roles"):
-        return None
-    return [
-        checkpoint.task.roles(row, tokens_of(checkpoint.tokenizer, ids))
-        for row, ids in zip(batch.rows, batch.completions)
-    ]
+    found = [checkpoint.policy.roles(row, ids) for row, ids in zip(batch.rows, batch.completions)]
+    return None if None in found else found
 
 
 def credited(method: Method, batch: Batch) -> Batch:

@@ -11,16 +11,19 @@ import torch
 
 from tokencredit.durable import read_json
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, read_optimizer
-from tokencredit.engines.config import TrainConfig
-from tokencredit.lm.load import COMPLETE, load_tokenizer, resolve_model
+from tokencredit.lm.load import COMPLETE, load_model, load_tokenizer, resolve_model
+from tokencredit.lm.models import CausalModel, Tokenizer
+from tokencredit.lm.policy import Policy, PolicyConfig, run_of
 from tokencredit.method import Method
-from tokencredit.tasks import load
+from tokencredit.tasks.task import Task
+from tokencredit.train_config import TrainConfig
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """What a question about the next update needs.
 
+    policy         model, tokenizer and task, at the temperature that samples
     config         of the run; for a plain model the defaults, with its task and model
     optimizer      None where the folder has no optimizer state
     max_grad_norm  gradients longer than this are shortened to it before a step; None for no clipping
@@ -28,9 +31,7 @@ class Checkpoint:
 
     path: Path
     step: int
-    model: Any
-    tokenizer: Any
-    task: Any
+    policy: Policy
     config: TrainConfig
     optimizer: OptimizerState | None
     max_grad_norm: float | None
@@ -40,19 +41,33 @@ class Checkpoint:
         return self.config.build_method().within(self.max_new_tokens)
 
     @property
+    def model(self) -> CausalModel:
+        return self.policy.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.policy.tokenizer
+
+    @property
+    def task(self) -> Task:
+        return self.policy.task
+
+    @property
     def max_new_tokens(self) -> int:
-        return self.config.max_new_tokens or getattr(self.task, "max_new_tokens", 256)
+        return self.policy.max_new_tokens
 
     @property
     def temperature(self) -> float:
-        return self.config.temperature
+        return self.policy.temperature
 
     def needs_optimizer(self) -> OptimizerState:
         """The optimizer's state. ValueError where there is none, with what can be done."""
         if self.optimizer is None:
             raise ValueError(
                 f"{self.path} has no optimizer state: the step that training would make next is not known. Choose"
-                " another checkpoint, or ask for a fresh optimizer's first step: --optimizer adamw or --optimizer sgd"
+                " another checkpoint, or ask for a fresh optimizer's first step: --optimizer adamw or --optimizer sgd."
+                " `tokencredit train --out runs/grpo` makes a run on the embedded world, in half a minute, whose"
+                " checkpoints hold the optimizer's state: name it with --run"
             )
         return self.optimizer
 
@@ -68,35 +83,51 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    run: str | Path, step: int | None = None, *, dtype: torch.dtype = torch.float32, **settings: Any
+    run: str | Path | PolicyConfig, step: int | None = None, *, dtype: torch.dtype | None = None, **settings: Any
 ) -> Checkpoint:
     """Opens a training run's checkpoint, the last one or that of an optimizer step; or a plain model, which has no
     optimizer state.
 
-    run       a run directory, a checkpoint or model folder, a hub name, or "reckon"
-    settings  fields of TrainConfig in place of the run's own: task, method, temperature, ...
+    run       a run directory, a checkpoint or model folder, a hub name, or "reckon"; or a PolicyConfig with one as its
+              model, which also says the task and how it is sampled
+    dtype     of the weights: the policy's own, or float32
+    settings  fields of TrainConfig in place of the run's own: method, group, ...
 
     ValueError names the checkpoints there are.
     """
+    asked = run if isinstance(run, PolicyConfig) else PolicyConfig(str(run))
     if unknown := sorted(settings.keys() - {f.name for f in fields(TrainConfig)}):
         raise ValueError(f"TrainConfig has no field {', '.join(unknown)}")
-    given = {name: value for name, value in settings.items() if value is not None}
-    own = read_json(Path(run) / "run.json")["config"] if (Path(run) / "run.json").exists() else {"model": str(run)}
-    config = TrainConfig(**{**own, **given})
-    path = _find(Path(run), step) if (Path(run) / "run.json").exists() else Path(resolve_model(run))
-    if step is not None and not (Path(run) / "run.json").exists():
-        raise ValueError(f"{run} is not a run directory, so it has no checkpoint of step {step}")
-    model = _load(path, dtype)
+    of_policy = {name: settings.pop(name, None) for name in ("task", "temperature", "max_new_tokens")}
+    asked = replace(asked, **{name: value for name, value in of_policy.items() if value is not None})
+    asked = replace(asked, options={**settings.pop("task_options", {}), **asked.options})
+    path, settled = _find(Path(asked.model), step), asked.settled()
+    own = dict(read_json(found / "run.json")["config"]) if (found := run_of(asked.model)) else {"model": asked.model}
+    config = TrainConfig(
+        **own
+        | {name: value for name, value in settings.items() if value is not None}
+        | {"task": settled.task, "task_options": dict(settled.options), "temperature": settled.temperature}
+        | ({"max_new_tokens": asked.max_new_tokens} if asked.max_new_tokens else {})
+        | ({"chat": settled.chat} if settled.chat is not None else {})
+    )
+    task, tokenizer = settled.load_task(), load_tokenizer(str(path))
+    model = load_model(path, dtype=dtype or asked.dtype or torch.float32, device=asked.device, trainable=True)
+    policy = Policy(
+        model, tokenizer, task, config.temperature, settled.max_new_tokens or 0, settled.chat, str(asked.model)
+    )
     try:
         optimizer = read_optimizer(path, model)
     except FileNotFoundError:
         optimizer = None
-    task = load(config.task, **config.task_options)
     bound = config.trl.get("max_grad_norm", 1.0)
-    return Checkpoint(path, _step_of(path), model, load_tokenizer(str(path)), task, config, optimizer, bound or None)
+    return Checkpoint(path, _step_of(path), policy, config, optimizer, bound or None)
 
 
 def _find(run: Path, step: int | None) -> Path:
+    if not (run / "run.json").exists():
+        if step is not None:
+            raise ValueError(f"{run} is not a run directory, so it has no checkpoint of step {step}")
+        return Path(resolve_model(run))
     found = {_step_of(path): path for path in (run / "checkpoints").glob("checkpoint-*") if (path / COMPLETE).exists()}
     if not found:
         raise ValueError(f"{run} has no finished checkpoint; train it with save_every set")
@@ -110,17 +141,3 @@ def _find(run: Path, step: int | None) -> Path:
 def _step_of(path: Path) -> int:
     number = path.name.rpartition("-")[2]
     return int(number) if path.name.startswith("checkpoint-") and number.isdigit() else 0
-
-
-def _load(path: Path, dtype: torch.dtype) -> Any:
-    """The model in evaluation mode; of a LoRA checkpoint the adapter's parameters alone can be trained, as in its
-    training.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if (path / "adapter_config.json").exists():
-        from peft import AutoPeftModelForCausalLM
-
-        return AutoPeftModelForCausalLM.from_pretrained(str(path), is_trainable=True, dtype=dtype).to(device).eval()
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype).to(device).eval()

@@ -21,8 +21,9 @@ from tokencredit.agreement.resampling import Bootstrap, compare
 from tokencredit.durable import read_json
 from tokencredit.dynamics.batch import Batch, roll_out, scored
 from tokencredit.dynamics.checkpoint import Checkpoint
-from tokencredit.lm.sampling import Completion
+from tokencredit.lm.completions import Completion
 from tokencredit.pivotality import record
+from tokencredit.pivotality.exact import exact_effects
 from tokencredit.pivotality.store import model_hash
 
 TOP = 0.2
@@ -34,9 +35,7 @@ def from_trees(checkpoint: Checkpoint, batch: Batch, num_prompts: int) -> dict[s
     """{"before_after", "spread", "width"} [B, T] of the first prompts with both outcomes, up to the width of brackets;
     NaN elsewhere.
     """
-    from tokencredit.studies.correlation import measurement
-
-    c, group = checkpoint, batch.rollouts.group_index
+    group = batch.rollouts.group_index
     chosen = torch.unique(group[batch.rollouts.mixed])[:num_prompts].tolist()
     members = [(group == prompt).nonzero()[:, 0].tolist() for prompt in chosen]
     grid = {
@@ -44,14 +43,14 @@ def from_trees(checkpoint: Checkpoint, batch: Batch, num_prompts: int) -> dict[s
     }
     if not members:
         return grid
-    policy = measurement.Policy(c.model, c.tokenizer, c.task, c.temperature, c.max_new_tokens)
-    completions = [[{"ids": list(batch.completions[i])} for i in some] for some in members]
-    found = measurement.exact(policy, [batch.rows[some[0]] for some in members], completions, alternatives=0)
-    rows = torch.tensor([i for some in members for i in some])
+    completions = [[batch.completions[i] for i in some] for some in members]
+    rows = [batch.rows[some[0]] for some in members]
+    found = exact_effects(checkpoint.policy, rows, completions, alternatives=0)
+    index = torch.tensor([i for some in members for i in some])
     for name, values in grid.items():
-        own = values[rows]
-        own[batch.rollouts.mask[rows]] = torch.from_numpy(found[name])
-        values[rows] = own
+        own = values[index]
+        own[batch.rollouts.mask[index]] = torch.from_numpy(found[name])
+        values[index] = own
     return grid
 
 

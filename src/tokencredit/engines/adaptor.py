@@ -10,21 +10,22 @@ from typing import Any
 
 from datasets import Dataset
 
-from tokencredit.engines import scorers
-from tokencredit.engines.config import TrainConfig
 from tokencredit.engines.recorder import Recorder
-from tokencredit.engines.vine import step_gain
+from tokencredit.lm.models import CausalModel, Tokenizer
+from tokencredit.lm.prompts import as_asked, completion_text
 from tokencredit.lm.sampling import end_tokens
+from tokencredit.tasks.task import Endless, Row, Task
+from tokencredit.train_config import TrainConfig
 
 
-def training_rows(config: TrainConfig, task: Any) -> tuple[list[dict], list[int]]:
+def training_rows(config: TrainConfig, task: Task) -> tuple[list[dict], list[int]]:
     """The rows, and their indices in the order in which they are used: the same for every method at the same seed.
 
     A task with an endless stream of `prompts` gives as many as are needed; a finite one is used whole, shuffled anew
     for every epoch.
     """
     needed = config.steps * config.prompts
-    if hasattr(task, "prompts"):
+    if isinstance(task, Endless):
         rows = task.rows("train", needed, config.seed)
         return rows, list(range(needed))
     rows = task.rows("train", None, config.seed)
@@ -36,14 +37,17 @@ def training_rows(config: TrainConfig, task: Any) -> tuple[list[dict], list[int]
     return rows, order[:needed]
 
 
-def prompts_of(rows: Sequence[dict], order: Sequence[int]) -> Dataset:
-    """What TRL sees of the rows: their prompts and numbers. Arrow would make one type of a column and one set of keys
-    of all rows.
+def prompts_of(rows: Sequence[Row], order: Sequence[int], chat: bool | None = None) -> Dataset:
+    """What TRL sees of the rows: their prompts, in a chat where one is asked for, and their numbers. Arrow would make
+    one type of a column and one set of keys of all rows.
     """
-    return Dataset.from_dict({"prompt": [row["prompt"] for row in rows], "row": list(range(len(rows)))}).select(order)
+    prompts = [as_asked(row["prompt"], chat) for row in rows]
+    return Dataset.from_dict({"prompt": prompts, "row": list(range(len(rows)))}).select(order)
 
 
-def make_reward(task: Any, tokenizer: Any, model: Any = None, rows: Sequence[dict] | None = None) -> Callable:
+def make_reward(
+    task: Task, tokenizer: Tokenizer, model: CausalModel | None = None, rows: Sequence[Row] | None = None
+) -> Callable[..., list[float]]:
     """TRL's reward function of a task's verifier: 1 for correct, 0 otherwise; the verdicts' reasons join TRL's table of
     completions.
 
@@ -56,7 +60,7 @@ def make_reward(task: Any, tokenizer: Any, model: Any = None, rows: Sequence[dic
         verdicts = []
         for i, (completion, ids) in enumerate(zip(completions, completion_ids)):
             row = rows[columns["row"][i]] if rows is not None else _row_of(prompts[i], columns, i)
-            verdicts.append(task.verify(_text_of(completion), row, not ends & set(ids)))
+            verdicts.append(task.verify(completion_text(completion), row, not ends & set(ids)))
         if log_extra:
             log_extra("reason", [v.reason for v in verdicts])
         return [float(v.correct) for v in verdicts]
@@ -72,11 +76,7 @@ def _row_of(prompt: Any, columns: dict[str, Sequence], i: int) -> dict:
     return {"prompt": prompt} | {k: v for k, v in row.items() if v is not None}
 
 
-def _text_of(completion: Any) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
-
-
-def judged(recorder: Recorder, task: Any, rows: Sequence[dict]) -> Callable[[dict], None]:
+def judged(recorder: Recorder, task: Task, rows: Sequence[Row]) -> Callable[[dict], None]:
     """The recorder, given the task's rows and the verifier's reasons with every batch."""
 
     def record(batch: dict) -> None:
@@ -85,56 +85,8 @@ def judged(recorder: Recorder, task: Any, rows: Sequence[dict]) -> Callable[[dic
         for row, text, cut, success in list(zip(own, batch["texts"], batch["truncated"], batch["success"]))[
             : recorder.config.record_rows
         ]:
-            verdict = task.verify(_text_of(text), row, cut)
+            verdict = task.verify(completion_text(text), row, cut)
             reasons.append(verdict.reason if verdict.correct == success else "correct" if success else "wrong")
         recorder.record(batch | {"rows": own, "reasons": reasons})
 
     return record
-
-
-def on_rows(scorer: Callable, rows: Sequence[dict]) -> Callable:
-    """The scorer, given the task's rows in place of the dataset's."""
-    return lambda trainer, inputs, batch: scorer(trainer, [rows[row["row"]] for row in inputs], batch)
-
-
-def make_scorers(task: Any, tokenizer: Any, max_new_tokens: int, batch: int = 512) -> dict[str, Callable]:
-    """Scores beyond a forward pass that the task can give: `step_gain`, of the embedded world `exact_value` and
-    `oracle_positions`.
-
-    batch    completions sampled at once
-    """
-    found = {"step_gain": step_gain(task, tokenizer, max_new_tokens, batch=batch)}
-    if getattr(task, "name", "") == "reckon":
-        found["exact_value"] = _exact_value(task, tokenizer, max_new_tokens)
-    if hasattr(task, "deciding"):
-        found["oracle_positions"] = _oracle_positions(task, tokenizer)
-    return found
-
-
-def _exact_value(task: Any, tokenizer: Any, max_new_tokens: int) -> Callable:
-    """Q − V of every token from the model's own prefix tree, where the world is small enough for it."""
-
-    def exact_value(trainer, inputs, batch):
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        training = model.training
-        model.eval()
-        scores = scorers.exact_value(
-            model,
-            tokenizer,
-            task,
-            inputs,
-            batch["completion_ids"],
-            batch["completion_mask"].bool(),
-            max_new_tokens=max_new_tokens,
-            temperature=trainer.temperature,
-        )
-        model.train(training)
-        return scores
-
-    return exact_value
-
-
-def _oracle_positions(task: Any, tokenizer: Any) -> Callable:
-    return lambda trainer, inputs, batch: scorers.oracle_positions(
-        tokenizer, task, inputs, batch["completion_ids"], batch["completion_mask"].bool()
-    )

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from tokencredit.engines.budget import UNITS, Budget
-from tokencredit.engines.config import TrainConfig
+from tokencredit.budget import UNITS, Budget
 from tokencredit.lm.evaluate import evaluate
 from tokencredit.lm.load import COMPLETE
-from tokencredit.lm.text import pieces
+from tokencredit.lm.policy import Policy
+from tokencredit.lm.prompts import completion_text, prompt_text
 from tokencredit.runs import Run
+from tokencredit.tasks.task import Row
+from tokencredit.train_config import TrainConfig
 
 Listener = Callable[[str, dict], None]
 METRICS = (
@@ -62,14 +65,11 @@ class Recorder(TrainerCallback):
     def __init__(
         self,
         config: TrainConfig,
-        task: Any,
-        tokenizer: Any,
-        held_out: list[dict],
-        max_new_tokens: int,
+        policy: Policy,
+        held_out: list[Row],
         listen: Listener,
     ):
-        self.config, self.task, self.tokenizer, self.held_out, self.listen = config, task, tokenizer, held_out, listen
-        self.max_new_tokens = max_new_tokens
+        self.config, self.policy, self.held_out, self.listen = config, policy, held_out, listen
         self.every = config.updates * config.minibatches
         self.budget = Budget.of(config.budget)
         self.spent, self.mark, self._since = dict.fromkeys(UNITS, 0), 0, time.perf_counter()
@@ -136,33 +136,28 @@ class Recorder(TrainerCallback):
         ids = batch["completion_ids"][i][mask].tolist()
         row = {
             "group": batch["group"][i],
-            "prompt": as_text(batch["prompts"][i]),
-            "completion": as_text(batch["texts"][i]),
+            "prompt": prompt_text(batch["prompts"][i]),
+            "completion": completion_text(batch["texts"][i]),
             "reward": batch["reward"][i],
             "success": batch["success"][i],
             "reason": batch["reasons"][i],
             "token_ids": ids,
-            "tokens": pieces(self.tokenizer, ids),
+            "tokens": self.policy.tokens(ids),
             "credit": batch["credit"][i][mask].tolist(),
         }
         row |= {name: score[i][mask].tolist() for name, score in batch["scores"].items()}
-        if hasattr(self.task, "roles"):
-            row["role"] = self.task.roles(batch["rows"][i], self.tokenizer.convert_ids_to_tokens(ids))
-        return row
+        roles = self.policy.roles(batch["rows"][i], ids)
+        return row if roles is None else row | {"role": roles}
 
     def _evaluate(self, step: int, model: Any) -> None:
         if not self.config.eval_every or (step, "test") in self.seen:
             return
         c = self.config
         figures = evaluate(
-            model,
-            self.tokenizer,
-            self.task,
+            replace(self.policy, model=model),
             self.held_out,
             num_samples=c.eval_samples,
             ks=sorted({1, c.eval_samples}),
-            max_new_tokens=self.max_new_tokens,
-            temperature=c.temperature,
             seed=c.seed,
             batch=c.eval_batch,
         )
@@ -184,8 +179,3 @@ class RoundsLeft(TrainerCallback):
         budget, config = self.recorder.budget, self.recorder.config
         left = (budget.amount - self.recorder.spent[budget.unit]) // (config.prompts * config.group)
         self.trainer.max_rounds = max(1, min(self.most, int(left)))
-
-
-def as_text(value: Any) -> str:
-    """A prompt or completion as text: messages one to a line, each with its role."""
-    return value if isinstance(value, str) else "\n".join(f"{m['role']}: {m['content']}" for m in value)

@@ -1,126 +1,90 @@
-"""Scores beyond a forward pass: importance proxies with their seconds, random draws, and what the task itself knows of
-its tokens.
+"""Scores at rollout time, as `CreditTrainer` takes them: {name: function(trainer, inputs, batch) -> [B, T]}.
+
+What a score is and how it is measured stands in `tokencredit.scores`; here it meets the trainer's batch.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-PROXIES = (
-    "gradient_norm",
-    "fisher_trace",
-    "perturbation_variance",
-    "attention",
-    "head_norm",
-    "last_block_norm",
-    "varentropy",
-    "margin",
-    "sum_p2",
-)
-GIVEN = frozenset({*PROXIES, "uniform"})
+from tokencredit.lm.models import Tokenizer
+from tokencredit.scores.draws import uniform_draws
+from tokencredit.scores.table import available, names_of
+from tokencredit.tasks.task import Row, Task
+
+Scorer = Callable[[Any, list[dict], dict[str, Tensor]], Tensor]
+GIVEN = frozenset(available(None))
+"""Scores that need no task: `CreditTrainer` has their scorers by itself."""
 SECONDS = "seconds_importance"
+FREE_PROXIES = ("varentropy", "margin", "sum_p2")
+"""Scores of a forward pass that training measures like the proxies: on its own, when a method needs them."""
 
 
 def importance_scorers(
     *, num_directions: int = 8, method: str = "sketch", parameters: str = "all", max_tokens: int = 8192
-) -> dict[str, Callable]:
-    """{kind: scorer} for every importance proxy, as `CreditTrainer(scorers=...)` takes them; computed only for methods
-    that need them.
+) -> dict[str, Scorer]:
+    """{kind: scorer} for every importance proxy; computed only for methods that need them.
 
     Directions are drawn anew for every rollout batch, from the trainer's seed and its step. The seconds of a batch are
     logged as `seconds_importance`; they are part of `seconds_scoring`.
     """
-    options = {"num_directions": num_directions, "method": method, "parameters": parameters, "max_tokens": max_tokens}
-    return {kind: _Scorer(kind, options) for kind in PROXIES}
+    options = {
+        "num_directions": num_directions,
+        "method": method,
+        "parameters": parameters,
+        "max_tokens": max_tokens,
+    }
+    return {kind: _Proxy(kind, options) for kind in (*names_of("importance"), *FREE_PROXIES)}
 
 
-def uniform(trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+def uniform(trainer: Any, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
     """[B, T] uniform in [0, 1): what a method draws with. A function of the trainer's seed, its step and the row among
     all processes.
     """
     size, width = batch["completion_ids"].shape
-    first = size * trainer.accelerator.process_index
-    return uniform_draws(trainer.args.seed, trainer.state.global_step, first + torch.arange(size), width).to(
-        batch["completion_ids"].device
-    )
+    row = size * trainer.accelerator.process_index + torch.arange(size)
+    drawn = uniform_draws(trainer.args.seed, trainer.state.global_step, row, width)
+    return drawn.to(batch["completion_ids"].device)
 
 
-def uniform_draws(seed: int, step: int, row: Tensor, width: int) -> Tensor:
-    """[B, width] uniform in [0, 1), a function of seed, step, row [B] and position."""
-    from tokencredit.lm.distribution import seed_of, uniforms
+def task_scorers(task: Task, tokenizer: Tokenizer, max_new_tokens: int, batch: int = 512) -> dict[str, Scorer]:
+    """Scores that need the task: `step_gain`, and what it knows of its completions. `inputs` are the task's rows.
 
-    seeds = seed_of("uniform", seed, step) + row
-    return uniforms(seeds[:, None], torch.arange(width)).float()
-
-
-def exact_value(
-    model: Any,
-    tokenizer: Any,
-    task: Any,
-    rows: Sequence[dict],
-    ids: Tensor,
-    mask: Tensor,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    eps: float = 1e-4,
-) -> Tensor:
-    """Q − V of every token [B, T] from the model's own prefix trees, one per prompt; `rows` are the task's, one per
-    completion.
+    batch   completions sampled at once
     """
-    from tokencredit.lm.prompts import encode_prompt
-    from tokencredit.pivotality.tree import exact_value_scores, on_text
-
-    names: dict[str, int] = {}
-    group = torch.tensor([names.setdefault(str(row["prompt"]), len(names)) for row in rows])
-    scores = exact_value_scores(
-        model,
-        [encode_prompt(tokenizer, row["prompt"]) for row in rows],
-        ids.cpu(),
-        mask.cpu(),
-        group,
-        [on_text(task.verify, tokenizer, row) for row in rows],
-        eos_token_id=tokenizer.eos_token_id,
-        max_new_tokens=max_new_tokens,
-        eps=eps,
-        temperature=temperature,
-    )
-    return scores.to(ids.device)
+    return {
+        name: _OfTask(name, task, tokenizer, max_new_tokens, batch)
+        for name in names_of("task", "steps")
+        if name in available(task)
+    }
 
 
-def oracle_positions(tokenizer: Any, task: Any, rows: Sequence[dict], ids: Tensor, mask: Tensor) -> Tensor:
-    """[B, T]: 1 at the positions that the task's `deciding(row, tokens)` names, from the tokens before them alone; 0
-    elsewhere.
-    """
-    marks = torch.zeros(ids.shape)
-    for i, row in enumerate(rows):
-        words = tokenizer.convert_ids_to_tokens(ids[i][mask[i]].tolist())
-        marks[i, : len(words)] = torch.tensor(task.deciding(row, words), dtype=marks.dtype)
-    return marks.to(ids.device)
+def on_rows(scorer: Scorer, rows: Sequence[Row]) -> Scorer:
+    """The scorer, given the task's rows in place of the dataset's, whose column "row" numbers them."""
+    return lambda trainer, inputs, batch: scorer(trainer, [rows[row["row"]] for row in inputs], batch)
 
 
-class _Scorer:
-    def __init__(self, kind: str, options: dict):
-        self.kind, self.options = kind, options
+@dataclass(frozen=True)
+class _Proxy:
+    kind: str
+    options: dict[str, Any]
 
-    def __call__(self, trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+    def __call__(self, trainer: Any, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
         from tokencredit.lm.proxies import importance
 
         began = time.perf_counter()
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-        attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         width = batch["completion_ids"].shape[1]
-        wanted = torch.cat([torch.zeros_like(batch["prompt_mask"]), batch["completion_mask"]], 1)
         found = importance(
             trainer.accelerator.unwrap_model(trainer.model),
-            ids,
-            attention,
-            wanted,
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
+            torch.cat([torch.zeros_like(batch["prompt_mask"]), batch["completion_mask"]], 1),
             kinds=(self.kind,),
             temperature=trainer.temperature,
             seed=trainer.args.seed + 1_000_003 * trainer.state.global_step,
@@ -130,3 +94,45 @@ class _Scorer:
             torch.cuda.synchronize()
         trainer._metrics["train" if trainer.model.training else "eval"][SECONDS].append(time.perf_counter() - began)
         return found.detach()
+
+
+@dataclass(frozen=True)
+class _OfTask:
+    name: str
+    task: Task
+    tokenizer: Tokenizer
+    max_new_tokens: int
+    batch: int
+
+    def __call__(self, trainer: Any, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+        from tokencredit.lm.distribution import seed_of
+        from tokencredit.lm.packing import grid
+        from tokencredit.lm.policy import Policy
+        from tokencredit.lm.readout import evaluating
+        from tokencredit.scores.measure import measure
+
+        if trainer.min_p or trainer.repetition_penalty != 1.0:
+            raise ValueError(
+                f"{self.name} samples with temperature, top_k and top_p alone: leave min_p and repetition_penalty unset"
+            )
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        policy = Policy(
+            model,
+            self.tokenizer,
+            self.task,
+            trainer.temperature,
+            self.max_new_tokens,
+            top_k=trainer.top_k or 0,
+            top_p=trainer.top_p or 1.0,
+        )
+        prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+        seed = seed_of(trainer.args.seed, trainer.state.global_step)
+        with evaluating(model):
+            found = measure(policy, inputs, prompts, completions, [self.name], seed=seed, batch=self.batch)[self.name]
+        ids = batch["completion_ids"]
+        return grid(found, ids.shape[1], torch.float32).to(ids.device)
+
+
+def _own(batch: dict[str, Tensor], part: str) -> list[list[int]]:
+    """Token ids without padding."""
+    return [ids[mask].tolist() for ids, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"].bool())]

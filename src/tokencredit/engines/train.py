@@ -6,23 +6,26 @@ import difflib
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PrinterCallback
 from trl import GRPOConfig
 
-from tokencredit.engines.adaptor import judged, make_reward, make_scorers, on_rows, prompts_of, training_rows
-from tokencredit.engines.config import TrainConfig
+from tokencredit.engines.adaptor import judged, make_reward, prompts_of, training_rows
 from tokencredit.engines.exclusive import exclusive
 from tokencredit.engines.recorder import Listener, Recorder, RoundsLeft
-from tokencredit.engines.scorers import GIVEN
-from tokencredit.engines.trl import FREE, CreditTrainer
-from tokencredit.lm.load import last_checkpoint, load_config, load_tokenizer, resolve_model
+from tokencredit.engines.scorers import on_rows, task_scorers
+from tokencredit.engines.trl import CreditTrainer
+from tokencredit.lm.load import find_device, last_checkpoint, load_config, load_tokenizer, resolve_model
+from tokencredit.lm.policy import Policy
 from tokencredit.lm.prompts import encode_prompts
+from tokencredit.method import Method
 from tokencredit.runs import Run
+from tokencredit.scores.table import check_available
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
+from tokencredit.tasks.task import Task
+from tokencredit.train_config import TrainConfig
 
 DECIDED = {
     "output_dir": "the run directory",
@@ -122,20 +125,16 @@ def _advice(out: Path, error: Exception) -> str:
 
 
 def make_trainer(
-    config: TrainConfig, method: Any, task: Any, folder: Path, listen: Listener
+    config: TrainConfig, method: Method, task: Task, folder: Path, listen: Listener
 ) -> tuple[CreditTrainer, Recorder]:
     """The trainer and the recorder that it calls. Task, tokenizer, prompts and options are checked before the model is
     loaded.
     """
-    limit = completion_limit(config, task)
+    limit = config.max_new_tokens or task.max_new_tokens
     model_path = resolve_model(config.model)
     tokenizer = load_tokenizer(model_path)
-    scorers = make_scorers(task, tokenizer, limit, config.eval_batch)
-    if missing := sorted(method.needs - FREE - scorers.keys() - GIVEN):
-        raise ValueError(
-            f"the method {config.method} needs {', '.join(missing)}, which the task {config.task} cannot give: the "
-            "embedded world (reckon) can"
-        )
+    check_available(sorted(method.needs), task)
+    scorers = task_scorers(task, tokenizer, limit, config.eval_batch)
     args = make_args(config, limit, folder)
     rows, order = training_rows(config, task)
     tested = held_out(task, config.eval_prompts, config.eval_part) if config.eval_every else []
@@ -145,11 +144,13 @@ def make_trainer(
         )
     shape = load_config(model_path)
     for some in (rows, tested):
-        encode_prompts(tokenizer, some, shape, limit)
-    init = {"dtype": torch.float32} | dict(config.trl.get("model_init_kwargs") or {})
+        encode_prompts(tokenizer, some, shape, limit, config.chat)
+    dtype = getattr(torch, config.dtype) if config.dtype not in (None, "auto") else config.dtype or torch.float32
+    init = {"dtype": dtype} | dict(config.trl.get("model_init_kwargs") or {})
     torch.manual_seed(config.seed)
     model = AutoModelForCausalLM.from_pretrained(model_path, **init)
-    recorder = Recorder(config, task, tokenizer, tested, limit, listen)
+    policy = Policy(model, tokenizer, task, config.temperature, limit, config.chat, config.model)
+    recorder = Recorder(config, policy, tested, listen)
     every = config.updates * config.minibatches
     trainer = CreditTrainer(
         model=model,
@@ -157,7 +158,7 @@ def make_trainer(
         args=args,
         reward_funcs=make_reward(task, tokenizer, model, rows),
         processing_class=tokenizer,
-        train_dataset=prompts_of(rows, order),
+        train_dataset=prompts_of(rows, order, config.chat),
         scorers={k: on_rows(f, rows) for k, f in scorers.items()},
         max_rounds=config.max_rounds,
         noise_scale_every=config.noise_scale_every,
@@ -180,7 +181,10 @@ def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOCon
         if key not in GRPOConfig.__dataclass_fields__:
             near = difflib.get_close_matches(key, GRPOConfig.__dataclass_fields__, n=1)
             raise ValueError(f"TRL's GRPOConfig has no option {key}{f'; did you mean {near[0]}?' if near else ''}")
-    pieces, cuda = config.minibatches * config.accumulate, torch.cuda.is_available()
+    place = find_device(config.device)
+    if place.index is not None:
+        raise ValueError(f"device: training uses the GPUs that it sees; for {place} alone set CUDA_VISIBLE_DEVICES")
+    pieces, cuda = config.minibatches * config.accumulate, place.type == "cuda"
     save = {
         "save_strategy": "steps",
         "save_steps": (config.save_every or config.steps) * config.updates * config.minibatches,
@@ -211,10 +215,6 @@ def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOCon
         "shuffle_dataset": False,
         "log_level": "error",
         "dataloader_pin_memory": cuda,
+        "use_cpu": place.type == "cpu",
     }
     return GRPOConfig(**settings | save | further)
-
-
-def completion_limit(config: TrainConfig, task: Any) -> int:
-    """The longest completion in tokens."""
-    return config.max_new_tokens or getattr(task, "max_new_tokens", 256)

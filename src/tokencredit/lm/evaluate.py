@@ -10,23 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from tokencredit.lm.prompts import encode_prompts
-from tokencredit.lm.sampling import Completion, sample
+from tokencredit.lm.completions import Completion
+from tokencredit.lm.policy import Policy
 from tokencredit.lm.scoring import score
 from tokencredit.stats import mean_of_units, pass_at_k, share_of_units
+from tokencredit.tasks.task import Row
 
 
 def evaluate(
-    model: Any,
-    tokenizer: Any,
-    task: Any,
-    rows: Sequence[dict],
+    policy: Policy,
+    rows: Sequence[Row],
     *,
     num_samples: int = 8,
     ks: Sequence[int] = (1, 8),
     greedy: bool = True,
-    max_new_tokens: int,
-    temperature: float = 1.0,
     seed: int = 0,
     batch: int = 512,
     progress: Callable[[int], None] | None = None,
@@ -38,28 +35,26 @@ def evaluate(
     all samples; "by_prompt" holds, prompt by prompt, how many samples were correct, their length and their entropy.
     `batch` completions are sampled at a time. VerifierError names the row on which a verifier of your own raises.
     """
-    if not rows or num_samples < 1 or temperature <= 0:
+    if not rows or num_samples < 1 or policy.temperature <= 0:
         raise ValueError(
             f"an evaluation needs prompts ({len(rows)}), samples ({num_samples}) and a temperature above 0"
-            f" ({temperature})"
+            f" ({policy.temperature})"
         )
-    prompts = encode_prompts(tokenizer, rows, model.config, max_new_tokens)
-    options = {"max_new_tokens": max_new_tokens, "seed": seed, "batch": batch, "on_batch": progress}
-    sampled = sample(model, tokenizer, prompts, num_samples, temperature=temperature, **options)
-    verdicts = [[judge(tokenizer, task, row, c) for c in group] for row, group in zip(rows, sampled)]
+    prompts = policy.encode_rows(rows)
+    sampled = policy.complete(prompts, num_samples, seed=seed, batch=batch, progress=progress)
+    verdicts = [[policy.verdict(c.ids, row, c.truncated) for c in group] for row, group in zip(rows, sampled)]
     correct = np.array([[v.correct for v in group] for group in verdicts])
     figures: dict[str, Any] = {
         f"pass@{k}": share_of_units(pass_at_k(correct.sum(1), num_samples, k)).as_dict() for k in ks if k <= num_samples
     }
     if greedy:
-        best = sample(model, tokenizer, prompts, 1, temperature=0.0, **options)
-        figures["greedy"] = share_of_units(
-            [float(judge(tokenizer, task, row, c[0]).correct) for row, c in zip(rows, best)]
-        ).as_dict()
+        best = policy.complete(prompts, 1, seed=seed, batch=batch, greedy=True, progress=progress)
+        right = [float(policy.verdict(c[0].ids, row, c[0].truncated).correct) for row, c in zip(rows, best)]
+        figures["greedy"] = share_of_units(right).as_dict()
     figures["truncated"] = share_of_units([np.mean([c.truncated for c in group]) for group in sampled]).as_dict()
     lengths = [float(np.mean([len(c.ids) for c in group])) for group in sampled]
     figures["length"] = mean_of_units(lengths).as_dict()
-    entropies, by_role = _entropies(model, tokenizer, task, rows, prompts, sampled, temperature)
+    entropies, by_role = _entropies(policy, rows, prompts, sampled)
     figures["entropy"] = mean_of_units([value for value in entropies if value is not None] or [0.0]).as_dict()
     figures |= {"entropy_by_role": by_role} if by_role else {}
     figures["by_prompt"] = {"correct": correct.sum(1).tolist(), "length": lengths, "entropy": entropies}
@@ -68,29 +63,21 @@ def evaluate(
         "reasons": dict(reasons),
         "num_prompts": len(rows),
         "num_samples": num_samples,
-        "temperature": temperature,
+        "temperature": policy.temperature,
     }
 
 
-def judge(tokenizer: Any, task: Any, row: dict, completion: Completion) -> Any:
-    """The task's verdict on sampled token ids."""
-    return task.verify(tokenizer.decode(completion.ids, skip_special_tokens=True), row, completion.truncated)
-
-
 def _entropies(
-    model, tokenizer, task, rows, prompts, sampled, temperature
+    policy: Policy, rows: Sequence[Row], prompts: Sequence[Sequence[int]], sampled: Sequence[Sequence[Completion]]
 ) -> tuple[list[float | None], dict[str, float]]:
     """Mean token entropy of every prompt (two of its samples are scored; None where they are empty), and by role."""
-    scored = [(i, c) for i, group in enumerate(sampled) for c in group[:2]]
-    entropies = score(model, [prompts[i] for i, _ in scored], [c.ids for _, c in scored], temperature=temperature)[
-        "entropy"
-    ]
+    scored = [(i, c.ids) for i, group in enumerate(sampled) for c in group[:2]]
+    own, completions = [prompts[i] for i, _ in scored], [ids for _, ids in scored]
+    entropies = score(policy.model, own, completions, temperature=policy.temperature)["entropy"]
     by_prompt, by_role = defaultdict(list), defaultdict(list)
     for (i, completion), entropy in zip(scored, entropies):
         by_prompt[i] += entropy.tolist()
-        if hasattr(task, "roles"):
-            names = task.roles(rows[i], tokenizer.convert_ids_to_tokens(list(completion.ids)))
-            for role, value in zip(names, entropy.tolist()):
-                by_role[role].append(value)
+        for role, value in zip(policy.roles(rows[i], completion) or (), entropy.tolist()):
+            by_role[role].append(value)
     means = [float(np.mean(by_prompt[i])) if by_prompt[i] else None for i in range(len(rows))]
     return means, {role: float(np.mean(values)) for role, values in sorted(by_role.items())}

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tokencredit.durable import read_json
+from tokencredit.lm.models import CausalModel, Tokenizer
 
 COMPLETE = "complete"
 
@@ -45,14 +46,45 @@ def load_config(path: str) -> Any:
         raise ValueError(f"the model {path} cannot be loaded: {_first_line(error)}") from error
 
 
-def load_model(path: str) -> Any:
-    """For evaluation: in float32 on a CPU, in the checkpoint's own dtype on a GPU."""
-    cuda = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto" if cuda else torch.float32)
-    return (model.to("cuda") if cuda else model).eval()
+def load_model(
+    path: str | Path, *, dtype: str | torch.dtype | None = None, device: str | None = None, trainable: bool = False
+) -> CausalModel:
+    """The model in evaluation mode; of an adapter, with its base model.
+
+    dtype      by default float32 on a CPU and the checkpoint's own elsewhere
+    device     by default a GPU where there is one
+    trainable  whether an adapter's own parameters require gradients, as in its training
+
+    ValueError where the device is not there, or the dtype is none of torch's.
+    """
+    place = find_device(device)
+    kind = dtype or ("float32" if place.type == "cpu" else "auto")
+    if isinstance(kind, str) and kind != "auto":
+        kind = getattr(torch, kind, None)
+        if not isinstance(kind, torch.dtype):
+            raise ValueError(f"no dtype is called {dtype!r}; there are auto, float32, bfloat16, float16 and float64")
+    if trainable and (Path(path) / "adapter_config.json").exists():
+        from peft import AutoPeftModelForCausalLM
+
+        model = AutoPeftModelForCausalLM.from_pretrained(str(path), is_trainable=True, dtype=kind)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=kind)
+    return model.to(place).eval()
 
 
-def load_tokenizer(path: str) -> Any:
+def find_device(name: str | None = None) -> torch.device:
+    """The device of that name, by default a GPU where there is one; ValueError where it is not there."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is None:
+        return torch.device("cuda" if gpus else "cpu")
+    there = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    if name not in there:
+        raise ValueError(f"--device: there is no device {name!r} here; there are: {', '.join(there)}")
+    return torch.device(name)
+
+
+def load_tokenizer(path: str) -> Tokenizer:
     """ValueError where there is none, or where completions could not end."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)

@@ -1,25 +1,109 @@
-"""Prompts as token ids, refused by row where they are empty or leave no room in the model's context."""
+"""Prompts as token ids and as text, refused by row where they are empty or leave no room in the model's context.
+
+A prompt is text or chat messages. Messages go through the tokenizer's chat template; text stays as it is, unless a
+chat is asked for: then it is what a user says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tokencredit.lm.models import Tokenizer
 
-def encode_prompt(tokenizer: Any, prompt: str | list[dict]) -> list[int]:
-    """Token ids of a prompt: text as it is, messages through the chat template."""
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None = None) -> list[int]:
+    """Token ids of a prompt.
+
+    chat   True: text becomes a user's message; False: text stays text, and messages are refused; None: text stays
+           text, with a warning where the tokenizer has a chat template
+
+    ValueError where messages meet a tokenizer without a chat template.
+    """
+    asked = as_asked(prompt, chat)
+    if isinstance(asked, str):
+        if chat is None and getattr(tokenizer, "chat_template", None):
+            warnings.warn(
+                "the model has a chat template and the prompts are plain text, which it continues as text. Say which is"
+                " meant: --chat (chat=True) to ask as a user, --no-chat (chat=False) for plain text",
+                stacklevel=2,
+            )
+        return list(tokenizer(asked)["input_ids"])
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             "the prompts are chat messages, but the tokenizer has no chat template: use a chat model, or text prompts"
+            " without --chat"
         )
-    return list(
-        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+    found = tokenizer.apply_chat_template(list(asked), add_generation_prompt=True, tokenize=True, return_dict=True)
+    return list(found["input_ids"])
+
+
+def as_asked(prompt: Prompt, chat: bool | None) -> Prompt:
+    """The prompt as text or as messages, as `chat` asks; ValueError where messages are to be plain text."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if chat else prompt
+    if chat is False:
+        raise ValueError("the task's prompts are chat messages: they cannot be plain text, leave --no-chat out")
+    return prompt
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt to read: text as it is, messages with the role before each, a blank line between them.
+
+    >>> prompt_text([{"role": "user", "content": "2 + 3?"}])
+    'user: 2 + 3?'
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{message['role']}: {message_text(message)}" for message in prompt)
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of one message; of one in parts, the parts that are text."""
+    content = message.get("content")
+    if isinstance(content, list | tuple):
+        return "".join(part if isinstance(part, str) else str(part.get("text", "")) for part in content)
+    return "" if content is None else str(content)
+
+
+def completion_text(completion: Prompt) -> str:
+    """The text of a completion that is verified: text as it is, of messages the last one."""
+    return completion if isinstance(completion, str) else message_text(completion[-1])
+
+
+def encode_completion(tokenizer: Tokenizer, completion: Any) -> list[int]:
+    """Token ids of a completion: ids as they are, text tokenised, a single assistant's message by its text.
+
+    ValueError for anything else: several messages cannot be told apart from their text alone.
+    """
+    if is_ids(completion):
+        return list(completion)
+    if isinstance(completion, str):
+        return list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+    if is_messages(completion) and len(completion) == 1 and completion[0].get("role", "assistant") == "assistant":
+        return list(tokenizer(message_text(completion[0]), add_special_tokens=False)["input_ids"])
+    what = f"{len(completion)} messages" if is_messages(completion) else type(completion).__name__
+    raise ValueError(
+        f"a completion is text, token ids or one assistant's message, not {what}: {str(completion)[:60]!r}"
     )
 
 
-def encode_prompts(tokenizer: Any, rows: Sequence[dict], config: Any, max_new_tokens: int) -> list[list[int]]:
+def is_ids(value: Any) -> bool:
+    """Whether it is a list of token ids."""
+    return isinstance(value, list | tuple) and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+
+
+def is_messages(value: Any) -> bool:
+    """Whether it is a list of chat messages."""
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(x, Mapping) for x in value)
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], config: Any, max_new_tokens: int, chat: bool | None = None
+) -> list[list[int]]:
     """Token ids of the rows' prompts; ValueError names the first row that is empty, or that leaves too little of the
     model's context.
 
@@ -28,7 +112,7 @@ def encode_prompts(tokenizer: Any, rows: Sequence[dict], config: Any, max_new_to
     context = getattr(config, "max_position_embeddings", None)
     found = []
     for number, row in enumerate(rows):
-        ids = encode_prompt(tokenizer, row["prompt"])
+        ids = encode_prompt(tokenizer, row["prompt"], chat)
         if not ids:
             raise ValueError(f"row {_name(row, number)}: the prompt has no tokens, so there is nothing to continue")
         if context and len(ids) + max_new_tokens > context:
@@ -40,5 +124,5 @@ def encode_prompts(tokenizer: Any, rows: Sequence[dict], config: Any, max_new_to
     return found
 
 
-def _name(row: dict, number: int) -> str:
+def _name(row: Mapping[str, Any], number: int) -> str:
     return f"{number} ({row['row_id']})" if "row_id" in row else str(number)

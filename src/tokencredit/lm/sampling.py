@@ -8,23 +8,14 @@ transformers, `lm.vllm_sampler` with vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from tokencredit.lm.distribution import Settings, seed_of
-
-
-@dataclass(frozen=True)
-class Completion:
-    """Token ids of one completion, its end token included where it was written; `truncated` where the length limit cut
-    it.
-    """
-
-    ids: tuple[int, ...]
-    truncated: bool
+from tokencredit.lm.distribution import Settings
+from tokencredit.lm.models import CausalModel, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -83,40 +74,7 @@ class Sampler(Protocol):
         ...
 
 
-def sample(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    num: int = 1,
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    seed: int = 0,
-    batch: int = 512,
-    on_batch: Callable[[int], None] | None = None,
-) -> list[list[Completion]]:
-    """`num` completions of every prompt (token ids); temperature 0 is greedy. `on_batch` hears how many more rows are
-    done.
-
-    The full distribution is sampled, whatever top-p or top-k the model's own generation config suggests. The k-th
-    completion of the i-th prompt depends on the seed, i and k, and not on `batch`.
-    """
-    from tokencredit.lm.prefix_sampler import PrefixSampler
-
-    if temperature < 0:
-        raise ValueError(f"temperature is 0 (greedy) or positive, got {temperature}")
-    sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch)
-    requests = [Request(i, 0, max_new_tokens, seed_of(seed, i, k)) for i in range(len(prompts)) for k in range(num)]
-    found: list[Completion | None] = [None] * len(requests)
-    rollouts = sampler.continue_([Trace(tuple(prompt)) for prompt in prompts], requests)
-    for done, (index, rollout) in enumerate(rollouts, start=1):
-        found[index] = Completion(rollout.ids, rollout.truncated)
-        if on_batch and (done % batch == 0 or done == len(requests)):
-            on_batch((done - 1) % batch + 1)
-    return [found[i * num : (i + 1) * num] for i in range(len(prompts))]
-
-
-def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+def end_tokens(model: CausalModel, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Token ids that end a completion: the model's and the tokenizer's. ValueError where there is none."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     many = configured if isinstance(configured, list) else [configured]

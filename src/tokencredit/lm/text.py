@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from tokencredit.lm.models import Tokenizer
 
 WINDOW = 6
 BROKEN = "�"
 
 
-def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """What every token adds to the text, spaces included: ["@2", " 7", " +"], whatever the tokenizer calls its tokens.
 
     A token that ends in the middle of a character adds nothing, and the one that completes it adds the character.
@@ -26,3 +27,8 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         found.append(text[len(shown) :])
         start, done = max(start, end - WINDOW), end
     return found
+
+
+def piece_after(tokenizer: Tokenizer, before: Sequence[int], token: int) -> str:
+    """What one token adds to the text when it stands behind others."""
+    return pieces(tokenizer, [*before[-WINDOW:], token])[-1]

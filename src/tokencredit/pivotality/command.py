@@ -5,11 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokencredit.durable import plain, read_json, write_json
+from tokencredit.lm.arguments import add_policy, policy_config
+
+if TYPE_CHECKING:
+    from tokencredit.lm.policy import Policy, PolicyConfig
+    from tokencredit.lm.sampling import Sampler, Trace
+    from tokencredit.pivotality.store import RolloutStore
+    from tokencredit.tasks.task import Row
+    from tokencredit.tasks.verdict import Verdict
 
 FIXED, TWO_STAGE = "fixed", "two-stage"
 
@@ -92,8 +101,7 @@ def _command(commands: Any, name: str, run: Any, summary: str, examples: str) ->
 
 
 def _study_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", default="reckon", help="a path, hub name, or run directory (default: %(default)s)")
-    p.add_argument("--task", default="reckon", help="as for train (default: %(default)s)")
+    add_policy(p)
     p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
     p.add_argument("--prompts", type=int, default=32, help="how many prompts (default: %(default)s)")
     p.add_argument(
@@ -121,84 +129,58 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
         default=0.0,
         help="skip tokens whose alternatives are less likely (default: %(default)s)",
     )
-    p.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
     p.add_argument("--top-k", type=int, default=0, help="0: all (default: %(default)s)")
     p.add_argument("--top-p", type=float, default=1.0, help="(default: %(default)s)")
-    p.add_argument("--max-new-tokens", type=int, help="(default: the task's own limit)")
     p.add_argument("--batch", type=int, default=512, help="rows per forward pass (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 
 
 @dataclass
 class _Setting:
-    """Everything a study needs, built from the arguments."""
+    """A policy, where its rollouts are kept, and the traces that are measured, each with the task's row."""
 
-    task: Any
-    model: Any
-    tokenizer: Any
-    sampler: Any
-    limit: int
-    rows: list[dict]
-    traces: list
-    store: Any
+    policy: Policy
+    sampler: Sampler
+    store: RolloutStore
+    rows: list[Row] = field(default_factory=list)
+    traces: list[Trace] = field(default_factory=list)
 
-    def set_rows(self, rows: list[dict]) -> None:
+    def set_rows(self, rows: list[Row]) -> None:
         """One row per trace; rewards depend on it, so stored rollouts do as well."""
         self.rows = rows
         self.store.labels = [json.dumps(plain(row), sort_keys=True) for row in rows]
 
-    def judge(self, k: int, ids: tuple[int, ...], truncated: bool) -> Any:
-        return self.task.verify(self.tokenizer.decode(list(ids), skip_special_tokens=True), self.rows[k], truncated)
+    def judge(self, k: int, ids: tuple[int, ...], truncated: bool) -> Verdict:
+        return self.policy.verdict(ids, self.rows[k], truncated)
 
 
 def _open(
-    model_name: str,
-    task_name: str,
-    *,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    max_new_tokens: int | None,
-    batch: int,
-    store: Path | None,
+    settled: PolicyConfig, *, top_k: int = 0, top_p: float = 1.0, batch: int = 512, store: Path | None
 ) -> _Setting:
-    from tokencredit.lm.distribution import Settings
-    from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
-    from tokencredit.lm.prefix_sampler import PrefixSampler
-    from tokencredit.lm.sampling import end_tokens
     from tokencredit.pivotality.store import RolloutStore, model_hash, sampler_identity
-    from tokencredit.tasks import load
 
-    task, path = load(task_name), resolve_model(model_name)
-    tokenizer, model = load_tokenizer(path), load_model(path)
-    limit = max_new_tokens or getattr(task, "max_new_tokens", 256)
-    sampler = PrefixSampler(
-        model, ends=end_tokens(model, tokenizer), settings=Settings(temperature, top_k, top_p), batch=batch
-    )
-    identity = sampler_identity(sampler, model_name, model_hash(model), task_name, limit)
-    return _Setting(task, model, tokenizer, sampler, limit, [], [], RolloutStore(store, identity))
+    policy = replace(settled.open(), top_k=top_k, top_p=top_p)
+    sampler = policy.sampler(batch)
+    verifier = " ".join([policy.task.name if settled.task is None else settled.task, *_told(settled.options)])
+    identity = sampler_identity(sampler, settled.model, model_hash(policy.model), verifier, policy.max_new_tokens)
+    return _Setting(policy, sampler, RolloutStore(store, identity))
 
 
-def _from_arguments(args: argparse.Namespace, store: Path | None) -> _Setting:
+def _told(options: Mapping[str, Any]) -> list[str]:
+    """The task's options as they would be typed, in order of their names."""
+    return [f"{name}={json.dumps(value)}" for name, value in sorted(options.items())]
+
+
+def _from_arguments(args: argparse.Namespace, settled: PolicyConfig, store: Path | None) -> _Setting:
     """The setting, with traces sampled from the same sampler that measures them."""
     from tokencredit.lm.distribution import seed_of
-    from tokencredit.lm.prompts import encode_prompt
     from tokencredit.lm.sampling import Request, Trace
 
-    s = _open(
-        args.model,
-        args.task,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        max_new_tokens=args.max_new_tokens,
-        batch=args.batch,
-        store=store,
-    )
-    rows = s.task.rows(args.split, args.prompts, args.seed)
-    prompts = [Trace(tuple(encode_prompt(s.tokenizer, row["prompt"]))) for row in rows]
+    s = _open(settled, top_k=args.top_k, top_p=args.top_p, batch=args.batch, store=store)
+    rows, limit = s.policy.task.rows(args.split, args.prompts, args.seed), s.policy.max_new_tokens
+    prompts = [Trace(tuple(ids)) for ids in s.policy.encode_rows(rows)]
     requests = [
-        Request(k, 0, s.limit, seed_of(args.seed, "trace", k, n)) for k in range(len(rows)) for n in range(args.samples)
+        Request(k, 0, limit, seed_of(args.seed, "trace", k, n)) for k in range(len(rows)) for n in range(args.samples)
     ]
     found = dict(s.sampler.continue_(prompts, requests))
     s.traces = [Trace(prompts[r.trace].prompt, found[i].ids) for i, r in enumerate(requests)]
@@ -217,12 +199,14 @@ def _budget(args: argparse.Namespace) -> Any:
 def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from tokencredit.lm.prompts import prompt_text
     from tokencredit.pivotality import record
     from tokencredit.pivotality.measure import measure
     from tokencredit.progress import bar
 
     budget, console = _budget(args), Console()
-    setting = _from_arguments(args, args.out / "store")
+    settled = policy_config(args).settled()
+    setting = _from_arguments(args, settled, args.out / "store")
     start = time.perf_counter()
     with bar(console, "rollouts", None) as advance:
         measured = measure(
@@ -230,14 +214,16 @@ def _run(args: argparse.Namespace) -> int:
             setting.sampler,
             setting.judge,
             budget=budget,
-            max_new_tokens=setting.limit,
+            max_new_tokens=setting.policy.max_new_tokens,
             store=setting.store,
             seed=args.seed,
             progress=advance,
         )
-    record.write(args.out, measured, setting.rows, setting.tokenizer)
+    record.write(args.out, measured, setting.rows, setting.policy)
     command = getattr(args, "command_line", "tokencredit pivotality run")
-    figures = record.figures(measured, [row["prompt"] for row in setting.rows], seed=args.seed, command=command)
+    figures = record.figures(
+        measured, [prompt_text(row["prompt"]) for row in setting.rows], seed=args.seed, command=command
+    )
     write_json(
         args.out / "result.json",
         {
@@ -245,7 +231,7 @@ def _run(args: argparse.Namespace) -> int:
             "seed": args.seed,
             "budget": repr(budget),
             "identity": setting.store.identity,
-            "task": args.task,
+            "policy": settled.as_dict(),
             "figures": figures,
         },
     )
@@ -265,12 +251,12 @@ def _plan(args: argparse.Namespace) -> int:
     from tokencredit.pivotality.measure import check_traces, make_stage, skip_rule
 
     budget, console = _budget(args), Console()
-    setting = _from_arguments(args, None)
-    check_traces(setting.traces, setting.sampler, setting.limit)
+    setting = _from_arguments(args, policy_config(args).settled(), None)
+    check_traces(setting.traces, setting.sampler, setting.policy.max_new_tokens)
     first = budget.first if isinstance(budget, TwoStage) else budget
     skipped, _ = skip_rule(setting.traces, setting.sampler, first, args.seed)
     num = [np.full(len(trace.completion), first.num) for trace in setting.traces]
-    stage = make_stage(setting.traces, setting.sampler, num, skipped, setting.limit, args.seed, "plan")
+    stage = make_stage(setting.traces, setting.sampler, num, skipped, setting.policy.max_new_tokens, args.seed, "plan")
     speed = args.tokens_per_second or _speed(setting, stage)
     found = plan(stage.designs, budget, tokens_per_second=speed, success=args.success)
     for name, value in asdict(found).items():
@@ -304,6 +290,7 @@ def _speed(setting: _Setting, stage: Any) -> float:
 def _export(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from tokencredit.lm.policy import PolicyConfig
     from tokencredit.lm.sampling import Trace
     from tokencredit.pivotality import export, record
     from tokencredit.progress import bar
@@ -313,13 +300,9 @@ def _export(args: argparse.Namespace) -> int:
     identity = result["identity"]
     sampler = identity["sampler"]
     s = _open(
-        identity["model"],
-        result["task"],
-        temperature=sampler["temperature"],
+        PolicyConfig(**result["policy"]),
         top_k=sampler["top_k"],
         top_p=sampler["top_p"],
-        max_new_tokens=sampler["max_new_tokens"],
-        batch=512,
         store=args.directory / "store",
     )
     s.set_rows([json.loads(row["row"]) for row in traces])
@@ -334,13 +317,13 @@ def _export(args: argparse.Namespace) -> int:
             s.judge,
             s.store,
             num=args.fresh,
-            max_new_tokens=s.limit,
+            max_new_tokens=s.policy.max_new_tokens,
             margin=args.margin,
             seed=args.seed,
             progress=advance,
         )
     out = args.out or args.directory / "pairs.jsonl"
-    export.write_pairs(out, pairs, s.tokenizer, args.format)
+    export.write_pairs(out, pairs, s.policy.tokenizer, args.format)
     console.print(
         f"{len(found)} candidates, {len(pairs)} pairs hold on {args.fresh} fresh rollouts of either side: {out}"
     )

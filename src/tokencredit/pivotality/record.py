@@ -16,20 +16,23 @@ from typing import Any
 import numpy as np
 
 from tokencredit.durable import plain, replace_file
+from tokencredit.lm.policy import Policy
+from tokencredit.lm.text import piece_after
 from tokencredit.pivotality.alternatives import max_alternative
 from tokencredit.pivotality.estimands import total_variance
 from tokencredit.pivotality.estimator import discoveries
 from tokencredit.pivotality.measure import Measured
 from tokencredit.pivotality.store import prefix_digest
 from tokencredit.stats import Estimate, mean_of_units
+from tokencredit.tasks.task import Row
 
 
-def write(folder: Path, measured: Sequence[Measured], rows: Sequence[dict], tokenizer: Any) -> None:
+def write(folder: Path, measured: Sequence[Measured], rows: Sequence[Row], policy: Policy) -> None:
     """The three tables; `rows` are the task's, one per trace."""
     tables = {"traces": _traces(measured, rows), "tokens": [], "alternatives": []}
     for number, m in enumerate(measured):
-        tables["tokens"] += _tokens(number, m, tokenizer)
-        tables["alternatives"] += _alternatives(number, m, tokenizer)
+        tables["tokens"] += _tokens(number, m, policy)
+        tables["alternatives"] += _alternatives(number, m, policy)
     for name, table in tables.items():
         _write(folder / f"{name}.parquet", table)
 
@@ -72,7 +75,7 @@ def _traces(measured: Sequence[Measured], rows: Sequence[dict]) -> list[dict]:
     ]
 
 
-def _tokens(number: int, m: Measured, tokenizer: Any) -> list[dict]:
+def _tokens(number: int, m: Measured, policy: Policy) -> list[dict]:
     e, d = m.estimate, m.estimate.design
     largest, which = max_alternative(m.alternatives, e.value, e.value_error)
     found = {
@@ -100,7 +103,7 @@ def _tokens(number: int, m: Measured, tokenizer: Any) -> list[dict]:
         "p_value": e.replace.p_value,
     }
     num = np.bincount(d.position, d.num, minlength=len(d.pi)).astype(int)
-    text = [tokenizer.decode([t]) for t in m.trace.completion]
+    text = policy.tokens(m.trace.completion)
     values = {name: [None if np.isnan(x) else float(x) for x in column] for name, column in found.items()}
     return [
         {
@@ -119,14 +122,14 @@ def _tokens(number: int, m: Measured, tokenizer: Any) -> list[dict]:
     ]
 
 
-def _alternatives(number: int, m: Measured, tokenizer: Any) -> list[dict]:
+def _alternatives(number: int, m: Measured, policy: Policy) -> list[dict]:
     t = m.alternatives
     return [
         {
             "trace": number,
             "position": int(p),
             "token_id": int(v),
-            "token": tokenizer.decode([int(v)]),
+            "token": piece_after(policy.tokenizer, m.trace.completion[: int(p)], int(v)),
             "rollouts": int(n.sum()),
             "successes": float(s.sum()),
             "rollouts_by_half": n.tolist(),

@@ -61,8 +61,9 @@ def sections(directory: str | Path) -> list[Section]:
 
 def _about(result: Mapping[str, Any]) -> Section:
     num, config, cost = result["num"], result["config"], result["cost"]
+    policy = config["policy"]
     facts = [
-        ("Model and task", f"{config['model']} on {config['task']}, temperature {config['temperature']:g}"),
+        ("Model and task", f"{policy['model']} on {policy['task']}, temperature {policy['temperature']:g}"),
         ("Tokens", f"{num['tokens']}, of {num['completions']} completions ({num['correct']} correct)"),
         ("Prompts", f"{num['prompts']}, held out"),
         ("Rollouts", f"{config['rollouts']} per token; {cost['rollouts']:,} rollouts, {cost['tokens']:,} tokens"),

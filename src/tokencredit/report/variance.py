@@ -74,7 +74,7 @@ def _about(result: Mapping[str, Any]) -> Section:
         first["truth"]
     ]
     facts = [
-        ("Task", config["task"]),
+        ("Task", config["policy"]["task"]),
         ("Checkpoints", ", ".join(f"{b['label']} ({b['num']['success']:.0%} correct)" for b in blocks)),
         ("Rollouts", f"{config['prompts']} prompts × 2 groups × {config['group']}"),
         ("Unweighted", config["baseline"]),

@@ -8,6 +8,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tokencredit.lm.arguments import add_policy, policy_config
+
 OPTIMIZERS = ("adamw", "sgd")
 
 
@@ -17,9 +19,7 @@ def add_common(
     """The shared flags; `out`, `prompts` and `group` are the command's own defaults, `optimizer` whether its step is
     asked about.
     """
-    parser.add_argument(
-        "--run", type=Path, dest="source", metavar="DIR", help="a run of `tokencredit train` or `demo`, or a model"
-    )
+    add_policy(parser, model=("--run", "--model"))
     parser.add_argument(
         "--checkpoint", type=int, metavar="N", help="its checkpoint of optimizer step N (default: the last one)"
     )
@@ -38,18 +38,12 @@ def add_common(
     )
 
 
-def open_from(args: argparse.Namespace, **options: Any) -> Any:
-    """The checkpoint that the arguments name, with the method and the optimizer that they ask for; `options` as of
-    `open_checkpoint`.
-
-    ValueError, with what to do, where no run is given.
+def open_from(asked: Any, **options: Any) -> Any:
+    """The checkpoint that arguments name, or a study's config by its `policy`, with the method and the optimizer that
+    they ask for; `options` as of `open_checkpoint`.
     """
     from tokencredit.dynamics.checkpoint import open_checkpoint
 
-    if args.source is None:
-        raise ValueError(
-            "no run is given: name one with --run. `tokencredit train --out runs/grpo` makes one on the embedded world,"
-            " in half a minute, and its checkpoints hold the optimizer's state; `tokencredit demo` makes several"
-        )
-    checkpoint = open_checkpoint(args.source, args.checkpoint, method=args.method, **options)
-    return checkpoint.fresh(args.optimizer) if args.optimizer else checkpoint
+    policy = policy_config(asked) if isinstance(asked, argparse.Namespace) else asked.policy
+    checkpoint = open_checkpoint(policy, asked.checkpoint, method=asked.method, **options)
+    return checkpoint.fresh(asked.optimizer) if asked.optimizer else checkpoint

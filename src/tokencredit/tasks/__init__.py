@@ -9,18 +9,20 @@ import inspect
 from importlib import import_module
 from typing import Any
 
+from tokencredit.tasks.task import Task
 from tokencredit.tasks.verdict import Validation, Verdict, VerifierError, as_verifier
 
-__all__ = ["TASKS", "Validation", "Verdict", "VerifierError", "as_verifier", "load"]
+__all__ = ["TASKS", "Task", "Validation", "Verdict", "VerifierError", "as_verifier", "load"]
 
 TASKS = {
     "reckon": ("tokencredit.tasks.reckon", "Reckon"),
     "gsm8k": ("tokencredit.tasks.gsm8k", "Gsm8k"),
     "jsonl": ("tokencredit.tasks.jsonl", "Jsonl"),
+    "given": ("tokencredit.tasks.given", "Given"),
 }
 
 
-def load(name: str, **options: Any) -> Any:
+def load(name: str, **options: Any) -> Task:
     """The task called `name`, with `options` handed to its class.
 
     - ``load("reckon")``, ``load("gsm8k", path="data/gsm8k", template="boxed")``: a name of `TASKS`
@@ -43,7 +45,7 @@ def load(name: str, **options: Any) -> Any:
     raise ValueError(f"unknown task {name!r}.{hint} Tasks: {known}")
 
 
-def _build(name: str, options: dict[str, Any]) -> Any:
+def _build(name: str, options: dict[str, Any]) -> Task:
     module, attribute = TASKS[name]
     task = getattr(import_module(module), attribute)
     known = inspect.signature(task).parameters

@@ -10,6 +10,7 @@ from typing import Any
 from tokencredit.tasks import answers, data
 from tokencredit.tasks.answers import Limits
 from tokencredit.tasks.jsonl import check_golds, gold_of
+from tokencredit.tasks.task import MAX_NEW_TOKENS
 from tokencredit.tasks.templates import template_of
 from tokencredit.tasks.verdict import Validation, Verdict
 
@@ -40,6 +41,7 @@ class Gsm8k:
     timeout: float = Limits.seconds
 
     name = "gsm8k"
+    max_new_tokens = MAX_NEW_TOKENS
 
     def __post_init__(self) -> None:
         template_of(self.template)

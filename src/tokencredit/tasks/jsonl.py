@@ -12,6 +12,7 @@ from typing import Any
 
 from tokencredit.tasks import answers, data
 from tokencredit.tasks.answers import Limits
+from tokencredit.tasks.task import MAX_NEW_TOKENS
 from tokencredit.tasks.templates import template_of
 from tokencredit.tasks.verdict import Validation, Verdict, as_verifier
 
@@ -52,6 +53,7 @@ class Jsonl:
     timeout: float = Limits.seconds
 
     name = "jsonl"
+    max_new_tokens = MAX_NEW_TOKENS
 
     def __post_init__(self) -> None:
         if self.template is not None:

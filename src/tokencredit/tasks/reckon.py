@@ -195,6 +195,7 @@ class Reckon:
     wording: bool = True
     name = "reckon"
     max_new_tokens = MAX_NEW_TOKENS
+    tree_eps = 1e-4
 
     def __post_init__(self) -> None:
         if not self.operands or not set(self.operands) <= {3, 4, 5}:

@@ -33,6 +33,7 @@ from tokencredit.studies.attribution import figures as blocks
 from tokencredit.studies.attribution.findings import findings
 from tokencredit.studies.book import Book
 from tokencredit.studies.stages import Stages
+from tokencredit.tasks.task import Walkable
 
 STUDY = "attribution"
 
@@ -196,7 +197,7 @@ def _trees(
     c: Checkpoint, batch: Batch, config: AttributeConfig, stages: Stages, say: Callable[[str], None]
 ) -> dict[str, Tensor] | None:
     """Exact pivotality where the task is the embedded world and trees are asked for."""
-    if not config.trees or getattr(c.task, "name", "") != "reckon" or not batch.rollouts.mixed.any():
+    if not config.trees or not isinstance(c.task, Walkable) or not batch.rollouts.mixed.any():
         return None
 
     def make() -> dict[str, np.ndarray]:

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tokencredit.lm.arguments import add_policy, training_arguments
+
 SUMMARY = "Which method learns faster, and which ends higher, at an equal budget of rollouts, tokens or seconds?"
 EXAMPLES = """examples:
   tokencredit study compare
@@ -87,8 +89,7 @@ def add_action(actions: Any) -> None:
         metavar="SHARE",
         help="a run collapses when its entropy falls under this share of the initial policy's (default: %(default)s)",
     )
-    p.add_argument("--task", help="as for train (default: reckon)")
-    p.add_argument("--model", help="as for train (default: reckon)")
+    add_policy(p)
     p.add_argument(
         "--set",
         action="append",
@@ -113,8 +114,8 @@ def add_action(actions: Any) -> None:
 
 def read_config(args: argparse.Namespace) -> tuple[Any, list[str], int]:
     """(CompareConfig, methods, seeds) that the arguments ask for."""
-    from tokencredit.engines import config as engines
-    from tokencredit.engines.budget import UNITS, Budget
+    from tokencredit import train_config as engines
+    from tokencredit.budget import UNITS, Budget
     from tokencredit.studies.compare.study import COMPARED, CompareConfig, unavailable
     from tokencredit.tasks import load
 
@@ -131,7 +132,7 @@ def read_config(args: argparse.Namespace) -> tuple[Any, list[str], int]:
             f"--budget {unit}: say how many, like --budget {unit}={'100000' if unit == 'tokens' else '20'}"
         )
     steps = (QUICK_STEPS if args.quick else STEPS) if args.steps is None else args.steps
-    base = engines.read_config(None, [*BASE, *args.settings], task=args.task, model=args.model, steps=steps)
+    base = engines.read_config(None, [*BASE, *args.settings], steps=steps, **training_arguments(args))
     size = base.prompts * base.group
     budget = Budget.of(engines.read_settings([f"{unit}={amount}"], "--budget") if given else {unit: steps * size})
     if args.steps is None and given:

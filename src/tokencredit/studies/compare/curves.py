@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from tokencredit.agreement.resampling import Bootstrap
-from tokencredit.engines.budget import Budget
+from tokencredit.budget import Budget
 from tokencredit.runs import Run
 from tokencredit.stats import pass_at_k
 from tokencredit.studies.compare.jobs import FINAL

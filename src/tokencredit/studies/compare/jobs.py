@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from tokencredit.budget import Budget
 from tokencredit.durable import read_lines
-from tokencredit.engines.budget import Budget
-from tokencredit.engines.config import TrainConfig
 from tokencredit.runs import Run
 from tokencredit.stats import pass_at_k
 from tokencredit.studies.processes import Forked, last_words, run_all
-from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
+from tokencredit.train_config import TrainConfig
 
 FINAL = "final"  # the split under which the evaluation of a finished run is recorded
 PRELOAD = ("tokencredit.engines.train", "tokencredit.lm.evaluate")
@@ -125,20 +124,15 @@ def perform(job: Job, path: Path) -> None:
 
 def _evaluated(run: Run, job: Job) -> dict[str, Any]:
     from tokencredit.lm.evaluate import evaluate
-    from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
+    from tokencredit.lm.policy import PolicyConfig
 
     (prompts, samples), config = job.final, job.config
-    task, path = load(config.task, **config.task_options), resolve_model(run.path)
-    limit = config.max_new_tokens or getattr(task, "max_new_tokens", 256)
+    policy = PolicyConfig(str(run.path)).open()
     figures = evaluate(
-        load_model(path),
-        load_tokenizer(path),
-        task,
-        held_out(task, prompts, config.eval_part),
+        policy,
+        held_out(policy.task, prompts, config.eval_part),
         num_samples=samples,
         ks=sorted({1, samples}),
-        max_new_tokens=limit,
-        temperature=config.temperature,
         seed=config.seed,
         batch=config.eval_batch,
     )

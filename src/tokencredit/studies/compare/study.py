@@ -20,18 +20,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tokencredit.budget import Budget
 from tokencredit.durable import append_line, read_lines, write_json
-from tokencredit.engines.adaptor import make_scorers
-from tokencredit.engines.budget import Budget
-from tokencredit.engines.config import TrainConfig
 from tokencredit.engines.exclusive import exclusive
-from tokencredit.engines.scorers import GIVEN
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run
+from tokencredit.scores.table import available, names_of
 from tokencredit.studies.compare.figures import Settings, figures
 from tokencredit.studies.compare.jobs import Job, Tell, choose, finished, run_jobs
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
+from tokencredit.train_config import TrainConfig
 
 STUDY = "compare"
 COMPARED = (
@@ -115,7 +114,7 @@ class CompareConfig:
 def _cost(method: str) -> int:
     """The larger, the longer a step takes: proxies of tokens, then prefix trees."""
     needs = METHODS[method].needs
-    return 2 if "exact_value" in needs else 1 if needs & GIVEN else 0
+    return 2 if "exact_value" in needs else 1 if needs & set(names_of("importance")) else 0
 
 
 def compare(
@@ -230,5 +229,4 @@ def check(config: CompareConfig, methods: Sequence[str], seeds: int, baseline: s
 
 def unavailable(methods: Sequence[str], task: Any) -> dict[str, list[str]]:
     """{method: scores that neither an engine nor this task can give}."""
-    there = FREE | GIVEN | make_scorers(task, None, 0).keys()
-    return {name: missing for name in methods if (missing := sorted(METHODS[name].needs - there))}
+    return {name: missing for name in methods if (missing := sorted(METHODS[name].needs - available(task)))}

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tokencredit.lm.arguments import add_policy, policy_config
+
 SMALL = {"prompts": 12, "rollouts": 8, "bootstraps": 200, "condition_prompts": 12, "temperatures": (1.0,)}
 SUMMARY = "Is entropy, or another proxy, a good guess of a token's effect on correctness?"
 EXAMPLES = """examples:
@@ -33,9 +35,7 @@ def add_action(actions: Any) -> None:
     p.add_argument(
         "--small", action="store_true", help="a quarter of the prompts, half the rollouts, three temperatures"
     )
-    p.add_argument("--task", help="reckon, gsm8k, or a .jsonl/.parquet file (default: reckon)")
-    p.add_argument("--model", help="a path, hub name or run directory; reckon is the shipped model (default: reckon)")
-    p.add_argument("--temperature", type=float, help="of sampling and rollouts (default: 1)")
+    add_policy(p)
     p.add_argument("--prompts", type=int, help="held-out prompts (default: 96)")
     p.add_argument("--completions", type=int, help="completions of every prompt (default: 2)")
     p.add_argument("--rollouts", type=int, help="rollouts of alternatives at every token (default: 32)")
@@ -55,7 +55,6 @@ def add_action(actions: Any) -> None:
     p.add_argument("--runs", nargs="*", help="training runs whose checkpoints are compared")
     p.add_argument("--condition-prompts", type=int, help="prompts of every condition (default: 64)")
     p.add_argument("--bootstraps", type=int, help="draws of prompts for the intervals (default: 1000)")
-    p.add_argument("--max-new-tokens", type=int, help="length limit (default: the task's own)")
     p.add_argument("--seed", type=int, help="(default: 0)")
 
 
@@ -71,6 +70,7 @@ def read_config(args: argparse.Namespace) -> Any:
     }
     if wrong := [text for text in args.policy if "=" not in text]:
         raise ValueError(f"--policy takes LABEL=PATH, not {wrong[0]!r}")
+    given["policy"] = policy_config(args)
     given["policies"] = dict(text.split("=", 1) for text in args.policy)
     return CorrelationConfig(**((SMALL if args.small else {}) | given))
 

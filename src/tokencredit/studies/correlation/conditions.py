@@ -19,8 +19,8 @@ from scipy.stats import rankdata
 from tokencredit.agreement import ranks
 from tokencredit.agreement.calibration import calibration
 from tokencredit.agreement.resampling import Bootstrap
+from tokencredit.lm.policy import Policy
 from tokencredit.studies.correlation import measurement
-from tokencredit.studies.correlation.measurement import Policy
 
 AGREEMENT = ("spearman", "spearman_within", "captured", "captured_spread")
 TOKEN_COMPLETIONS = 2  # completions of a prompt whose tokens are measured; all samples serve the calibration

@@ -11,8 +11,9 @@ A killed study goes on where it was and ends with the same numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tokencredit.agreement.rollouts import ESTIMANDS, Rollouts
 from tokencredit.durable import write_json
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.load import COMPLETE
+from tokencredit.lm.policy import PolicyConfig
 from tokencredit.runs import Run
 from tokencredit.studies.book import Book
 from tokencredit.studies.correlation import conditions, measurement
@@ -36,11 +38,11 @@ from tokencredit.studies.correlation.figures import (
     validation_block,
 )
 from tokencredit.studies.correlation.findings import findings, scatter
-from tokencredit.studies.correlation.measurement import PROXIES, Policy
+from tokencredit.studies.correlation.measurement import PROXIES
 from tokencredit.studies.correlation.proxy_figures import Tokens, everywhere_else_zero, exact_figures, sampled_figures
 from tokencredit.studies.correlation.token_view import token_view
 from tokencredit.studies.stages import Stages
-from tokencredit.tasks import load
+from tokencredit.tasks.task import Task, Walkable
 
 CHUNK = 8  # prompts per stored piece of the rollouts and trees
 
@@ -51,9 +53,7 @@ class CorrelationConfig:
     which a token is called pivotal; `top`, `few`: shares of tokens that a proxy may pick. `policies` are further models
     by label, `runs` training runs whose checkpoints are compared."""
 
-    task: str = "reckon"
-    model: str = "reckon"
-    temperature: float = 1.0
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     prompts: int = 96
     completions: int = 2
     rollouts: int = 32
@@ -68,14 +68,13 @@ class CorrelationConfig:
     runs: tuple[str, ...] = ()
     condition_prompts: int = 64
     condition_samples: int = 16
-    max_new_tokens: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or any(t <= 0 for t in self.temperatures):
+        if not all(0 < t < math.inf for t in self.temperatures):
             raise ValueError(
-                "at temperature 0 every other token has probability 0: there is nothing to compare with. Use one"
-                " above 0"
+                "at temperature 0 every other token has probability 0: there is nothing to compare with. Use"
+                f" temperatures above 0, not {', '.join(f'{t:g}' for t in self.temperatures)}"
             )
         if self.prompts < 4 or self.completions < 1 or self.rollouts < 8 or self.condition_samples < 2:
             raise ValueError(
@@ -84,9 +83,11 @@ class CorrelationConfig:
         if self.exact not in ("yes", "no", "auto"):
             raise ValueError(f'exact is "yes", "no" or "auto", not {self.exact!r}')
 
-    @property
-    def with_trees(self) -> bool:
-        return self.exact == "yes" or (self.exact == "auto" and self.task == "reckon")
+    def with_trees(self, task: Task) -> bool:
+        """Whether exact effects are taken from prefix trees; ValueError where they are asked for and cannot be had."""
+        if self.exact == "yes" and not isinstance(task, Walkable):
+            raise ValueError(f"exact effects need a world that prefix trees can walk, and {task.name} is none")
+        return self.exact != "no" and isinstance(task, Walkable)
 
 
 @dataclass(frozen=True)
@@ -102,28 +103,28 @@ def run(
     config: CorrelationConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None
 ) -> Result:
     """The whole study, in the directory `out`."""
+    config = replace(config, policy=config.policy.settled())
     record = Run.create(
         out,
         name=out.name,
         method="correlation study",
         method_name="correlation",
-        task=config.task,
-        model=config.model,
+        task=config.policy.task,
+        model=config.policy.model,
         config=asdict(config),
         seed=config.seed,
         command=command,
     )
     stages = Stages(out / "stages")
-    task = load(config.task)
-    policy = Policy.load(config.model, task, config.temperature, config.max_new_tokens)
-    rows = measurement.held_out(task, config.prompts, config.seed)
+    policy = config.policy.open()
+    rows = measurement.held_out(policy.task, config.prompts, config.seed)
 
     say(f"sampling {config.completions} completions of {len(rows)} held-out prompts")
     drawn = stages.value("completions", lambda: measurement.draw(policy, rows, config.completions, config.seed))
     say("computing proxies: " + ", ".join(config.proxies))
     proxies = stages.arrays("proxies", lambda: measurement.proxies(policy, rows, drawn, config.seed, config.proxies))
     rollouts, cost = _rollouts(config, policy, rows, drawn, stages, say)
-    exact = _exact(config, policy, rows, drawn, stages, say) if config.with_trees else None
+    exact = _exact(config, policy, rows, drawn, stages, say) if config.with_trees(policy.task) else None
 
     say("figures")
     posterior = Posterior.fit(rollouts, seed=config.seed)
@@ -268,28 +269,22 @@ def _study(
 def _conditions(config, policy, stages, say) -> list[dict[str, Any]]:
     """Figures of entropy and calibration for every policy, temperature and bin of difficulty."""
     rows = measurement.held_out(policy.task, config.condition_prompts, seed_of(config.seed, "conditions"))
-    main = conditions.Condition(
-        f"{config.model}, temperature {config.temperature:g}", "temperature", config.model, config.temperature
-    )
-    wanted = [
-        conditions.Condition(f"{config.model}, temperature {t:g}", "temperature", config.model, t)
-        for t in config.temperatures
-    ]
-    wanted += [
-        conditions.Condition(label, "policy", path, config.temperature) for label, path in _policies(config).items()
-    ]
+    model, own = config.policy.model, config.policy.temperature
+    main = conditions.Condition(f"{model}, temperature {own:g}", "temperature", model, own)
+    wanted = [conditions.Condition(f"{model}, temperature {t:g}", "temperature", model, t) for t in config.temperatures]
+    wanted += [conditions.Condition(label, "policy", path, own) for label, path in _policies(config).items()]
     found, whole = [], np.ones(len(rows), bool)
     for condition in dict.fromkeys([main, *wanted]):
         say(f"when is entropy a good proxy: {condition.label}")
 
         def make(condition=condition) -> dict[str, np.ndarray]:
-            its = Policy.load(condition.model, policy.task, condition.temperature, config.max_new_tokens)
+            its = replace(config.policy, model=condition.model, temperature=condition.temperature).open()
             return conditions.measure(
                 its,
                 rows,
                 samples=config.condition_samples,
                 rollouts=config.rollouts,
-                exact=config.with_trees,
+                exact=config.with_trees(policy.task),
                 seed=config.seed,
             )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from tokencredit.lm.arguments import policy_config
 from tokencredit.studies.arguments import add_common
 
 SUMMARY = "How does the next step change entropy, as predicted and in truth, over two decades of learning rates?"
@@ -57,8 +58,7 @@ def read_config(args: argparse.Namespace) -> Any:
 
     names = {each.name for each in fields(SweepConfig)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    source = None if args.source is None else str(args.source)
-    return SweepConfig(**((SMALL if args.small else {}) | given | {"source": source}))
+    return SweepConfig(**((SMALL if args.small else {}) | given | {"policy": policy_config(args)}))
 
 
 def run_command(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import torch
 
 from tokencredit.durable import write_json
 from tokencredit.dynamics import precision
-from tokencredit.dynamics.batch import prompts_of, roles, tokens_of
+from tokencredit.dynamics.batch import prompts_of, roles
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.entropy import entropy_weights
 from tokencredit.dynamics.measured import FEW
 from tokencredit.lm.distribution import seed_of
+from tokencredit.lm.policy import PolicyConfig
+from tokencredit.lm.prompts import prompt_text
 from tokencredit.runs import Run
 from tokencredit.studies.arguments import open_from
 from tokencredit.studies.book import Book
@@ -47,7 +49,7 @@ class SweepConfig(Sizes):
     decades; the sizes.
     """
 
-    source: str | None = None
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     checkpoint: int | None = None
     method: str | None = None
     optimizer: str | None = None
@@ -205,13 +207,13 @@ def _tokens(config: SweepConfig, checkpoint: Checkpoint) -> list[dict[str, Any]]
     return [
         {
             "group": int(batch.rollouts.group[i]),
-            "prompt": str(batch.rows[i]["prompt"]),
+            "prompt": prompt_text(batch.rows[i]["prompt"]),
             "reward": float(batch.rollouts.reward[i]),
             "completion": checkpoint.tokenizer.decode(list(ids), skip_special_tokens=True),
             "success": bool(batch.rollouts.success[i]),
             "reason": batch.reasons[i],
             "token_ids": list(ids),
-            "tokens": tokens_of(checkpoint.tokenizer, ids),
+            "tokens": checkpoint.policy.tokens(ids),
             "role": role[i] if role else None,
             **{name: x[i, : len(ids)].tolist() for name, x in columns.items()},
         }

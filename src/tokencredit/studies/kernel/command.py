@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tokencredit.lm.arguments import policy_config
 from tokencredit.studies.arguments import add_common, open_from
 
 SUMMARY = "Who moves whom: the Fisher kernel of the rollouts a step learns from, and its influence against real steps."
@@ -58,7 +59,7 @@ def run_command(args: argparse.Namespace) -> int:
     from tokencredit.studies.kernel.study import KernelConfig, run
 
     config = KernelConfig(
-        str(args.source),
+        policy_config(args),
         args.checkpoint,
         args.method,
         args.optimizer,

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tokencredit.dynamics.batch import tokens_of
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.influence import over_prompts, r2_over_prompts, slope
 from tokencredit.dynamics.kernel import cosines
@@ -178,7 +177,7 @@ def _heat(checkpoint: Checkpoint, m: Measured, tokens: bool) -> dict[str, Any]:
     }
     if tokens and (pair := _two(rows, outcome, group)):
         at = np.concatenate([np.flatnonzero(units.row == row) for row in pair])
-        words = [tokens_of(checkpoint.tokenizer, [batch.completions[units.row[i]][units.position[i]]])[0] for i in at]
+        words = [word for row in pair for word in checkpoint.policy.tokens(batch.completions[row])]
         found["tokens"] = {
             "cosine": cosines(m.kernel)[at][:, at].tolist(),
             "block": [pair.index(units.row[i]) for i in at],

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tokencredit.durable import replace_file, write_json
-from tokencredit.dynamics.batch import Batch, draw, roles, tokens_of
+from tokencredit.dynamics.batch import Batch, draw, roles
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.influence import FACTORS, real_changes
 from tokencredit.dynamics.kernel import (
@@ -35,6 +35,7 @@ from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.update import Update, at_rate, update_vector
 from tokencredit.dynamics.vectors import norm
 from tokencredit.lm.distribution import seed_of
+from tokencredit.lm.policy import PolicyConfig
 from tokencredit.runs import Run
 from tokencredit.studies.stages import Stages
 
@@ -47,7 +48,7 @@ class KernelConfig:
     """What is asked. level "tokens" or "sequences" (whole completions); directions of a sketch, 0 for exact; `held_out`
     prompts with `samples` completions each; factors are learning rates in units of the run's own."""
 
-    run: str
+    policy: PolicyConfig
     checkpoint: int | None = None
     method: str | None = None
     optimizer: str | None = None
@@ -299,6 +300,6 @@ def unit_rows(checkpoint: Checkpoint, batch: Batch, units: Units) -> list[dict[s
         if position < 0:
             found.append(about | {"tokens": len(batch.completions[row]), "logprob": float(logprob[row].sum())})
         else:
-            token = tokens_of(checkpoint.tokenizer, batch.completions[row][position : position + 1])[0]
+            token = checkpoint.policy.tokens(batch.completions[row])[position]
             found.append(about | {"position": position, "token": token, "logprob": float(logprob[row, position])})
     return found

@@ -28,7 +28,6 @@ def add_action(actions: Any) -> None:
     )
     p.set_defaults(run=run_command)
     add_common(p, out="runs/noise-scale", optimizer=False)
-    p.add_argument("--task", help="reckon, gsm8k, or a .jsonl/.parquet file (default: the run's own)")
     p.add_argument("--cost-prompt", type=float, default=0.0, help="cost of a prompt, its rollouts apart (default: 0)")
     p.add_argument("--cost-rollout", type=float, default=1.0, help="cost of one rollout (default: 1)")
     p.add_argument("--budget", type=float, help="cost of a batch (default: that of the run's own batch)")
@@ -45,7 +44,7 @@ def run_command(args: argparse.Namespace) -> int:
     check(args)
     console = Console()
     with console.status("loading") as status:
-        checkpoint = open_from(args, task=args.task)
+        checkpoint = open_from(args)
         status.update(f"{args.prompts} prompts x {args.group} rollouts")
         result = ask(
             checkpoint,

@@ -74,9 +74,9 @@ def sampled(prompts: int) -> tuple[Any, Tensor, Tensor, Tensor]:
     """The shipped model and one sampled completion of each of the first held-out prompts: model, ids, attention mask,
     completion mask.
     """
+    from tokencredit.lm.completions import sample
     from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
     from tokencredit.lm.prompts import encode_prompts
-    from tokencredit.lm.sampling import sample
     from tokencredit.tasks.reckon import MAX_NEW_TOKENS, Reckon
 
     path = resolve_model("reckon")

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tokencredit.lm.arguments import add_policy, policy_config
+
 SUMMARY = "Does weighting the tokens make the gradient less noisy, and at what bias?"
 EXAMPLES = """examples:
   tokencredit study variance
@@ -32,10 +34,7 @@ def add_action(actions: Any) -> None:
     )
     p.set_defaults(run=run_command)
     p.add_argument("--out", type=Path, default=Path("runs/variance"), help="run directory (default: %(default)s)")
-    p.add_argument("--task", help="reckon, gsm8k, or a .jsonl/.parquet file (default: reckon)")
-    p.add_argument(
-        "--model", help="a path, a hub name or a run directory; reckon is the shipped model (default: reckon)"
-    )
+    add_policy(p)
     p.add_argument("--runs", nargs="*", help="training runs whose checkpoints are looked at as well")
     p.add_argument("--steps", nargs="*", type=int, help="which of their checkpoints (default: all)")
     p.add_argument("--methods", nargs="+", help="methods to compare (default: all weightings that the task can give)")
@@ -54,7 +53,6 @@ def add_action(actions: Any) -> None:
     p.add_argument(
         "--directions", type=int, help="random directions for larger models; 0 is exact (default: exact where it fits)"
     )
-    p.add_argument("--max-new-tokens", type=int, help="length limit (default: the task's own)")
     p.add_argument("--seed", type=int, help="(default: 0)")
 
 
@@ -68,7 +66,7 @@ def read_config(args: argparse.Namespace) -> Any:
         for name, value in vars(args).items()
         if name in names and value is not None
     }
-    return VarianceConfig(**given)
+    return VarianceConfig(**given, policy=policy_config(args))
 
 
 def run_command(args: argparse.Namespace) -> int:

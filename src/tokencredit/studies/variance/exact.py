@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from tokencredit.dynamics.passes import Passes
-from tokencredit.dynamics.scores import proxies
 from tokencredit.lm.exact import element_gradients
+from tokencredit.lm.packing import grid
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
+from tokencredit.scores.proxies import proxies
 from tokencredit.studies.variance.estimators import Moments
 from tokencredit.studies.variance.gradients import Reference, by_prompt, weights_of
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy, tiny_model
@@ -74,7 +75,8 @@ class World:
             found = known.scores(sequences, mask)
         spread = found.pop("spread")
         ids = [row[keep].tolist() for row, keep in zip(sequences, mask)]
-        found |= proxies(self.model, [[answer]] * len(ids), ids, mask, PROXIES, method="exact")
+        measured = proxies(self.model, [[answer]] * len(ids), ids, PROXIES, method="exact")
+        found |= {name: grid(values, mask.shape[1]) for name, values in measured.items()}
         found["oracle_positions"] = (spread > DECIDES).double()
         rollouts = Rollouts(rewards.double(), torch.zeros(len(ids), dtype=torch.long), mask, found)
         return Prompt(sequences, probability, rollouts, found["exact_value"])

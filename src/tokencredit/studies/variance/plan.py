@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tokencredit.credit import Chain, Score
 from tokencredit.durable import read_json
 from tokencredit.dynamics.checkpoint import Checkpoint, open_checkpoint
-from tokencredit.dynamics.scores import known_scores
 from tokencredit.lm.load import COMPLETE
+from tokencredit.lm.policy import PolicyConfig
 from tokencredit.method import Method
 from tokencredit.methods import METHODS
 from tokencredit.objective import LogProb, SequenceSum
+from tokencredit.scores.table import available
+from tokencredit.tasks.task import Task
 
 DEFAULT = (
     "dapo",
@@ -52,7 +53,7 @@ TRUTHS = {"exact": EXACT, "rloo": METHODS["rloo"]}
 class VarianceConfig:
     """What is measured.
 
-    runs, steps   training runs whose checkpoints of these steps (without: all) are looked at, beside `model`
+    runs, steps   training runs whose checkpoints of these steps (without: all) are looked at, beside the policy
     baseline      the unweighted method: every token of the batch counts the same. GRPO's do not, they weigh 1 / |o|
     methods       empty: all of DEFAULT that can be measured on the task
     truth         "exact" (Q − V from prefix trees), "rloo" (leave-one-out REINFORCE), or "auto": exact where there are
@@ -63,8 +64,7 @@ class VarianceConfig:
     draws         subsets of tokens that are really drawn
     """
 
-    task: str = "reckon"
-    model: str = "reckon"
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     runs: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
     methods: tuple[str, ...] = ()
@@ -75,7 +75,6 @@ class VarianceConfig:
     batch: int = 64
     directions: int | None = None
     draws: int = 16
-    max_new_tokens: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,19 +95,17 @@ class VarianceConfig:
 
 def checkpoints(config: VarianceConfig) -> dict[str, Callable[[], Checkpoint]]:
     """Label -> how to open it. ValueError for a run of another task, or without such a checkpoint."""
-    own = {"max_new_tokens": config.max_new_tokens}
-    found: dict[str, Callable[[], Checkpoint]] = {
-        config.model: lambda: open_checkpoint(config.model, task=config.task, **own)
-    }
+    policy = config.policy.settled()
+    found: dict[str, Callable[[], Checkpoint]] = {policy.model: lambda: open_checkpoint(config.policy)}
     for name in config.runs:
         if not (Path(name) / "run.json").exists():
             raise ValueError(
                 f"{name} is no run directory: it has no run.json. `tokencredit train --out {name}` would make one"
             )
         task = read_json(Path(name) / "run.json")["task"]
-        if task != config.task:
+        if task != policy.task:
             raise ValueError(
-                f"{name} was trained on {task}, the study is about {config.task}: give --task {task}, or another run"
+                f"{name} was trained on {task}, the study is about {policy.task}: give --task {task}, or another run"
             )
         there = sorted(
             int(path.parent.name.rpartition("-")[2]) for path in Path(name).glob(f"checkpoints/checkpoint-*/{COMPLETE}")
@@ -120,11 +117,12 @@ def checkpoints(config: VarianceConfig) -> dict[str, Callable[[], Checkpoint]]:
         if not there:
             raise ValueError(f"{name} has no finished checkpoint; train it with save_every set")
         for step in config.steps or there:
-            found[f"{Path(name).name}, step {step}"] = lambda name=name, step=step: open_checkpoint(name, step, **own)
+            own = replace(config.policy, model=name)
+            found[f"{Path(name).name}, step {step}"] = lambda own=own, step=step: open_checkpoint(own, step)
     return found
 
 
-def names_of(config: VarianceConfig, task: Any) -> list[str]:
+def names_of(config: VarianceConfig, task: Task | None) -> list[str]:
     """The methods, the unweighted one first: those asked for, or all of the default ones that can be measured on the
     task.
     """
@@ -132,7 +130,7 @@ def names_of(config: VarianceConfig, task: Any) -> list[str]:
     names = list(dict.fromkeys([config.baseline, *asked]))
     if config.methods or task is None:
         return names
-    known = {"logprob", "entropy", *known_scores(task)}
+    known = set(available(task))
     if "exact_value" not in known:
         known.discard("step_gain")  # nine rollouts from every step are for those who ask for them
     return [name for name in names if METHODS[name].needs <= known]

@@ -10,10 +10,12 @@ import torch
 
 from tokencredit.dynamics.batch import Batch, prompts_of, roll_out
 from tokencredit.dynamics.checkpoint import Checkpoint
-from tokencredit.dynamics.scores import known_scores, scores_beyond
 from tokencredit.lm.distribution import seed_of
+from tokencredit.lm.packing import grid
 from tokencredit.method import Method
 from tokencredit.methods import METHODS
+from tokencredit.scores.measure import measure
+from tokencredit.scores.table import available
 from tokencredit.studies.stages import Stages
 from tokencredit.studies.variance.gradients import (
     Gradients,
@@ -53,9 +55,7 @@ def prepare(
     """Rollouts, scores and reference gradients; rollouts come from the seed, scores and derivatives are stored."""
     methods = {name: METHODS[name].within(checkpoint.max_new_tokens) for name in names_of(config, checkpoint.task)}
     truth = (
-        ("exact" if "exact_value" in known_scores(checkpoint.task) else "rloo")
-        if config.truth == "auto"
-        else config.truth
+        ("exact" if "exact_value" in available(checkpoint.task) else "rloo") if config.truth == "auto" else config.truth
     )
     say(f"{label}: rollouts and scores")
     rows = prompts_of(checkpoint, config.prompts, config.seed)
@@ -89,9 +89,9 @@ def _scored(
     beyond = sorted(needs - set(b.rollouts.scores))
 
     def make() -> dict[str, np.ndarray]:
-        mask = b.rollouts.mask
-        found = scores_beyond(checkpoint, b.rows, b.prompts, b.completions, mask, beyond, config.seed)
-        return {score: x.numpy() for score, x in found.items()}
+        options = {"seed": config.seed, "step": checkpoint.step}
+        found = measure(checkpoint.policy, b.rows, b.prompts, b.completions, beyond, **options)
+        return {score: grid(x, b.rollouts.mask.shape[1]).numpy() for score, x in found.items()}
 
     more = stages.arrays("scores", make) if beyond else {}
     scores = {**b.rollouts.scores, **{score: torch.from_numpy(x) for score, x in more.items()}}

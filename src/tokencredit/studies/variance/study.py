@@ -11,7 +11,7 @@ A killed study goes on where it was and ends with the same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,15 @@ class Result:
 
 def run(config: VarianceConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None) -> Result:
     """The whole study, in the directory `out`."""
+    config = replace(config, policy=config.policy.settled())
     found = checkpoints(config)
     record = Run.create(
         out,
         name=out.name,
         method="variance study",
         method_name="variance",
-        task=config.task,
-        model=config.model,
+        task=config.policy.task,
+        model=config.policy.model,
         config=asdict(config),
         seed=config.seed,
         command=command,

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import math
-import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from tokencredit.engines.budget import Budget
+from tokencredit.budget import Budget
+from tokencredit.settings import parse, read_settings
 from tokencredit.tasks.data import PARTS
 
 if TYPE_CHECKING:
     from tokencredit.methods import Method
 
 AT_LEAST_0 = ("seed", "eval_every", "record_every", "record_rows", "save_every", "noise_scale_every")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 RATES = {"reckon": 5e-4}
 OTHER_RATE = 1e-6
 
@@ -44,7 +42,9 @@ class TrainConfig:
                               else
     learning_rate             None: 5e-4 for the embedded task, 1e-6 for any other (a pretrained model)
     temperature               of the sampling, in training and evaluation
-    max_new_tokens            None: the task's own limit, or 256
+    max_new_tokens            None: the task's own limit
+    chat                      true: text prompts are asked as a user's message; false: they stay text
+    dtype, device             of the weights, float32 unless told; cpu or cuda, a GPU where there is one unless told
     eval_every ... eval_batch evaluation on held-out prompts, in rollout batches (0 switches it off); completions
     sampled at once
     eval_part                 which held-out prompts: all, or one of two parts without a common prompt, validation or
@@ -74,6 +74,9 @@ class TrainConfig:
     learning_rate: float | None = None
     temperature: float = 1.0
     max_new_tokens: int | None = None
+    chat: bool | None = None
+    dtype: str | None = None
+    device: str | None = None
     max_rounds: int = 3
     eval_every: int = 10
     eval_prompts: int = 256
@@ -100,6 +103,8 @@ class TrainConfig:
                 raise ValueError(f"{f.name} must be positive and finite, got {value}")
         if self.group < 2:
             raise ValueError("group must be at least 2: a rollout is compared with the others of its prompt")
+        if self.dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         Budget.of(self.budget)
         if self.eval_part not in PARTS:
             raise ValueError(f"eval_part must be one of {', '.join(PARTS)}, got {self.eval_part!r}")
@@ -131,7 +136,7 @@ def read_config(path: str | Path | None, settings: Iterable[str] = (), **flags: 
     """
     values: dict[str, Any] = {}
     if path is not None:
-        read = _parse(Path(path).read_text(encoding="utf-8"), str(path))
+        read = parse(Path(path).read_text(encoding="utf-8"), str(path))
         if not isinstance(read, Mapping):
             raise ValueError(f"{path} must hold key: value pairs, it holds {type(read).__name__}")
         values |= {_known(key, str(path)): value for key, value in read.items()}
@@ -146,36 +151,12 @@ def read_config(path: str | Path | None, settings: Iterable[str] = (), **flags: 
     return TrainConfig(**values)
 
 
-def read_settings(settings: Iterable[str], flag: str = "--option") -> dict[str, Any]:
-    """{"key": value} from "key=value", the values read as YAML."""
-    pairs = [setting.partition("=") for setting in settings]
-    if bad := [key for key, equals, _ in pairs if not equals]:
-        raise ValueError(f"{flag} takes key=value, got {bad[0]!r}")
-    return {key.strip(): _parse(text, f"{flag} {key}") for key, _, text in pairs}
-
-
 def field_table() -> str:
     """The fields and what they mean, for a terminal."""
     lines = inspect.getdoc(TrainConfig).split("\n\n", 1)[1].splitlines()
     return "\n".join(
         part for line in lines for part in textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 28)
     )
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML whose numbers are those that people write: 5e-4 is one, which YAML 1.1 takes for text."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text) if where.endswith(".json") and not where.startswith("--") else yaml.load(text, _Yaml)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ValueError(f"{where}: cannot be read ({' '.join(str(error).split())})") from error
 
 
 def _known(key: str, where: str) -> str:
@@ -196,8 +177,13 @@ def _typed(key: str, kind: str, value: Any) -> Any:
         if not number:
             raise ValueError(f"{key} must be a number, got {value!r}")
         return float(value)
-    fits = {"int": number and isinstance(value, int), "str": isinstance(value, str), "dic": isinstance(value, Mapping)}
-    words = {"int": "a whole number", "str": "text", "dic": "key: value pairs"}
+    fits = {
+        "int": number and isinstance(value, int),
+        "str": isinstance(value, str),
+        "boo": isinstance(value, bool),
+        "dic": isinstance(value, Mapping),
+    }
+    words = {"int": "a whole number", "str": "text", "boo": "true or false", "dic": "key: value pairs"}
     if not fits[kind[:3]]:
         raise ValueError(f"{key} must be {words[kind[:3]]}, got {value!r}")
     return value

@@ -1,5 +1,4 @@
-"""VinePPO's credit: what each reasoning step gained, by Monte-Carlo values at the steps' boundaries. A scorer of the
-engine.
+"""VinePPO's credit: what each reasoning step gained, by Monte-Carlo values at the steps' boundaries.
 
     V̂(s) = 1/K Σⱼ R(completion j of s)        Aₖ = V̂(sₖ₊₁) − V̂(sₖ)        A_last = R − V̂(s_last)
 
@@ -11,15 +10,13 @@ sₖ is the prompt and all steps before the k-th; every token of a step gets its
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from tokencredit.lm.distribution import Settings, seed_of
-from tokencredit.lm.prefix_sampler import PrefixSampler
-from tokencredit.lm.sampling import Request, Sampler, Trace, end_tokens
-from tokencredit.lm.text import pieces
+from tokencredit.lm.distribution import seed_of
+from tokencredit.lm.packing import Ids
+from tokencredit.lm.policy import Policy
+from tokencredit.lm.sampling import Request, Sampler, Trace
+from tokencredit.pivotality.tree import on_text
+from tokencredit.tasks.task import Row, Steps
 
 ROLLOUTS = 9
 Judge = Callable[[int, tuple[int, ...], bool], float]
@@ -90,69 +87,29 @@ def line_starts(texts: Sequence[str]) -> list[int]:
     return starts
 
 
-def step_gain(task: Any, tokenizer: Any, max_new_tokens: int, *, num: int = ROLLOUTS, batch: int = 512) -> Callable:
-    """The scorer `step_gain` of a task, for `CreditTrainer(scorers=...)`; `batch` rollouts are sampled at once, with
-    transformers.
-
-    A task says where steps begin by `steps(row, tokens)`, as positions; without it every line is one. The end token is
-    of the last step.
-    """
-
-    def scorer(trainer, inputs: list[dict], out: dict[str, Tensor]) -> Tensor:
-        if trainer.min_p or trainer.repetition_penalty != 1.0:
-            raise ValueError(
-                "step_gain samples with temperature, top_k and top_p alone: leave min_p and repetition_penalty unset"
-            )
-        settings = Settings(trainer.temperature, trainer.top_k or 0, trainer.top_p or 1.0)
-        traces = [Trace(*map(tuple, ids)) for ids in zip(_own(out, "prompt"), _own(out, "completion"))]
-        seed = seed_of(trainer.args.seed, trainer.state.global_step)
-        gains = step_gains(
-            trainer.accelerator.unwrap_model(trainer.model),
-            tokenizer,
-            task,
-            inputs,
-            traces,
-            settings=settings,
-            max_new_tokens=max_new_tokens,
-            num=num,
-            batch=batch,
-            seed=seed,
-        )
-        gain = torch.zeros(out["completion_ids"].shape)
-        for i, some in enumerate(gains):
-            gain[i, : len(some)] = torch.tensor(some)
-        return gain.to(out["completion_ids"].device)
-
-    return scorer
-
-
 def step_gains(
-    model: Any,
-    tokenizer: Any,
-    task: Any,
-    rows: Sequence[dict],
-    traces: Sequence[Trace],
+    policy: Policy,
+    rows: Sequence[Row],
+    prompts: Ids,
+    completions: Ids,
     *,
-    settings: Settings,
-    max_new_tokens: int,
     num: int = ROLLOUTS,
     batch: int = 512,
     seed: int = 0,
 ) -> list[list[float]]:
-    """The gain of the step that every token of every completion belongs to; `rows` are the task's, one per
-    completion.
-    """
-    from tokencredit.pivotality.tree import on_text
+    """The gain of the step that every token of every completion belongs to; `rows` are the task's, one per completion.
 
-    sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=settings, batch=batch)
-    verify = [on_text(task.verify, tokenizer, row) for row in rows]
-    starts = [_starts(task, tokenizer, row, trace.completion, sampler.ends) for row, trace in zip(rows, traces)]
+    A task says where steps begin (`tasks.task.Steps`); without it every line is one. The end token is of the last step.
+    """
+    traces = [Trace(tuple(prompt), tuple(ids)) for prompt, ids in zip(prompts, completions)]
+    verify = [on_text(policy.task.verify, policy.tokenizer, row) for row in rows]
+    starts = [_starts(policy, row, trace.completion) for row, trace in zip(rows, traces)]
     values = step_values(
-        sampler,
+        policy.sampler(batch),
         traces,
         starts,
         lambda k, ids, cut: verify[k](list(ids), cut),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=policy.max_new_tokens,
         num=num,
         seed=seed,
         labels=[repr(row) for row in rows],
@@ -160,20 +117,17 @@ def step_gains(
     gains = []
     for check, trace, value, start in zip(verify, traces, values, starts):
         ids = list(trace.completion)
-        gains.append(spread(value, start, check(ids, ids[-1] not in sampler.ends), len(ids)) if ids else [])
+        gains.append(spread(value, start, check(ids, ids[-1] not in policy.ends), len(ids)) if ids else [])
     return gains
 
 
-def _own(out: dict[str, Tensor], part: str) -> list[list[int]]:
-    """Token ids without padding."""
-    return [ids[mask].tolist() for ids, mask in zip(out[f"{part}_ids"], out[f"{part}_mask"].bool())]
-
-
-def _starts(task: Any, tokenizer: Any, row: dict, ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+def _starts(policy: Policy, row: Row, ids: Sequence[int]) -> list[int]:
     """0 and the further starts of steps; none where the rollout is empty, and none at its end token."""
     if not ids:
         return []
-    told = getattr(task, "steps", None)
-    found = told(row, tokenizer.convert_ids_to_tokens(list(ids))) if told else line_starts(pieces(tokenizer, ids))
-    last = len(ids) - (ids[-1] in ends)
+    if isinstance(policy.task, Steps):
+        found = policy.task.steps(row, policy.tokenizer.convert_ids_to_tokens(list(ids)))
+    else:
+        found = line_starts(policy.tokens(ids))
+    last = len(ids) - (ids[-1] in policy.ends)
     return sorted({0} | {i for i in found if 0 < i < last})

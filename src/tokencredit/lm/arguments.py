@@ -1,0 +1,61 @@
+"""The command-line arguments that name a policy: the same for every command."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tokencredit.settings import read_settings
+
+
+def add_policy(parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--model",), many: bool = False) -> None:
+    """Adds --model, --task, --option, --temperature, --max-new-tokens, --chat, --dtype and --device.
+
+    model   names of the first of them: a command on runs also calls it --run
+    many    whether the command has several temperatures, in an argument of its own
+    """
+    group = parser.add_argument_group("policy", "which model on which task; a run's own settings are its defaults")
+    group.add_argument(
+        *model, dest="model", metavar="MODEL", help="a path, hub name or run directory (default: reckon, shipped)"
+    )
+    group.add_argument("--task", help="reckon, gsm8k, a .jsonl or .parquet file, or verify.py:function")
+    group.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        dest="options",
+        metavar="K=V",
+        help="option of the task, like path=data.jsonl; repeatable",
+    )
+    if not many:
+        group.add_argument("--temperature", type=float, help="of sampling (default: 1)")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="length limit (default: the task's own)")
+    group.add_argument(
+        "--chat", action=argparse.BooleanOptionalAction, help="text prompts as a user's message, or as they are"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16", "float64"),
+        help="of the weights (default: float32 on a CPU)",
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+
+
+def policy_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said, by field of `PolicyConfig`; what was not said is left out."""
+    names = ("model", "task", "temperature", "max_new_tokens", "chat", "dtype", "device")
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    return given | ({"options": read_settings(args.options)} if args.options else {})
+
+
+def training_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said, by field of `TrainConfig`."""
+    given = policy_arguments(args)
+    return given | ({"task_options": given.pop("options")} if "options" in given else {})
+
+
+def policy_config(args: argparse.Namespace) -> Any:
+    """The `PolicyConfig` that the arguments name."""
+    from tokencredit.lm.policy import PolicyConfig
+
+    return PolicyConfig(**policy_arguments(args))

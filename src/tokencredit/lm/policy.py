@@ -1,0 +1,193 @@
+"""Policy: a model on a task, as it is sampled; and PolicyConfig, the choices that name one and open it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokencredit.durable import read_json
+from tokencredit.lm.completions import Completion, sample
+from tokencredit.lm.distribution import Settings
+from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
+from tokencredit.lm.models import CausalModel, Tokenizer
+from tokencredit.lm.prefix_sampler import PrefixSampler
+from tokencredit.lm.prompts import Prompt, encode_prompt, encode_prompts
+from tokencredit.lm.sampling import end_tokens
+from tokencredit.lm.text import pieces
+from tokencredit.tasks import load
+from tokencredit.tasks.reckon import VOCABULARY
+from tokencredit.tasks.task import Roles, Row, Task
+from tokencredit.tasks.verdict import Verdict
+
+EMBEDDED = "reckon"
+"""The task and the model that the package ships."""
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A model with its tokenizer on a task, at a temperature, up to a length, asked in a chat or in plain text.
+
+    chat           as `lm.prompts.encode_prompt` takes it
+    name           as the user called the model
+    top_k, top_p   of sampling; 0 and 1 keep every token
+    """
+
+    model: CausalModel
+    tokenizer: Tokenizer
+    task: Task
+    temperature: float = 1.0
+    max_new_tokens: int = 0
+    chat: bool | None = None
+    name: str = ""
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.max_new_tokens:
+            object.__setattr__(self, "max_new_tokens", self.task.max_new_tokens)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Token ids that end a completion."""
+        return end_tokens(self.model, self.tokenizer)
+
+    @property
+    def settings(self) -> Settings:
+        """How it is sampled."""
+        return Settings(self.temperature, self.top_k, self.top_p)
+
+    def sampler(self, batch: int = 512) -> PrefixSampler:
+        """Continues prefixes by this policy, `batch` rows at a time."""
+        return PrefixSampler(self.model, ends=self.ends, settings=self.settings, batch=batch)
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        num: int,
+        *,
+        seed: int,
+        batch: int = 512,
+        greedy: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """`num` completions of every prompt (token ids), as `lm.completions.sample` draws them."""
+        return sample(
+            self.model,
+            self.tokenizer,
+            prompts,
+            num,
+            max_new_tokens=self.max_new_tokens,
+            temperature=0.0 if greedy else self.temperature,
+            seed=seed,
+            batch=batch,
+            on_batch=progress,
+        )
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt."""
+        return encode_prompt(self.tokenizer, prompt, self.chat)
+
+    def encode_rows(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Token ids of the rows' prompts; ValueError names a row that is empty or too long for the model's context."""
+        return encode_prompts(self.tokenizer, rows, self.model.config, self.max_new_tokens, self.chat)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What a completion says: decoded, without special tokens; the text that the task verifies."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """What every token adds to the text [T]: the way to show a token."""
+        return pieces(self.tokenizer, ids)
+
+    def verdict(self, ids: Sequence[int], row: Row, truncated: bool) -> Verdict:
+        """The task's verdict on a completion."""
+        return self.task.verify(self.text(ids), row, truncated)
+
+    def roles(self, row: Row, ids: Sequence[int]) -> list[str] | None:
+        """The role of every token [T]; None where the task knows none."""
+        if not isinstance(self.task, Roles):
+            return None
+        return self.task.roles(row, self.tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which policy. What is None follows the training run that the model is of, then the task, then the defaults.
+
+    model            a path, a hub name, a run directory (its last checkpoint), or "reckon", the shipped model
+    task, options    what `tasks.load` takes; the shipped world's where the model speaks its language
+    temperature      of sampling, 1 by default
+    max_new_tokens   length limit, the task's own by default
+    chat             True: text prompts are asked as a user's message; False: they stay text
+    dtype, device    as torch calls them; by default a GPU where there is one and the checkpoint's own dtype there, else
+                     float32 on the CPU
+    """
+
+    model: str = EMBEDDED
+    task: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float | None = None
+    max_new_tokens: int | None = None
+    chat: bool | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise ValueError(f"--temperature must be positive and finite, got {self.temperature:g}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens must be at least 1, got {self.max_new_tokens}")
+
+    def settled(self) -> PolicyConfig:
+        """With everything that is None filled in, but dtype and device; what a record should hold.
+
+        ValueError where no task is named and none can be told from the model.
+        """
+        run = run_of(self.model)
+        own = dict(read_json(run / "run.json")["config"]) if run else {}
+        same = own if self.task in (None, own.get("task")) else {}
+        task = self.task or own.get("task") or self._embedded()
+        found = replace(self, task=task, options={**same.get("task_options", {}), **self.options})
+        limit = self.max_new_tokens or same.get("max_new_tokens") or found.load_task().max_new_tokens
+        temperature = self.temperature or own.get("temperature") or 1.0
+        chat = own.get("chat") if self.chat is None else self.chat
+        return replace(found, temperature=temperature, max_new_tokens=limit, chat=chat)
+
+    def load_task(self) -> Task:
+        """The task alone."""
+        return load(self.task or EMBEDDED, **self.options)
+
+    def open(self) -> Policy:
+        """Load it. Whatever can be refused is refused before the model's weights are read."""
+        found = self.settled()
+        path, task = resolve_model(self.model), found.load_task()
+        tokenizer = load_tokenizer(path)
+        if found.chat and not getattr(tokenizer, "chat_template", None):
+            raise ValueError(f"--chat: the tokenizer of {self.model} has no chat template; leave it out for plain text")
+        model = load_model(path, dtype=self.dtype, device=self.device)
+        return Policy(
+            model, tokenizer, task, found.temperature or 1.0, found.max_new_tokens or 0, found.chat, self.model
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"options": dict(self.options)}
+
+    def _embedded(self) -> str:
+        if self.model == EMBEDDED or set(VOCABULARY) <= load_tokenizer(resolve_model(self.model)).get_vocab().keys():
+            return EMBEDDED
+        raise ValueError(
+            f"no task is named, and {self.model} is not a run that would tell it: name one with --task, for example"
+            " --task gsm8k, --task train.jsonl, or --task verify.py:verify --option path=train.jsonl"
+        )
+
+
+def run_of(model: str | Path) -> Path | None:
+    """The directory of the training run that a model is of: the directory itself, or that of its checkpoint."""
+    path = Path(model)
+    for folder in (path, path.parent.parent):
+        if (folder / "run.json").is_file() and (folder == path or path.parent.name == "checkpoints"):
+            return folder
+    return None

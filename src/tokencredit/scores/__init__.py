@@ -1,0 +1,5 @@
+"""Scores of tokens: which there are, what each is, and who measures it. The only place that knows."""
+
+from tokencredit.scores.table import SCORES, Score, available
+
+__all__ = ["SCORES", "Score", "available"]

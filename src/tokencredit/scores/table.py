@@ -1,0 +1,89 @@
+"""The table of scores: a number per token [B, T] that is measured, never signed by the outcome."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from tokencredit.tasks.task import Deciding, Task, Walkable
+
+Source = Literal["forward", "importance", "draw", "task", "steps"]
+SOURCES: dict[Source, str] = {
+    "forward": "one forward pass",
+    "importance": "an importance proxy, in one call for all tokens",
+    "draw": "a random draw of its own",
+    "task": "what the task knows of its completions",
+    "steps": "values at the boundaries of reasoning steps, by sampling",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score: its name, what it is, in which unit, who measures it.
+
+    falling   whether a small number is what makes a token stand out
+    """
+
+    name: str
+    what: str
+    unit: str
+    source: Source
+    falling: bool = False
+
+
+SCORES: dict[str, Score] = {
+    score.name: score
+    for score in (
+        Score("logprob", "log π of the token", "nats", "forward"),
+        Score("entropy", "entropy of the distribution that sampled the token", "nats", "forward"),
+        Score("sum_p2", "sum of squared probabilities, Σ p²", "1", "forward"),
+        Score("varentropy", "variance of log p", "nats²", "forward"),
+        Score("margin", "largest probability less the second", "1", "forward", falling=True),
+        Score("surprisal", "−log π of the token", "nats", "importance"),
+        Score("head_norm", "norm of the gradient of log π over the LM head", "1", "importance"),
+        Score("last_block_norm", "the same over the last block's position-local part and the head", "1", "importance"),
+        Score("gradient_norm", "norm of the gradient of log π over the parameters", "1", "importance"),
+        Score("fisher_trace", "trace of the Fisher information of the token's distribution", "1", "importance"),
+        Score("perturbation_variance", "variance of π under perturbed parameters", "1", "importance"),
+        Score("attention", "attention received from later tokens, per later query", "1", "importance"),
+        Score("uniform", "uniform in [0, 1), of seed, step and row", "1", "draw"),
+        Score("exact_value", "Q − V from the policy's own prefix trees", "reward", "task"),
+        Score("oracle_positions", "1 where some choice can change the outcome, else 0", "0/1", "task"),
+        Score("step_gain", "gain of the reasoning step, by Monte-Carlo values (VinePPO)", "reward", "steps"),
+    )
+}
+FREE = frozenset({"logprob", "entropy"})
+"""What every pass over a rollout batch gives by the way."""
+
+
+def names_of(*sources: Source) -> tuple[str, ...]:
+    """Names of the scores of these sources, in the table's order."""
+    return tuple(score.name for score in SCORES.values() if score.source in sources)
+
+
+def available(task: Task | None) -> frozenset[str]:
+    """Names of the scores that can be measured on a task; with None, where nothing of the task is known."""
+    found = set(names_of("forward", "importance", "draw"))
+    if task is not None:
+        found |= {"step_gain"}
+        found |= {"exact_value"} if isinstance(task, Walkable) else set()
+        found |= {"oracle_positions"} if isinstance(task, Deciding) else set()
+    return frozenset(found)
+
+
+def check_available(names: Iterable[str], task: Task | None) -> None:
+    """ValueError for a score that nobody has, with the nearest name, and for one that the task cannot give."""
+    there = available(task)
+    for name in names:
+        if name not in SCORES:
+            near = difflib.get_close_matches(name, SCORES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ValueError(f"no score is called {name}{hint} There are: {', '.join(SCORES)}")
+        if name not in there:
+            needed = {
+                "exact_value": "a world that prefix trees can walk, as reckon is",
+                "oracle_positions": "a task that says which positions decide, as reckon does",
+            }.get(name, "a task")
+            raise ValueError(f"{name} ({SCORES[name].what}) needs {needed}; there are: {', '.join(sorted(there))}")
