@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.lm.head import Fold, Head, target_logits, tile_size, tiles
+from tokencredit.lm.packing import Ids, pack
 from tokencredit.lm.readout import Sequences, check_finite, evaluating, find_readout, sequences
 from tokencredit.masked import wide
 
@@ -67,15 +68,9 @@ def score(
     return found
 
 
-def pad(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: Any = "cpu") -> Sequences:
+def pad(prompts: Ids, completions: Ids, device: Any = "cpu") -> Sequences:
     """Prompts and completions as one batch, padded on the right, whose completion tokens are to be scored."""
-    width = max(len(p) + len(c) for p, c in zip(prompts, completions))
-    ids, attention, wanted = (torch.zeros(len(prompts), width, dtype=torch.long) for _ in range(3))
-    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
-        end = len(prompt) + len(completion)
-        ids[row, :end] = torch.tensor([*prompt, *completion])
-        attention[row, :end], wanted[row, len(prompt) : end] = 1, 1
-    return sequences(ids.to(device), attention.to(device), wanted.to(device))
+    return sequences(*pack(prompts, completions, device))
 
 
 @torch.no_grad()

@@ -37,7 +37,10 @@ def load(name: str, **options: Any) -> Task:
         return _build("jsonl", {"path": name, **options})
     if ":" in name:
         if "path" not in options:
-            raise ValueError(f"{name!r} names a verifier; it also needs data: load({name!r}, path='train.jsonl')")
+            raise ValueError(
+                f"{name!r} names a verifier; it also needs data: load({name!r}, path='train.jsonl'), or on the command"
+                " line --option path=train.jsonl"
+            )
         return _build("jsonl", {"verifier": name, **options})
     near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""

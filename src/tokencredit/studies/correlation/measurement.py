@@ -37,7 +37,7 @@ PROXIES = (
 
 
 def held_out(task: Task, num: int, seed: int) -> list[Row]:
-    """`num` different prompts of the test split (fewer where it has fewer)."""
+    """`num` different prompts of the test split (fewer where it has fewer). ValueError where it has none."""
     found: dict[str, dict] = {}
     wanted = num
     while len(found) < num:
@@ -46,6 +46,8 @@ def held_out(task: Task, num: int, seed: int) -> list[Row]:
         if len(rows) < wanted:
             break
         wanted *= 2
+    if not found:
+        raise ValueError(f"{task.name} has no held-out prompts: give a file of them, as --option test=held_out.jsonl")
     return list(found.values())[:num]
 
 

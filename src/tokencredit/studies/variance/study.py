@@ -19,6 +19,7 @@ import numpy as np
 
 from tokencredit.durable import replace_file, write_json
 from tokencredit.lm.distribution import seed_of
+from tokencredit.lm.prompts import prompt_text
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run
 from tokencredit.studies.stages import Stages
@@ -127,7 +128,8 @@ def _block(config: VarianceConfig, setting: Setting, tables: dict, stages: Stage
 
 def _rows(setting: Setting, tables: dict[str, dict]) -> list[dict[str, Any]]:
     """One row per checkpoint, method and prompt."""
-    prompts = [str(row["prompt"]) for row in setting.batch.rows[:: len(setting.batch) // setting.batch.num_prompts]]
+    every = len(setting.batch) // setting.batch.num_prompts
+    prompts = [prompt_text(row["prompt"]) for row in setting.batch.rows[::every]]
     return [
         {
             "checkpoint": setting.label,
