@@ -33,18 +33,20 @@ from tokencredit.dynamics.pivotal import batch_of_run, carried, from_trees
 from tokencredit.dynamics.to_go import baseline_of
 from tokencredit.dynamics.update import step_along, update_vector
 from tokencredit.dynamics.vectors import dot, moved, scaled, total
+from tokencredit.lm.policy import Policy
 from tokencredit.methods import METHODS
 from tokencredit.objective import SequenceMean, TokenMean
 from tokencredit.rollouts import Rollouts
 from tokencredit.studies.attribution import study as question
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy, TabularPolicy, encode, modular_world, tiny_model
+from tokencredit.tasks.given import Given
 from tokencredit.train_config import TrainConfig
 
 PROMPT = encode("1 + 1 * 2 =")
 
 
 def checkpoint_of(model, optimizer, bound=None):
-    return Checkpoint(None, 7, model, None, None, TrainConfig(), optimizer, bound)
+    return Checkpoint(None, 7, Policy(model, None, Given()), TrainConfig(), optimizer, bound)
 
 
 def with_moments(model, rule):
@@ -532,7 +534,7 @@ def test_stored_pivotality_is_joined_token_by_token(reckon, pivots):
     with pytest.raises(ValueError, match="larger groups"):
         batch_of_run(reckon, pivots, 1, seed=0)
     with pytest.raises(ValueError, match="temperature"):
-        batch_of_run(replace(reckon, config=replace(reckon.config, temperature=0.5)), pivots, 4, seed=0)
+        batch_of_run(replace(reckon, policy=replace(reckon.policy, temperature=0.5)), pivots, 4, seed=0)
     name, p = next(iter(reckon.model.named_parameters()))
     with moved({name: p}, {name: torch.ones_like(p)}), pytest.raises(ValueError, match="another policy"):
         batch_of_run(reckon, pivots, 4, seed=0)

@@ -29,7 +29,9 @@ from tokencredit.dynamics.kernel_sketch import sketched_features, without_noise
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, match_state
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.update import at_rate, step_along
+from tokencredit.lm.policy import Policy
 from tokencredit.rollouts import Rollouts
+from tokencredit.tasks.given import Given
 from tokencredit.train_config import TrainConfig
 
 V = 11
@@ -210,7 +212,7 @@ def test_the_norm_of_a_sketch_is_corrected(truth, phi):
 
 
 def checkpoint_of(model, optimizer, max_grad_norm=None):
-    return Checkpoint(Path("x"), 0, model, None, None, TrainConfig(), optimizer, max_grad_norm)
+    return Checkpoint(Path("x"), 0, Policy(model, None, Given()), TrainConfig(), optimizer, max_grad_norm)
 
 
 def batch_of(prompts, completions, model):
