@@ -156,11 +156,11 @@ def test_a_method_whose_chain_breaks_a_law_is_caught():
         )
 
 
-def test_a_surrogate_that_selects_in_silence_is_caught():
+def test_a_surrogate_that_plans_in_silence_is_caught():
     class Silent(KLCov):
-        selects = False
+        plans = False
 
-    with pytest.raises(AssertionError, match=r"^needs: Silent selects tokens but does not declare"):
+    with pytest.raises(AssertionError, match=r"^needs: Silent plans coefficients but does not declare"):
         check_method(METHODS["kl_cov"].replace(surrogate=Silent()), laws={"needs"})
 
 

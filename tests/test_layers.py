@@ -40,6 +40,7 @@ ALGEBRA = {
     "objective": (),
     "method": (),
     "methods": (),
+    "related": (),
     "testing": ("hypothesis",),
 }
 LIGHT = {

@@ -49,7 +49,7 @@ def test_published_methods_are_their_papers(name, data, dtype, seed):
     plan = method.plan(logprob=leaf, old_logprob=old, credit=credit, rollouts=rollouts)
     loss, _ = method.loss(logprob=leaf, old_logprob=old, credit=credit, rollouts=rollouts, plan=plan)
     loss.backward()
-    chosen = None if plan.selected is None else set(map(tuple, torch.nonzero(plan.selected).tolist()))
+    chosen = reference.planned(plan)
     slow = reference.method_loss(name, batch, *(x.double().tolist() for x in (logprob, old, credit)), chosen)
     torch.testing.assert_close(loss.detach().double(), torch.tensor(slow[0], dtype=torch.float64), **tolerance)
     torch.testing.assert_close(

@@ -99,7 +99,7 @@ def test_token_surrogates(surrogate, dtype, data, seed, how):
     credit, (logprob, old) = credit_like(rollouts, seed), logprobs_like(rollouts, seed)
     one = method(surrogate, WEIGHTS[how])
     plan = one.plan(logprob=logprob, old_logprob=old, credit=credit, rollouts=rollouts)
-    chosen = None if plan.selected is None else set(map(tuple, torch.nonzero(plan.selected).tolist()))
+    chosen = reference.planned(plan)
     rule, constants = TOKEN_RULES[surrogate]
     batch = reference.batch_of(rollouts)
     expected = reference.token_losses(
@@ -279,7 +279,7 @@ def test_half_precision_logprobs_are_widened(surrogate):
 
 
 def select(surrogate, rollouts, logprob, old, credit):
-    return method(surrogate).plan(logprob=logprob, old_logprob=old, credit=credit, rollouts=rollouts).selected
+    return method(surrogate).plan(logprob=logprob, old_logprob=old, credit=credit, rollouts=rollouts).coefficient.bool()
 
 
 @given(rollouts=rollouts_strategy(()), seed=SEEDS, fraction=st.sampled_from((1e-4, 0.1, 0.29, 0.5)))
@@ -383,9 +383,9 @@ def test_shapes_and_plans_are_checked():
     plan = method(Clip()).plan(**given_tensors)
     with pytest.raises(ValueError, match=r"plan is for \[1, 3\], the rollouts are \[2, 3\]: slice both"):
         method(Clip()).loss(**given_tensors, plan=plan.rows(torch.tensor([0])))
-    assert isinstance(plan, Plan) and plan.selected is None
+    assert isinstance(plan, Plan) and plan.coefficient is None
     for surrogate in (KLCov(), ClipCov()):
-        with pytest.raises(ValueError, match=r"selects over the whole batch: pass `selected` \(Plan.selected\)"):
+        with pytest.raises(ValueError, match=r"planned over the whole batch: pass `coefficient` \(Plan.coefficient\)"):
             surrogate(zero, zero, zero, rollouts.mask)
     with pytest.raises(TypeError, match="Surrogate does not define token_loss"):
         method(Surrogate()).loss(**given_tensors)

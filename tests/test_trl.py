@@ -127,7 +127,7 @@ def test_accumulated_gradient_is_the_gradient(tmp_path, name):
     (whole, kept), (accumulated, kept_too) = found
     assert whole.norm() > 1e-4 and (whole - accumulated).abs().max() < 1e-5 * whole.abs().max()
     assert all(torch.allclose(kept[n], kept_too[n], atol=1e-6) for n in kept)
-    assert name not in ("clip_cov", "kl_cov") or kept["selected"].sum() > 0
+    assert name not in ("clip_cov", "kl_cov") or kept["coefficient"].sum() > 0
 
 
 @dataclass(frozen=True)

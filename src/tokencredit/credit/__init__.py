@@ -2,33 +2,55 @@
 
 from tokencredit.credit.baselines import (
     BatchWhiten,
+    ColumnCenter,
     GroupCenter,
     LeaveOneOut,
     OptimalTokenBaseline,
     Outcome,
     PolarityCenter,
 )
+from tokencredit.credit.bonuses import ConfidenceBonus, EntropyBonus, EntropyGradient
 from tokencredit.credit.sampling import TokenSampling
 from tokencredit.credit.shaping import EntropyReward, GroupRelativeOverlong, Overlong
-from tokencredit.credit.transform import LAWS, Chain, Transform
-from tokencredit.credit.weights import Above, EntropyBonus, ProxyWeight, Score, TopFraction, Weight
+from tokencredit.credit.to_go import Redistribute, Returns, ToGo
+from tokencredit.credit.transform import LAWS, Chain, Sum, Transform
+from tokencredit.credit.weights import (
+    Above,
+    Amplify,
+    BoundCredit,
+    GroupWeight,
+    ProxyWeight,
+    Score,
+    TopFraction,
+    Weight,
+)
 
 __all__ = [
     "LAWS",
     "Above",
+    "Amplify",
     "BatchWhiten",
+    "BoundCredit",
     "Chain",
+    "ColumnCenter",
+    "ConfidenceBonus",
     "EntropyBonus",
+    "EntropyGradient",
     "EntropyReward",
     "GroupCenter",
     "GroupRelativeOverlong",
+    "GroupWeight",
     "LeaveOneOut",
     "OptimalTokenBaseline",
     "Outcome",
     "Overlong",
     "PolarityCenter",
     "ProxyWeight",
+    "Redistribute",
+    "Returns",
     "Score",
+    "Sum",
+    "ToGo",
     "TokenSampling",
     "TopFraction",
     "Transform",

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit.transform import Transform, one_of
-from tokencredit.masked import column_mean, over, pool, pool_deviation, pool_standardise, pool_std, row_mean, zero_off
+from tokencredit.masked import (
+    column_deviation,
+    column_mean,
+    over,
+    pool,
+    pool_deviation,
+    pool_mean,
+    pool_standardise,
+    pool_std,
+    row_mean,
+    zero_off,
+)
 from tokencredit.rollouts import Rollouts
 
 
@@ -70,18 +81,55 @@ class GroupCenter(Transform):
 class LeaveOneOut(Transform):
     """A rollout against the mean of its siblings, itself left out: an unbiased baseline.
 
-        cᵢₜ ← Rᵢ − 1/(G−1) Σ_{j≠i} Rⱼ  =  G/(G−1) (Rᵢ − mean_g R)
+        level="rollout"  cᵢₜ ← Rᵢ − 1/(G−1) Σ_{j≠i} Rⱼ  =  G/(G−1) (Rᵢ − mean_g R)
+        level="token"    cᵢₜ ← G/(G−1) (cᵢₜ − mean_g R)      for rewards per token; G counts the rollouts with tokens
 
-    A group of one gets 0: it has no sibling to compare with. Source: RLOO (arXiv:2402.14740) eq. 8.
+    A group of one gets 0: it has no sibling to compare with. Source: RLOO (arXiv:2402.14740) eq. 8; level="token": the
+    released code of PRIME (arXiv:2502.01456), whose factor G/(G−1) meets the token's own reward as well.
     """
 
+    level: str = "rollout"
     laws: ClassVar = frozenset({"group_local"})
 
+    def __post_init__(self):
+        one_of(self, level=("rollout", "token"))
+
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        if self.level == "token":
+            return self._of_tokens(credit, rollouts)
         value = row_value(credit, rollouts)
         everyone = torch.ones_like(value, dtype=torch.bool)
         size = pool(torch.ones_like(value), rollouts.group_index)
         return (pool_deviation(value, everyone, rollouts.group_index) * over(size, size - 1)).expand_as(credit)
+
+    @staticmethod
+    def _of_tokens(credit: Tensor, rollouts: Rollouts) -> Tensor:
+        mask, index = rollouts.mask, rollouts.group_index
+        alive = mask.any(1, keepdim=True)
+        size = pool(alive.to(credit.dtype), index)
+        # Baselines move with the rewards: taken of deviations, equal rewards give exactly 0.
+        deviation = pool_deviation(credit, mask, index)
+        against = deviation - pool_mean(row_mean(deviation, mask)[:, None], alive, index)
+        return against * over(size, size - 1)
+
+
+@dataclass(frozen=True)
+class ColumnCenter(Transform):
+    """Each token against the rollouts of its group that are alive at the same position, itself among them.
+
+        cᵢₜ ← cᵢₜ − mean of cₖₜ over the rollouts k of the group that are alive at t
+
+    What a critic is replaced by where credit differs from token to token. Where no sibling is alive, and in a group of
+    one, nothing stays. `OptimalTokenBaseline` weighs the rollouts. Source: SPRO's masked step advantage
+    (arXiv:2507.01551), of which no equation could be read.
+
+    >>> ColumnCenter()(credit, rollouts)     # [0.5, 0.25, 0.1] and [0, 0.25] -> [0.25, 0, 0] and [-0.25, 0]
+    """
+
+    laws: ClassVar = frozenset({"group_local", "idempotent"})
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        return column_deviation(credit, rollouts.mask, rollouts.group_index)
 
 
 @dataclass(frozen=True)

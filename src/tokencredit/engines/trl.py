@@ -143,8 +143,8 @@ class CreditTrainer(GRPOTrainer):
             mine = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
             out["advantages"] = credit[mine, :width]
             out["token_weight"] = plan.weight[mine, :width]
-            if plan.selected is not None:
-                out["selected"] = plan.selected[mine, :width]
+            if plan.coefficient is not None:
+                out["coefficient"] = plan.coefficient[mine, :width]
             if "entropy" in batch.scores:
                 out["entropy_known"] = torch.ones(())
             if self._noise.every and self.model.training:
@@ -159,7 +159,7 @@ class CreditTrainer(GRPOTrainer):
             out = super()._generate_and_score_completions(inputs)
         finally:
             stash, self._stash = self._stash, None
-        wanted = self.method.needs | ({"logprob"} if self.method.surrogate.selects else set())
+        wanted = self.method.needs | ({"logprob"} if self.method.surrogate.plans else set())
         if (wanted & FREE - self.scorers.keys() or self._with_text) and "entropy" not in stash.scores:
             args = self.args
             with self._measuring():
@@ -253,7 +253,7 @@ class CreditTrainer(GRPOTrainer):
         logprob, entropy, aux_loss = self._logprobs(model, inputs, aux_loss=routers)
         old = inputs.get("old_per_token_logps")
         old = logprob.detach() if old is None else old
-        loss, stats = self.method.surrogate(logprob, old, credit, mask, inputs.get("selected"))
+        loss, stats = self.method.surrogate(logprob, old, credit, mask, inputs.get("coefficient"))
         if "importance_sampling_ratio" in inputs:
             loss = loss * inputs["importance_sampling_ratio"]
         if self.beta != 0.0:
@@ -306,8 +306,8 @@ class CreditTrainer(GRPOTrainer):
         if not self.model.training or regularised or unmeasured or any(inputs.get(k) is not None for k in EXTRAS):
             return None
         rows = (inputs["advantages"] != 0).any(1)
-        if "selected" in inputs:
-            rows = rows | inputs["selected"].any(1)
+        if "coefficient" in inputs:
+            rows = rows | inputs["coefficient"].any(1)
         kept = int(rows.sum())
         if not kept:
             rows[0], kept = True, 1

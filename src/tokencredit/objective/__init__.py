@@ -1,8 +1,8 @@
 """Objective: credit -> loss. Surrogates give a loss per token, aggregates weigh the tokens."""
 
 from tokencredit.objective.aggregate import Aggregate, SelectedMean, SequenceMean, SequenceSum, TokenMean
-from tokencredit.objective.covariance import ClipCov, KLCov, covariance
-from tokencredit.objective.surrogates import CISPO, GPPO, SAPO, Clip, LogProb, SequenceClip, Surrogate
+from tokencredit.objective.covariance import ClipCov, KLCov, LowEntropyKL, covariance
+from tokencredit.objective.surrogates import CISPO, GPPO, SAPO, Clip, HybridClip, LogProb, SequenceClip, Surrogate
 
 __all__ = [
     "CISPO",
@@ -11,8 +11,10 @@ __all__ = [
     "Aggregate",
     "Clip",
     "ClipCov",
+    "HybridClip",
     "KLCov",
     "LogProb",
+    "LowEntropyKL",
     "SelectedMean",
     "SequenceClip",
     "SequenceMean",

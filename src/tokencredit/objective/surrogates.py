@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit.transform import needs, one_of
-from tokencredit.masked import row_mean, row_min_max, wide, zero_off
+from tokencredit.masked import over, row_mean, row_min_max, wide, zero_off
 from tokencredit.rollouts import Rollouts
 
 Stats = dict[str, Tensor]
@@ -20,37 +20,38 @@ Stats = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Surrogate:
-    """logprob, old_logprob, credit, mask, selected -> (loss [B, T], stats). Subclass it as a frozen dataclass and write
-    `token_loss`.
+    """logprob, old_logprob, credit, mask, coefficient -> (loss [B, T], stats). Subclass it as a frozen dataclass and
+    write `token_loss`.
 
-    `select` picks the tokens that a surrogate treats apart, over the whole rollout batch; most pick none, and only
-    those with `selects` read the log-probs for it. Stats are means over tokens.
+    `coefficient` plans over the whole rollout batch which tokens a surrogate treats apart, and how much: κ [B, T], 0
+    where it leaves a token alone, 1 (or any other number) where it does not. Most plan nothing, and only those with
+    `plans` read the log-probs for it. Stats are means over tokens.
     """
 
-    selects: ClassVar[bool] = False
+    plans: ClassVar[bool] = False
 
     def token_loss(
-        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor | None
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor | None
     ) -> tuple[Tensor, Stats]:
         raise TypeError(
-            f"{type(self).__name__} does not define token_loss(self, logprob, old_logprob, credit, mask, selected)"
+            f"{type(self).__name__} does not define token_loss(self, logprob, old_logprob, credit, mask, coefficient)"
         )
 
-    def select(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor | None:
+    def coefficient(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor | None:
         return None
 
     def __call__(
-        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor | None = None
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor | None = None
     ) -> tuple[Tensor, Stats]:
         logprob, old_logprob, credit = (
             zero_off(wide(x), mask) for x in (logprob, old_logprob.detach(), credit.detach())
         )
-        if self.selects and selected is None:
+        if self.plans and coefficient is None:
             raise ValueError(
-                f"{type(self).__name__} treats tokens apart that it selects over the whole batch: pass `selected`"
-                " (Plan.selected)"
+                f"{type(self).__name__} treats tokens apart by a coefficient planned over the whole batch: pass"
+                " `coefficient` (Plan.coefficient)"
             )
-        loss, stats = self.token_loss(logprob, old_logprob, credit, mask, selected)
+        loss, stats = self.token_loss(logprob, old_logprob, credit, mask, coefficient)
         return zero_off(loss, mask), stats | ratio_stats(logprob.detach(), old_logprob, mask)
 
     @property
@@ -65,7 +66,7 @@ class LogProb(Surrogate):
     ℓ = −c · log π_θ         Source: REINFORCE (Williams 1992).
     """
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         return -credit * logprob, {}
 
 
@@ -83,7 +84,7 @@ class Clip(Surrogate):
     high: float = 0.2
     dual: float | None = None
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         w = ratio(logprob, old_logprob)
         loss = clipped(w, credit, self.low, self.high)
         return dual_bounded(loss, credit, self.dual), clip_stats(w, credit, mask, self.low, self.high)
@@ -111,7 +112,7 @@ class SequenceClip(Surrogate):
     def __post_init__(self):
         one_of(self, mean=("geometric", "arithmetic"))
 
-    def select(self, logprob, old_logprob, credit, rollouts):
+    def coefficient(self, logprob, old_logprob, credit, rollouts):
         low, high = row_min_max(credit, rollouts.mask)
         varies = (high - low) > 1e-5 * torch.maximum(high.abs(), low.abs())
         if not self.token and varies.any():
@@ -121,7 +122,7 @@ class SequenceClip(Surrogate):
                 " gspo_token), or a surrogate with token ratios"
             )
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         if self.mean == "geometric":
             s = row_mean(log_ratio(logprob, old_logprob), mask).exp()[:, None]
         else:
@@ -130,6 +131,75 @@ class SequenceClip(Surrogate):
             s = s.detach() * (logprob - logprob.detach()).exp()
         loss = clipped(s, credit, self.low, self.high)
         return loss, clip_stats(s.expand_as(credit), credit, mask, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class HybridClip(Surrogate):
+    """A token's ratio and its rollout's, each clipped in its own range, mixed.
+
+        w̃ = clip(wᵢₜ, 1 − low, 1 + high)        s̃ = clip(sᵢₜ, 1 − seq_low, 1 + seq_high)        sᵢₜ as in GSPO-token
+        outer="min_of_mixes"   ℓ = −min((λ w + (1 − λ) s) c, (λ w̃ + (1 − λ) s̃) c)
+        outer="mix_of_mins"    ℓ = −λ min(w c, w̃ c) − (1 − λ) min(s c, s̃ c)
+        outer="mix_of_clips"   ℓ = −(λ w̃ + (1 − λ) s̃) c           stops clipped tokens whatever the sign of c
+        mix     λ, a number, or "entropy": (H − minᵢ H) / (maxᵢ H − minᵢ H) over the rollout, ½ where all H are equal
+        entropy_to   the branch that tokens of high entropy go to, "token" or "sequence"
+
+    λ = 1 is GRPO's clip, λ = 0 GSPO-token's. Inside both ranges the three readings agree; they differ where the
+    branches are clipped in opposite directions. Source: DHPO (arXiv:2601.05607), abstract and a third party's notes:
+    that each branch is clipped before they are mixed, the average and the entropy mix are theirs; λ's branch and its
+    range, the bounds and the outer form are not known. A reconstruction.
+
+    >>> HybridClip()(logprob, old_logprob, credit, mask)     # w 0.5, s 1.2, c 1 -> −0.85; the others −0.7502, −0.9002
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    seq_low: float = 3e-4
+    seq_high: float = 4e-4
+    mix: float | str = 0.5
+    entropy_to: str = "token"
+    outer: str = "min_of_mixes"
+    score: str = "entropy"
+
+    def __post_init__(self):
+        one_of(self, entropy_to=("token", "sequence"), outer=("min_of_mixes", "mix_of_mins", "mix_of_clips"))
+        if isinstance(self.mix, str):
+            one_of(self, mix=("entropy",))
+        elif not 0 <= self.mix <= 1:
+            raise ValueError(f"HybridClip.mix must be in [0, 1] or 'entropy', got {self.mix}")
+        object.__setattr__(self, "plans", isinstance(self.mix, str))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.score}) if self.plans else frozenset()
+
+    def coefficient(self, logprob, old_logprob, credit, rollouts):
+        """λ of tokens whose rollout has credit: the others have no loss."""
+        if not self.plans:
+            return None
+        x, mask = rollouts.score(self.score).to(logprob.dtype), rollouts.mask
+        low, high = row_min_max(x, mask)
+        share = over(x - low[:, None], (high - low)[:, None].expand_as(x), empty=0.5)
+        share = share if self.entropy_to == "token" else 1 - share
+        return zero_off(share, mask & (credit != 0).any(1, keepdim=True))
+
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+        share = coefficient if self.plans else self.mix
+        w = ratio(logprob, old_logprob)
+        s = row_mean(log_ratio(logprob, old_logprob), mask).exp()[:, None].detach()
+        s = s * (logprob - logprob.detach()).exp()
+        near, far = w.clamp(1 - self.low, 1 + self.high), s.clamp(1 - self.seq_low, 1 + self.seq_high)
+        mixed, clips = share * w + (1 - share) * s, share * near + (1 - share) * far
+        if self.outer == "min_of_mixes":
+            loss = torch.maximum(-mixed * credit, -clips * credit)
+        elif self.outer == "mix_of_mins":
+            loss = share * torch.maximum(-w * credit, -near * credit)
+            loss = loss + (1 - share) * torch.maximum(-s * credit, -far * credit)
+        else:
+            loss = -clips * credit
+        sequence = clip_stats(s, credit, mask, self.seq_low, self.seq_high)
+        stats = clip_stats(w, credit, mask, self.low, self.high)
+        return loss, stats | {f"sequence_{name}": value for name, value in sequence.items()}
 
 
 @dataclass(frozen=True)
@@ -145,7 +215,7 @@ class CISPO(Surrogate):
     cap: float = 5.0
     floor: float = 0.0
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         w = ratio(logprob, old_logprob).detach()
         return -w.clamp(self.floor, self.cap) * credit * logprob, {
             "clip_low": token_mean(w < self.floor, mask),
@@ -165,7 +235,7 @@ class SAPO(Surrogate):
     positive: float = 1.0
     negative: float = 1.05
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         tau = torch.full_like(credit, self.negative).masked_fill(credit > 0, self.positive)
         gate = torch.sigmoid(tau * (ratio(logprob, old_logprob) - 1))
         weight = 4 * (gate * (1 - gate)).detach()
@@ -190,7 +260,7 @@ class GPPO(Surrogate):
     high: float = 0.2
     dual: float | None = None
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         w = ratio(logprob, old_logprob)
         unit = w / w.detach()
         below, above = (w < 1 - self.low) & (credit < 0), (w > 1 + self.high) & (credit > 0)
