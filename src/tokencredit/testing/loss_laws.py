@@ -28,6 +28,9 @@ METHOD_LAWS = {
     "only_logprob": "the gradient reaches logprob alone: not old_logprob, not the credit, not the scores",
     "idle_rows": "with the sliced plan, rows without credit and without coefficients may be dropped",
     "stats": "stats are finite 0-dim tensors without gradient",
+    "after": (
+        "the method of the next batch does not depend on the order of rows or on padding, and its state gives it back"
+    ),
     "round_trip": "repr, read by methods.parse, gives the method back",
     "pickles": "pickle gives the method back",
 }
@@ -194,6 +197,16 @@ def _stats(method, rollouts, seed):
             return f'stat "{name}" is {x!r}'
 
 
+def _after(method, rollouts, seed):
+    then = method.after(rollouts)
+    if method.replace(**then.state(method)) != then:
+        return f"replace(**state) gives {method.replace(**then.state(method))!r} instead of {then!r}"
+    order = torch.randperm(len(rollouts), generator=torch.Generator().manual_seed(seed))
+    for name, other in (("reordering the rows", rollouts.rows(order)), ("wider padding", widened(rollouts, torch.nan))):
+        if method.after(other) != then:
+            return f"{name} gives {method.after(other).state(method)} instead of {then.state(method)}"
+
+
 def _round_trip(method):
     known: dict[str, type] = {}
     _classes(method, known)
@@ -232,4 +245,5 @@ _CHECKS = {
     "only_logprob": _only_logprob,
     "idle_rows": _idle_rows,
     "stats": _stats,
+    "after": _after,
 }

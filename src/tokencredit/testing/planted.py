@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from tokencredit.credit import Chain, GroupCenter, Outcome, Transform
@@ -183,6 +183,19 @@ class _LiveStats(Surrogate):
 
 
 @dataclass(frozen=True)
+class _FirstRow(Transform):
+    """after: steers by the first row, which is another one on every process."""
+
+    strength: float = 1.0
+
+    def apply(self, credit, rollouts):
+        return credit * self.strength
+
+    def after(self, rollouts):
+        return replace(self, strength=float(rollouts.reward[0])) if len(rollouts) else self
+
+
+@dataclass(frozen=True)
 class _Shy(Transform):
     """round_trip: a hyper-parameter that repr does not show."""
 
@@ -223,6 +236,7 @@ PLANTED: dict[str, Transform | Surrogate | Aggregate] = {
     "only_logprob": _LiveCredit(),
     "idle_rows": _Tether(),
     "stats": _LiveStats(),
+    "after": _FirstRow(),
     "round_trip": _Shy(0.5),
     "pickles": _Function(),
 }
