@@ -652,18 +652,20 @@ def planned(plan):
     return {(i, t): plan.coefficient[i, t].item() for i, t in plan.coefficient.nonzero().tolist()}
 
 
-def low_entropy_coefficients(batch, logprob, credit, share=0.8, fraction=2e-4, beta=(0.2, 0.0, 0.05)):
-    """SENT: {token: κ}, by sorting, for batches without ties: top and bottom of the covariance within the tokens of
-    lowest entropy.
-    """
+def low_entropy_covariances(batch, logprob, credit, share=0.8):
+    """SENT: {token: Cov} of the tokens of lowest entropy, by sorting; their own means."""
     places = sorted(batch.everything(), key=lambda place: batch.scores["entropy"][place[0]][place[1]])
-    if not places:
-        return {}
     calm = places[: max(math.floor(round(share * len(places), 9)), 1)]
+    if not calm:
+        return {}
     centre, level = mean([logprob[i][t] for i, t in calm]), mean([credit[i][t] for i, t in calm])
-    cov = {(i, t): (logprob[i][t] - centre) * (credit[i][t] - level) for i, t in calm}
-    order = sorted(calm, key=cov.get)
-    few = max(math.floor(round(fraction * len(calm), 9)), 1)
+    return {(i, t): (logprob[i][t] - centre) * (credit[i][t] - level) for i, t in calm}
+
+
+def low_entropy_coefficients(cov, fraction=2e-4, beta=(0.2, 0.0, 0.05)):
+    """SENT: {token: κ}: beta[0] for the largest of the covariances, beta[2] for the smallest, beta[1] between."""
+    order = sorted(cov, key=cov.get)
+    few = max(math.floor(round(fraction * len(cov), 9)), 1)
     return dict.fromkeys(order, beta[1]) | dict.fromkeys(order[:few], beta[2]) | dict.fromkeys(order[-few:], beta[0])
 
 
@@ -691,7 +693,7 @@ def _gtpo(**reading):
 
 def _unsure(batch):
     """SPO: the tokens whose probability is below 0.9."""
-    return {(i, t) for i, t in batch.everything() if math.exp(-batch.scores["surprisal"][i][t]) < 0.9}
+    return {(i, t) for i, t in batch.everything() if math.exp(batch.scores["logprob"][i][t]) < 0.9}
 
 
 CREDIT = {

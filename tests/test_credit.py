@@ -15,6 +15,7 @@ from tokencredit.credit import (
     Above,
     Amplify,
     BatchWhiten,
+    Below,
     BoundCredit,
     ColumnCenter,
     ConfidenceBonus,
@@ -35,6 +36,7 @@ from tokencredit.credit import (
     Score,
     Sum,
     ToGo,
+    TokenLeaveOneOut,
     TokenSampling,
     TopFraction,
     Weight,
@@ -166,6 +168,8 @@ def test_top_fraction_entropy_bonus_and_whitening(rollouts, seed, fraction):
         run(Above("x", fraction), rollouts, credit),
         reference.keep_only(batch, plain, reference.tokens_above(batch, "x", fraction)),
     )
+    below = {(i, t) for i, t in batch.everything() if batch.scores["x"][i][t] < fraction}
+    close(run(Below("x", fraction), rollouts, credit), reference.keep_only(batch, plain, below))
     close(run(EntropyBonus(), rollouts, credit), reference.entropy_advantage(batch, plain))
     close(run(BatchWhiten(), rollouts, credit), reference.batch_whiten(batch, plain))
     close(run(Score("x"), rollouts, credit), reference.keep_only(batch, batch.scores["x"], batch.everything()))
@@ -180,7 +184,7 @@ def test_optimal_token_baseline(alone, rollouts, seed):
 
 
 OF_CREDIT = {
-    "leave one out, tokens": (LeaveOneOut("token"), reference.leave_one_out_of_tokens),
+    "leave one out, tokens": (TokenLeaveOneOut(), reference.leave_one_out_of_tokens),
     "column": (ColumnCenter(), reference.column_center),
     "returns": (Returns(), reference.returns),
     "returns, discounted": (Returns(0.7), lambda b, c: reference.returns(b, c, 0.7)),
@@ -277,7 +281,13 @@ def test_strength_zero_and_fraction_one_are_the_identity(rollouts, seed):
     )
     off = (
         *(ToGo("x", 0.0), Returns(0.0), Redistribute("x", 0.0), Amplify("x", 0.0, 0.0), GroupWeight("x", 1.0)),
-        *(BoundCredit(math.inf), ConfidenceBonus(0.0, score="x"), Overlong(3, 2, 0.0), Sum(Chain())),
+        *(
+            Below("x", math.inf),
+            BoundCredit(math.inf),
+            ConfidenceBonus(0.0, score="x"),
+            Overlong(3, 2, 0.0),
+            Sum(Chain()),
+        ),
         EntropyGradient(0.0, score="x"),
     )
     for same in (Weight("x", 0.0), *whole, *off, Above("x", -1.0), Chain()):
@@ -500,9 +510,9 @@ def test_the_advantage_of_prime_by_hand():
     q = [[0.01, -0.005, 0.015], [-0.02, 0.005, 0.0]]
     rollouts = make([1, 0], [[0, 0, 0]] * 2, mask=[[1, 1, 1], [1, 1, 0]], q=q)
     tokens = [[0.020833, -0.009167, 0.030833], [-0.039167, 0.010833, 0.0]]
-    close(run(Chain(Score("q"), LeaveOneOut("token")), rollouts), tokens, at=1e-5)
+    close(run(Chain(Score("q"), TokenLeaveOneOut()), rollouts), tokens, at=1e-5)
     to_go = [[0.0425, 0.021667, 0.030833], [-0.028333, 0.010833, 0.0]]
-    close(run(Chain(Score("q"), LeaveOneOut("token"), Returns()), rollouts), to_go, at=1e-5)
+    close(run(Chain(Score("q"), TokenLeaveOneOut(), Returns()), rollouts), to_go, at=1e-5)
 
 
 def test_column_center_by_hand():
@@ -699,6 +709,7 @@ def test_above_keeps_what_is_marked():
         [2, 0, -4]
     ]
     assert Above("x", 0.5).select(make([1], [[0, 0]], x=[[0.5, 0.6]])).tolist() == [[False, True]]
+    assert Below("x", 0.5).select(make([1], [[0, 0, 0]], x=[[0.5, 0.4, 0.6]])).tolist() == [[False, True, False]]
     assert not run(Above("x"), make([1], [[0, 0]], x=[[0, 0]]), torch.ones(1, 2)).any()
 
 
@@ -819,10 +830,10 @@ def test_degenerate_groups_of_the_parts_per_token(dtype):
         {name: x.to(dtype) for name, x in rollouts.scores.items()},
     )
     equal = torch.full((4, 3), 0.1, dtype=dtype)
-    for part in (LeaveOneOut("token"), ColumnCenter()):
+    for part in (TokenLeaveOneOut(), ColumnCenter()):
         assert not run(part, rollouts, equal).any()  # exactly: a whitening after it has nothing to blow up
     assert not run(ColumnCenter(), rollouts, rollouts.score("x")).any()  # equal in every column
-    assert not run(LeaveOneOut("token"), rollouts, rollouts.score("x"))[3].any()  # alone
+    assert not run(TokenLeaveOneOut(), rollouts, rollouts.score("x"))[3].any()  # alone
     kept = torch.where(rollouts.mask, equal, 0)
     nothing = Rollouts(rollouts.reward, rollouts.group, rollouts.mask, {"x": torch.zeros(4, 3)})
     assert torch.equal(run(Redistribute("x"), nothing, equal), kept)
@@ -836,7 +847,6 @@ def test_degenerate_groups_of_the_parts_per_token(dtype):
 
 def test_bad_settings_are_refused_by_name():
     for build, message in (
-        (lambda: LeaveOneOut("row"), r"LeaveOneOut.level must be one of 'rollout', 'token', got 'row'"),
         (lambda: ToGo("x", clip=0.0), r"ToGo.clip must be positive or None, got 0.0"),
         (lambda: ToGo("x", gamma=1.1), r"ToGo.gamma must be in \[0, 1\], got 1.1"),
         (lambda: Returns(-0.1), r"Returns.gamma must be in \[0, 1\], got -0.1"),

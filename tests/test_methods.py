@@ -42,7 +42,6 @@ NAMES = (
     "self_reward",
     "js_divergence",
     "planning",
-    "surprisal",
 )
 SIGNED = ("exact_value", "logprob", "step_gain", "implicit_reward", "self_reward")
 DTYPES = st.sampled_from((torch.float64, torch.float32))
@@ -179,7 +178,7 @@ def test_within_fills_open_budgets_only():
 
 
 def test_hyperparameters_are_named_by_part():
-    assert METHODS["rloo"].hyperparameters() == {"LeaveOneOut.level": "rollout", "SequenceSum.max_length": 1}
+    assert METHODS["rloo"].hyperparameters() == {"SequenceSum.max_length": 1}
     assert METHODS["forking_tokens"].hyperparameters()["TopFraction.fraction"] == 0.2
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 import math
 
 from tokencredit.credit import (
-    Above,
     Amplify,
     BatchWhiten,
+    Below,
     Chain,
     ColumnCenter,
     ConfidenceBonus,
@@ -23,6 +23,7 @@ from tokencredit.credit import (
     Score,
     Sum,
     ToGo,
+    TokenLeaveOneOut,
 )
 from tokencredit.method import Method
 from tokencredit.objective import Clip, HybridClip, LowEntropyKL, SelectedMean, SequenceMean, TokenMean
@@ -39,7 +40,7 @@ GIVEN_SCORES = {
 """What a score is that a method here needs and nobody measures: CreditTrainer(scorers=...) takes it."""
 
 _group = Chain(Outcome(), GroupCenter())
-_unsure = Above("surprisal", -math.log(0.9))
+_unsure = Below("logprob", math.log(0.9))
 
 RELATED = (
     Method(
@@ -128,7 +129,7 @@ RELATED = (
         Chain(
             Sum(
                 Chain(Outcome(), LeaveOneOut()),
-                Chain(Score("implicit_reward"), LeaveOneOut("token"), Returns()),
+                Chain(Score("implicit_reward"), TokenLeaveOneOut(), Returns()),
             ),
             BatchWhiten(),
         ),
@@ -163,7 +164,7 @@ RELATED = (
         Chain(Outcome(), GroupCenter(), EntropyGradient(0.0, target=0.2)),
         Clip(0.2, 0.2),
         TokenMean(),
-        summary="the same, with a coefficient steered towards a target entropy",
+        summary="GRPO's credit and the gradient of an entropy bonus steered towards a target entropy",
         source="Skywork-OR1, arXiv:2505.22312, as in TRL's adaptive entropy; moved once per rollout batch",
         fidelity="code",
     ),

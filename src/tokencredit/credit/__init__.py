@@ -8,6 +8,7 @@ from tokencredit.credit.baselines import (
     OptimalTokenBaseline,
     Outcome,
     PolarityCenter,
+    TokenLeaveOneOut,
 )
 from tokencredit.credit.bonuses import ConfidenceBonus, EntropyBonus, EntropyGradient
 from tokencredit.credit.sampling import TokenSampling
@@ -17,6 +18,7 @@ from tokencredit.credit.transform import LAWS, Chain, Sum, Transform
 from tokencredit.credit.weights import (
     Above,
     Amplify,
+    Below,
     BoundCredit,
     GroupWeight,
     ProxyWeight,
@@ -30,6 +32,7 @@ __all__ = [
     "Above",
     "Amplify",
     "BatchWhiten",
+    "Below",
     "BoundCredit",
     "Chain",
     "ColumnCenter",
@@ -51,6 +54,7 @@ __all__ = [
     "Score",
     "Sum",
     "ToGo",
+    "TokenLeaveOneOut",
     "TokenSampling",
     "TopFraction",
     "Transform",

@@ -81,29 +81,35 @@ class GroupCenter(Transform):
 class LeaveOneOut(Transform):
     """A rollout against the mean of its siblings, itself left out: an unbiased baseline.
 
-        level="rollout"  cᵢₜ ← Rᵢ − 1/(G−1) Σ_{j≠i} Rⱼ  =  G/(G−1) (Rᵢ − mean_g R)
-        level="token"    cᵢₜ ← G/(G−1) (cᵢₜ − mean_g R)      for rewards per token; G counts the rollouts with tokens
+        cᵢₜ ← Rᵢ − 1/(G−1) Σ_{j≠i} Rⱼ  =  G/(G−1) (Rᵢ − mean_g R)
 
-    A group of one gets 0: it has no sibling to compare with. Source: RLOO (arXiv:2402.14740) eq. 8; level="token": the
-    released code of PRIME (arXiv:2502.01456), whose factor G/(G−1) meets the token's own reward as well.
+    A group of one gets 0: it has no sibling to compare with. Source: RLOO (arXiv:2402.14740) eq. 8.
     """
 
-    level: str = "rollout"
     laws: ClassVar = frozenset({"group_local"})
 
-    def __post_init__(self):
-        one_of(self, level=("rollout", "token"))
-
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
-        if self.level == "token":
-            return self._of_tokens(credit, rollouts)
         value = row_value(credit, rollouts)
         everyone = torch.ones_like(value, dtype=torch.bool)
         size = pool(torch.ones_like(value), rollouts.group_index)
         return (pool_deviation(value, everyone, rollouts.group_index) * over(size, size - 1)).expand_as(credit)
 
-    @staticmethod
-    def _of_tokens(credit: Tensor, rollouts: Rollouts) -> Tensor:
+
+@dataclass(frozen=True)
+class TokenLeaveOneOut(Transform):
+    """A reward per token against the mean rewards of its siblings, itself left out.
+
+        cᵢₜ ← G/(G−1) (cᵢₜ − mean_g R)          over the G rollouts of the group that have tokens
+
+    The factor meets the token's own reward as well, as in the released code. A group of one gets 0. Source: PRIME
+    (arXiv:2502.01456), released masked_rloo.
+
+    >>> TokenLeaveOneOut()(credit, rollouts)     # rewards 3, 1 and 0 -> 4, 0 and −2: the means are 2 and 0
+    """
+
+    laws: ClassVar = frozenset({"group_local"})
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         mask, index = rollouts.mask, rollouts.group_index
         alive = mask.any(1, keepdim=True)
         size = pool(alive.to(credit.dtype), index)

@@ -95,6 +95,27 @@ class ProxyWeight(Transform):
 
 
 @dataclass(frozen=True)
+class Below(Transform):
+    """Only the tokens whose score lies under a threshold keep their credit.
+
+        cᵢₜ ← cᵢₜ · 1[xᵢₜ < τ]        τ = ∞ is the identity
+
+    Source: SPO (arXiv:2505.23564), released probability mask, with x = log π and τ = log 0.9.
+    """
+
+    score: str
+    threshold: float = 0.0
+    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign", "idempotent"})
+
+    def select(self, rollouts: Rollouts) -> Tensor:
+        """[B, T] bool: the tokens that keep their credit."""
+        return rollouts.mask & (rollouts.score(self.score) < self.threshold)
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        return torch.where(self.select(rollouts), credit, 0)
+
+
+@dataclass(frozen=True)
 class GroupWeight(Transform):
     """More credit where a score is high among all tokens of the group.
 

@@ -32,9 +32,11 @@ from tokencredit.engines.trl_figures import Clock, rollout_figures, update_figur
 from tokencredit.engines.trl_groups import Batch, Stash, draw_again, loss_mask, rewrite_table, trimmed
 from tokencredit.engines.trl_noise import NoiseProbe
 from tokencredit.engines.trl_rewards import checked
+from tokencredit.engines.trl_steering import Steered
 from tokencredit.masked import over, zero_off
 from tokencredit.methods import METHODS, Method, Plan
 from tokencredit.objective.surrogates import token_mean
+from tokencredit.related import GIVEN_SCORES
 
 FREE = frozenset({"entropy", "logprob"})
 EXTRAS = (
@@ -51,7 +53,7 @@ EXTRAS = (
 )
 
 
-class CreditTrainer(GRPOTrainer):
+class CreditTrainer(Steered, GRPOTrainer):
     """A GRPOTrainer that trains with any `Method`; everything else is TRL's.
 
         CreditTrainer(model="Qwen/Qwen2.5-0.5B", method="gtpo", reward_funcs=reward, args=GRPOConfig(...),
@@ -96,6 +98,7 @@ class CreditTrainer(GRPOTrainer):
                 f'method "{method.name}" needs the scores {", ".join(missing)}; a forward pass gives'
                 f" {', '.join(sorted(FREE))}. Give the others: CreditTrainer(..., scorers={{{missing[0]!r}:"
                 " function(trainer, inputs, batch) -> [B, T]})"
+                + "".join(f"\n{name}: {GIVEN_SCORES[name]}" for name in missing if name in GIVEN_SCORES)
             )
         for name, number in (("max_rounds", max_rounds), ("record_every", record_every)):
             if number < 1:
@@ -117,7 +120,7 @@ class CreditTrainer(GRPOTrainer):
         self.reward_funcs = [
             checked(function, name) for function, name in zip(self.reward_funcs, self.reward_func_names)
         ]
-        self.method = method.within(self.max_completion_length)
+        self.method = self._start = method.within(self.max_completion_length)
         self._noise = NoiseProbe(noise_scale_every, self)
         self.success_above, self.max_rounds = success_above, max_rounds
         self.record, self.record_every, self._recorded = record, record_every, None
@@ -150,6 +153,8 @@ class CreditTrainer(GRPOTrainer):
             if self._noise.every and self.model.training:
                 out["group"] = batch.group[mine]
             self._log_rollouts(batch, credit)
+            if self.model.training:
+                self._steer(batch.rollouts)
         return out
 
     def _roll_out(self, inputs):
