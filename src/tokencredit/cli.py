@@ -339,7 +339,7 @@ def _explain(method) -> str:
     """A method in full: its parts, each with its own docstring, and its fields with their values."""
     import inspect
 
-    from tokencredit.related import GIVEN_SCORES
+    from tokencredit.scores.table import SCORES, UNMEASURED
 
     parts = [*_spread(method.chain), method.surrogate, method.aggregate]
     lines = [
@@ -347,7 +347,10 @@ def _explain(method) -> str:
         f"source: {method.source} (fidelity: {method.fidelity})",
         f"needs: {', '.join(sorted(method.needs)) or 'no scores'}",
     ]
-    lines += [f"    {name}: {GIVEN_SCORES[name]}" for name in sorted(method.needs & GIVEN_SCORES.keys())]
+    known = SCORES | UNMEASURED
+    lines += [f"    {name}: {known[name].what} [{known[name].unit}]" for name in sorted(method.needs & known.keys())]
+    if method.needs & UNMEASURED.keys():
+        lines.append("    which nobody here measures: CreditTrainer(scorers=...) takes it")
     if method.mixed_groups_only:
         lines.append("dynamic sampling: prompts are drawn again until every group holds both outcomes")
     for part in parts:

@@ -28,17 +28,6 @@ from tokencredit.credit import (
 from tokencredit.method import Method
 from tokencredit.objective import Clip, HybridClip, LowEntropyKL, SelectedMean, SequenceMean, TokenMean
 
-GIVEN_SCORES = {
-    "implicit_reward": "log π_r(o_t) − log π_ref(o_t), nats, of a policy π_r trained on preferences or outcomes and the"
-    " reference that it started from",
-    "self_reward": "log π_old(o_t) − log π_ref(o_t), nats, of the policy that sampled and its reference",
-    "js_divergence": "H(mean p) − mean H(p), nats, over the next-token distributions p of the group's rollouts that are"
-    " alive at the position; the same for all of them",
-    "planning": "1 on tokens of phrases that plan (HICRA's strategic grams), 0 elsewhere",
-    "prompt_confidence": "exp of the mean log-prob of the prompt's 20 % least likely tokens, at every token",
-}
-"""What a score is that a method here needs and nobody measures: CreditTrainer(scorers=...) takes it."""
-
 _group = Chain(Outcome(), GroupCenter())
 _unsure = Below("logprob", math.log(0.9))
 

@@ -36,7 +36,7 @@ from tokencredit.engines.trl_steering import Steered
 from tokencredit.masked import over, zero_off
 from tokencredit.methods import METHODS, Method, Plan
 from tokencredit.objective.surrogates import token_mean
-from tokencredit.related import GIVEN_SCORES
+from tokencredit.scores.table import UNMEASURED
 
 FREE = frozenset({"entropy", "logprob"})
 EXTRAS = (
@@ -98,7 +98,7 @@ class CreditTrainer(Steered, GRPOTrainer):
                 f'method "{method.name}" needs the scores {", ".join(missing)}; a forward pass gives'
                 f" {', '.join(sorted(FREE))}. Give the others: CreditTrainer(..., scorers={{{missing[0]!r}:"
                 " function(trainer, inputs, batch) -> [B, T]})"
-                + "".join(f"\n{name}: {GIVEN_SCORES[name]}" for name in missing if name in GIVEN_SCORES)
+                + "".join(f"\n{name}: {UNMEASURED[name].what}" for name in missing if name in UNMEASURED)
             )
         for name, number in (("max_rounds", max_rounds), ("record_every", record_every)):
             if number < 1:
