@@ -383,15 +383,61 @@ def group_weight(batch, credit, score, high=1.7):
     return out
 
 
-def amplify(batch, credit, score, up=0.2, down=0.2, floor=0.0):
+def proxy_weight_of_groups(batch, credit, score, normalise):
+    """The same with minimum, maximum and mean over the tokens of the group: for a pair, of both its completions."""
+    out = batch.zeros()
+    for members in batch.groups():
+        x = [batch.scores[score][k][s] for k in members for s in batch.tokens[k]]
+        for i in members:
+            for t in batch.tokens[i]:
+                own = batch.scores[score][i][t]
+                if normalise == "min_max":
+                    own = (own - min(x)) / (max(x) - min(x)) if max(x) > min(x) else 1.0
+                elif normalise == "mean_one":
+                    own = own / mean(x) if mean(x) else 1.0
+                out[i][t] = credit[i][t] * own
+    return out
+
+
+def tilt(batch, credit, score, low=-0.5, high=1.5):
+    """TIS-DPO: exp(clip(x)) for positive credit, exp(−clip(x)) for negative."""
+    out = batch.zeros()
+    for i, t in batch.everything():
+        x = min(max(batch.scores[score][i][t], low), high)
+        out[i][t] = credit[i][t] * math.exp(x if credit[i][t] > 0 else -x)
+    return out
+
+
+def length_mean(batch, credit):
+    """SimPO: a mean over the tokens in place of a sum."""
+    out = batch.zeros()
+    for i, row in enumerate(batch.tokens):
+        num = sum(credit[i][t] != 0 for t in row)
+        for t in row:
+            out[i][t] = credit[i][t] / num if num else 0.0
+    return out
+
+
+def top_by_outcome(batch, score, fraction):
+    """SePO: of every completion, the highest scores if it was right, the lowest if it was not."""
+    chosen = set()
+    for i, row in enumerate(batch.tokens):
+        side = {t: batch.scores[score][i][t] * (1 if batch.won(i) else -1) for t in row}
+        if row:
+            threshold = sorted(side.values(), reverse=True)[math.ceil(round(fraction * len(row), 9)) - 1]
+            chosen |= {(i, t) for t in row if side[t] >= threshold}
+    return chosen
+
+
+def amplify(batch, credit, score, up=0.2, down=0.2, floor=0.0, base=1.0):
     """HICRA: A + α |A| m; TGDPO's weights 1 + α r̂ and 1 − α r̂, at least `floor`."""
     out = batch.zeros()
     for i, t in batch.everything():
         c, x = credit[i][t], batch.scores[score][i][t]
         if c > 0:
-            out[i][t] = c * max(floor, 1 + up * x)
+            out[i][t] = c * max(floor, base + up * x)
         elif c < 0:
-            out[i][t] = c * max(floor, 1 - down * x)
+            out[i][t] = c * max(floor, base - down * x)
     return out
 
 
@@ -805,3 +851,60 @@ def method_loss(name, batch, logprob, old, credit, chosen=None):
     if rule is hybrid_losses:
         return hybrid_losses(batch, logprob, old, credit, weights, chosen, **constants)
     return token_losses(batch, rule, logprob, old, credit, weights, chosen, **constants)
+
+
+# Pairs ----------------------------------------------------------------------------------------------------------------
+
+PREFERENCE_CREDIT = {
+    "dpo": lambda b: b.rows(b.reward),
+    "dpo_entropy": lambda b: proxy_weight_of_groups(b, b.rows(b.reward), "entropy", "mean_one"),
+    "dpo_forking": lambda b: keep_only(
+        b,
+        b.rows(b.reward),
+        {(i, t) for i, row in enumerate(b.tokens) for t in _most_uncertain(b, i, row)},
+    ),
+    "sepo": lambda b: length_mean(b, keep_only(b, b.rows(b.reward), top_by_outcome(b, "implicit_reward", 0.3))),
+    "tgdpo": lambda b: amplify(b, b.rows(b.reward), "implicit_reward", 0.05, 0.05, -math.inf),
+    "tis_dpo": lambda b: tilt(b, b.rows(b.reward), "contrast"),
+    "simpo": lambda b: length_mean(b, b.rows(b.reward)),
+    "dpo_pivotal": lambda b: amplify(b, b.rows(b.reward), "before_after", 1.0, 1.0, base=0.0),
+}
+
+
+def _most_uncertain(batch, i, row):
+    values = sorted((batch.scores["entropy"][i][t] for t in row), reverse=True)
+    threshold = values[math.ceil(round(0.2 * len(row), 9)) - 1] if row else 0.0
+    return [t for t in row if batch.scores["entropy"][i][t] >= threshold]
+
+
+def logistic(m, gamma=0.0, smoothing=0.0):
+    """(f, f'): −(1 − ε) log σ(m − γ) − ε log σ(γ − m)."""
+    up = 1 / (1 + math.exp(-(m - gamma)))
+    loss = (1 - smoothing) * math.log1p(math.exp(gamma - m)) + smoothing * math.log1p(math.exp(m - gamma))
+    return loss, -(1 - smoothing) * (1 - up) + smoothing * up
+
+
+def squared(m):
+    return (m - 0.5) ** 2, 2 * (m - 0.5)
+
+
+def hinge(m):
+    return max(0.0, 1 - m), -1.0 if m < 1 else 0.0
+
+
+def preference_loss(batch, logprob, ref, credit, weight, beta, link, reference_free=False):
+    """(loss, gradient, margins) of Σ ω f(m) / Σ ω, pair by pair, token by token."""
+    num, whole = len(weight), math.fsum(weight)
+    total, margins, gradient = [], [], batch.zeros()
+    for p in range(num):
+        margin = 0.0
+        for i in (p, p + num):
+            for t in batch.tokens[i]:
+                margin += beta * credit[i][t] * (logprob[i][t] - (0.0 if reference_free else ref[i][t]))
+        loss, slope = link(margin)
+        margins.append(margin)
+        total.append(weight[p] * loss / whole if whole else 0.0)
+        for i in (p, p + num):
+            for t in batch.tokens[i]:
+                gradient[i][t] = weight[p] / whole * slope * beta * credit[i][t] if whole else 0.0
+    return math.fsum(total), gradient, margins

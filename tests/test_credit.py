@@ -26,6 +26,7 @@ from tokencredit.credit import (
     GroupRelativeOverlong,
     GroupWeight,
     LeaveOneOut,
+    LengthMean,
     OptimalTokenBaseline,
     Outcome,
     Overlong,
@@ -35,6 +36,7 @@ from tokencredit.credit import (
     Returns,
     Score,
     Sum,
+    Tilt,
     ToGo,
     TokenLeaveOneOut,
     TokenSampling,
@@ -201,6 +203,23 @@ OF_CREDIT = {
         Amplify("x", 2.0, 3.0, floor=-math.inf),
         lambda b, c: reference.amplify(b, c, "x", 2.0, 3.0, -math.inf),
     ),
+    "amplify, from nothing": (
+        Amplify("x", 1.0, 1.0, base=0.0),
+        lambda b, c: reference.amplify(b, c, "x", 1.0, 1.0, base=0.0),
+    ),
+    "tilt": (Tilt("x"), lambda b, c: reference.tilt(b, c, "x")),
+    "length mean": (LengthMean(), reference.length_mean),
+    "top of an outcome": (
+        TopFraction("x", 0.3, "row", by_outcome=True),
+        lambda b, c: reference.keep_only(b, c, reference.top_by_outcome(b, "x", 0.3)),
+    ),
+    **{
+        f"proxy weight of the group, {how}": (
+            ProxyWeight("y", how, "group"),
+            lambda b, c, how=how: reference.proxy_weight_of_groups(b, c, "y", how),
+        )
+        for how in ("raw", "min_max", "mean_one")
+    },
     "group weight": (GroupWeight("x"), lambda b, c: reference.group_weight(b, c, "x")),
     "bound": (BoundCredit(0.8), lambda b, c: reference.bound_credit(b, c, 0.8)),
     "confidence": (ConfidenceBonus(), reference.confidence_bonus),
@@ -283,6 +302,7 @@ def test_strength_zero_and_fraction_one_are_the_identity(rollouts, seed):
         *(ToGo("x", 0.0), Returns(0.0), Redistribute("x", 0.0), Amplify("x", 0.0, 0.0), GroupWeight("x", 1.0)),
         *(
             Below("x", math.inf),
+            Tilt("x", 0.0, 0.0),
             BoundCredit(math.inf),
             ConfidenceBonus(0.0, score="x"),
             Overlong(3, 2, 0.0),
@@ -529,7 +549,7 @@ def test_amplified_bounded_and_group_weights_by_hand():
     credit = torch.tensor([[1, -1, 1, -1]], dtype=torch.float64)
     close(run(Amplify("m", 0.2, 0.2), rollouts, credit), [[1.2, -0.8, 1.0, -1.0]])  # A + 0.2 |A| m
     # TGDPO's weights may turn a token, 1 − 2 · 1 = −1; floor = 0 stops at 0.
-    close(run(Amplify("m", 2, 2, -math.inf), rollouts, credit), [[3.0, 1.0, 1.0, -1.0]])
+    close(run(Amplify("m", 2, 2, floor=-math.inf), rollouts, credit), [[3.0, 1.0, 1.0, -1.0]])
     close(run(Amplify("m", 2, 2), rollouts, credit), [[3.0, 0.0, 1.0, -1.0]])
     # 0, 0, 0, 4: mean 1, std √((3 + 9)/3) = 2.
     credit = torch.tensor([[0, 0, 0, 4]], dtype=torch.float64)
@@ -847,6 +867,8 @@ def test_degenerate_groups_of_the_parts_per_token(dtype):
 
 def test_bad_settings_are_refused_by_name():
     for build, message in (
+        (lambda: ProxyWeight("x", "rank", "group"), r"ProxyWeight ranks within rollouts only"),
+        (lambda: Tilt("x", 1.0, 0.0), r"Tilt needs low <= high, got low=1.0, high=0.0"),
         (lambda: ToGo("x", clip=0.0), r"ToGo.clip must be positive or None, got 0.0"),
         (lambda: ToGo("x", gamma=1.1), r"ToGo.gamma must be in \[0, 1\], got 1.1"),
         (lambda: Returns(-0.1), r"Returns.gamma must be in \[0, 1\], got -0.1"),

@@ -120,7 +120,7 @@ class Method:
         changed = replace(self, **{k: v for k, v in values.items() if k in own})
         inner = {k: v for k, v in values.items() if k not in own}
         used: set[str] = set()
-        parts = {name: _replace(getattr(changed, name), inner, used) for name in PARTS}
+        parts = {name: replaced(getattr(changed, name), inner, used) for name in PARTS}
         unknown = sorted(set(inner) - used)
         if unknown:
             raise ValueError(
@@ -132,7 +132,7 @@ class Method:
         """{"Part.field": value} for every field of every part."""
         found: dict[str, object] = {}
         for name in PARTS:
-            _collect(getattr(self, name), found)
+            collect(getattr(self, name), found)
         return found
 
     def within(self, max_length: int) -> Method:
@@ -140,9 +140,10 @@ class Method:
         return replace(self, **{name: _fill(getattr(self, name), max_length) for name in PARTS})
 
 
-def _replace(part, values: dict, used: set[str]):
+def replaced(part, values: dict, used: set[str]):
+    """The part with every field of `values` set wherever it occurs in it; their names are added to `used`."""
     if isinstance(part, Chain | Sum):
-        return type(part)(*(_replace(p, values, used) for p in part.parts))
+        return type(part)(*(replaced(p, values, used) for p in part.parts))
     new = {}
     for f in fields(part):
         for key in (f.name, f"{type(part).__name__}.{f.name}"):
@@ -151,7 +152,7 @@ def _replace(part, values: dict, used: set[str]):
                 used.add(key)
         inner = getattr(part, f.name)
         if f.name not in new and is_dataclass(inner):
-            new[f.name] = _replace(inner, values, used)
+            new[f.name] = replaced(inner, values, used)
     return replace(part, **new) if new else part
 
 
@@ -165,13 +166,14 @@ def _fill(part, max_length: int):
     return replace(part, **new) if new else part
 
 
-def _collect(part, found: dict) -> None:
+def collect(part, found: dict) -> None:
+    """Adds "Part.field" of every field of the part and of those within it to `found`."""
     for inner in part.parts if isinstance(part, Chain | Sum) else ():
-        _collect(inner, found)
+        collect(inner, found)
     for f in fields(part) if not isinstance(part, Chain | Sum) else ():
         value = getattr(part, f.name)
         if is_dataclass(value):
-            _collect(value, found)
+            collect(value, found)
         else:
             found[f"{type(part).__name__}.{f.name}"] = value
 

@@ -11,16 +11,17 @@ from tokencredit.credit.baselines import (
     TokenLeaveOneOut,
 )
 from tokencredit.credit.bonuses import ConfidenceBonus, EntropyBonus, EntropyGradient
+from tokencredit.credit.by_sign import Amplify, Tilt
 from tokencredit.credit.sampling import TokenSampling
 from tokencredit.credit.shaping import EntropyReward, GroupRelativeOverlong, Overlong
 from tokencredit.credit.to_go import Redistribute, Returns, ToGo
 from tokencredit.credit.transform import LAWS, Chain, Sum, Transform
 from tokencredit.credit.weights import (
     Above,
-    Amplify,
     Below,
     BoundCredit,
     GroupWeight,
+    LengthMean,
     ProxyWeight,
     Score,
     TopFraction,
@@ -44,6 +45,7 @@ __all__ = [
     "GroupRelativeOverlong",
     "GroupWeight",
     "LeaveOneOut",
+    "LengthMean",
     "OptimalTokenBaseline",
     "Outcome",
     "Overlong",
@@ -53,6 +55,7 @@ __all__ = [
     "Returns",
     "Score",
     "Sum",
+    "Tilt",
     "ToGo",
     "TokenLeaveOneOut",
     "TokenSampling",

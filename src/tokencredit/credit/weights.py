@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit.transform import Transform, one_of
-from tokencredit.masked import over, pool_deviation, pool_min_max, pool_std, row_mean, row_min_max
+from tokencredit.masked import over, pool_deviation, pool_mean, pool_min_max, pool_std, row_mean, row_min_max
 from tokencredit.rollouts import Rollouts
 
 
@@ -70,16 +70,23 @@ class ProxyWeight(Transform):
     A rollout whose scores are all equal has w = 1, but for raw: nothing to tell its tokens apart. raw takes the score
     in its own units, so its scale is part of the learning rate, and rollouts with a high mean score weigh more than
     others. min_max changes the size of the step as well as its direction (its mean weight is below 1); mean_one and
-    rank do not. raw and mean_one assume x ≥ 0; raw with x = 1 is the identity.
+    rank do not. raw and mean_one assume x ≥ 0; raw with x = 1 is the identity. scope="group" takes minimum, maximum and
+    mean over the tokens of the whole group: equal scores then have equal weights in all its rollouts, and it is the
+    group's total that mean_one keeps, of credit that is equal at every token.
     """
 
     score: str
     normalise: str = "min_max"
+    scope: str = "row"
     laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
 
     def __post_init__(self):
-        one_of(self, normalise=("raw", "min_max", "mean_one", "rank"))
-        if self.normalise in ("mean_one", "rank"):
+        one_of(self, normalise=("raw", "min_max", "mean_one", "rank"), scope=("row", "group"))
+        if self.scope == "group":
+            if self.normalise == "rank":
+                raise ValueError('ProxyWeight ranks within rollouts only: scope="group" needs another normalise')
+            object.__setattr__(self, "laws", frozenset({"group_local", "keeps_sign"}))
+        elif self.normalise in ("mean_one", "rank"):
             object.__setattr__(self, "laws", self.laws | {"keeps_total"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
@@ -89,9 +96,18 @@ class ProxyWeight(Transform):
         if self.normalise == "rank":
             return credit * _rank_weight(x, mask)
         if self.normalise == "mean_one":
-            return credit * over(x, row_mean(x, mask)[:, None].expand_as(x), empty=1.0)
-        low, high = row_min_max(x, mask)
-        return credit * over(x - low[:, None], (high - low)[:, None].expand_as(x), empty=1.0)
+            return credit * over(x, self._mean(x, rollouts).expand_as(x), empty=1.0)
+        if self.scope == "group":
+            low, high = pool_min_max(x, mask, rollouts.group_index)
+        else:
+            low, high = (end[:, None] for end in row_min_max(x, mask))
+        return credit * over(x - low, (high - low).expand_as(x), empty=1.0)
+
+    def _mean(self, x: Tensor, rollouts: Rollouts) -> Tensor:
+        """[B, 1]: x̄ of each rollout, or of its group."""
+        if self.scope == "group":
+            return pool_mean(x, rollouts.mask, rollouts.group_index)
+        return row_mean(x, rollouts.mask)[:, None]
 
 
 @dataclass(frozen=True)
@@ -141,33 +157,19 @@ class GroupWeight(Transform):
 
 
 @dataclass(frozen=True)
-class Amplify(Transform):
-    """Praise louder and blame less where a score is high.
+class LengthMean(Transform):
+    """A rollout's credit is shared among its tokens that carry any.
 
-        cᵢₜ ← cᵢₜ · max(floor, 1 + up · xᵢₜ)       cᵢₜ > 0
-              cᵢₜ · max(floor, 1 − down · xᵢₜ)     cᵢₜ < 0
+        cᵢₜ ← cᵢₜ / #{s : cᵢₛ ≠ 0}
 
-    With x of 0 and 1 and up = down = α this is c + α |c| x. up = down = 0 is the identity. floor = 0 keeps signs
-    whatever x is; −inf bounds nothing, as TGDPO's weights are released. Source: HICRA (arXiv:2509.03646), in a third
-    party's formula; TGDPO (arXiv:2506.14574), released code.
-
-    >>> Amplify("x", 0.2, 0.2)(credit, rollouts)     # credit 1, −1 where x is 1 -> 1.2, −0.8
+    Then a sum over tokens is a mean over those that count: SimPO's length normalisation, and SePO's over its selection.
     """
 
-    score: str
-    up: float = 0.2
-    down: float = 0.2
-    floor: float = 0.0
     laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
 
-    def __post_init__(self):
-        if not self.floor >= 0:
-            object.__setattr__(self, "laws", self.laws - {"keeps_sign"})
-
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
-        x = rollouts.score(self.score).to(credit.dtype)
-        factor = torch.where(credit > 0, 1 + self.up * x, 1 - self.down * x)
-        return credit * factor.clamp(min=self.floor)
+        num = (credit != 0).sum(1, keepdim=True).to(credit.dtype)
+        return over(credit, num.expand_as(credit))
 
 
 @dataclass(frozen=True)
@@ -209,13 +211,15 @@ class TopFraction(Transform):
 
         cᵢₜ ← cᵢₜ · 1[xᵢₜ ≥ τ]        τ: the ⌈ρ N⌉-th largest of the N scores of the scope ("batch", "group" or "row")
 
-    Ties at τ are all kept; ρ = 1 is the identity. Source: beyond the 80/20 rule (arXiv:2506.01939) eq. 5, whose τ runs
+    Ties at τ are all kept; ρ = 1 is the identity. by_outcome=True takes the *lowest* scores of failures, −x for x: what
+    speaks most for the outcome on either side. Source: beyond the 80/20 rule (arXiv:2506.01939) eq. 5, whose τ runs
     over the micro-batch; here it runs over the whole rollout batch.
     """
 
     score: str
     fraction: float = 0.2
     scope: str = "batch"
+    by_outcome: bool = False
     laws: ClassVar = frozenset({"keeps_sign", "idempotent"})
 
     def __post_init__(self):
@@ -228,6 +232,7 @@ class TopFraction(Transform):
     def select(self, rollouts: Rollouts) -> Tensor:
         """[B, T] bool: the tokens that keep their credit."""
         x = rollouts.score(self.score)
+        x = torch.where(rollouts.success[:, None], x, -x) if self.by_outcome else x
         index = torch.arange(len(rollouts), device=x.device) if self.scope == "row" else rollouts.index(self.scope)
         threshold = x.new_full((len(rollouts), 1), -torch.inf)
         for population in torch.unique(index):

@@ -59,6 +59,8 @@ UNMEASURED: dict[str, Score] = {
     score.name: score
     for score in (
         Score("implicit_reward", "log π_r − log π_ref of the token, π_r trained on preferences", "nats", "caller"),
+        Score("contrast", "log π⁺ − log π⁻ of two policies, trained on what is chosen and rejected", "nats", "caller"),
+        Score("before_after", "V after the token less V before it, re-sampled (`pivotality run`)", "reward", "caller"),
         Score("self_reward", "log π − log π_ref of the token, π the policy that sampled", "nats", "caller"),
         Score("js_divergence", "Jensen-Shannon divergence of the group's living distributions", "nats", "caller"),
         Score("planning", "1 on tokens of phrases that plan, else 0", "0/1", "caller"),
