@@ -333,6 +333,8 @@ def test_the_mix_by_entropy_by_hand():
     assert HybridClip().needs == frozenset() and turned.needs == {"entropy"} and turned.plans and not HybridClip().plans
     with pytest.raises(ValueError, match=r"HybridClip.mix must be in \[0, 1\] or 'entropy', got 2"):
         HybridClip(mix=2)
+    with pytest.raises(ValueError, match=r"share and fraction must be in \(0, 1\], got share=0.0, fraction=0.1"):
+        LowEntropyKL(0.0, 0.1)
     with pytest.raises(ValueError, match=r"HybridClip.outer must be one of 'min_of_mixes'"):
         HybridClip(outer="min")
 

@@ -2,7 +2,8 @@
 
 from tokencredit.objective.aggregate import Aggregate, SelectedMean, SequenceMean, SequenceSum, TokenMean
 from tokencredit.objective.covariance import ClipCov, KLCov, LowEntropyKL, covariance
-from tokencredit.objective.surrogates import CISPO, GPPO, SAPO, Clip, HybridClip, LogProb, SequenceClip, Surrogate
+from tokencredit.objective.hybrid import HybridClip
+from tokencredit.objective.surrogates import CISPO, GPPO, SAPO, Clip, LogProb, SequenceClip, Surrogate
 
 __all__ = [
     "CISPO",

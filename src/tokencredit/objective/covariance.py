@@ -123,6 +123,11 @@ class LowEntropyKL(Surrogate):
     score: str = "entropy"
     plans: ClassVar[bool] = True
 
+    def __post_init__(self):
+        if not (0 < self.share <= 1 and 0 < self.fraction <= 1):
+            parts = f"share={self.share}, fraction={self.fraction}"
+            raise ValueError(f"LowEntropyKL.share and fraction must be in (0, 1], got {parts}")
+
     def coefficient(self, logprob, old_logprob, credit, rollouts: Rollouts):
         mask = rollouts.mask
         tokens = int(mask.sum())
@@ -132,7 +137,8 @@ class LowEntropyKL(Surrogate):
         calm = entropy.sort(stable=True).indices[: min(portion(self.share, tokens), tokens)].sort().values
         chosen = torch.zeros_like(mask.flatten())
         chosen[calm] = True
-        order = calm[covariance(logprob, credit, chosen.view_as(mask)).flatten()[calm].sort(stable=True).indices]
+        cov = covariance(logprob, credit, chosen.view_as(mask)).flatten()[calm]
+        order = calm[cov.sort(stable=True).indices]
         few = portion(self.fraction, len(calm))
         top, rest, bottom = self.beta
         kappa[order] = rest
