@@ -89,6 +89,30 @@ def leave_one_out(batch, values):
     return out
 
 
+def leave_one_out_of_tokens(batch, credit):
+    """PRIME's released masked_rloo: rₜ n/(n−1) − Σₖ mean(rₖ)/(n−1), over the n rollouts of the group with tokens."""
+    out = batch.zeros()
+    for members in batch.groups():
+        alive = [k for k in members if batch.tokens[k]]
+        if len(alive) < 2:
+            continue
+        baseline = math.fsum(mean([credit[k][t] for t in batch.tokens[k]]) for k in alive) / (len(alive) - 1)
+        for i in alive:
+            for t in batch.tokens[i]:
+                out[i][t] = credit[i][t] * (len(alive) / (len(alive) - 1)) - baseline
+    return out
+
+
+def column_center(batch, credit):
+    """Every token minus the mean of its group's rollouts that are alive at the position."""
+    out = batch.zeros()
+    for members in batch.groups():
+        for i in members:
+            for t in batch.tokens[i]:
+                out[i][t] = credit[i][t] - mean([credit[k][t] for k in members if t in batch.tokens[k]])
+    return out
+
+
 def optimal_token_baseline(batch, credit, alone="zero"):
     """OTB: B_t = Σ G W / Σ W over the rollouts alive at t, W the running sum of 1 − 2π + Σπ²."""
     out, energy = batch.zeros(), batch.zeros()
@@ -121,8 +145,8 @@ def batch_whiten(batch, credit, eps=1e-8):
     return out
 
 
-def overlong(batch, values, max_length, cache=None):
-    """DAPO eq. 13, piece by piece."""
+def overlong(batch, values, max_length, cache=None, penalty=0.5):
+    """DAPO eq. 13, piece by piece, times half the distance of the paper's rewards −1 and 1 to ours, 0 and 1."""
     cache = max_length / 5 if cache is None else cache
     out = []
     for value, row in zip(values, batch.tokens):
@@ -130,9 +154,9 @@ def overlong(batch, values, max_length, cache=None):
         if length <= max_length - cache:
             out.append(value)
         elif length <= max_length:
-            out.append(value + (max_length - cache - length) / cache)
+            out.append(value + penalty * (max_length - cache - length) / cache)
         else:
-            out.append(value - 1)
+            out.append(value - penalty)
     return out
 
 
@@ -334,7 +358,9 @@ def proxy_weight(batch, credit, score, normalise="min_max"):
         x = [batch.scores[score][i][t] for t in row]
         for t in row:
             own = batch.scores[score][i][t]
-            if normalise == "min_max":
+            if normalise == "raw":
+                weight = own
+            elif normalise == "min_max":
                 weight = (own - min(x)) / (max(x) - min(x)) if max(x) > min(x) else 1.0
             elif normalise == "mean_one":
                 weight = own / mean(x) if mean(x) else 1.0
@@ -342,6 +368,170 @@ def proxy_weight(batch, credit, score, normalise="min_max"):
                 rank = sum(v < own for v in x) + (x.count(own) + 1) / 2
                 weight = (2 * rank - 1) / len(x)
             out[i][t] = credit[i][t] * weight
+    return out
+
+
+def group_weight(batch, credit, score, high=1.7):
+    """TW-GRPO: 1 + (α − 1) (D − min D) / (max D − min D), over the tokens of the group."""
+    out = batch.zeros()
+    for members in batch.groups():
+        x = [batch.scores[score][k][s] for k in members for s in batch.tokens[k]]
+        for i in members:
+            for t in batch.tokens[i]:
+                share = (batch.scores[score][i][t] - min(x)) / (max(x) - min(x)) if max(x) > min(x) else 0.0
+                out[i][t] = credit[i][t] * (1 + (high - 1) * share)
+    return out
+
+
+def proxy_weight_of_groups(batch, credit, score, normalise):
+    """The same with minimum, maximum and mean over the tokens of the group: for a pair, of both its completions."""
+    out = batch.zeros()
+    for members in batch.groups():
+        x = [batch.scores[score][k][s] for k in members for s in batch.tokens[k]]
+        for i in members:
+            for t in batch.tokens[i]:
+                own = batch.scores[score][i][t]
+                if normalise == "min_max":
+                    own = (own - min(x)) / (max(x) - min(x)) if max(x) > min(x) else 1.0
+                elif normalise == "mean_one":
+                    own = own / mean(x) if mean(x) else 1.0
+                out[i][t] = credit[i][t] * own
+    return out
+
+
+def tilt(batch, credit, score, low=-0.5, high=1.5):
+    """TIS-DPO: exp(clip(x)) for positive credit, exp(−clip(x)) for negative."""
+    out = batch.zeros()
+    for i, t in batch.everything():
+        x = min(max(batch.scores[score][i][t], low), high)
+        out[i][t] = credit[i][t] * math.exp(x if credit[i][t] > 0 else -x)
+    return out
+
+
+def length_mean(batch, credit):
+    """SimPO: a mean over the tokens in place of a sum."""
+    out = batch.zeros()
+    for i, row in enumerate(batch.tokens):
+        num = sum(credit[i][t] != 0 for t in row)
+        for t in row:
+            out[i][t] = credit[i][t] / num if num else 0.0
+    return out
+
+
+def top_by_outcome(batch, score, fraction):
+    """SePO: of every completion, the highest scores if it was right, the lowest if it was not."""
+    chosen = set()
+    for i, row in enumerate(batch.tokens):
+        side = {t: batch.scores[score][i][t] * (1 if batch.won(i) else -1) for t in row}
+        if row:
+            threshold = sorted(side.values(), reverse=True)[math.ceil(round(fraction * len(row), 9)) - 1]
+            chosen |= {(i, t) for t in row if side[t] >= threshold}
+    return chosen
+
+
+def amplify(batch, credit, score, up=0.2, down=0.2, floor=0.0, base=1.0):
+    """HICRA: A + α |A| m; TGDPO's weights 1 + α r̂ and 1 − α r̂, at least `floor`."""
+    out = batch.zeros()
+    for i, t in batch.everything():
+        c, x = credit[i][t], batch.scores[score][i][t]
+        if c > 0:
+            out[i][t] = c * max(floor, base + up * x)
+        elif c < 0:
+            out[i][t] = c * max(floor, base - down * x)
+    return out
+
+
+def bound_credit(batch, credit, k=2.0):
+    """OSPO: clamp to ± k std over all tokens."""
+    out, places = batch.zeros(), batch.everything()
+    values = [credit[i][t] for i, t in places]
+    spread = 0.0
+    if len(values) > 1 and max(values) - min(values) > 1e-13 * max(abs(v) for v in values):
+        spread = math.sqrt(math.fsum((v - mean(values)) ** 2 for v in values) / (len(values) - 1))
+    for i, t in places:
+        out[i][t] = min(max(credit[i][t], -k * spread), k * spread) if spread else credit[i][t]
+    return out
+
+
+# Sums along a rollout -------------------------------------------------------------------------------------------------
+
+
+def returns(batch, credit, gamma=1.0):
+    out = batch.zeros()
+    for i, row in enumerate(batch.tokens):
+        for place, t in enumerate(row):
+            out[i][t] = math.fsum(gamma**k * credit[i][s] for k, s in enumerate(row[place:]))
+    return out
+
+
+def to_go(batch, credit, score, scale=1.0, clip=None, gamma=1.0, past=False):
+    """RTO: clip(β log π_dpo/π_ref) at every token, as a return, beside the outcome's."""
+    bound = math.inf if clip is None else clip
+    out = batch.zeros()
+    for i, row in enumerate(batch.tokens):
+        reward = {t: min(max(scale * batch.scores[score][i][t], -bound), bound) for t in row}
+        for place, t in enumerate(row):
+            near = row[place::-1] if past else row[place:]
+            out[i][t] = credit[i][t] + math.fsum(gamma**k * reward[s] for k, s in enumerate(near))
+    return out
+
+
+def redistribute(batch, credit, score, share=0.8):
+    """ABC: β R α_t / Σ α at every token, (1 − β) R at the last, then what is to come."""
+    out = batch.zeros()
+    for i, row in enumerate(batch.tokens):
+        whole = math.fsum(batch.scores[score][i][t] for t in row)
+        for place, t in enumerate(row):
+            left = math.fsum(batch.scores[score][i][s] for s in row[place:]) / whole if whole else 1.0
+            out[i][t] = credit[i][t] * (1 - share) + credit[i][t] * share * left
+    return out
+
+
+# Bonuses --------------------------------------------------------------------------------------------------------------
+
+
+def confidence(batch, i, fraction=0.2):
+    """ProGRPO: exp of the mean log-prob of the ⌈ρ|o|⌉ least likely tokens."""
+    row = batch.tokens[i]
+    if not row:
+        return 0.0
+    least = sorted(batch.scores["logprob"][i][t] for t in row)[: max(math.ceil(round(fraction * len(row), 9)), 1)]
+    return math.exp(mean(least))
+
+
+def confidence_bonus(batch, credit, alpha=0.3, fraction=0.2, prompt="none", all_correct=False):
+    out = batch.zeros()
+    for members in batch.groups():
+        wins = sum(batch.won(k) for k in members)
+        takes = wins > 0 and (all_correct or wins < len(members))
+        alive = [confidence(batch, k, fraction) for k in members if batch.tokens[k]]
+        for i in members:
+            for t in batch.tokens[i]:
+                asked = {"none": 0.0, "group_mean": mean(alive)}.get(prompt)
+                asked = batch.scores["prompt_confidence"][i][t] if asked is None else asked
+                out[i][t] = credit[i][t] + takes * alpha * (asked - confidence(batch, i, fraction))
+    return out
+
+
+def entropy_gradient(batch, credit, coef=0.001, target=None, difficulty=None):
+    """c + α λ (−log π − H); Skywork-OR1: α only where the mean entropy is at most the target."""
+    out, places = batch.zeros(), batch.everything()
+    level = mean([batch.scores["entropy"][i][t] for i, t in places]) if places else 0.0
+    on = target is None or level <= target
+    for members in batch.groups():
+        rate = sum(batch.won(k) for k in members) / len(members)
+        need = 1.0 if difficulty is None else max(0.0, 1 - rate / difficulty)
+        for i in members:
+            for t in batch.tokens[i]:
+                gap = -batch.scores["logprob"][i][t] - batch.scores["entropy"][i][t]
+                out[i][t] = credit[i][t] + on * coef * need * gap
+    return out
+
+
+def add(batch, first, second):
+    out = batch.zeros()
+    for i, t in batch.everything():
+        out[i][t] = first[i][t] + second[i][t]
     return out
 
 
@@ -410,6 +600,13 @@ def ce_gppo(logprob, old, c, chosen, beta=(0.5, 1.0), low=0.2, high=0.2, dual=No
     return -w * c, -w * c
 
 
+def low_entropy_kl(logprob, old, c, chosen, low=1.0, high=math.inf):
+    """SENT: PPO's loss, and κ |log π − log π_old|, with κ in place of a choice."""
+    loss, slope = clip(logprob, old, c, 0.0, low, high)
+    gap = logprob - old
+    return loss + chosen * abs(gap), slope + chosen * ((gap > 0) - (gap < 0))
+
+
 def clip_cov(logprob, old, c, chosen, low=1.0, high=1.0):
     return (0.0, 0.0) if chosen else clip(logprob, old, c, chosen, low, high)
 
@@ -421,10 +618,10 @@ def kl_cov(logprob, old, c, chosen, beta=1.0):
 
 
 def token_losses(batch, rule, logprob, old, credit, weights, chosen=None, **constants):
-    """(loss, gradient) of Σ ω ℓ for a rule whose tokens do not interact."""
+    """(loss, gradient) of Σ ω ℓ for a rule whose tokens do not interact; `chosen` {token: coefficient}."""
     total, gradient = [], batch.zeros()
     for i, t in batch.everything():
-        loss, slope = rule(logprob[i][t], old[i][t], credit[i][t], bool(chosen and (i, t) in chosen), **constants)
+        loss, slope = rule(logprob[i][t], old[i][t], credit[i][t], (chosen or {}).get((i, t), 0.0), **constants)
         total.append(weights[i][t] * loss)
         gradient[i][t] = weights[i][t] * slope
     return math.fsum(total), gradient
@@ -451,6 +648,73 @@ def sequence_losses(batch, logprob, old, credit, weights, low, high, mean_of="ge
     return math.fsum(total), gradient
 
 
+def hybrid_losses(
+    batch,
+    logprob,
+    old,
+    credit,
+    weights,
+    chosen=None,
+    low=0.2,
+    high=0.2,
+    seq_low=3e-4,
+    seq_high=4e-4,
+    mix=0.5,
+    outer="min_of_mixes",
+):
+    """DHPO: token ratio and GSPO-token ratio, each clipped in its own range, then mixed; the three outer readings."""
+    total, gradient = [], batch.zeros()
+    for i, row in enumerate(batch.tokens):
+        if not row:
+            continue
+        s = math.exp(mean([logprob[i][t] - old[i][t] for t in row]))
+        for t in row:
+            w, c = ratio_of(logprob[i][t], old[i][t]), credit[i][t]
+            share = chosen.get((i, t), 0.0) if mix == "entropy" else mix
+            near, far = min(max(w, 1 - low), 1 + high), min(max(s, 1 - seq_low), 1 + seq_high)
+            # d w / d log π = w, and d s_it / d log π_it = s; a bound that holds has no derivative.
+            near_slope, far_slope = w * (near == w), s * (far == s)
+            mixed, clipped = share * w + (1 - share) * s, share * near + (1 - share) * far
+            clipped_slope = share * near_slope + (1 - share) * far_slope
+            if outer == "mix_of_clips":
+                value, slope = clipped * c, clipped_slope * c
+            elif outer == "min_of_mixes":
+                value = min(mixed * c, clipped * c)
+                slope = (share * w + (1 - share) * s if mixed * c < clipped * c else clipped_slope) * c
+            else:
+                value = share * min(w * c, near * c) + (1 - share) * min(s * c, far * c)
+                token = w if w * c < near * c else near_slope
+                whole = s if s * c < far * c else far_slope
+                slope = (share * token + (1 - share) * whole) * c
+            total.append(-weights[i][t] * value)
+            gradient[i][t] = -weights[i][t] * slope
+    return math.fsum(total), gradient
+
+
+def planned(plan):
+    """{token: coefficient} of a plan, or None."""
+    if plan.coefficient is None:
+        return None
+    return {(i, t): plan.coefficient[i, t].item() for i, t in plan.coefficient.nonzero().tolist()}
+
+
+def low_entropy_covariances(batch, logprob, credit, share=0.8):
+    """SENT: {token: Cov} of the tokens of lowest entropy, by sorting; their own means."""
+    places = sorted(batch.everything(), key=lambda place: batch.scores["entropy"][place[0]][place[1]])
+    calm = places[: max(math.floor(round(share * len(places), 9)), 1)]
+    if not calm:
+        return {}
+    centre, level = mean([logprob[i][t] for i, t in calm]), mean([credit[i][t] for i, t in calm])
+    return {(i, t): (logprob[i][t] - centre) * (credit[i][t] - level) for i, t in calm}
+
+
+def low_entropy_coefficients(cov, fraction=2e-4, beta=(0.2, 0.0, 0.05)):
+    """SENT: {token: κ}: beta[0] for the largest of the covariances, beta[2] for the smallest, beta[1] between."""
+    order = sorted(cov, key=cov.get)
+    few = max(math.floor(round(fraction * len(cov), 9)), 1)
+    return dict.fromkeys(order, beta[1]) | dict.fromkeys(order[:few], beta[2]) | dict.fromkeys(order[-few:], beta[0])
+
+
 def covariances(batch, logprob, credit):
     """The entropy mechanism eq. 10: {token: (log π − mean log π)(A − mean A)}."""
     places = batch.everything()
@@ -471,6 +735,11 @@ def _gtpo(**reading):
     shape = {k: v for k, v in reading.items() if k != "population"}
     kept = {k: v for k, v in reading.items() if k in ("level", "scope", "population")}
     return lambda batch: polarity_center(batch, entropy_reward(batch, **shape), **kept)
+
+
+def _unsure(batch):
+    """SPO: the tokens whose probability is below 0.9."""
+    return {(i, t) for i, t in batch.everything() if math.exp(batch.scores["logprob"][i][t]) < 0.9}
 
 
 CREDIT = {
@@ -505,6 +774,25 @@ CREDIT = {
     "token_sampling": lambda b: token_sampling(b, _grpo(b), score="head_norm"),
     "vineppo": lambda b: batch_whiten(b, b.scores["step_gain"]),
     "exact_value": lambda b: keep_only(b, b.scores["exact_value"], b.everything()),
+    "arm": lambda b: confidence_bonus(b, _grpo(b)),
+    "dhpo": _grpo,
+    "sent": _grpo,
+    "tw_grpo": lambda b: group_weight(b, _grpo(b), "js_divergence"),
+    "rto_group": lambda b: column_center(b, to_go(b, b.rows(b.reward), "implicit_reward", 0.05, 0.05)),
+    "hicra": lambda b: amplify(b, _grpo(b), "planning"),
+    "spro": lambda b: add(b, _grpo(b), column_center(b, to_go(b, b.zeros(), "self_reward", 0.05, past=True))),
+    "abc": lambda b: column_center(b, redistribute(b, b.rows(b.reward), "attention")),
+    "prime_offline": lambda b: batch_whiten(
+        b,
+        add(
+            b,
+            b.rows(leave_one_out(b, b.reward)),
+            returns(b, leave_one_out_of_tokens(b, b.scores["implicit_reward"])),
+        ),
+    ),
+    "spo_chain": lambda b: keep_only(b, batch_whiten(b, b.scores["step_gain"]), _unsure(b)),
+    "entropy_bonus": lambda b: entropy_gradient(b, _grpo(b)),
+    "entropy_bonus_adaptive": lambda b: entropy_gradient(b, _grpo(b), coef=0.0, target=0.2),
 }
 
 LOSS = {  # (rule, constants, aggregation)
@@ -539,13 +827,84 @@ LOSS = {  # (rule, constants, aggregation)
     "token_sampling": (clip, {}, ("token",)),
     "vineppo": (clip, {}, ("token",)),
     "exact_value": (clip, {}, ("token",)),
+    "arm": (clip, {"high": 0.28}, ("token",)),
+    "dhpo": (hybrid_losses, {}, ("sequence",)),
+    "sent": (low_entropy_kl, {}, ("token",)),
+    "tw_grpo": (clip, {}, ("token",)),
+    "rto_group": (clip, {}, ("token",)),
+    "hicra": (clip, {}, ("token",)),
+    "spro": (clip, {}, ("token",)),
+    "abc": (clip, {}, ("token",)),
+    "prime_offline": (clip, {}, ("token",)),
+    "spo_chain": (clip, {}, ("selected", None, _unsure)),
+    "entropy_bonus": (clip, {}, ("token",)),
+    "entropy_bonus_adaptive": (clip, {}, ("token",)),
 }
 
 
 def method_loss(name, batch, logprob, old, credit, chosen=None):
-    """(loss, gradient) of a published method for a given credit and given selected tokens."""
+    """(loss, gradient) of a published method for a given credit and given coefficients {token: κ}."""
     rule, constants, how = LOSS[name]
     weights = aggregate(batch, *how)
     if rule is sequence_losses:
         return sequence_losses(batch, logprob, old, credit, weights, **constants)
+    if rule is hybrid_losses:
+        return hybrid_losses(batch, logprob, old, credit, weights, chosen, **constants)
     return token_losses(batch, rule, logprob, old, credit, weights, chosen, **constants)
+
+
+# Pairs ----------------------------------------------------------------------------------------------------------------
+
+PREFERENCE_CREDIT = {
+    "dpo": lambda b: b.rows(b.reward),
+    "dpo_entropy": lambda b: proxy_weight_of_groups(b, b.rows(b.reward), "entropy", "mean_one"),
+    "dpo_forking": lambda b: keep_only(
+        b,
+        b.rows(b.reward),
+        {(i, t) for i, row in enumerate(b.tokens) for t in _most_uncertain(b, i, row)},
+    ),
+    "sepo": lambda b: length_mean(b, keep_only(b, b.rows(b.reward), top_by_outcome(b, "implicit_reward", 0.3))),
+    "tgdpo": lambda b: amplify(b, b.rows(b.reward), "implicit_reward", 0.05, 0.05, -math.inf),
+    "tis_dpo": lambda b: tilt(b, b.rows(b.reward), "contrast"),
+    "simpo": lambda b: length_mean(b, b.rows(b.reward)),
+    "dpo_pivotal": lambda b: amplify(b, b.rows(b.reward), "before_after", 1.0, 1.0, base=0.0),
+}
+
+
+def _most_uncertain(batch, i, row):
+    values = sorted((batch.scores["entropy"][i][t] for t in row), reverse=True)
+    threshold = values[math.ceil(round(0.2 * len(row), 9)) - 1] if row else 0.0
+    return [t for t in row if batch.scores["entropy"][i][t] >= threshold]
+
+
+def logistic(m, gamma=0.0, smoothing=0.0):
+    """(f, f'): −(1 − ε) log σ(m − γ) − ε log σ(γ − m)."""
+    up = 1 / (1 + math.exp(-(m - gamma)))
+    loss = (1 - smoothing) * math.log1p(math.exp(gamma - m)) + smoothing * math.log1p(math.exp(m - gamma))
+    return loss, -(1 - smoothing) * (1 - up) + smoothing * up
+
+
+def squared(m):
+    return (m - 0.5) ** 2, 2 * (m - 0.5)
+
+
+def hinge(m):
+    return max(0.0, 1 - m), -1.0 if m < 1 else 0.0
+
+
+def preference_loss(batch, logprob, ref, credit, weight, beta, link, reference_free=False):
+    """(loss, gradient, margins) of Σ ω f(m) / Σ ω, pair by pair, token by token."""
+    num, whole = len(weight), math.fsum(weight)
+    total, margins, gradient = [], [], batch.zeros()
+    for p in range(num):
+        margin = 0.0
+        for i in (p, p + num):
+            for t in batch.tokens[i]:
+                margin += beta * credit[i][t] * (logprob[i][t] - (0.0 if reference_free else ref[i][t]))
+        loss, slope = link(margin)
+        margins.append(margin)
+        total.append(weight[p] * loss / whole if whole else 0.0)
+        for i in (p, p + num):
+            for t in batch.tokens[i]:
+                gradient[i][t] = weight[p] / whole * slope * beta * credit[i][t] if whole else 0.0
+    return math.fsum(total), gradient, margins

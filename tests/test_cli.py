@@ -105,6 +105,14 @@ def test_a_method_in_full(capsys):
     assert "dynamic sampling: prompts are drawn again" in run(capsys, "methods", "dapo")[1]
 
 
+def test_a_method_with_several_sources_of_credit_shows_all_its_parts(capsys):
+    code, out, _ = run(capsys, "methods", "prime_offline")
+    assert code == 0
+    for part in ("Sum(Chain(Outcome(), ", "\nTokenLeaveOneOut()\n", "\nReturns(gamma=1.0)\n", "\nBatchWhiten("):
+        assert part in out
+    assert "implicit_reward: log π_r − log π_ref of the token" in out and "nobody here measures" in out
+
+
 def test_unknown_names_are_refused_with_the_nearest(capsys, tmp_path):
     out = tmp_path / "run"
     assert 'no method "gtop". Did you mean "gtpo"? There are: reinforce, ' in refused(capsys, "methods", "gtop")

@@ -13,18 +13,32 @@ import reference
 from tokencredit import Chain, Rollouts, Transform
 from tokencredit.credit import (
     Above,
+    Amplify,
     BatchWhiten,
+    Below,
+    BoundCredit,
+    ColumnCenter,
+    ConfidenceBonus,
     EntropyBonus,
+    EntropyGradient,
     EntropyReward,
     GroupCenter,
     GroupRelativeOverlong,
+    GroupWeight,
     LeaveOneOut,
+    LengthMean,
     OptimalTokenBaseline,
     Outcome,
     Overlong,
     PolarityCenter,
     ProxyWeight,
+    Redistribute,
+    Returns,
     Score,
+    Sum,
+    Tilt,
+    ToGo,
+    TokenLeaveOneOut,
     TokenSampling,
     TopFraction,
     Weight,
@@ -72,6 +86,10 @@ OF_REWARD = {
     "none": (GroupCenter(scale="none"), lambda b: reference.group_center(b, b.reward, scale="none")),
     "leave one out": (LeaveOneOut(), lambda b: reference.leave_one_out(b, b.reward)),
     "overlong": (Overlong(5, 2), lambda b: reference.overlong(b, b.reward, 5, 2)),
+    "overlong, rewards of −1 and 1": (
+        Overlong(5, 2, penalty=1.0),
+        lambda b: reference.overlong(b, b.reward, 5, 2, 1.0),
+    ),
     "overlong, a fifth": (Overlong(4), lambda b: reference.overlong(b, b.reward, 4)),
     "relative overlong": (GroupRelativeOverlong(), lambda b: reference.group_relative_overlong(b, b.reward)),
     "both polarities": (
@@ -134,7 +152,7 @@ def test_polarity_center(level, scope, population, rollouts):
     )
 
 
-@pytest.mark.parametrize("normalise", ("min_max", "mean_one", "rank"))
+@pytest.mark.parametrize("normalise", ("raw", "min_max", "mean_one", "rank"))
 @given(rollouts=batches("x"), seed=st.integers(0, 999))
 def test_proxy_weight(normalise, rollouts, seed):
     credit = credit_like(rollouts, seed)
@@ -152,6 +170,8 @@ def test_top_fraction_entropy_bonus_and_whitening(rollouts, seed, fraction):
         run(Above("x", fraction), rollouts, credit),
         reference.keep_only(batch, plain, reference.tokens_above(batch, "x", fraction)),
     )
+    below = {(i, t) for i, t in batch.everything() if batch.scores["x"][i][t] < fraction}
+    close(run(Below("x", fraction), rollouts, credit), reference.keep_only(batch, plain, below))
     close(run(EntropyBonus(), rollouts, credit), reference.entropy_advantage(batch, plain))
     close(run(BatchWhiten(), rollouts, credit), reference.batch_whiten(batch, plain))
     close(run(Score("x"), rollouts, credit), reference.keep_only(batch, batch.scores["x"], batch.everything()))
@@ -163,6 +183,83 @@ def test_optimal_token_baseline(alone, rollouts, seed):
     batch, credit = reference.batch_of(rollouts), credit_like(rollouts, seed)
     expected = reference.optimal_token_baseline(batch, credit.double().tolist(), alone)
     close(run(OptimalTokenBaseline(alone), rollouts, credit), expected)
+
+
+OF_CREDIT = {
+    "leave one out, tokens": (TokenLeaveOneOut(), reference.leave_one_out_of_tokens),
+    "column": (ColumnCenter(), reference.column_center),
+    "returns": (Returns(), reference.returns),
+    "returns, discounted": (Returns(0.7), lambda b, c: reference.returns(b, c, 0.7)),
+    "to go": (ToGo("x", 0.5, 0.4), lambda b, c: reference.to_go(b, c, "x", 0.5, 0.4)),
+    "to go, discounted": (ToGo("x", -2.0, gamma=0.9), lambda b, c: reference.to_go(b, c, "x", -2.0, gamma=0.9)),
+    "so far": (
+        ToGo("x", 2.0, None, 0.8, past=True),
+        lambda b, c: reference.to_go(b, c, "x", 2.0, None, 0.8, past=True),
+    ),
+    "redistribute": (Redistribute("y"), lambda b, c: reference.redistribute(b, c, "y")),
+    "redistribute, all": (Redistribute("y", 1.0), lambda b, c: reference.redistribute(b, c, "y", 1.0)),
+    "amplify": (Amplify("x", 0.7, 0.4), lambda b, c: reference.amplify(b, c, "x", 0.7, 0.4)),
+    "amplify, unbounded": (
+        Amplify("x", 2.0, 3.0, floor=-math.inf),
+        lambda b, c: reference.amplify(b, c, "x", 2.0, 3.0, -math.inf),
+    ),
+    "amplify, from nothing": (
+        Amplify("x", 1.0, 1.0, base=0.0),
+        lambda b, c: reference.amplify(b, c, "x", 1.0, 1.0, base=0.0),
+    ),
+    "tilt": (Tilt("x"), lambda b, c: reference.tilt(b, c, "x")),
+    "length mean": (LengthMean(), reference.length_mean),
+    "top of an outcome": (
+        TopFraction("x", 0.3, "row", by_outcome=True),
+        lambda b, c: reference.keep_only(b, c, reference.top_by_outcome(b, "x", 0.3)),
+    ),
+    **{
+        f"proxy weight of the group, {how}": (
+            ProxyWeight("y", how, "group"),
+            lambda b, c, how=how: reference.proxy_weight_of_groups(b, c, "y", how),
+        )
+        for how in ("raw", "min_max", "mean_one")
+    },
+    "group weight": (GroupWeight("x"), lambda b, c: reference.group_weight(b, c, "x")),
+    "bound": (BoundCredit(0.8), lambda b, c: reference.bound_credit(b, c, 0.8)),
+    "confidence": (ConfidenceBonus(), reference.confidence_bonus),
+    "confidence, group mean": (
+        ConfidenceBonus(0.7, 0.5, "group_mean", True),
+        lambda b, c: reference.confidence_bonus(b, c, 0.7, 0.5, "group_mean", True),
+    ),
+    "confidence, prompt": (
+        ConfidenceBonus(prompt="prompt_confidence"),
+        lambda b, c: reference.confidence_bonus(b, c, prompt="prompt_confidence"),
+    ),
+    "entropy gradient": (EntropyGradient(0.3), lambda b, c: reference.entropy_gradient(b, c, 0.3)),
+    "entropy gradient, target": (
+        EntropyGradient(0.3, target=0.9),
+        lambda b, c: reference.entropy_gradient(b, c, 0.3, 0.9),
+    ),
+    "entropy gradient, difficulty": (
+        EntropyGradient(0.3, difficulty=0.6),
+        lambda b, c: reference.entropy_gradient(b, c, 0.3, difficulty=0.6),
+    ),
+    "sum": (
+        Sum(Chain(Outcome(), GroupCenter()), ToGo("x"), Chain()),
+        lambda b, c: reference.add(
+            b, reference.add(b, c, b.rows(reference.group_center(b, b.reward))), reference.to_go(b, c, "x")
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_CREDIT)
+@given(
+    rollouts=batches("x", "y", "entropy", "logprob", "prompt_confidence", signed=("x", "logprob")),
+    seed=st.integers(0, 999),
+)
+def test_token_credit(name, rollouts, seed):
+    transform, expected = OF_CREDIT[name]
+    credit = credit_like(rollouts, seed)
+    close(
+        run(transform, rollouts, credit), expected(reference.batch_of(rollouts), credit.nan_to_num().double().tolist())
+    )
 
 
 SAMPLINGS = (
@@ -189,14 +286,31 @@ def test_token_sampling(settings, rollouts, seed):
 @given(rollouts=batches("x", "entropy"), seed=st.integers(0, 999))
 def test_strength_zero_and_fraction_one_are_the_identity(rollouts, seed):
     rollouts = replace(
-        rollouts, scores={**rollouts.scores, "uniform": torch.full_like(rollouts.mask, 0.999999, dtype=torch.float64)}
+        rollouts,
+        scores={
+            **rollouts.scores,
+            "logprob": -rollouts.score("x"),
+            "uniform": torch.full_like(rollouts.mask, 0.999999, dtype=torch.float64),
+        },
     )
     credit = credit_like(rollouts, seed)
     plain = torch.where(rollouts.mask, credit, 0)
     whole = (
         kind("x", 1.0, scope=scope) for kind in (TopFraction, TokenSampling) for scope in ("batch", "group", "row")
     )
-    for same in (Weight("x", 0.0), *whole, Above("x", -1.0), Chain()):
+    off = (
+        *(ToGo("x", 0.0), Returns(0.0), Redistribute("x", 0.0), Amplify("x", 0.0, 0.0), GroupWeight("x", 1.0)),
+        *(
+            Below("x", math.inf),
+            Tilt("x", 0.0, 0.0),
+            BoundCredit(math.inf),
+            ConfidenceBonus(0.0, score="x"),
+            Overlong(3, 2, 0.0),
+            Sum(Chain()),
+        ),
+        EntropyGradient(0.0, score="x"),
+    )
+    for same in (Weight("x", 0.0), *whole, *off, Above("x", -1.0), Chain()):
         assert torch.equal(run(same, rollouts, credit), plain)
     assert torch.equal(run(EntropyBonus(alpha=0.0), rollouts, credit), plain)
     assert torch.equal(run(Overlong(), rollouts, credit), plain)
@@ -333,9 +447,27 @@ def test_overlong_by_hand():
     rollouts = make(
         [1, 1, 1, 1], [[1.0] * 5] * 4, mask=[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     )
-    # L = 4, cache 2: lengths 2, 3, 4, 5 -> 0, −1/2, −1, −1.
-    got = run(Chain(Outcome(), Overlong(4, 2)), rollouts)
+    # L = 4, cache 2: lengths 2, 3, 4, 5 -> 0, −1/2, −1, −1, times λ.
+    got = run(Chain(Outcome(), Overlong(4, 2, penalty=1.0)), rollouts)
     close(got[:, 0], [1.0, 0.5, 0.0, 0.0])
+    close(run(Chain(Outcome(), Overlong(4, 2)), rollouts)[:, 0], [1.0, 0.75, 0.5, 0.5])
+
+
+def test_dapos_punishment_weighs_what_it_weighs_in_the_paper():
+    """A group (correct at the limit of 20, wrong, wrong, correct). The paper's rewards are −1 and 1: 1 − 1, −1, −1, 1,
+    mean −1/4, std √(2.75/3) -> 0.261, −0.783, −0.783, 1.306. With 0 and 1 and the same λ = 1 it would be 0, 0, 0, 1.
+    """
+    mask = [[t < n for t in range(20)] for n in (20, 8, 8, 8)]
+    spread = (2.75 / 3) ** 0.5
+    paper = [0.25 / spread, -0.75 / spread, -0.75 / spread, 1.25 / spread]
+    close(torch.tensor(paper), [0.261116, -0.783349, -0.783349, 1.305582], at=1e-6)
+    for reward, penalty, expected in (
+        ([1, 0, 0, 1], 0.5, paper),
+        ([1, -1, -1, 1], 1.0, paper),
+        ([1, 0, 0, 1], 1.0, [-0.5, -0.5, -0.5, 1.5]),
+    ):
+        chain = Chain(Outcome(), Overlong(20, penalty=penalty), GroupCenter(eps=0.0))
+        close(run(chain, make(reward, [[0.0] * 20] * 4, mask=mask))[:, 0], expected)
 
 
 def lengths(*numbers):
@@ -365,6 +497,8 @@ def test_weights_by_hand():
     ones = torch.ones(1, 2, dtype=torch.float64)
     close(run(Weight("entropy", 0.5), rollouts, ones), [[1.25, 1.75]])  # the mean is 2: 1 + 0.5 · 1/2 and 1 + 0.5 · 3/2
     close(run(ProxyWeight("entropy"), rollouts, ones), [[0.0, 1.0]])
+    close(run(ProxyWeight("entropy", "raw"), rollouts, -2 * ones), [[-2.0, -6.0]])
+    assert torch.equal(run(ProxyWeight("entropy", "raw"), make([1], [[1, 1]]), ones), ones)
     close(run(ProxyWeight("entropy", "mean_one"), rollouts, ones), [[0.5, 1.5]])
     close(
         run(ProxyWeight("entropy", "rank"), make([1], [[5, 5, 9, 0]]), torch.ones(1, 4).double()),
@@ -372,6 +506,100 @@ def test_weights_by_hand():
     )
     # −1 + min(0.4 · 1, 1/2) and −1 + min(0.4 · 3, 1/2).
     close(run(EntropyBonus(), rollouts, -ones), [[-0.6, -0.5]])
+
+
+def test_sums_along_a_rollout_by_hand():
+    # RTO: R = 2, log π_dpo/π_ref = 0.1, 0.5, −0.1 times 0.05, log π/π_ref = 0.05, 0.3, −0.05 times −0.01:
+    # r = 0.0045, 0.022, 2 − 0.0045, and their sums from behind.
+    rollouts = make([2], [[0, 0, 0]], dpo=[[0.1, 0.5, -0.1]], policy=[[0.05, 0.3, -0.05]], a=[[0.1, 0.3, 0.6]])
+    chain = Chain(Outcome(), ToGo("dpo", 0.05, clip=0.05), ToGo("policy", -0.01))
+    close(run(chain, rollouts), [[2.022, 2.0175, 1.9955]])
+    # The bound comes after the scale: 0.05 · 9 = 0.45 counts as 0.05.
+    close(run(ToGo("x", 0.05, 0.05), make([0], [[0, 0]], x=[[1, 9]])), [[0.1, 0.05]])
+    # ABC: R = 2, β = 0.8: 0.4 at the end and 1.6 in shares 0.1, 0.3, 0.6: r = 0.16, 0.48, 1.36.
+    close(run(Chain(Outcome(), Redistribute("a", 0.8)), rollouts), [[2.0, 1.84, 1.36]])
+    # Discounts count tokens, not positions: 1 + ½ · 2 + ¼ · 4, then 2 + ½ · 4.
+    gap = make([1], [[0, 0, 0, 0]], mask=[[1, 0, 1, 1]])
+    credit = torch.tensor([[1, 9, 2, 4]], dtype=torch.float64)
+    close(run(Returns(0.5), gap, credit), [[3.0, 0.0, 4.0, 4.0]])
+    close(run(ToGo("x", 1.0, None, 0.5, past=True), make([0], [[0, 0]], x=[[4, 1]])), [[4.0, 3.0]])
+
+
+def test_the_advantage_of_prime_by_hand():
+    """β q = 0.01, −0.005, 0.015 | −0.02, 0.005: row means 0.02/3 and −0.0075, their mean −0.0004167; G/(G−1) = 2."""
+    q = [[0.01, -0.005, 0.015], [-0.02, 0.005, 0.0]]
+    rollouts = make([1, 0], [[0, 0, 0]] * 2, mask=[[1, 1, 1], [1, 1, 0]], q=q)
+    tokens = [[0.020833, -0.009167, 0.030833], [-0.039167, 0.010833, 0.0]]
+    close(run(Chain(Score("q"), TokenLeaveOneOut()), rollouts), tokens, at=1e-5)
+    to_go = [[0.0425, 0.021667, 0.030833], [-0.028333, 0.010833, 0.0]]
+    close(run(Chain(Score("q"), TokenLeaveOneOut(), Returns()), rollouts), to_go, at=1e-5)
+
+
+def test_column_center_by_hand():
+    # Means 0.25 and 0.25 where both live; alone, nothing stays.
+    rollouts = make([1, 0], [[0, 0, 0]] * 2, mask=[[1, 1, 1], [1, 1, 0]], x=[[0.5, 0.25, 0.1], [0.0, 0.25, 7.0]])
+    close(run(Chain(Score("x"), ColumnCenter()), rollouts), [[0.25, 0.0, 0.0], [-0.25, 0.0, 0.0]])
+    chain = Chain(Sum(Chain(Outcome(), GroupCenter(scale="none")), Chain(ToGo("x", past=True), ColumnCenter())))
+    # So far 0.5, 0.75, 0.85 | 0, 0.25: against the column ±0.25, ±0.25, 0, beside ±1/2 of the outcome.
+    close(run(chain, rollouts), [[0.75, 0.75, 0.5], [-0.75, -0.75, 0.0]])
+
+
+def test_amplified_bounded_and_group_weights_by_hand():
+    rollouts = make([1], [[0] * 4], m=[[1, 1, 0, 0]])
+    credit = torch.tensor([[1, -1, 1, -1]], dtype=torch.float64)
+    close(run(Amplify("m", 0.2, 0.2), rollouts, credit), [[1.2, -0.8, 1.0, -1.0]])  # A + 0.2 |A| m
+    # TGDPO's weights may turn a token, 1 − 2 · 1 = −1; floor = 0 stops at 0.
+    close(run(Amplify("m", 2, 2, floor=-math.inf), rollouts, credit), [[3.0, 1.0, 1.0, -1.0]])
+    close(run(Amplify("m", 2, 2), rollouts, credit), [[3.0, 0.0, 1.0, -1.0]])
+    # 0, 0, 0, 4: mean 1, std √((3 + 9)/3) = 2.
+    credit = torch.tensor([[0, 0, 0, 4]], dtype=torch.float64)
+    close(run(BoundCredit(1.0), rollouts, credit), [[0.0, 0.0, 0.0, 2.0]])
+    # Scores 0, 1, 4 in the group: 1, 1 + 0.7/4, 1.7.
+    pair = make([1, 0], [[0, 0]] * 2, mask=[[1, 1], [1, 0]], d=[[0, 1], [4, 9]])
+    close(run(GroupWeight("d", 1.7), pair, torch.ones(2, 2).double()), [[1.0, 1.175], [1.7, 0.0]])
+
+
+ARM = [[-0.1, -2.0, -0.1, -1.0], [-0.05, -0.5, -0.05, -3.0]]
+
+
+def test_confidence_bonus_by_hand():
+    """The two least likely of four tokens: c = exp(−1.5) and exp(−1.75); c(q) = exp(−0.8); A = ±√½."""
+    said = {"logprob": ARM, "prompt_confidence": [[math.exp(-0.8)] * 4] * 2}
+    mixed, right = make([1, 0], [[0] * 4] * 2, **said), make([1, 1], [[0] * 4] * 2, **said)
+    chain = Chain(Outcome(), GroupCenter(eps=0.0), ConfidenceBonus(0.3, 0.5, "prompt_confidence"))
+    close(run(chain, mixed)[:, 0], [0.774966, -0.624440], at=1e-6)
+    assert not run(chain, right).any()
+    everyone = ConfidenceBonus(0.3, 0.5, "prompt_confidence", all_correct=True)
+    close(run(everyone, right)[:, 0], [0.067860, 0.082667], at=1e-5)
+    close(run(ConfidenceBonus(0.3, 0.5), mixed)[:, 0], [-0.3 * math.exp(-1.5), -0.3 * math.exp(-1.75)])
+    middle = 0.3 * (math.exp(-1.75) - math.exp(-1.5)) / 2
+    close(run(ConfidenceBonus(0.3, 0.5, "group_mean"), mixed)[:, 0], [middle, -middle])
+    assert ConfidenceBonus().needs == {"logprob"}
+    assert everyone.needs == {"logprob", "prompt_confidence"}
+
+
+def test_the_entropy_gradient_is_the_gradient_of_the_entropy():
+    """Exactly, summed over the three actions of a policy: Σ π(a) (−log π(a) − H) ∇log π(a) = ∇H."""
+    logits = torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64, requires_grad=True)
+    logp = logits.log_softmax(0)
+    entropy = -(logp.exp() * logp).sum()
+    expected = torch.autograd.grad(entropy, logits, retain_graph=True)[0]
+    scores = {"entropy": [[entropy.item()]] * 3, "logprob": logp.detach()[:, None].tolist()}
+    credit = run(EntropyGradient(1.0), make([0, 0, 0], **scores))[:, 0]
+    got = torch.autograd.grad((logp.exp().detach() * credit * logp).sum(), logits)[0]
+    close(got, expected)
+    assert abs((logp.exp() * credit).sum()) < 1e-12  # a term of mean zero
+
+
+def test_entropy_gradient_by_hand():
+    rollouts = make([1, 0, 0, 0], [[1.0, 1.0]] * 4, logprob=[[-3.0, -0.5]] * 4)
+    close(run(EntropyGradient(0.1), rollouts)[0], [0.2, -0.05])
+    # A share of successes of 1/4 against ρ = 1/2: λ = 1/2; against ρ = 1/4 or less: 0.
+    close(run(EntropyGradient(0.1, difficulty=0.5), rollouts)[0], [0.1, -0.025])
+    assert not run(EntropyGradient(0.1, difficulty=0.25), rollouts).any()
+    # Above the target nothing is added; at it, everything.
+    assert not run(EntropyGradient(0.1, target=0.99), rollouts).any()
+    close(run(EntropyGradient(0.1, target=1.0), rollouts)[0], [0.2, -0.05])
 
 
 def test_group_credit_by_hand():
@@ -501,6 +729,7 @@ def test_above_keeps_what_is_marked():
         [2, 0, -4]
     ]
     assert Above("x", 0.5).select(make([1], [[0, 0]], x=[[0.5, 0.6]])).tolist() == [[False, True]]
+    assert Below("x", 0.5).select(make([1], [[0, 0, 0]], x=[[0.5, 0.4, 0.6]])).tolist() == [[False, True, False]]
     assert not run(Above("x"), make([1], [[0, 0]], x=[[0, 0]]), torch.ones(1, 2)).any()
 
 
@@ -608,8 +837,48 @@ def test_a_rows_scope_is_a_group_per_row(rollouts):
     assert torch.equal(TopFraction("x", 0.3, "row").select(rollouts), TopFraction("x", 0.3, "group").select(apart))
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_degenerate_groups_of_the_parts_per_token(dtype):
+    """An empty rollout, a group of one, equal credit and equal scores."""
+    mask = [[1, 1, 1], [0, 0, 0], [1, 1, 0], [1, 1, 1]]
+    third = [[0.1, 0.7, 0.3]] * 4
+    rollouts = make([1, 0, 0, 1], [[1] * 3] * 4, mask=mask, group=[0, 0, 0, 5], logprob=[[-0.5] * 3] * 4, x=third)
+    rollouts = Rollouts(
+        rollouts.reward.to(dtype),
+        rollouts.group,
+        rollouts.mask,
+        {name: x.to(dtype) for name, x in rollouts.scores.items()},
+    )
+    equal = torch.full((4, 3), 0.1, dtype=dtype)
+    for part in (TokenLeaveOneOut(), ColumnCenter()):
+        assert not run(part, rollouts, equal).any()  # exactly: a whitening after it has nothing to blow up
+    assert not run(ColumnCenter(), rollouts, rollouts.score("x")).any()  # equal in every column
+    assert not run(TokenLeaveOneOut(), rollouts, rollouts.score("x"))[3].any()  # alone
+    kept = torch.where(rollouts.mask, equal, 0)
+    nothing = Rollouts(rollouts.reward, rollouts.group, rollouts.mask, {"x": torch.zeros(4, 3)})
+    assert torch.equal(run(Redistribute("x"), nothing, equal), kept)
+    assert torch.equal(run(GroupWeight("entropy"), rollouts, equal), kept)
+    assert torch.equal(run(BoundCredit(), rollouts, equal), kept)
+    # No success, or no failure, in the group: no bonus; the empty rollout is in no mean.
+    assert torch.equal(run(ConfidenceBonus(), rollouts, equal)[3], kept[3])
+    level = run(ConfidenceBonus(prompt="group_mean"), rollouts, equal)
+    torch.testing.assert_close(level, kept)
+
+
 def test_bad_settings_are_refused_by_name():
     for build, message in (
+        (lambda: ProxyWeight("x", "rank", "group"), r"ProxyWeight ranks within rollouts only"),
+        (lambda: Tilt("x", 1.0, 0.0), r"Tilt needs low <= high, got low=1.0, high=0.0"),
+        (lambda: ToGo("x", clip=0.0), r"ToGo.clip must be positive or None, got 0.0"),
+        (lambda: ToGo("x", gamma=1.1), r"ToGo.gamma must be in \[0, 1\], got 1.1"),
+        (lambda: Returns(-0.1), r"Returns.gamma must be in \[0, 1\], got -0.1"),
+        (lambda: Redistribute("x", 1.5), r"Redistribute.share must be in \[0, 1\], got 1.5"),
+        (lambda: GroupWeight("x", 0.9), r"GroupWeight.high must be at least 1"),
+        (lambda: BoundCredit(0.0), r"BoundCredit.k must be positive"),
+        (lambda: ConfidenceBonus(prompt="mean"), r"ConfidenceBonus.prompt must be one of 'none', 'group_mean'"),
+        (lambda: ConfidenceBonus(fraction=0.0), r"ConfidenceBonus.fraction must be in \(0, 1\], got 0.0"),
+        (lambda: EntropyGradient(difficulty=0.0), r"EntropyGradient.difficulty must be positive or None"),
+        (lambda: Overlong(10, 2, -1.0), r"Overlong.penalty must not be negative"),
         (lambda: GroupCenter(scale="rows"), r"GroupCenter.scale must be one of 'group', 'batch', 'none', got 'rows'"),
         (lambda: EntropyReward(compare="col"), r"EntropyReward.compare must be one of 'column'"),
         (lambda: PolarityCenter(population="zeros"), r"PolarityCenter.population must be one of 'all'"),
@@ -635,6 +904,10 @@ def test_laws_follow_the_settings():
     assert "group_local" in EntropyReward().laws and "group_local" not in EntropyReward(scope="batch").laws
     assert "group_local" in PolarityCenter().laws and "group_local" not in PolarityCenter(scope="batch").laws
     assert "keeps_sign" in Weight("x").laws and "keeps_sign" not in Weight("x", -1.0).laws
+    assert "keeps_sign" in Amplify("x").laws and "keeps_sign" not in Amplify("x", floor=-1.0).laws
+    assert EntropyGradient().laws == {"row_local", "group_local"} and EntropyGradient(target=1.0).laws == frozenset()
+    assert EntropyGradient(difficulty=0.5).laws == {"group_local"}
+    assert Sum(Outcome(), GroupCenter()).laws == {"group_local"} and "keeps_sign" in Sum(Weight("x")).laws
     assert Chain(Outcome(), GroupCenter()).laws == {"group_local"}
     assert Chain(ProxyWeight("x", "rank"), TopFraction("x", scope="row")).laws == {
         "keeps_sign",

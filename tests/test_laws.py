@@ -6,29 +6,43 @@ from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from tokencredit import METHODS, Chain, Rollouts, Transform
 from tokencredit.credit import (
     LAWS,
     Above,
+    Amplify,
     BatchWhiten,
+    Below,
+    BoundCredit,
+    ColumnCenter,
+    ConfidenceBonus,
     EntropyBonus,
+    EntropyGradient,
     EntropyReward,
     GroupCenter,
     GroupRelativeOverlong,
+    GroupWeight,
     LeaveOneOut,
+    LengthMean,
     OptimalTokenBaseline,
     Outcome,
     Overlong,
     PolarityCenter,
     ProxyWeight,
+    Redistribute,
+    Returns,
     Score,
+    Sum,
+    Tilt,
+    ToGo,
+    TokenLeaveOneOut,
     TokenSampling,
     TopFraction,
     Weight,
 )
-from tokencredit.objective import GPPO, ClipCov, KLCov
+from tokencredit.objective import GPPO, ClipCov, HybridClip, KLCov, LowEntropyKL
 from tokencredit.testing import (
     METHOD_LAWS,
     PLANTED,
@@ -48,6 +62,8 @@ TRANSFORMS = [
     *(GroupCenter(scale=scale) for scale in ("group", "batch", "none")),
     GroupCenter(eps=0.0, ddof=0),
     LeaveOneOut(),
+    TokenLeaveOneOut(),
+    ColumnCenter(),
     OptimalTokenBaseline(),
     OptimalTokenBaseline("own"),
     BatchWhiten(),
@@ -73,15 +89,38 @@ TRANSFORMS = [
     Score("x"),
     Weight("x", 0.5),
     Weight("x", -3.0),
-    *(ProxyWeight("x", normalise=how) for how in ("min_max", "mean_one", "rank")),
+    *(ProxyWeight("x", normalise=how) for how in ("raw", "min_max", "mean_one", "rank")),
     *(TopFraction("x", 0.4, scope=scope) for scope in ("batch", "group", "row")),
     TopFraction("x", 1.0),
     Above("x", 0.7),
+    Below("x", 0.7),
     *(TokenSampling("x", 0.4, power, scope=scope) for power, scope in ((1.0, "batch"), (0.5, "group"), (2.0, "row"))),
     TokenSampling(floor=0.2, by_credit=False),
     TokenSampling("x", 1.0, floor=1.0),
     EntropyBonus(),
+    *(ConfidenceBonus(prompt=prompt) for prompt in ("none", "group_mean", "prompt_confidence")),
+    ConfidenceBonus(0.9, 0.5, all_correct=True),
+    EntropyGradient(0.3),
+    EntropyGradient(0.3, target=0.8),
+    EntropyGradient(0.3, difficulty=0.5),
+    ToGo("x", 0.5, 0.4, 0.9),
+    ToGo("x", -2.0, past=True),
+    Returns(),
+    Returns(0.7),
+    Redistribute("x"),
+    Redistribute("x", 1.0),
+    Amplify("x"),
+    Amplify("x", 2.0, 0.5, floor=-float("inf")),
+    GroupWeight("x"),
+    *(ProxyWeight("x", how, "group") for how in ("raw", "min_max", "mean_one")),
+    TopFraction("x", 0.3, "row", by_outcome=True),
+    Tilt("x"),
+    LengthMean(),
+    BoundCredit(0.8),
     Chain(),
+    Sum(),
+    Sum(Chain(Outcome(), GroupCenter()), ToGo("x")),
+    Sum(Weight("x"), Amplify("entropy")),
     Chain(Outcome(), Overlong(4), GroupCenter(), Weight("x"), TopFraction("x", 0.5, "row")),
     Chain(Weight("x"), Chain(ProxyWeight("entropy"), EntropyBonus())),
 ]
@@ -103,6 +142,10 @@ VARIANTS = {
     "clip_cov, many": METHODS["clip_cov"].replace(surrogate=ClipCov(0.3, (0.0, 5.0), 0.2, 0.2)),
     "kl_cov, many": METHODS["kl_cov"].replace(surrogate=KLCov(0.3)),
     "ce_gppo, dual": METHODS["ce_gppo"].replace(surrogate=GPPO(dual=1.5)),
+    "dhpo, by entropy": METHODS["dhpo"].replace(mix="entropy", outer="mix_of_mins", seq_low=0.1, seq_high=0.2),
+    "dhpo, stiff": METHODS["dhpo"].replace(surrogate=HybridClip(mix=0.3, outer="mix_of_clips", entropy_to="sequence")),
+    "sent, many": METHODS["sent"].replace(surrogate=LowEntropyKL(0.6, 0.3, (0.2, 0.1, 0.05), 0.2, 0.2)),
+    "entropy_bonus, hard prompts": METHODS["entropy_bonus_adaptive"].replace(coef=0.2, target=0.7, difficulty=0.5),
     "grpo, dual": METHODS["grpo"].replace(dual=1.5),
     "dapo, 4 tokens": METHODS["dapo"].within(4),
     "dr_grpo, 6 tokens": METHODS["dr_grpo"].within(6),
@@ -156,11 +199,11 @@ def test_a_method_whose_chain_breaks_a_law_is_caught():
         )
 
 
-def test_a_surrogate_that_selects_in_silence_is_caught():
+def test_a_surrogate_that_plans_in_silence_is_caught():
     class Silent(KLCov):
-        selects = False
+        plans = False
 
-    with pytest.raises(AssertionError, match=r"^needs: Silent selects tokens but does not declare"):
+    with pytest.raises(AssertionError, match=r"^needs: Silent plans coefficients but does not declare"):
         check_method(METHODS["kl_cov"].replace(surrogate=Silent()), laws={"needs"})
 
 
@@ -179,6 +222,7 @@ def test_a_promise_that_is_no_law_is_refused():
 def test_the_batches_reach_the_degenerate_and_the_ordinary_cases():
     seen = set()
 
+    @settings(max_examples=200)
     @given(rollouts_strategy(("a", "b"), signed=("b",)))
     def look(rollouts):
         empty = ~rollouts.mask.any(1)

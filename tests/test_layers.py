@@ -28,7 +28,7 @@ HEAVY = (
 
 # The house from the ground up: a module or package may import those above it in this list, and none below.
 FLOORS = (
-    *("masked", "rollouts", "credit", "objective", "method", "methods", "testing"),
+    *("masked", "rollouts", "credit", "objective", "method", "related", "methods", "preference", "testing"),
     *("durable", "settings", "stats", "agreement", "runs", "budget", "tasks", "train_config", "progress"),
     *("lm", "pivotality", "scores", "dynamics", "engines", "report", "studies", "cli"),
 )
@@ -40,6 +40,8 @@ ALGEBRA = {
     "objective": (),
     "method": (),
     "methods": (),
+    "related": (),
+    "preference": (),
     "testing": ("hypothesis",),
 }
 LIGHT = {

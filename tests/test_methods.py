@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 import reference
 from tokencredit import METHODS, Chain, Method, Rollouts, Transform
-from tokencredit.credit import EntropyReward, GroupCenter, Outcome, Overlong, PolarityCenter, TopFraction
+from tokencredit.credit import (
+    EntropyGradient,
+    EntropyReward,
+    GroupCenter,
+    Outcome,
+    Overlong,
+    PolarityCenter,
+    Sum,
+    TopFraction,
+)
 from tokencredit.methods import parse
 from tokencredit.objective import CISPO, Clip, ClipCov, SelectedMean, SequenceClip, SequenceSum, TokenMean
 from tokencredit.testing import logprobs_like, rollouts_strategy
@@ -29,7 +38,12 @@ NAMES = (
     "sum_p2",
     "head_norm",
     "step_gain",
+    "implicit_reward",
+    "self_reward",
+    "js_divergence",
+    "planning",
 )
+SIGNED = ("exact_value", "logprob", "step_gain", "implicit_reward", "self_reward")
 DTYPES = st.sampled_from((torch.float64, torch.float32))
 
 
@@ -38,7 +52,7 @@ DTYPES = st.sampled_from((torch.float64, torch.float32))
 def test_published_methods_are_their_papers(name, data, dtype, seed):
     """Credit, loss and gradient of every entry, against loops written from the papers."""
     method = METHODS[name]
-    rollouts = data.draw(rollouts_strategy(NAMES, signed=("exact_value", "logprob", "step_gain"), dtype=dtype))
+    rollouts = data.draw(rollouts_strategy(NAMES, signed=SIGNED, dtype=dtype))
     tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
     batch, (logprob, old) = reference.batch_of(rollouts), logprobs_like(rollouts, seed)
     credit = method.credit(rollouts)
@@ -49,7 +63,7 @@ def test_published_methods_are_their_papers(name, data, dtype, seed):
     plan = method.plan(logprob=leaf, old_logprob=old, credit=credit, rollouts=rollouts)
     loss, _ = method.loss(logprob=leaf, old_logprob=old, credit=credit, rollouts=rollouts, plan=plan)
     loss.backward()
-    chosen = None if plan.selected is None else set(map(tuple, torch.nonzero(plan.selected).tolist()))
+    chosen = reference.planned(plan)
     slow = reference.method_loss(name, batch, *(x.double().tolist() for x in (logprob, old, credit)), chosen)
     torch.testing.assert_close(loss.detach().double(), torch.tensor(slow[0], dtype=torch.float64), **tolerance)
     torch.testing.assert_close(
@@ -80,8 +94,10 @@ def test_dapo_with_equal_clips_is_grpo_up_to_aggregation(rollouts, seed):
     assert torch.equal(*losses)
 
 
-# otb keeps the return where no sibling is alive; vineppo and exact_value compare with values of their own.
-RELATIVE = set(METHODS) - {"reinforce", "reinforce_pp_baseline", "otb", "vineppo", "exact_value"}
+# otb keeps the return where no sibling is alive; vineppo, spo_chain and exact_value compare with values of their own;
+# the others have a source of credit besides the outcome, or share out the batch's.
+RELATIVE = set(METHODS) - {"reinforce", "reinforce_pp_baseline", "otb", "vineppo", "spo_chain", "exact_value"}
+RELATIVE -= {"rto_group", "spro", "abc", "prime_offline", "entropy_bonus", "entropy_bonus_adaptive"}
 
 
 @pytest.mark.parametrize("name", sorted(RELATIVE))
@@ -164,6 +180,42 @@ def test_within_fills_open_budgets_only():
 def test_hyperparameters_are_named_by_part():
     assert METHODS["rloo"].hyperparameters() == {"SequenceSum.max_length": 1}
     assert METHODS["forking_tokens"].hyperparameters()["TopFraction.fraction"] == 0.2
+
+
+# Steered --------------------------------------------------------------------------------------------------------------
+
+
+def sampled(*entropies):
+    """A batch of one group whose tokens have these entropies."""
+    entropy = torch.tensor([entropies], dtype=torch.float64)
+    scores = {"entropy": entropy, "logprob": -entropy}
+    return Rollouts(torch.ones(1), torch.zeros(1).long(), torch.ones(1, len(entropies)).bool(), scores)
+
+
+def test_the_controller_follows_the_target_and_its_state_brings_it_back():
+    """Skywork-OR1: up by 0.005 where the mean entropy is at most 0.2, down where it is above, between the bounds."""
+    start = now = METHODS["entropy_bonus_adaptive"]
+    seen = []
+    for mean in (0.1, 0.2, 0.3, 0.3, 0.3, 0.1):
+        now = now.after(sampled(mean - 0.1, mean + 0.1))
+        seen.append(now.chain.parts[-1].coef)
+    assert seen == pytest.approx([0.005, 0.010, 0.005, 0.0, 0.0, 0.005])
+    assert now.state(start) == {"EntropyGradient.coef": now.chain.parts[-1].coef}
+    assert start.replace(**now.state(start)) == now
+    capped = start.replace(coef=0.998).after(sampled(0.1))
+    assert capped.chain.parts[-1].coef == 1.0 and start.chain.parts[-1].coef == 0.0
+    empty = Rollouts(torch.ones(1), torch.zeros(1).long(), torch.zeros(1, 2).bool(), {})
+    assert METHODS["grpo"].after(empty) is METHODS["grpo"] and METHODS["grpo"].state(METHODS["grpo"]) == {}
+
+
+def test_parts_inside_a_sum_are_reached():
+    """replace, within and after go through Sum as they go through Chain."""
+    steered = Sum(Chain(Outcome(), Overlong()), EntropyGradient(0.0, target=1.0))
+    method = METHODS["dr_grpo"].replace(chain=Chain(steered, GroupCenter(scale="none")))
+    assert method.within(9).chain.parts[0].parts[0].parts[1] == Overlong(9)
+    assert method.replace(target=2.0).chain.parts[0].parts[1] == EntropyGradient(0.0, target=2.0)
+    assert method.after(sampled(0.5)).chain.parts[0].parts[1] == EntropyGradient(0.005, target=1.0)
+    assert method.needs == {"entropy", "logprob"} and parse(repr(method)) == method
 
 
 # Written down ---------------------------------------------------------------------------------------------------------

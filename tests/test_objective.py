@@ -19,8 +19,10 @@ from tokencredit.objective import (
     Aggregate,
     Clip,
     ClipCov,
+    HybridClip,
     KLCov,
     LogProb,
+    LowEntropyKL,
     SelectedMean,
     SequenceClip,
     SequenceMean,
@@ -63,6 +65,22 @@ SEQUENCE_RULES = {
 }
 
 
+WITH_ENTROPY = {
+    LowEntropyKL(0.6, 0.3, (0.7, 0.2, 0.4)): (reference.low_entropy_kl, {}),
+    LowEntropyKL(1.0, 0.1, (0.7, 0.0, 0.4), 0.2, 0.2): (reference.low_entropy_kl, {"low": 0.2, "high": 0.2}),
+}
+RANGES = {"seq_low": 0.1, "seq_high": 0.2}
+HYBRIDS = {
+    HybridClip(): {},
+    HybridClip(mix="entropy"): {"mix": "entropy"},
+    **{
+        HybridClip(mix=mix, outer=outer, **RANGES): RANGES | {"mix": mix, "outer": outer}
+        for mix in (0.0, 0.3, 1.0, "entropy")
+        for outer in ("min_of_mixes", "mix_of_mins", "mix_of_clips")
+    },
+}
+
+
 def method(surrogate, aggregate=None):
     return Method("test", Chain(Outcome(), GroupCenter()), surrogate, aggregate or TokenMean())
 
@@ -92,15 +110,15 @@ def one_group(mask, **scores):
 
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
-@pytest.mark.parametrize("surrogate", TOKEN_RULES, ids=repr)
+@pytest.mark.parametrize("surrogate", [*TOKEN_RULES, *WITH_ENTROPY], ids=repr)
 @given(data=st.data(), seed=SEEDS, how=st.sampled_from(sorted(WEIGHTS)))
 def test_token_surrogates(surrogate, dtype, data, seed, how):
     rollouts = data.draw(rollouts_strategy(("entropy",), dtype=dtype))
     credit, (logprob, old) = credit_like(rollouts, seed), logprobs_like(rollouts, seed)
     one = method(surrogate, WEIGHTS[how])
     plan = one.plan(logprob=logprob, old_logprob=old, credit=credit, rollouts=rollouts)
-    chosen = None if plan.selected is None else set(map(tuple, torch.nonzero(plan.selected).tolist()))
-    rule, constants = TOKEN_RULES[surrogate]
+    chosen = reference.planned(plan)
+    rule, constants = (TOKEN_RULES | WITH_ENTROPY)[surrogate]
     batch = reference.batch_of(rollouts)
     expected = reference.token_losses(
         batch, rule, *plain(logprob, old, credit), reference.aggregate(batch, how), chosen, **constants
@@ -122,6 +140,21 @@ def test_sequence_surrogates(surrogate, dtype, data, seed, how):
         batch, *plain(logprob, old, credit), weights, 0.1, 0.2, **SEQUENCE_RULES[surrogate]
     )
     loss, gradient, _ = loss_and_gradient(one, rollouts, credit, logprob, old)
+    close(loss, expected[0], 1e-10 if dtype == torch.float64 else 1e-5)
+    close(gradient, expected[1], 1e-10 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+@pytest.mark.parametrize("surrogate", HYBRIDS, ids=repr)
+@given(data=st.data(), seed=SEEDS, how=st.sampled_from(sorted(WEIGHTS)))
+def test_hybrid_surrogates(surrogate, dtype, data, seed, how):
+    rollouts = data.draw(rollouts_strategy(("entropy",), dtype=dtype))
+    credit, (logprob, old) = credit_like(rollouts, seed), logprobs_like(rollouts, seed)
+    one, batch = method(surrogate, WEIGHTS[how]), reference.batch_of(rollouts)
+    plan = one.plan(logprob=logprob, old_logprob=old, credit=credit, rollouts=rollouts)
+    weights, chosen = reference.aggregate(batch, how), reference.planned(plan)
+    expected = reference.hybrid_losses(batch, *plain(logprob, old, credit), weights, chosen, **HYBRIDS[surrogate])
+    loss, gradient, _ = loss_and_gradient(one, rollouts, credit, logprob, old, plan)
     close(loss, expected[0], 1e-10 if dtype == torch.float64 else 1e-5)
     close(gradient, expected[1], 1e-10 if dtype == torch.float64 else 1e-5)
 
@@ -170,6 +203,27 @@ def test_gspo_token_has_the_loss_and_gradient_of_gspo_for_constant_credit(rollou
     close(both[0][1], both[1][1])
 
 
+@pytest.mark.parametrize("outer", ("min_of_mixes", "mix_of_mins"))
+@given(rollouts=rollouts_strategy(()), seed=SEEDS)
+def test_one_branch_of_a_hybrid_is_grpos_clip_or_gspo_token_to_the_bit(outer, rollouts, seed):
+    credit, (logprob, old) = credit_like(rollouts, seed), logprobs_like(rollouts, seed)
+    for mix, same in ((1.0, Clip()), (0.0, SequenceClip(token=True))):
+        pair = [
+            loss_and_gradient(method(s, SequenceMean()), rollouts, credit, logprob, old)
+            for s in (HybridClip(mix=mix, outer=outer), same)
+        ]
+        assert torch.equal(pair[0][0], pair[1][0]) and torch.equal(pair[0][1], pair[1][1])
+
+
+@given(rollouts=rollouts_strategy(("entropy",)), seed=SEEDS)
+def test_a_penalty_of_nothing_leaves_the_clip(rollouts, seed):
+    credit, (logprob, old) = credit_like(rollouts, seed), logprobs_like(rollouts, seed)
+    for low, high in ((0.2, 0.2), (1.0, math.inf)):
+        none = LowEntropyKL(beta=(0.0, 0.0, 0.0), low=low, high=high)
+        pair = [loss_and_gradient(method(s), rollouts, credit, logprob, old) for s in (none, Clip(low, high))]
+        assert torch.equal(pair[0][0], pair[1][0]) and torch.equal(pair[0][1], pair[1][1])
+
+
 @given(rollouts=rollouts_strategy(()), seed=SEEDS)
 def test_ce_gppo_without_beta_has_the_gradient_of_ppo(rollouts, seed):
     credit, (logprob, old) = credit_like(rollouts, seed), logprobs_like(rollouts, seed)
@@ -181,12 +235,14 @@ def test_ce_gppo_without_beta_has_the_gradient_of_ppo(rollouts, seed):
         close(*pair)
 
 
-@given(rollouts=rollouts_strategy(()), seed=SEEDS)
+@given(rollouts=rollouts_strategy(("entropy",)), seed=SEEDS)
 def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(rollouts, seed):
-    """At w = 1 no clip holds, SAPO's gate has weight 4 · ½ · ½ = 1 and KL-Cov's penalty no gradient."""
+    """At w = 1 no clip holds, SAPO's gate has weight 4 · ½ · ½ = 1, and the penalties of KL-Cov and of low entropy have
+    no gradient.
+    """
     credit, (logprob, _) = credit_like(rollouts, seed, constant=True), logprobs_like(rollouts, seed)
     expected = loss_and_gradient(method(LogProb(), SequenceMean()), rollouts, credit, logprob, logprob)[1]
-    for surrogate in (*TOKEN_RULES, *SEQUENCE_RULES):
+    for surrogate in (*TOKEN_RULES, *SEQUENCE_RULES, *WITH_ENTROPY, *HYBRIDS):
         if not isinstance(surrogate, ClipCov):
             close(loss_and_gradient(method(surrogate, SequenceMean()), rollouts, credit, logprob, logprob)[1], expected)
 
@@ -241,6 +297,67 @@ def test_sequence_ratios_by_hand():
         close(got[1], gradient)  # geometric: s/|o| each; arithmetic: wₜ/|o|
 
 
+def test_hybrid_readings_by_hand():
+    """Ratios 1.5 and 0.9: s = √1.35 = 1.161895, clipped 1.0004; both clipped from above for credit 1, at 1.2 and 1.0004
+    the first token, the second from one side only. For credit −1 nothing is clipped: −(1.5 + s)/2, −(0.9 + s)/2.
+    """
+    old = torch.zeros(1, 2, dtype=torch.float64)
+    logprob = torch.tensor([[1.5, 0.9]], dtype=torch.float64).log()
+    for outer in ("min_of_mixes", "mix_of_mins"):
+        for c, expected in ((1.0, [-1.1002, -0.9502]), (-1.0, [1.330948, 1.030948])):
+            surrogate = HybridClip(outer=outer)
+            loss, stats = surrogate(logprob, old, torch.full_like(old, c), torch.ones(1, 2).bool())
+            close(loss, [expected], 1e-6)
+        assert stats["clip_low"] == stats["sequence_clip_low"] == 0
+    # Where the branches are clipped in opposite directions the readings part: 30 tokens, the first at w = 0.5, the
+    # others such that s = 1.2.
+    rest = (30 * math.log(1.2) - math.log(0.5)) / 29
+    wide = torch.full((1, 30), rest, dtype=torch.float64)
+    wide[0, 0] = math.log(0.5)
+    mask, one = torch.ones(1, 30).bool(), torch.ones(1, 30, dtype=torch.float64)
+    for outer, value in (("min_of_mixes", 0.85), ("mix_of_mins", 0.7502), ("mix_of_clips", 0.9002)):
+        close(HybridClip(outer=outer)(wide, 0 * wide, one, mask)[0][0, 0], -value)
+
+
+def test_the_mix_by_entropy_by_hand():
+    rollouts = one_group(torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]]).bool())
+    entropy = torch.tensor([[1.0, 3.0, 2.0], [0.7, 0.7, 9.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
+    rollouts = Rollouts(rollouts.reward, rollouts.group, rollouts.mask, {"entropy": entropy})
+    credit = torch.tensor([[1.0] * 3, [0.5] * 3, [0.0] * 3], dtype=torch.float64)
+    zero = 0 * credit
+    asked = {"logprob": zero, "old_logprob": zero, "credit": credit, "rollouts": rollouts}
+    # Equal entropies share alike; a row without credit asks for nothing.
+    close(method(HybridClip(mix="entropy")).plan(**asked).coefficient, [[0, 1, 0.5], [0.5, 0.5, 0], [0, 0, 0]])
+    turned = HybridClip(mix="entropy", entropy_to="sequence")
+    close(method(turned).plan(**asked).coefficient, [[1, 0, 0.5], [0.5, 0.5, 0], [0, 0, 0]])
+    assert HybridClip().needs == frozenset() and turned.needs == {"entropy"} and turned.plans and not HybridClip().plans
+    with pytest.raises(ValueError, match=r"HybridClip.mix must be in \[0, 1\] or 'entropy', got 2"):
+        HybridClip(mix=2)
+    with pytest.raises(ValueError, match=r"share and fraction must be in \(0, 1\], got share=0.0, fraction=0.1"):
+        LowEntropyKL(0.0, 0.1)
+    with pytest.raises(ValueError, match=r"HybridClip.outer must be one of 'min_of_mixes'"):
+        HybridClip(outer="min")
+
+
+def test_low_entropy_penalty_by_hand():
+    """The four lowest of five entropies; means of log π −0.4875 and of credit 0 over them: covariances 0.4375,
+    −0.1125, −0.3875, 0.7125. Top 0.2, bottom 0.05.
+    """
+    scores = {"entropy": torch.tensor([[0.1, 0.2, 0.3, 0.4, 2.0]], dtype=torch.float64)}
+    rollouts = one_group(torch.ones(1, 5).bool(), **scores)
+    logprob = torch.tensor([[-0.05, -0.6, -0.1, -1.2, -2.0]], dtype=torch.float64)
+    credit = torch.tensor([[1, 1, -1, -1, 1]], dtype=torch.float64)
+    asked = {"logprob": logprob, "old_logprob": logprob, "credit": credit, "rollouts": rollouts}
+    close(method(LowEntropyKL()).plan(**asked).coefficient, [[0, 0, 0.05, 0.2, 0]])
+    close(method(LowEntropyKL(beta=(0.2, 0.1, 0.05))).plan(**asked).coefficient, [[0.1, 0.1, 0.05, 0.2, 0]])
+    # Log ratios 0.1, −0.2, 0.05: −e^0.1 + 0.2 · 0.1, −e^−0.2 + 0.05 · 0.2, e^0.05.
+    gap = torch.tensor([[0.1, -0.2, 0.05]], dtype=torch.float64)
+    kappa = torch.tensor([[0.2, 0.05, 0.0]], dtype=torch.float64)
+    loss, stats = LowEntropyKL()(gap, 0 * gap, torch.tensor([[1.0, 1.0, -1.0]]), torch.ones(1, 3).bool(), kappa)
+    close(loss, [[-1.085171, -0.808731, 1.051271]], 1e-6)
+    assert stats["selected"] == pytest.approx(2 / 3)
+
+
 def test_clip_stats_by_hand():
     old = torch.zeros(1, 4, dtype=torch.float64)
     logprob = torch.tensor([[1.5, 1.5, 0.5, 0.5]], dtype=torch.float64).log()
@@ -255,7 +372,7 @@ def test_clip_stats_by_hand():
 
 def test_a_huge_ratio_does_not_overflow():
     old, logprob = torch.full((1, 2), -200.0), torch.full((1, 2), -1e-3)
-    for surrogate in (*TOKEN_RULES, *SEQUENCE_RULES):
+    for surrogate in (*TOKEN_RULES, *SEQUENCE_RULES, HybridClip()):
         loss, gradient, stats = loss_and_gradient(
             method(surrogate), one_group(torch.ones(1, 2).bool()), -torch.ones(1, 2), logprob, old
         )
@@ -264,7 +381,7 @@ def test_a_huge_ratio_does_not_overflow():
         )
 
 
-@pytest.mark.parametrize("surrogate", (*TOKEN_RULES, *SEQUENCE_RULES), ids=repr)
+@pytest.mark.parametrize("surrogate", (*TOKEN_RULES, *SEQUENCE_RULES, HybridClip()), ids=repr)
 def test_half_precision_logprobs_are_widened(surrogate):
     """A bfloat16 ratio has 8 bits: the loss is that of the same numbers in float32, and its gradient is cast back."""
     rollouts = one_group(torch.ones(3, 4).bool())
@@ -279,7 +396,7 @@ def test_half_precision_logprobs_are_widened(surrogate):
 
 
 def select(surrogate, rollouts, logprob, old, credit):
-    return method(surrogate).plan(logprob=logprob, old_logprob=old, credit=credit, rollouts=rollouts).selected
+    return method(surrogate).plan(logprob=logprob, old_logprob=old, credit=credit, rollouts=rollouts).coefficient.bool()
 
 
 @given(rollouts=rollouts_strategy(()), seed=SEEDS, fraction=st.sampled_from((1e-4, 0.1, 0.29, 0.5)))
@@ -306,6 +423,27 @@ def test_covariance_selections(rollouts, seed, fraction):
     drawn = set(map(tuple, torch.nonzero(chosen).tolist()))
     assert drawn <= candidates and len(drawn) == min(max(math.floor(round(fraction * tokens, 9)), 1), len(candidates))
     assert torch.equal(chosen, select(surrogate, rollouts, logprob, old, credit))  # the same batch, the same draw
+
+
+@given(
+    rollouts=rollouts_strategy(()),
+    seed=SEEDS,
+    share=st.sampled_from((0.01, 0.29, 0.8, 1.0)),
+    fraction=st.sampled_from((1e-4, 0.1, 0.29, 0.5)),
+)
+def test_low_entropy_selection(rollouts, seed, share, fraction):
+    """Against sorting in plain Python; of two tokens the covariances are equal, so what is compared is their values."""
+    entropy = torch.rand(rollouts.mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rollouts = Rollouts(rollouts.reward, rollouts.group, rollouts.mask, {"entropy": entropy})
+    credit, (logprob, old) = credit_like(rollouts, seed), logprobs_like(rollouts, seed)
+    one = method(LowEntropyKL(share, fraction, beta := (0.7, 0.2, 0.4)))
+    found = reference.planned(one.plan(logprob=logprob, old_logprob=old, credit=credit, rollouts=rollouts))
+    cov = reference.low_entropy_covariances(reference.batch_of(rollouts), *plain(logprob, credit), share)
+    expected = reference.low_entropy_coefficients(cov, fraction, beta)
+    assert set(found) == set(expected) == set(cov)
+    for level in beta:
+        ours, theirs = (sorted(cov[place] for place, k in kappa.items() if k == level) for kappa in (found, expected))
+        assert ours == pytest.approx(theirs, abs=1e-12)
 
 
 def test_clip_cov_draws_uniformly_and_by_seed():
@@ -383,9 +521,9 @@ def test_shapes_and_plans_are_checked():
     plan = method(Clip()).plan(**given_tensors)
     with pytest.raises(ValueError, match=r"plan is for \[1, 3\], the rollouts are \[2, 3\]: slice both"):
         method(Clip()).loss(**given_tensors, plan=plan.rows(torch.tensor([0])))
-    assert isinstance(plan, Plan) and plan.selected is None
+    assert isinstance(plan, Plan) and plan.coefficient is None
     for surrogate in (KLCov(), ClipCov()):
-        with pytest.raises(ValueError, match=r"selects over the whole batch: pass `selected` \(Plan.selected\)"):
+        with pytest.raises(ValueError, match=r"planned over the whole batch: pass `coefficient` \(Plan.coefficient\)"):
             surrogate(zero, zero, zero, rollouts.mask)
     with pytest.raises(TypeError, match="Surrogate does not define token_loss"):
         method(Surrogate()).loss(**given_tensors)

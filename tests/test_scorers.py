@@ -2,9 +2,13 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
+from tokencredit import METHODS
 from tokencredit.engines.scorers import uniform
+from tokencredit.preference import PREFERENCES
+from tokencredit.scores.table import SCORES, UNMEASURED, available, check_available
 
 
 def trainer_of(seed=0, step=0, process=0):
@@ -41,3 +45,11 @@ def test_uniforms_do_not_depend_on_width_or_processes():
     assert torch.equal(uniform(trainer_of(), [], batch_of(8, 9))[:, :6], whole)
     halves = [uniform(trainer_of(process=k), [], batch_of(4, 6)) for k in (0, 1)]
     assert torch.equal(torch.cat(halves), whole)
+
+
+def test_scores_that_nobody_measures_are_named_as_such():
+    with pytest.raises(ValueError, match=r"implicit_reward \(log π_r − .* is measured by nobody here: CreditTrainer"):
+        check_available(["entropy", "implicit_reward"], None)
+    assert not SCORES.keys() & UNMEASURED.keys() and not available(None) & UNMEASURED.keys()
+    given = set().union(*(method.needs for method in METHODS.values()), *(m.needs for m in PREFERENCES.values()))
+    assert given <= SCORES.keys() | UNMEASURED.keys()  # every score that a method reads is said to be something

@@ -31,7 +31,7 @@ TINY = {
     "threads": 1,
     "max_rounds": 1,
 }
-NAMES = ("otb", "random_tokens", "oracle_positions", "token_sampling", "vineppo")
+NAMES = ("otb", "random_tokens", "oracle_positions", "token_sampling", "vineppo", "abc", "arm", "spo_chain")
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 from tokencredit import METHODS
 from tokencredit.engines.trl import CreditTrainer
 from tokencredit.objective import KLCov
+from tokencredit.scores.table import UNMEASURED
 from trl_tiny import LONGEST, VOCAB, FixedCredit, build, reward, steps, tiny_model, train, weights
 
 TRL_EPS = 1e-4
@@ -127,15 +128,15 @@ def test_accumulated_gradient_is_the_gradient(tmp_path, name):
     (whole, kept), (accumulated, kept_too) = found
     assert whole.norm() > 1e-4 and (whole - accumulated).abs().max() < 1e-5 * whole.abs().max()
     assert all(torch.allclose(kept[n], kept_too[n], atol=1e-6) for n in kept)
-    assert name not in ("clip_cov", "kl_cov") or kept["selected"].sum() > 0
+    assert name not in ("clip_cov", "kl_cov") or kept["coefficient"].sum() > 0
 
 
 @dataclass(frozen=True)
 class SmoothKLCov(KLCov):
     """KL-Cov with a squared penalty: that of |log ratio| has the sign of rounding at the first update on a batch."""
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
-        penalty = torch.where(selected, (logprob - old_logprob).square(), 0)
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+        penalty = coefficient * (logprob - old_logprob).square()
         return -(logprob - old_logprob).exp() * credit + penalty, {}
 
 
@@ -206,7 +207,7 @@ def check_entropies(trainer, batch):
     return expected
 
 
-TRUTHS = ("exact_value", "oracle_positions", "step_gain")
+TRUTHS = ("exact_value", "oracle_positions", "step_gain", *UNMEASURED)
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_iterations": 2, "temperature": 0.7}], ids=["on_policy", "reused"])

@@ -28,8 +28,8 @@ from trl_tiny import build, settings, steps, sums, train
         ("grpo", "sapo_temperature_neg", 2.0, "sapo"),
         ("grpo", "top_entropy_quantile", 0.2, "forking_tokens"),
         ("grpo", "off_policy_mask_threshold", 0.5, "drop it"),
-        ("grpo", "entropy_coef", 0.01, "entropy_advantage"),
-        ("grpo", "use_adaptive_entropy", True, "entropy_advantage"),
+        ("grpo", "entropy_coef", 0.01, "entropy_bonus"),
+        ("grpo", "use_adaptive_entropy", True, "entropy_bonus_adaptive"),
         ("grpo", "multi_objective_aggregation", "normalize_then_sum", "reward_weights"),
     ],
 )

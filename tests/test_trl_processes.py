@@ -62,7 +62,7 @@ def test_two_processes_train_on_the_credit_of_one(launched, tmp_path, case):
         assert (two["weights"] - weights(one)).abs().max() < 1e-6
         compare_logs(steps(one), json.loads((folder / f"{case}.{rank}.json").read_text()), rank)
     assert sum(batch["advantages"].abs().sum() for batch in one.kept) > 0
-    assert case != "clip_cov" or all(batch["selected"].sum() > 0 for batch in one.kept)
+    assert case != "clip_cov" or all(batch["coefficient"].sum() > 0 for batch in one.kept)
     assert case != "dapo" or max(s["dynamic_sampling/rounds"] for s in steps(one)) > 1
 
 

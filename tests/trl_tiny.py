@@ -150,7 +150,7 @@ class Fixed:
         out = super()._generate_and_score_completions(inputs)
         if not hasattr(self, "kept"):
             self.kept, self.asked = [], []
-        names = ("completion_ids", "completion_mask", "advantages", "token_weight", "selected")
+        names = ("completion_ids", "completion_mask", "advantages", "token_weight", "coefficient")
         self.kept.append({n: gather_rows(self, out[n].double()) for n in names if n in out and out[n].dim() == 2})
         prompts = zip(out["prompt_ids"], out["prompt_mask"].bool())
         self.asked.append([self.processing_class.decode(ids[mask]) for ids, mask in prompts])

@@ -33,6 +33,7 @@ CASES = {
     "forking_tokens": (METHODS["forking_tokens"], {}),
     "dapo": (METHODS["dapo"], {"gradient_accumulation_steps": 2}),
     "grpo": (METHODS["grpo"], {}),
+    "entropy_bonus_adaptive": (METHODS["entropy_bonus_adaptive"].replace(target=1.0, delta=0.1), {}),
 }
 
 

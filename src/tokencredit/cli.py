@@ -339,12 +339,18 @@ def _explain(method) -> str:
     """A method in full: its parts, each with its own docstring, and its fields with their values."""
     import inspect
 
-    parts = [*method.chain.parts, method.surrogate, method.aggregate]
+    from tokencredit.scores.table import SCORES, UNMEASURED
+
+    parts = [*_spread(method.chain), method.surrogate, method.aggregate]
     lines = [
         f"{method.name}: {method.summary}",
         f"source: {method.source} (fidelity: {method.fidelity})",
         f"needs: {', '.join(sorted(method.needs)) or 'no scores'}",
     ]
+    known = SCORES | UNMEASURED
+    lines += [f"    {name}: {known[name].what} [{known[name].unit}]" for name in sorted(method.needs & known.keys())]
+    if method.needs & UNMEASURED.keys():
+        lines.append("    which nobody here measures: CreditTrainer(scorers=...) takes it")
     if method.mixed_groups_only:
         lines.append("dynamic sampling: prompts are drawn again until every group holds both outcomes")
     for part in parts:
@@ -352,6 +358,17 @@ def _explain(method) -> str:
     lines += ["", f'change a field: METHODS["{method.name}"].replace(...) or --set method_options.FIELD=VALUE; fields:']
     lines += [f"    {name} = {value!r}" for name, value in sorted(method.hyperparameters().items())]
     return "\n".join(lines)
+
+
+def _spread(chain) -> list:
+    """The parts of a chain in order, those of a sum or a chain within it behind it."""
+    from tokencredit.credit import Chain, Sum
+
+    found = []
+    for part in chain.parts:
+        found += [] if isinstance(part, Chain) else [part]
+        found += _spread(part) if isinstance(part, Chain | Sum) else []
+    return found
 
 
 def _build(args) -> int:

@@ -79,6 +79,11 @@ def pool_standardise(x: Tensor, mask: Tensor, index: Tensor, eps: float, ddof: i
     return over(deviation, pool_std(deviation, mask, index, ddof) + eps)
 
 
+def pool_min_max(x: Tensor, mask: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """([B, 1], [B, 1]): smallest and largest value over all tokens of each population; 0 where it has none."""
+    return -_pool_max(-x, mask, index), _pool_max(x, mask, index)
+
+
 def _pool_max(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
     """[B, 1]: largest value over all tokens of each population; 0 where it has none."""
     rows = x.masked_fill(~mask, -torch.inf).amax(1) if x.shape[1] else x.new_full((len(x),), -torch.inf)
@@ -96,3 +101,20 @@ def column_mean(x: Tensor, mask: Tensor, index: Tensor, weight: Tensor | None = 
         weight = zero_off(weight, mask)
         alike = torch.where(pool(weight, index) > 0, weight, alike)
     return over(pool(zero_off(x, mask) * alike, index), pool(alike, index))
+
+
+def column_deviation(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
+    """[B, T]: x minus the mean of its population's rows that are alive at the same position, 0 off the mask; exactly 0
+    where those are equal but for roundings, as in `pool_deviation`.
+    """
+    shifted = zero_off(x - _column_max(x, mask, index), mask)
+    deviation = zero_off(shifted - column_mean(shifted, mask, index), mask)
+    size = _column_max(x.abs(), mask, index)
+    return deviation.masked_fill(deviation.abs() <= 8 * torch.finfo(x.dtype).eps * size, 0)
+
+
+def _column_max(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
+    """[B, T]: largest value of a population's living rows at each position; 0 where none is alive."""
+    best = x.new_full((int(index.max()) + 1 if index.numel() else 0, x.shape[1]), -torch.inf)
+    best = best.scatter_reduce_(0, index[:, None].expand_as(x), x.masked_fill(~mask, -torch.inf), "amax")[index]
+    return best.masked_fill(best == -torch.inf, 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokencredit import credit as _credit
 from tokencredit import objective as _objective
-from tokencredit.credit import Chain
+from tokencredit.credit import Chain, Sum
 from tokencredit.masked import wide, zero_off
 from tokencredit.objective import Aggregate, Surrogate
 from tokencredit.rollouts import Rollouts
@@ -21,15 +21,18 @@ PARTS = ("chain", "surrogate", "aggregate")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What the loss takes from the whole rollout batch before it is split: token weights ω [B, T] and selected tokens
-    [B, T] or None.
+    """What the loss takes from the whole rollout batch before it is split.
+
+    weight       ω [B, T], from the aggregate
+    coefficient  κ [B, T], from a surrogate that treats tokens apart, None from the others: 0 where it leaves a token
+                 alone, 1 where it only chooses, any other number where it also says how much
     """
 
     weight: Tensor
-    selected: Tensor | None
+    coefficient: Tensor | None
 
     def rows(self, keep: Tensor) -> Plan:
-        return Plan(self.weight[keep], None if self.selected is None else self.selected[keep])
+        return Plan(self.weight[keep], None if self.coefficient is None else self.coefficient[keep])
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,14 @@ class Method:
         return self.chain(rollouts.reward.new_zeros(rollouts.mask.shape), rollouts)
 
     def plan(self, *, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Plan:
-        """Token weights and selections over the whole rollout batch; engines make it once and slice it with the
+        """Token weights and coefficients over the whole rollout batch; engines make it once and slice it with the
         micro-batches.
         """
         logprob, old_logprob, credit = (
             zero_off(wide(x.detach()), rollouts.mask) for x in (logprob, old_logprob, credit)
         )
-        return Plan(self.aggregate.weights(rollouts), self.surrogate.select(logprob, old_logprob, credit, rollouts))
+        coefficient = self.surrogate.coefficient(logprob, old_logprob, credit, rollouts)
+        return Plan(self.aggregate.weights(rollouts), coefficient)
 
     def loss(
         self, *, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts, plan: Plan | None = None
@@ -88,8 +92,21 @@ class Method:
         if plan.weight.shape != rollouts.mask.shape:
             shapes = f"{list(plan.weight.shape)}, the rollouts are {list(rollouts.mask.shape)}"
             raise ValueError(f"plan is for {shapes}: slice both with the same rows, plan.rows(keep)")
-        per_token, stats = self.surrogate(logprob, old_logprob, credit, rollouts.mask, plan.selected)
+        per_token, stats = self.surrogate(logprob, old_logprob, credit, rollouts.mask, plan.coefficient)
         return (plan.weight * per_token).sum(), stats
+
+    def after(self, rollouts: Rollouts) -> Method:
+        """This method for the next rollout batch: itself, but where a part steers a coefficient by what it sees.
+
+        A pure function of the whole gathered batch, so it is the same on every process; `state` is what it moved.
+        """
+        chain = self.chain.after(rollouts)
+        return self if chain == self.chain else replace(self, chain=chain)
+
+    def state(self, start: Method) -> dict[str, object]:
+        """{"Part.field": value} of what `after` has moved away from `start`; start.replace(**state) is this method."""
+        own, first = self.hyperparameters(), start.hyperparameters()
+        return {name: value for name, value in own.items() if value != first[name]}
 
     def replace(self, **values) -> Method:
         """This method with other hyper-parameters: any field of its chain, surrogate, aggregate or of its own.
@@ -103,7 +120,7 @@ class Method:
         changed = replace(self, **{k: v for k, v in values.items() if k in own})
         inner = {k: v for k, v in values.items() if k not in own}
         used: set[str] = set()
-        parts = {name: _replace(getattr(changed, name), inner, used) for name in PARTS}
+        parts = {name: replaced(getattr(changed, name), inner, used) for name in PARTS}
         unknown = sorted(set(inner) - used)
         if unknown:
             raise ValueError(
@@ -115,7 +132,7 @@ class Method:
         """{"Part.field": value} for every field of every part."""
         found: dict[str, object] = {}
         for name in PARTS:
-            _collect(getattr(self, name), found)
+            collect(getattr(self, name), found)
         return found
 
     def within(self, max_length: int) -> Method:
@@ -123,9 +140,10 @@ class Method:
         return replace(self, **{name: _fill(getattr(self, name), max_length) for name in PARTS})
 
 
-def _replace(part, values: dict, used: set[str]):
-    if isinstance(part, Chain):
-        return Chain(*(_replace(p, values, used) for p in part.parts))
+def replaced(part, values: dict, used: set[str]):
+    """The part with every field of `values` set wherever it occurs in it; their names are added to `used`."""
+    if isinstance(part, Chain | Sum):
+        return type(part)(*(replaced(p, values, used) for p in part.parts))
     new = {}
     for f in fields(part):
         for key in (f.name, f"{type(part).__name__}.{f.name}"):
@@ -134,27 +152,28 @@ def _replace(part, values: dict, used: set[str]):
                 used.add(key)
         inner = getattr(part, f.name)
         if f.name not in new and is_dataclass(inner):
-            new[f.name] = _replace(inner, values, used)
+            new[f.name] = replaced(inner, values, used)
     return replace(part, **new) if new else part
 
 
 def _fill(part, max_length: int):
     """The part with every `max_length` that is None set."""
-    if isinstance(part, Chain):
-        return Chain(*(_fill(p, max_length) for p in part.parts))
+    if isinstance(part, Chain | Sum):
+        return type(part)(*(_fill(p, max_length) for p in part.parts))
     new = {f.name: _fill(inner, max_length) for f in fields(part) if is_dataclass(inner := getattr(part, f.name))}
     if getattr(part, "max_length", max_length) is None:
         new["max_length"] = max_length
     return replace(part, **new) if new else part
 
 
-def _collect(part, found: dict) -> None:
-    for inner in part.parts if isinstance(part, Chain) else ():
-        _collect(inner, found)
-    for f in fields(part) if not isinstance(part, Chain) else ():
+def collect(part, found: dict) -> None:
+    """Adds "Part.field" of every field of the part and of those within it to `found`."""
+    for inner in part.parts if isinstance(part, Chain | Sum) else ():
+        collect(inner, found)
+    for f in fields(part) if not isinstance(part, Chain | Sum) else ():
         value = getattr(part, f.name)
         if is_dataclass(value):
-            _collect(value, found)
+            collect(value, found)
         else:
             found[f"{type(part).__name__}.{f.name}"] = value
 

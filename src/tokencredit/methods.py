@@ -36,6 +36,7 @@ from tokencredit.objective import (
     SequenceSum,
     TokenMean,
 )
+from tokencredit.related import RELATED
 
 __all__ = ["METHODS", "Method", "Methods", "Plan", "parse"]
 
@@ -114,7 +115,7 @@ METHODS = _table(
         TokenMean(),
         mixed_groups_only=True,
         summary="clip-higher, token mean, soft overlong punishment, dynamic sampling",
-        source="DAPO, arXiv:2503.14476 eqs. 8-13",
+        source="DAPO, arXiv:2503.14476 eqs. 8-13; for rewards of 0 and 1 its outcome of −1 and 1 halves the punishment",
     ),
     Method(
         "gspo",
@@ -327,4 +328,5 @@ METHODS = _table(
         summary="Q − V of the policy itself, from the prefix tree: the ceiling of every proxy",
         source="policy gradient theorem (Sutton et al. 2000)",
     ),
+    *RELATED,
 )

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from tokencredit.credit.transform import Transform, one_of
-from tokencredit.masked import column_mean, over, pool, pool_deviation, pool_standardise, pool_std, row_mean, zero_off
+from tokencredit.masked import (
+    column_deviation,
+    column_mean,
+    over,
+    pool,
+    pool_deviation,
+    pool_mean,
+    pool_standardise,
+    pool_std,
+    row_mean,
+    zero_off,
+)
 from tokencredit.rollouts import Rollouts
 
 
@@ -82,6 +93,49 @@ class LeaveOneOut(Transform):
         everyone = torch.ones_like(value, dtype=torch.bool)
         size = pool(torch.ones_like(value), rollouts.group_index)
         return (pool_deviation(value, everyone, rollouts.group_index) * over(size, size - 1)).expand_as(credit)
+
+
+@dataclass(frozen=True)
+class TokenLeaveOneOut(Transform):
+    """A reward per token against the mean rewards of its siblings, itself left out.
+
+        cᵢₜ ← G/(G−1) (cᵢₜ − mean_g R)          over the G rollouts of the group that have tokens
+
+    The factor meets the token's own reward as well, as in the released code. A group of one gets 0. Source: PRIME
+    (arXiv:2502.01456), released masked_rloo.
+
+    >>> TokenLeaveOneOut()(credit, rollouts)     # rewards 3, 1 and 0 -> 4, 0 and −2: the means are 2 and 0
+    """
+
+    laws: ClassVar = frozenset({"group_local"})
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        mask, index = rollouts.mask, rollouts.group_index
+        alive = mask.any(1, keepdim=True)
+        size = pool(alive.to(credit.dtype), index)
+        # Baselines move with the rewards: taken of deviations, equal rewards give exactly 0.
+        deviation = pool_deviation(credit, mask, index)
+        against = deviation - pool_mean(row_mean(deviation, mask)[:, None], alive, index)
+        return against * over(size, size - 1)
+
+
+@dataclass(frozen=True)
+class ColumnCenter(Transform):
+    """Each token against the rollouts of its group that are alive at the same position, itself among them.
+
+        cᵢₜ ← cᵢₜ − mean of cₖₜ over the rollouts k of the group that are alive at t
+
+    What a critic is replaced by where credit differs from token to token. Where no sibling is alive, and in a group of
+    one, nothing stays. `OptimalTokenBaseline` weighs the rollouts. Source: SPRO's masked step advantage
+    (arXiv:2507.01551), of which no equation could be read.
+
+    >>> ColumnCenter()(credit, rollouts)     # [0.5, 0.25, 0.1] and [0, 0.25] -> [0.25, 0, 0] and [-0.25, 0]
+    """
+
+    laws: ClassVar = frozenset({"group_local", "idempotent"})
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        return column_deviation(credit, rollouts.mask, rollouts.group_index)
 
 
 @dataclass(frozen=True)

@@ -102,17 +102,25 @@ class EntropyReward(Transform):
 class Overlong(Transform):
     """DAPO's soft overlong punishment, added to the reward.
 
-        cᵢₜ ← cᵢₜ + 0                              |oᵢ| ≤ L − cache
-                    (L − cache − |oᵢ|) / cache       up to L
-                    −1                               beyond L
+        cᵢₜ ← cᵢₜ + 0                                   |oᵢ| ≤ L − cache
+                    λ (L − cache − |oᵢ|) / cache          up to L
+                    −λ                                    beyond L
 
     `max_length` L None: the completion budget of the engine (`Method.within`); without one, nothing is overlong.
-    `cache` None: L / 5, the paper's share (4096 of 20480). Outcomes (success or failure) are not changed. Source: DAPO
-    (arXiv:2503.14476) eq. 13.
+    `cache` None: L / 5, the paper's share (4096 of 20480). `penalty` λ is in units of the reward. The paper's outcome
+    is −1 or 1 and its λ is 1, half of what right is apart from wrong: where rewards are 0 and 1 that is λ = 0.5, the
+    default; penalty=1 is right for rewards of −1 and 1. λ = 0 is the identity. Outcomes (success or failure) are not
+    changed. Source: DAPO (arXiv:2503.14476) eq. 13.
+
+    >>> Chain(Outcome(), Overlong(20), GroupCenter())(credit, rollouts)
+
+    Rewards 1, 0, 0, 1 of which the first comes at the limit are 0.5, 0, 0, 1 then, the paper's 0, −1, −1, 1 but for
+    place and scale: 0.261, −0.783, −0.783, 1.306.
     """
 
     max_length: int | None = None
     cache: int | None = None
+    penalty: float = 0.5
     laws: ClassVar = frozenset({"row_local", "group_local"})
 
     def __post_init__(self):
@@ -120,6 +128,8 @@ class Overlong(Transform):
             raise ValueError(
                 f"Overlong needs 0 < cache <= max_length, got cache={self.cache}, max_length={self.max_length}"
             )
+        if not self.penalty >= 0:
+            raise ValueError(f"Overlong.penalty must not be negative: it is subtracted; got {self.penalty}")
 
     @property
     def _cache(self) -> float:
@@ -129,7 +139,7 @@ class Overlong(Transform):
         if self.max_length is None:
             return credit
         excess = rollouts.length.to(credit.dtype) - (self.max_length - self._cache)
-        return credit - (excess / self._cache).clamp(0, 1)[:, None]
+        return credit - self.penalty * (excess / self._cache).clamp(0, 1)[:, None]
 
 
 @dataclass(frozen=True)

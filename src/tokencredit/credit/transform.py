@@ -44,6 +44,10 @@ class Transform:
             raise ValueError(f"credit must be [B, T] = {list(rollouts.mask.shape)}, got shape {list(credit.shape)}")
         return zero_off(self.apply(zero_off(credit, rollouts.mask), rollouts), rollouts.mask)
 
+    def after(self, rollouts: Rollouts) -> Transform:
+        """The transform of the next rollout batch: itself, but for one that steers a coefficient by what it sees."""
+        return self
+
     @property
     def needs(self) -> frozenset[str]:
         """Names of the scores this reads: its own `score` field and whatever its fields need."""
@@ -67,14 +71,51 @@ class Chain(Transform):
             credit = part(credit, rollouts)
         return credit
 
+    def after(self, rollouts: Rollouts) -> Chain:
+        return Chain(*(part.after(rollouts) for part in self.parts))
+
     @property
     def laws(self) -> frozenset[str]:
-        """What survives composition: signs, and locality (a chain is as local as its least local part)."""
-        promised = [part.laws | ({"group_local"} if "row_local" in part.laws else set()) for part in self.parts]
-        return frozenset.intersection(frozenset({"keeps_sign", "row_local", "group_local"}), *promised)
+        return _joint_laws(self.parts)
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.parts))})"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Sum(Transform):
+    """Transforms that all see the incoming credit, and whose results are added: several sources of credit.
+
+        cᵢₜ ← Σₖ partₖ(c)ᵢₜ
+
+    Sum(part) is the part itself; the empty sum is no credit.
+
+    >>> Sum(Chain(Outcome(), GroupCenter()), Score("x"))(credit, rollouts)      # GRPO's credit plus a score
+    """
+
+    parts: tuple[Transform, ...] = ()
+
+    def __init__(self, *parts: Transform):
+        object.__setattr__(self, "parts", parts)
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        return sum((part(credit, rollouts) for part in self.parts), torch.zeros_like(credit))
+
+    def after(self, rollouts: Rollouts) -> Sum:
+        return Sum(*(part.after(rollouts) for part in self.parts))
+
+    @property
+    def laws(self) -> frozenset[str]:
+        return _joint_laws(self.parts)
+
+    def __repr__(self) -> str:
+        return f"Sum({', '.join(map(repr, self.parts))})"
+
+
+def _joint_laws(parts: tuple[Transform, ...]) -> frozenset[str]:
+    """What survives composition and addition: signs, and locality (the whole is as local as its least local part)."""
+    promised = [part.laws | ({"group_local"} if "row_local" in part.laws else set()) for part in parts]
+    return frozenset.intersection(frozenset({"keeps_sign", "row_local", "group_local"}), *promised)
 
 
 def needs(part: object) -> frozenset[str]:

@@ -33,9 +33,9 @@ def token_sets(attribution: Attribution) -> dict[str, Tensor]:
     low, high = surrogate.band
     forking = TopFraction("entropy", 0.2).select(rollouts)
     found = {
-        "Clip-Cov’s draw": surrogate.select(logprob, logprob, credit, rollouts),
+        "Clip-Cov’s draw": surrogate.coefficient(logprob, logprob, credit, rollouts).bool(),
         f"covariance in Clip-Cov’s band ({low:g}, {high:g})": mask & (cov > low) & (cov < high),
-        "KL-Cov’s tokens": METHODS["kl_cov"].surrogate.select(logprob, logprob, credit, rollouts),
+        "KL-Cov’s tokens": METHODS["kl_cov"].surrogate.coefficient(logprob, logprob, credit, rollouts).bool(),
         "top 2 % by covariance": highest(cov, mask, 0.02),
         "top 20 % by entropy (forking tokens)": forking,
         "the other 80 %": mask & ~forking,

@@ -70,6 +70,35 @@ def on_rows(scorer: Scorer, rows: Sequence[Row]) -> Scorer:
     return lambda trainer, inputs, batch: scorer(trainer, [rows[row["row"]] for row in inputs], batch)
 
 
+def log_ratio(policy: Any, reference: Any) -> Scorer:
+    """The scorer log π_policy(o_t) − log π_reference(o_t), nats at the sampling temperature, of two models; None is the
+    policy that is trained.
+
+    As `implicit_reward` of a policy trained on preferences and its reference, as `self_reward` of None and the
+    reference. Two forward passes per rollout batch; the models are the caller's to place, and are not trained.
+
+    >>> CreditTrainer(method="rto_group", scorers={"implicit_reward": log_ratio(dpo_policy, reference)}, ...)
+    """
+
+    def scorer(trainer: Any, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        own, other = (_logprob(trainer, trained if model is None else model, batch) for model in (policy, reference))
+        return own - other
+
+    return scorer
+
+
+def _logprob(trainer: Any, model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """[B, T]: log-probs of the completions under a model, 0 off them."""
+    from tokencredit.lm.packing import grid
+    from tokencredit.lm.scoring import score
+
+    prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+    size, ids = trainer.args.per_device_train_batch_size, batch["completion_ids"]
+    found = score(model, prompts, completions, temperature=trainer.temperature, batch=size, names=("logprob",))
+    return grid(found["logprob"], ids.shape[1], torch.float32).to(ids.device)
+
+
 @dataclass(frozen=True)
 class _Proxy:
     kind: str

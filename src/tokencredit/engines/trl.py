@@ -32,9 +32,11 @@ from tokencredit.engines.trl_figures import Clock, rollout_figures, update_figur
 from tokencredit.engines.trl_groups import Batch, Stash, draw_again, loss_mask, rewrite_table, trimmed
 from tokencredit.engines.trl_noise import NoiseProbe
 from tokencredit.engines.trl_rewards import checked
+from tokencredit.engines.trl_steering import Steered
 from tokencredit.masked import over, zero_off
 from tokencredit.methods import METHODS, Method, Plan
 from tokencredit.objective.surrogates import token_mean
+from tokencredit.scores.table import UNMEASURED
 
 FREE = frozenset({"entropy", "logprob"})
 EXTRAS = (
@@ -51,7 +53,7 @@ EXTRAS = (
 )
 
 
-class CreditTrainer(GRPOTrainer):
+class CreditTrainer(Steered, GRPOTrainer):
     """A GRPOTrainer that trains with any `Method`; everything else is TRL's.
 
         CreditTrainer(model="Qwen/Qwen2.5-0.5B", method="gtpo", reward_funcs=reward, args=GRPOConfig(...),
@@ -96,6 +98,7 @@ class CreditTrainer(GRPOTrainer):
                 f'method "{method.name}" needs the scores {", ".join(missing)}; a forward pass gives'
                 f" {', '.join(sorted(FREE))}. Give the others: CreditTrainer(..., scorers={{{missing[0]!r}:"
                 " function(trainer, inputs, batch) -> [B, T]})"
+                + "".join(f"\n{name}: {UNMEASURED[name].what}" for name in missing if name in UNMEASURED)
             )
         for name, number in (("max_rounds", max_rounds), ("record_every", record_every)):
             if number < 1:
@@ -117,7 +120,7 @@ class CreditTrainer(GRPOTrainer):
         self.reward_funcs = [
             checked(function, name) for function, name in zip(self.reward_funcs, self.reward_func_names)
         ]
-        self.method = method.within(self.max_completion_length)
+        self.method = self._start = method.within(self.max_completion_length)
         self._noise = NoiseProbe(noise_scale_every, self)
         self.success_above, self.max_rounds = success_above, max_rounds
         self.record, self.record_every, self._recorded = record, record_every, None
@@ -143,13 +146,15 @@ class CreditTrainer(GRPOTrainer):
             mine = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
             out["advantages"] = credit[mine, :width]
             out["token_weight"] = plan.weight[mine, :width]
-            if plan.selected is not None:
-                out["selected"] = plan.selected[mine, :width]
+            if plan.coefficient is not None:
+                out["coefficient"] = plan.coefficient[mine, :width]
             if "entropy" in batch.scores:
                 out["entropy_known"] = torch.ones(())
             if self._noise.every and self.model.training:
                 out["group"] = batch.group[mine]
             self._log_rollouts(batch, credit)
+            if self.model.training:
+                self._steer(batch.rollouts)
         return out
 
     def _roll_out(self, inputs):
@@ -159,7 +164,7 @@ class CreditTrainer(GRPOTrainer):
             out = super()._generate_and_score_completions(inputs)
         finally:
             stash, self._stash = self._stash, None
-        wanted = self.method.needs | ({"logprob"} if self.method.surrogate.selects else set())
+        wanted = self.method.needs | ({"logprob"} if self.method.surrogate.plans else set())
         if (wanted & FREE - self.scorers.keys() or self._with_text) and "entropy" not in stash.scores:
             args = self.args
             with self._measuring():
@@ -253,7 +258,7 @@ class CreditTrainer(GRPOTrainer):
         logprob, entropy, aux_loss = self._logprobs(model, inputs, aux_loss=routers)
         old = inputs.get("old_per_token_logps")
         old = logprob.detach() if old is None else old
-        loss, stats = self.method.surrogate(logprob, old, credit, mask, inputs.get("selected"))
+        loss, stats = self.method.surrogate(logprob, old, credit, mask, inputs.get("coefficient"))
         if "importance_sampling_ratio" in inputs:
             loss = loss * inputs["importance_sampling_ratio"]
         if self.beta != 0.0:
@@ -306,8 +311,8 @@ class CreditTrainer(GRPOTrainer):
         if not self.model.training or regularised or unmeasured or any(inputs.get(k) is not None for k in EXTRAS):
             return None
         rows = (inputs["advantages"] != 0).any(1)
-        if "selected" in inputs:
-            rows = rows | inputs["selected"].any(1)
+        if "coefficient" in inputs:
+            rows = rows | inputs["coefficient"].any(1)
         kept = int(rows.sum())
         if not kept:
             rows[0], kept = True, 1

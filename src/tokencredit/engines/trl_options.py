@@ -82,8 +82,10 @@ def decided(method: Method) -> dict[str, Decided]:
         "sapo_temperature_neg": Decided(1.05, (getattr(s, "negative", None),), gate),
         "top_entropy_quantile": Decided(1.0, (), 'choose method "forking_tokens" and replace(fraction=...)'),
         "off_policy_mask_threshold": Decided(None, (), "drop it: a method's ratios handle off-policy tokens"),
-        "entropy_coef": Decided(0.0, (), 'choose method "entropy_advantage" (entropy never carries a gradient here)'),
-        "use_adaptive_entropy": Decided(False, (), 'choose method "entropy_advantage"'),
+        "entropy_coef": Decided(0.0, (), 'choose method "entropy_bonus" and replace(coef=...)'),
+        "use_adaptive_entropy": Decided(
+            False, (), 'choose method "entropy_bonus_adaptive" and replace(target=..., delta=..., bounds=...)'
+        ),
         "multi_objective_aggregation": Decided(
             "sum_then_normalize", (), "sum the rewards (reward_weights), or return one number"
         ),

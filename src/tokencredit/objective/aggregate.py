@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokencredit.credit.transform import needs
-from tokencredit.credit.weights import Above, TopFraction
+from tokencredit.credit.weights import Above, Below, TopFraction
 from tokencredit.masked import over
 from tokencredit.rollouts import Rollouts
 
@@ -71,7 +71,7 @@ class SelectedMean(Aggregate):
     paper's.
     """
 
-    selection: TopFraction | Above
+    selection: TopFraction | Above | Below
 
     def weights(self, rollouts: Rollouts) -> Tensor:
         chosen = self.selection.select(rollouts).to(rollouts.reward.dtype)

@@ -46,9 +46,9 @@ class ClipCov(Surrogate):
     low: float = 1.0
     high: float = 1.0
     seed: int = 0
-    selects: ClassVar[bool] = True
+    plans: ClassVar[bool] = True
 
-    def select(self, logprob, old_logprob, credit, rollouts: Rollouts):
+    def coefficient(self, logprob, old_logprob, credit, rollouts: Rollouts):
         mask = rollouts.mask
         cov, w = covariance(logprob, credit, mask), ratio(logprob, old_logprob)
         stopped = ((w < 1 - self.low) & (credit < 0)) | ((w > 1 + self.high) & (credit > 0))
@@ -58,14 +58,13 @@ class ClipCov(Surrogate):
         order = torch.randperm(len(candidates), generator=draw)[: portion(self.fraction, tokens)]
         chosen = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device)
         chosen[candidates[order.to(mask.device)]] = True
-        return chosen.view_as(mask)
+        return chosen.view_as(mask).to(logprob.dtype)
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         w = ratio(logprob, old_logprob)
         loss = clipped(w, credit, self.low, self.high)
-        return loss.masked_fill(selected, 0), {"selected": token_mean(selected, mask)} | clip_stats(
-            w, credit, mask, self.low, self.high
-        )
+        stats = {"selected": token_mean(coefficient, mask)} | clip_stats(w, credit, mask, self.low, self.high)
+        return loss.masked_fill(coefficient > 0, 0), stats
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,71 @@ class KLCov(Surrogate):
 
     fraction: float = 2e-3
     beta: float = 1.0
-    selects: ClassVar[bool] = True
+    plans: ClassVar[bool] = True
 
-    def select(self, logprob, old_logprob, credit, rollouts: Rollouts):
+    def coefficient(self, logprob, old_logprob, credit, rollouts: Rollouts):
         mask = rollouts.mask
         cov = covariance(logprob, credit, mask).masked_fill(~mask, -torch.inf).flatten()
         tokens = int(mask.sum())
         chosen = torch.zeros_like(cov, dtype=torch.bool)
         # A stable sort, so that ties fall the same way whatever the padding.
         chosen[cov.sort(descending=True, stable=True).indices[: min(portion(self.fraction, tokens), tokens)]] = True
-        return chosen.view_as(mask)
+        return chosen.view_as(mask).to(logprob.dtype)
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
-        penalty = self.beta * (logprob - old_logprob).abs()
-        return -ratio(logprob, old_logprob) * credit + torch.where(selected, penalty, 0), {
-            "selected": token_mean(selected, mask)
-        }
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+        loss = -ratio(logprob, old_logprob) * credit + self.beta * coefficient * (logprob - old_logprob).abs()
+        return loss, {"selected": token_mean(coefficient, mask)}
+
+
+@dataclass(frozen=True)
+class LowEntropyKL(Surrogate):
+    """Among the tokens of low entropy, those with extreme covariance are tied to the old policy.
+
+        ℓ = PPO's clipped loss + κᵢₜ |log π_θ − log π_old|
+        κ = β_top, β_bottom for the ⌊fraction · M⌋ (at least 1) tokens of largest and of smallest Cov(oₜ) among the M =
+            ⌊share · N⌋ tokens of lowest entropy, β_rest for the other M, 0 for the rest; means over the M alone
+
+    `beta` is (top, rest, bottom). The released code has (2, 0, ½) times 0.1, no ratio clip for any token (low = 1, high
+    = ∞ here) and, beside it, a KL term to the reference, the engine's beta. (β, β, β) penalises all tokens of low
+    entropy, as the paper's text does with a KL to the *reference*, which is not this. β = 0 is PPO's clip. As with
+    KL-Cov the penalty has no gradient at the first update. Source: SENT (arXiv:2512.04359), released
+    `low_entropy_kl_cov_v2`. Differs: that code indexes with an integer mask, so its covariances are those of other
+    tokens and the penalised ones in effect drawn at random; here the mask selects, as was meant.
+    """
+
+    share: float = 0.8
+    fraction: float = 2e-4
+    beta: tuple[float, float, float] = (0.2, 0.0, 0.05)
+    low: float = 1.0
+    high: float = math.inf
+    score: str = "entropy"
+    plans: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not (0 < self.share <= 1 and 0 < self.fraction <= 1):
+            parts = f"share={self.share}, fraction={self.fraction}"
+            raise ValueError(f"LowEntropyKL.share and fraction must be in (0, 1], got {parts}")
+
+    def coefficient(self, logprob, old_logprob, credit, rollouts: Rollouts):
+        mask = rollouts.mask
+        tokens = int(mask.sum())
+        kappa = torch.zeros(mask.numel(), dtype=logprob.dtype, device=mask.device)
+        entropy = rollouts.score(self.score).masked_fill(~mask, torch.inf).flatten()
+        # Stable sorts, so that ties fall the same way whatever the padding.
+        calm = entropy.sort(stable=True).indices[: min(portion(self.share, tokens), tokens)].sort().values
+        chosen = torch.zeros_like(mask.flatten())
+        chosen[calm] = True
+        cov = covariance(logprob, credit, chosen.view_as(mask)).flatten()[calm]
+        order = calm[cov.sort(stable=True).indices]
+        few = portion(self.fraction, len(calm))
+        top, rest, bottom = self.beta
+        kappa[order] = rest
+        kappa[order[:few]] = bottom
+        kappa[order[-few:]] = top
+        return kappa.view_as(mask)
+
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+        w = ratio(logprob, old_logprob)
+        loss = clipped(w, credit, self.low, self.high) + coefficient * (logprob - old_logprob).abs()
+        stats = {"selected": token_mean(coefficient > 0, mask)}
+        return loss, stats | clip_stats(w, credit, mask, self.low, self.high)

@@ -20,37 +20,38 @@ Stats = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Surrogate:
-    """logprob, old_logprob, credit, mask, selected -> (loss [B, T], stats). Subclass it as a frozen dataclass and write
-    `token_loss`.
+    """logprob, old_logprob, credit, mask, coefficient -> (loss [B, T], stats). Subclass it as a frozen dataclass and
+    write `token_loss`.
 
-    `select` picks the tokens that a surrogate treats apart, over the whole rollout batch; most pick none, and only
-    those with `selects` read the log-probs for it. Stats are means over tokens.
+    `coefficient` plans over the whole rollout batch which tokens a surrogate treats apart, and how much: κ [B, T], 0
+    where it leaves a token alone, 1 (or any other number) where it does not. Most plan nothing, and only those with
+    `plans` read the log-probs for it. Stats are means over tokens.
     """
 
-    selects: ClassVar[bool] = False
+    plans: ClassVar[bool] = False
 
     def token_loss(
-        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor | None
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor | None
     ) -> tuple[Tensor, Stats]:
         raise TypeError(
-            f"{type(self).__name__} does not define token_loss(self, logprob, old_logprob, credit, mask, selected)"
+            f"{type(self).__name__} does not define token_loss(self, logprob, old_logprob, credit, mask, coefficient)"
         )
 
-    def select(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor | None:
+    def coefficient(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor | None:
         return None
 
     def __call__(
-        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor | None = None
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor | None = None
     ) -> tuple[Tensor, Stats]:
         logprob, old_logprob, credit = (
             zero_off(wide(x), mask) for x in (logprob, old_logprob.detach(), credit.detach())
         )
-        if self.selects and selected is None:
+        if self.plans and coefficient is None:
             raise ValueError(
-                f"{type(self).__name__} treats tokens apart that it selects over the whole batch: pass `selected`"
-                " (Plan.selected)"
+                f"{type(self).__name__} treats tokens apart by a coefficient planned over the whole batch: pass"
+                " `coefficient` (Plan.coefficient)"
             )
-        loss, stats = self.token_loss(logprob, old_logprob, credit, mask, selected)
+        loss, stats = self.token_loss(logprob, old_logprob, credit, mask, coefficient)
         return zero_off(loss, mask), stats | ratio_stats(logprob.detach(), old_logprob, mask)
 
     @property
@@ -65,7 +66,7 @@ class LogProb(Surrogate):
     ℓ = −c · log π_θ         Source: REINFORCE (Williams 1992).
     """
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         return -credit * logprob, {}
 
 
@@ -83,7 +84,7 @@ class Clip(Surrogate):
     high: float = 0.2
     dual: float | None = None
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         w = ratio(logprob, old_logprob)
         loss = clipped(w, credit, self.low, self.high)
         return dual_bounded(loss, credit, self.dual), clip_stats(w, credit, mask, self.low, self.high)
@@ -111,7 +112,7 @@ class SequenceClip(Surrogate):
     def __post_init__(self):
         one_of(self, mean=("geometric", "arithmetic"))
 
-    def select(self, logprob, old_logprob, credit, rollouts):
+    def coefficient(self, logprob, old_logprob, credit, rollouts):
         low, high = row_min_max(credit, rollouts.mask)
         varies = (high - low) > 1e-5 * torch.maximum(high.abs(), low.abs())
         if not self.token and varies.any():
@@ -121,7 +122,7 @@ class SequenceClip(Surrogate):
                 " gspo_token), or a surrogate with token ratios"
             )
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         if self.mean == "geometric":
             s = row_mean(log_ratio(logprob, old_logprob), mask).exp()[:, None]
         else:
@@ -145,7 +146,7 @@ class CISPO(Surrogate):
     cap: float = 5.0
     floor: float = 0.0
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         w = ratio(logprob, old_logprob).detach()
         return -w.clamp(self.floor, self.cap) * credit * logprob, {
             "clip_low": token_mean(w < self.floor, mask),
@@ -165,7 +166,7 @@ class SAPO(Surrogate):
     positive: float = 1.0
     negative: float = 1.05
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         tau = torch.full_like(credit, self.negative).masked_fill(credit > 0, self.positive)
         gate = torch.sigmoid(tau * (ratio(logprob, old_logprob) - 1))
         weight = 4 * (gate * (1 - gate)).detach()
@@ -190,7 +191,7 @@ class GPPO(Surrogate):
     high: float = 0.2
     dual: float | None = None
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         w = ratio(logprob, old_logprob)
         unit = w / w.detach()
         below, above = (w < 1 - self.low) & (credit < 0), (w > 1 + self.high) & (credit > 0)

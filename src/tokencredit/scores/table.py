@@ -9,13 +9,14 @@ from typing import Literal
 
 from tokencredit.tasks.task import Deciding, Task, Walkable
 
-Source = Literal["forward", "importance", "draw", "task", "steps"]
+Source = Literal["forward", "importance", "draw", "task", "steps", "caller"]
 SOURCES: dict[Source, str] = {
     "forward": "one forward pass",
     "importance": "an importance proxy, in one call for all tokens",
     "draw": "a random draw of its own",
     "task": "what the task knows of its completions",
     "steps": "values at the boundaries of reasoning steps, by sampling",
+    "caller": "nobody here: who trains with it gives it",
 }
 
 
@@ -54,6 +55,19 @@ SCORES: dict[str, Score] = {
         Score("step_gain", "gain of the reasoning step, by Monte-Carlo values (VinePPO)", "reward", "steps"),
     )
 }
+UNMEASURED: dict[str, Score] = {
+    score.name: score
+    for score in (
+        Score("implicit_reward", "log π_r − log π_ref of the token, π_r trained on preferences", "nats", "caller"),
+        Score("contrast", "log π⁺ − log π⁻ of two policies, trained on what is chosen and rejected", "nats", "caller"),
+        Score("before_after", "V after the token less V before it, re-sampled (`pivotality run`)", "reward", "caller"),
+        Score("self_reward", "log π − log π_ref of the token, π the policy that sampled", "nats", "caller"),
+        Score("js_divergence", "Jensen-Shannon divergence of the group's living distributions", "nats", "caller"),
+        Score("planning", "1 on tokens of phrases that plan, else 0", "0/1", "caller"),
+        Score("prompt_confidence", "exp(mean log π) of the prompt's 20 % least likely tokens", "1", "caller"),
+    )
+}
+"""What methods read and nobody here measures: CreditTrainer(scorers=...) takes it."""
 FREE = frozenset({"logprob", "entropy"})
 """What every pass over a rollout batch gives by the way."""
 
@@ -77,6 +91,9 @@ def check_available(names: Iterable[str], task: Task | None) -> None:
     """ValueError for a score that nobody has, with the nearest name, and for one that the task cannot give."""
     there = available(task)
     for name in names:
+        if name in UNMEASURED:
+            what = f"{name} ({UNMEASURED[name].what}) is measured by nobody here"
+            raise ValueError(f"{what}: CreditTrainer(scorers=...) takes it; there are: {', '.join(sorted(there))}")
         if name not in SCORES:
             near = difflib.get_close_matches(name, SCORES, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."

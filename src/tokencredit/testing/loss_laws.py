@@ -19,15 +19,18 @@ from tokencredit.testing.laws import check_laws, differ, run_checks, widen, wide
 METHOD_LAWS = {
     "needs": (
         "the credit depends on the scores in `needs` and on no other, a missing one is a KeyError that names it, and a"
-        " surrogate that selects tokens declares `selects`"
+        " surrogate that plans coefficients declares `plans`"
     ),
     "ties": "rollouts of a group that agree in reward and length get no credit, where the chain compares within groups",
     "additive": "with slices of the batch's plan, losses and gradients of micro-batches add up to those of the batch",
     "loss_padding": "neither the width of the padding nor what it holds changes the loss or its gradient",
     "gradient_off_mask": "the gradient is finite, and exactly 0 in the padding",
     "only_logprob": "the gradient reaches logprob alone: not old_logprob, not the credit, not the scores",
-    "idle_rows": "with the sliced plan, rows without credit and without selected tokens may be dropped",
+    "idle_rows": "with the sliced plan, rows without credit and without coefficients may be dropped",
     "stats": "stats are finite 0-dim tensors without gradient",
+    "after": (
+        "the method of the next batch does not depend on the order of rows or on padding, and its state gives it back"
+    ),
     "round_trip": "repr, read by methods.parse, gives the method back",
     "pickles": "pickle gives the method back",
 }
@@ -87,8 +90,8 @@ def _needs(method, rollouts, seed):
         except KeyError as error:
             if name not in str(error):
                 return f'the error for the missing score "{name}" does not name it: {error}'
-    if _case(method, bare, seed)[3].selected is not None and not method.surrogate.selects:
-        return f"{type(method.surrogate).__name__} selects tokens but does not declare `selects`"
+    if _case(method, bare, seed)[3].coefficient is not None and not method.surrogate.plans:
+        return f"{type(method.surrogate).__name__} plans coefficients but does not declare `plans`"
 
 
 def _ties(method, rollouts, seed):
@@ -179,19 +182,29 @@ def _idle_rows(method, rollouts, seed):
     credit = credit.masked_fill(silent[:, None], 0)
     plan = method.plan(logprob=logprob, old_logprob=old, credit=credit, rollouts=rollouts)
     keep = (credit != 0).any(1)
-    keep = keep if plan.selected is None else keep | plan.selected.any(1)
+    keep = keep if plan.coefficient is None else keep | plan.coefficient.any(1)
     loss, gradient, _ = _loss(method, rollouts, credit, logprob, old, plan)
     kept, _, _ = _loss(method, rollouts.rows(keep), credit[keep], logprob[keep], old[keep], plan.rows(keep))
     if (gradient[rollouts.mask & ~keep[:, None]] != 0).any():
-        return "a row without credit or selected tokens has a gradient"
+        return "a row without credit or coefficients has a gradient"
     fault = _same_loss(kept, loss)
-    return fault and f"dropping rows without credit or selected tokens changes the loss: {fault}"
+    return fault and f"dropping rows without credit or coefficients changes the loss: {fault}"
 
 
 def _stats(method, rollouts, seed):
     for name, x in _loss(method, rollouts, *_case(method, rollouts, seed))[2].items():
         if x.requires_grad or x.dim() or not torch.isfinite(x):
             return f'stat "{name}" is {x!r}'
+
+
+def _after(method, rollouts, seed):
+    then = method.after(rollouts)
+    if method.replace(**then.state(method)) != then:
+        return f"replace(**state) gives {method.replace(**then.state(method))!r} instead of {then!r}"
+    order = torch.randperm(len(rollouts), generator=torch.Generator().manual_seed(seed))
+    for name, other in (("reordering the rows", rollouts.rows(order)), ("wider padding", widened(rollouts, torch.nan))):
+        if method.after(other) != then:
+            return f"{name} gives {method.after(other).state(method)} instead of {then.state(method)}"
 
 
 def _round_trip(method):
@@ -232,4 +245,5 @@ _CHECKS = {
     "only_logprob": _only_logprob,
     "idle_rows": _idle_rows,
     "stats": _stats,
+    "after": _after,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from tokencredit.credit import Chain, GroupCenter, Outcome, Transform
@@ -138,7 +138,7 @@ class _Offset(GroupCenter):
 class _LocalNorm(Surrogate):
     """additive: normalises by what the micro-batch holds."""
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         return -credit * logprob / credit.abs().amax().clamp(min=1e-6) if credit.numel() else credit * logprob, {}
 
 
@@ -154,7 +154,7 @@ class _WidthMean(Aggregate):
 class _LateMask(Surrogate):
     """gradient_off_mask: masks the loss but not what it is computed from; 0 · NaN = NaN in the backward pass."""
 
-    def __call__(self, logprob, old_logprob, credit, mask, selected=None):
+    def __call__(self, logprob, old_logprob, credit, mask, coefficient=None):
         return zero_off(-(logprob - old_logprob.detach()).exp() * credit.detach(), mask), {}
 
 
@@ -162,15 +162,15 @@ class _LateMask(Surrogate):
 class _LiveCredit(Surrogate):
     """only_logprob: a gradient through the credit."""
 
-    def __call__(self, logprob, old_logprob, credit, mask, selected=None):
+    def __call__(self, logprob, old_logprob, credit, mask, coefficient=None):
         return -zero_off(credit, mask) * zero_off(logprob, mask), {}
 
 
 @dataclass(frozen=True)
 class _Tether(Surrogate):
-    """idle_rows: holds every token to the old policy without selecting it."""
+    """idle_rows: holds every token to the old policy without planning it."""
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         return -credit * logprob + (logprob - old_logprob).square(), {}
 
 
@@ -178,8 +178,21 @@ class _Tether(Surrogate):
 class _LiveStats(Surrogate):
     """stats: a diagnostic that keeps the graph alive."""
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
         return -credit * logprob, {"mean_logprob": logprob.sum()}
+
+
+@dataclass(frozen=True)
+class _FirstRow(Transform):
+    """after: steers by the first row, which is another one on every process."""
+
+    strength: float = 1.0
+
+    def apply(self, credit, rollouts):
+        return credit * self.strength
+
+    def after(self, rollouts):
+        return replace(self, strength=float(rollouts.reward[0])) if len(rollouts) else self
 
 
 @dataclass(frozen=True)
@@ -223,6 +236,7 @@ PLANTED: dict[str, Transform | Surrogate | Aggregate] = {
     "only_logprob": _LiveCredit(),
     "idle_rows": _Tether(),
     "stats": _LiveStats(),
+    "after": _FirstRow(),
     "round_trip": _Shy(0.5),
     "pickles": _Function(),
 }

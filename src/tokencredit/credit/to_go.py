@@ -1,0 +1,117 @@
+"""Sums along a rollout: rewards per token as what is still to come, or what has come so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokencredit.credit.transform import Transform
+from tokencredit.masked import over
+from tokencredit.rollouts import Rollouts
+
+
+@dataclass(frozen=True)
+class ToGo(Transform):
+    """A score as a reward per token, added to the credit as a return.
+
+        cᵢₜ ← cᵢₜ + Σ_{k≥t} γ^{k−t} clip(s xᵢₖ, −b, b)          s: `scale`, b: `clip`, None bounds nothing
+
+    After Outcome() the reward at a rollout's end is there already: its return is the same at every token. past=True
+    sums what came so far instead, Σ_{k≤t} γ^{t−k}. γ counts tokens, not positions. s = 0 is the identity. The bound
+    comes after the scale, as in RTO's code. Where x is a difference of potentials, as log π_dpo/π_ref is, its return
+    telescopes: an exact baseline removes it, and only bound and scale act. Source: returns (Sutton and Barto 2018, eq.
+    3.8); RTO (arXiv:2404.18922), released code.
+
+    >>> ToGo("x", 0.05, clip=0.05)(credit, rollouts)     # credit 2, x 0.1, 0.5, 9 -> 2.08, 2.075, 2.05
+    """
+
+    score: str
+    scale: float = 1.0
+    clip: float | None = None
+    gamma: float = 1.0
+    past: bool = False
+    laws: ClassVar = frozenset({"row_local", "group_local"})
+
+    def __post_init__(self):
+        _check_gamma(self)
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"ToGo.clip must be positive or None, got {self.clip}")
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        reward = self.scale * rollouts.score(self.score).to(credit.dtype)
+        if self.clip is not None:
+            reward = reward.clamp(-self.clip, self.clip)
+        return credit + _discounted(reward, rollouts.mask, self.gamma, self.past)
+
+
+@dataclass(frozen=True)
+class Returns(Transform):
+    """Credit that is a reward per token becomes a return.
+
+        cᵢₜ ← Σ_{k≥t} γ^{k−t} cᵢₖ
+
+    γ counts tokens, not positions; γ = 0 is the identity. Source: Sutton and Barto 2018, eq. 3.8.
+
+    >>> Returns()(credit, rollouts)     # 1, 2, 3 -> 6, 5, 3
+    """
+
+    gamma: float = 1.0
+    laws: ClassVar = frozenset({"row_local", "group_local"})
+
+    def __post_init__(self):
+        _check_gamma(self)
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        return _discounted(credit, rollouts.mask, self.gamma)
+
+
+@dataclass(frozen=True)
+class Redistribute(Transform):
+    """A part of a rollout's reward is paid out along the way, in shares of a score; credit is what is still to come.
+
+        cᵢₜ ← cᵢₜ · (1 − β + β Σ_{k≥t} xᵢₖ / Σₖ xᵢₖ)          β: `share`
+
+    β = 0 is the identity: all is paid at the end. Assumes x ≥ 0; a rollout whose scores are all 0 is left unchanged.
+    Source: attention-based credit (ABC, arXiv:2402.00782), released code: there x is the attention of a reward model,
+    in its variant ABC-D that of the policy.
+
+    >>> Redistribute("x", 0.8)(credit, rollouts)     # credit 2, x 0.1, 0.3, 0.6 -> 2, 1.84, 1.36
+    """
+
+    score: str
+    share: float = 0.8
+    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+
+    def __post_init__(self):
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"Redistribute.share must be in [0, 1], got {self.share}")
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        left = _discounted(rollouts.score(self.score).to(credit.dtype), rollouts.mask, 1.0)
+        whole = left.amax(1, keepdim=True) if left.shape[1] else left
+        return credit * (1 - self.share + self.share * over(left, whole.expand_as(left), empty=1.0))
+
+
+def _discounted(x: Tensor, mask: Tensor, gamma: float, past: bool = False) -> Tensor:
+    """[B, T]: Σ_{k≥t} γ^{k−t} xᵢₖ over the tokens of a rollout (k ≤ t if `past`), counted without the gaps of the
+    mask.
+    """
+    x, mask = (x, mask) if past else (x.flip(1), mask.flip(1))
+    x = torch.where(mask, x, 0)
+    if gamma == 1:
+        sums = x.cumsum(1)
+    else:
+        total, columns = x.new_zeros(len(x)), []
+        for t in range(x.shape[1]):
+            total = torch.where(mask[:, t], gamma * total + x[:, t], total)
+            columns.append(total)
+        sums = torch.stack(columns, 1) if columns else x
+    return sums if past else sums.flip(1)
+
+
+def _check_gamma(part: Transform) -> None:
+    if not 0 <= part.gamma <= 1:
+        raise ValueError(f"{type(part).__name__}.gamma must be in [0, 1], got {part.gamma}")
