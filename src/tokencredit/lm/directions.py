@@ -170,7 +170,7 @@ class Moved:
 
 
 def _step(p: Tensor, eps: Any, u: Tensor) -> Tensor:
-    return p.detach() + (eps * u).to(p.dtype)
+    return p + (eps * u).to(p.dtype)
 
 
 def _hookable(module: nn.Module) -> bool:
