@@ -173,13 +173,14 @@ def _step(p: Tensor, eps: Any, u: Tensor) -> Tensor:
     return p + (eps * u).to(p.dtype)
 
 
-def _hookable(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
     """Layers of exactly these types: a subclass may use its weight differently."""
     kind = type(module)
-    return kind in (nn.Linear, nn.Embedding) or (kind.__module__, kind.__name__) == (
-        "transformers.pytorch_utils",
-        "Conv1D",
-    )
+    return kind is nn.Linear or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def _hookable(module: nn.Module) -> bool:
+    return type(module) is nn.Embedding or is_linear(module)
 
 
 def _injection(eps: Any, factors: dict[str, Tensor]):

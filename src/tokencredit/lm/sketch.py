@@ -28,7 +28,7 @@ from tokencredit.lm.decisions import Decisions, num_experts
 from tokencredit.lm.directions import Coverage, Directions, Moved
 from tokencredit.lm.local import local_part
 from tokencredit.lm.readout import Readout, Sequences, check_finite
-from tokencredit.lm.tangents import Tangents, head_tangents, logit_norms
+from tokencredit.lm.tangents import Tangents, head_norms, head_tangents
 from tokencredit.masked import wide
 
 TARGET = {torch.float64: 1e-7, torch.float32: 1e-3}
@@ -111,7 +111,7 @@ def sketch(
         through = _through_head(readout, coverage, directions, part, hidden, tangents)
         none = wide(hidden).new_zeros(len(part)), wide(hidden).new_zeros(num_directions, len(part))
         local = local_part(readout, moved, directions, part) if norms else none
-        parts.append((*_head_part(readout, coverage, hidden, part.target), *local, through))
+        parts.append((*head_norms(hidden, readout.head, part.target, coverage), *local, through))
         order.append(keep)
     back = torch.cat(order).argsort()
     norm2, traces, local_norm2, local_logprob, pieces = zip(*parts)
@@ -132,20 +132,6 @@ def _through_head(readout, coverage, directions, part, hidden, tangents) -> Tang
     return head_tangents(
         hidden, tangents, readout.head, part.target, (factors["r"], factors["c"]) if factors and used else None
     )
-
-
-def _head_part(readout: Readout, coverage: Coverage, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The head's exact share of ‖∇log p_t‖² and of tr F: (weight ? ‖h‖² : 0) + (bias ? 1 : 0) times the norm in the
-    logits.
-    """
-    head = readout.head
-    weight, bias = (coverage.name_of(x) is not None for x in (head.weight, head.bias))
-    zero = wide(hidden).new_zeros(len(hidden))
-    if not weight and not bias:
-        return zero, zero
-    size = (wide(hidden).square().sum(1) if weight else 0) + float(bias)
-    norm2, trace = logit_norms(hidden, head, targets)
-    return norm2 * size, trace * size
 
 
 def _picked(readout: Readout, part: Sequences, body: Callable[..., Any] | None = None) -> Tensor:
