@@ -47,6 +47,7 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2}),
     "bloom": ("bloom", {"n_layer": 2, "n_head": 4}),
     "falcon": ("falcon", {"alibi": False, "new_decoder_architecture": False, "multi_query": True, "head_dim": None}),
+    "falcon_alibi": ("falcon", {"alibi": True, "new_decoder_architecture": True, "num_kv_heads": 2, "head_dim": None}),
     "stablelm": ("stablelm", {"qk_layernorm": True, "use_qkv_bias": True}),
     "olmo": ("olmo", ALL_HEADS | {"clip_qkv": 2.0}),
     "olmo2": ("olmo2", {}),
@@ -72,18 +73,42 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "gpt_oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}),
     "falcon_h1": ("falcon_h1", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "lm_head_multiplier": 0.5, "mamba_chunk_size": 8}),
     "hyperclovax": ("hyperclovax", {"logits_scaling": 0.5}),
-    "minicpm3": ("minicpm3", {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4, "head_dim": 4}),
+    "llama+lora": ("llama", {}),
+    "llama+dora": ("llama", {}),
+    "gpt2+lora": ("gpt2", GPT2),
+    "olmoe+lora": ("olmoe", EXPERTS | {"intermediate_size": 24}),
+    "minicpm3": ("minicpm3", {"dim_model_base": 16, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4, "head_dim": 4}),
 }
 
 
-def tiny(name: str, seed: int = 0, **changes):
-    """A model of ARCHITECTURES in evaluation mode, float32; weights drawn from `seed`, biases and norms moved as well."""
+def tiny(name: str, seed: int = 0, attn_implementation: str | None = None, **changes):
+    """A model of ARCHITECTURES in evaluation mode, float32; weights drawn from `seed`, biases and norms moved as well.
+
+    "+lora" and "+dora" in a name put adapters that do something on its linear layers.
+    """
     kind, options = ARCHITECTURES[name]
     torch.manual_seed(seed)
     chosen = {key: value for key, value in (SIZES | options | changes).items() if value is not None}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **chosen), **OPTIONS).eval()
+    config = AutoConfig.for_model(kind, **chosen)
+    more = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    model = AutoModelForCausalLM.from_config(config, **OPTIONS, **more).eval()
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() == 1:
                 p.add_(0.1 * torch.randn_like(p))
-    return model
+    return _adapted(model, name).eval() if "+" in name else model
+
+
+def _adapted(model, name: str):
+    from peft import LoraConfig, get_peft_model
+
+    targets = {"gpt2": ["c_attn", "c_fc"], "olmoe": ["q_proj", "v_proj", "o_proj"]}
+    config = LoraConfig(
+        r=2,
+        target_modules=targets.get(name.partition("+")[0], "all-linear"),
+        use_dora=name.endswith("+dora"),
+        init_lora_weights=False,
+        fan_in_fan_out=name.startswith("gpt2"),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)

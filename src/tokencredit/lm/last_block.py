@@ -154,7 +154,10 @@ def _layer_norms2(readout, module: nn.Module, x, y, delta: Tensor, covered: set[
             total += d2 if name == "bias" else d2 * at(inputs).flatten(1).square().sum(1)
         else:
             # An elementwise weight: moving it by 1 shows what multiplies it. Several heads may share one.
-            unit = (functional_call(module, {name: p.detach() + 1}, (x.detach(),)) - y.detach()).double()
+            try:
+                unit = (functional_call(module, {name: p.detach() + 1}, (x.detach(),)) - y.detach()).double()
+            except TypeError:
+                _refuse(readout, module, f"takes more than its input, so what its {name} multiplies cannot be seen")
             each = at(_by_position(unit, shape)) * at(outputs)
             if each.shape[1:].numel() % p.numel():
                 _refuse(readout, module, f"has a {name} of shape {list(p.shape)} that does not multiply its outputs")
