@@ -24,7 +24,12 @@ OPTIONS = {"experts_implementation": "eager"}
 ALL_HEADS = {"num_key_value_heads": 4}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-RECURRENT = {"lru_width": 32, "attention_window_size": 8, "block_types": ("recurrent", "attention"), "w_init_variance_scale": 0.2}
+RECURRENT = {
+    "lru_width": 32,
+    "attention_window_size": 8,
+    "block_types": ("recurrent", "attention"),
+    "w_init_variance_scale": 0.2,
+}
 
 # name: (model type, options on top of SIZES)
 ARCHITECTURES: dict[str, tuple[str, dict]] = {
@@ -40,7 +45,10 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "phi": ("phi", ALL_HEADS),
     "phi3": ("phi3", {}),
     "gpt2": ("gpt2", GPT2),
-    "gpt_neo": ("gpt_neo", {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4}),
+    "gpt_neo": (
+        "gpt_neo",
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4},
+    ),
     "gpt_neox": ("gpt_neox", {}),
     "gptj": ("gptj", GPT2 | {"rotary_dim": 4}),
     "gpt_bigcode": ("gpt_bigcode", GPT2),
@@ -53,7 +61,10 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "olmo2": ("olmo2", {}),
     "cohere": ("cohere", {"logit_scale": 0.25, "use_qk_norm": True}),
     "cohere2": ("cohere2", {"logit_scale": 0.25, "sliding_window": 4}),
-    "granite": ("granite", {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "attention_multiplier": 0.3}),
+    "granite": (
+        "granite",
+        {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "attention_multiplier": 0.3},
+    ),
     "starcoder2": ("starcoder2", {}),
     "mpt": ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "expansion_ratio": 2}),
     "biogpt": ("biogpt", {}),
@@ -69,15 +80,48 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "qwen3_moe": ("qwen3_moe", EXPERTS | {"decoder_sparse_step": 1}),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 4.0}),
     "phimoe": ("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "lm_head_bias": True}),
-    "deepseek_v3": ("deepseek_v3", {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4, "n_shared_experts": 1, "head_dim": 4}),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4,
+            "v_head_dim": 8,
+            "num_key_value_heads": 4,
+            "n_shared_experts": 1,
+            "head_dim": 4,
+        },
+    ),
     "gpt_oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}),
-    "falcon_h1": ("falcon_h1", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "lm_head_multiplier": 0.5, "mamba_chunk_size": 8}),
+    "falcon_h1": (
+        "falcon_h1",
+        {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "lm_head_multiplier": 0.5, "mamba_chunk_size": 8},
+    ),
     "hyperclovax": ("hyperclovax", {"logits_scaling": 0.5}),
     "llama+lora": ("llama", {}),
     "llama+dora": ("llama", {}),
     "gpt2+lora": ("gpt2", GPT2),
     "olmoe+lora": ("olmoe", EXPERTS | {"intermediate_size": 24}),
-    "minicpm3": ("minicpm3", {"dim_model_base": 16, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4, "head_dim": 4}),
+    "minicpm3": (
+        "minicpm3",
+        {
+            "dim_model_base": 16,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4,
+            "v_head_dim": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 4,
+        },
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Every per-token quantity on many architectures, against plain transformers and autograd: right, or refused by name."""
+"""Per-token quantities on many architectures, against plain transformers and autograd: right, or refused by name."""
 
 import contextlib
 import copy
@@ -8,10 +8,9 @@ import warnings
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, VOCAB, tiny
 from torch import nn
-from trl_tiny import build
 
+from architectures import ARCHITECTURES, VOCAB, tiny
 from tokencredit.engines.trl import CreditTrainer
 from tokencredit.engines.trl_scoring import checked_scoring, without_dropout
 from tokencredit.lm import importance
@@ -20,6 +19,7 @@ from tokencredit.lm.prefix_sampler import PrefixSampler
 from tokencredit.lm.readout import find_readout, sequences
 from tokencredit.lm.sampling import Request, Trace
 from tokencredit.lm.sketch import sketch
+from trl_tiny import build
 
 LENGTHS, PROMPT = (14, 9, 11), 4
 NO_KEYS = "no separate k_proj and v_proj to hold fixed"
@@ -31,9 +31,13 @@ REFUSED = {
         **dict.fromkeys(("gpt2", "gpt2+lora", "gpt_bigcode"), f"{NO_KEYS}; they are made by attn.c_attn"),
         **dict.fromkeys(("phi3",), f"{NO_KEYS}; they are made by self_attn.qkv_proj"),
         **dict.fromkeys(("gpt_neox",), f"{NO_KEYS}; they are made by attention.query_key_value"),
-        **dict.fromkeys(("bloom", "falcon", "falcon_alibi"), f"{NO_KEYS}; they are made by self_attention.query_key_value"),
+        **dict.fromkeys(
+            ("bloom", "falcon", "falcon_alibi"), f"{NO_KEYS}; they are made by self_attention.query_key_value"
+        ),
         **dict.fromkeys(("mpt", "codegen", "deepseek_v3", "mamba", "recurrent_gemma"), NO_KEYS),
-        **dict.fromkeys(("mixtral", "olmoe", "olmoe+lora", "qwen2_moe", "qwen3_moe"), rf"model\.layers\.1\.mlp\.gate .*{ROUTER}"),
+        **dict.fromkeys(
+            ("mixtral", "olmoe", "olmoe+lora", "qwen2_moe", "qwen3_moe"), rf"model\.layers\.1\.mlp\.gate .*{ROUTER}"
+        ),
         "phimoe": rf"model\.layers\.1\.mlp\.router .*{ROUTER}",
         "granitemoe": rf"model\.layers\.1\.block_sparse_moe\.router .*{ROUTER}",
         "gpt_oss": rf"model\.layers\.1\.self_attn .*{ROUTER}",
@@ -86,7 +90,9 @@ def model(name):
 def distributions(name):
     """Per row, the log-probs [tokens, V] that predict its completion: the plain model on the row alone."""
     with torch.no_grad():
-        return [model(name)(input_ids=own, use_cache=False).logits[0, PROMPT - 1 : -1].log_softmax(-1) for _, own in rows()]
+        return [
+            model(name)(input_ids=own, use_cache=False).logits[0, PROMPT - 1 : -1].log_softmax(-1) for _, own in rows()
+        ]
 
 
 def truth(name):
@@ -203,16 +209,14 @@ DIRECTIONS = 48
 def test_sketched_norms(name):
     """Finite differences of a fixed seed: the mean over tokens within 5 standard errors; no token far off.
 
-    A mean of 48 squares has relative deviation √(2/48) = 20 %, so 3 times too large or too small is beyond 5 deviations;
-    a step across a routing border made single tokens 40 to 1,700 times too large.
+    A mean of 48 squares has relative deviation √(2/48) = 20 %, so 3 times too large or too small is beyond 5
+    deviations; a step across a routing border made single tokens 40 to 1,700 times too large.
     """
     net = model(name)
     inner = net.get_base_model() if hasattr(net, "get_base_model") else net
     parts = sequences(*batch())
     readout, coverage = find_readout(inner, parts.ids[0]), select_parameters(inner)
-    drawn = sketch(
-        readout, coverage, parts, num_directions=DIRECTIONS, seed=1, method="finite_difference", tokens=4096
-    )
+    drawn = sketch(readout, coverage, parts, num_directions=DIRECTIONS, seed=1, method="finite_difference", tokens=4096)
     order = torch.cat([(parts.row == i).nonzero()[:, 0] for i in range(3)])
     samples, exact = drawn.norm2()[:, order].double(), norms2(name).double()
     share = samples.sum(1) / exact.sum()
@@ -254,7 +258,11 @@ def test_prefix_sampler(name):
         assert sum(len(rollout.ids) for rollout in rollouts.values()) > 12
         for i, rollout in rollouts.items():
             trace, request = traces[requests[i].trace], requests[i]
-            head = (*trace.prompt, *trace.completion[: request.prefix], *(() if request.token is None else (request.token,)))
+            head = (
+                *trace.prompt,
+                *trace.completion[: request.prefix],
+                *(() if request.token is None else (request.token,)),
+            )
             log_p = _log_probs(net, head, rollout.ids)
             chosen = log_p.gather(1, torch.tensor(rollout.ids)[:, None])[:, 0]
             torch.testing.assert_close(torch.tensor(rollout.logprob), chosen, rtol=1e-4, atol=1e-4)

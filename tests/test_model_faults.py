@@ -4,11 +4,10 @@ import contextlib
 
 import pytest
 import torch
-from architectures import VOCAB, tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
-from trl_tiny import build
 
+from architectures import VOCAB, tiny
 from tokencredit.engines.trl import CreditTrainer
 from tokencredit.engines.trl_scoring import checked_scoring
 from tokencredit.lm import importance
@@ -17,6 +16,7 @@ from tokencredit.lm.directions import Directions, select_parameters
 from tokencredit.lm.exact import gradient_norms2
 from tokencredit.lm.readout import find_readout, sequences
 from tokencredit.lm.sketch import sketch
+from trl_tiny import build
 
 SMALL = {
     "vocab_size": 40,
@@ -78,7 +78,7 @@ def test_another_path_is_refused():
     with torch.no_grad():
         with made.recorded():
             x.topk(2)
-        with made.given(), pytest.raises(ValueError, match="takes another path .*use method='jvp' or 'exact'"):
+        with made.given(), pytest.raises(ValueError, match=r"takes another path .*use method='jvp' or 'exact'"):
             x.argmax()
 
 
@@ -94,7 +94,7 @@ def test_a_step_across_a_routing_border_does_not_count(name, monkeypatch):
     ratio = draw().norm2().mean(0) / gradient_norms2(*parts)
     assert ratio.max() < 1.9 and ratio.min() > 0.3
     monkeypatch.setattr(Decisions, "given", lambda self: contextlib.nullcontext())
-    with pytest.raises(ValueError, match="is not smooth where finite differences .*use method='jvp' or 'exact'"):
+    with pytest.raises(ValueError, match=r"is not smooth where finite differences .*use method='jvp' or 'exact'"):
         draw()
 
 
@@ -102,7 +102,9 @@ def test_experts_whose_routing_is_not_seen_are_refused():
     net = small()
     net.config.num_experts = 4
     masks = batch(vocabulary=40)
-    with pytest.raises(ValueError, match="LlamaForCausalLM is a mixture of 4 experts, and its routing .* was not seen"):
+    with pytest.raises(
+        ValueError, match=r"LlamaForCausalLM is a mixture of 4 experts, and its routing .* was not seen"
+    ):
         importance(net, *masks, method="finite_difference")
     assert importance(net, *masks, kinds=("gradient_norm",), method="sketch")["gradient_norm"].method == "jvp"
 
@@ -143,7 +145,7 @@ class Peeking(LlamaForCausalLM):
 
 
 def test_a_model_that_sees_later_tokens_is_refused():
-    with pytest.raises(ValueError, match="Peeking gives other distributions .* it is not causal"):
+    with pytest.raises(ValueError, match=r"Peeking gives other distributions .* it is not causal"):
         importance(small(Peeking), *batch(vocabulary=40), kinds=("entropy",))
 
 
@@ -164,7 +166,7 @@ def test_a_scaled_embedding_that_is_tied_moves_with_the_head():
 
 def test_rows_as_long_as_there_are_heads():
     """[B, heads, L, D] and [B, L, heads, D] look the same then; one more column of padding tells them apart."""
-    net, (ids, there, wanted) = tiny("gemma3"), batch(length=8)
+    net, (ids, there, _) = tiny("gemma3"), batch(length=8)
     short = importance(net, ids[:, :4], there[:, :4], there[:, :4] * (torch.arange(4) > 0), ("last_block_norm",))
     longer = importance(net, ids, there, there * (torch.arange(8) > 0), ("last_block_norm",))
     torch.testing.assert_close(
@@ -212,8 +214,12 @@ def test_rollouts_are_sampled_and_scored_without_dropout(tmp_path, monkeypatch):
 def test_dropout_of_adapters_is_told(tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=2, lora_dropout=0.3, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=2, lora_dropout=0.3, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     trainer = build(CreditTrainer, tmp_path, method="gtpo", model=get_peft_model(small(vocab_size=14), config))
     trainer.model.train()
-    with pytest.warns(UserWarning, match="dropout moves .*set GRPOConfig\\(disable_dropout=True\\), and lora_dropout=0"):
+    with pytest.warns(
+        UserWarning, match="dropout moves .*set GRPOConfig\\(disable_dropout=True\\), and lora_dropout=0"
+    ):
         checked_scoring(trainer)

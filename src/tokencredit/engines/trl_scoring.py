@@ -44,8 +44,17 @@ class _Scored:
         self.scoring, self.model, self.temperature = scoring, model, temperature
 
     def __call__(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, fused_lm_head: bool = True, **extras: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+        fused_lm_head: bool = True,
+        **extras: Any,
     ) -> Any:
+        if labels is None:
+            raise ValueError(
+                "scores of this model are mended only in a TRL with a fused LM head: pip install trl==1.16"
+            )
         first = attention_mask.argmax(1) if self.scoring.moved else attention_mask.new_zeros(len(attention_mask))
         there = torch.arange(input_ids.shape[1], device=input_ids.device)
         index = (there + first[:, None]) % input_ids.shape[1]
@@ -92,7 +101,6 @@ def without_dropout(model: Any) -> Iterator[None]:
             module.training = True
 
 
-@torch.no_grad()
 def checked_scoring(trainer: Any) -> Scoring:
     """The way of scoring that gives the plain model's log-probs and entropies; every process takes part.
 
@@ -102,7 +110,11 @@ def checked_scoring(trainer: Any) -> Scoring:
     if getattr(trainer, "_is_vlm", False):
         _warn(trainer, "the trainer's log-probs of a model with images are not held against the plain model's")
         return Scoring()
-    rows = _ragged(trainer)
+    with trainer._measuring():
+        return _compared(trainer, _ragged(trainer))
+
+
+def _compared(trainer: Any, rows: tuple[Tensor, Tensor, int]) -> Scoring:
     with without_dropout(trainer.model):
         truth = _plain(trainer, rows)
         off: dict[Scoring, float] = {}

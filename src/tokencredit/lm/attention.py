@@ -96,7 +96,9 @@ def _check_weights(readout: Readout, depth: int, weights: Tensor, there: Tensor)
     """
     name = type(readout.model).__name__
     if weights.shape[-2:] != (there.shape[1], there.shape[1]):
-        raise ValueError(f"{name} reports attention weights {list(weights.shape)}, not [B, heads, L, L]: nothing to sum")
+        raise ValueError(
+            f"{name} reports attention weights {list(weights.shape)}, not [B, heads, L, L]: nothing to sum"
+        )
     rows = weights.transpose(1, 2)[there]
     ahead = float(weights.triu(1).transpose(1, 2)[there].sum(-1).max())
     if not ahead <= 1e-3:
@@ -106,7 +108,7 @@ def _check_weights(readout: Readout, depth: int, weights: Tensor, there: Tensor)
             " attn_implementation='eager'"
         )
     total = rows.sum(-1)
-    if not bool((torch.isfinite(rows).all() & (rows >= 0).all() & (total <= 1.01).all() & (total > 0).all())):
+    if not bool(torch.isfinite(rows).all() & (rows >= 0).all() & (total <= 1.01).all() & (total > 0).all()):
         raise ValueError(
             f"{name} has no attention proxy: what layer {depth} reports are not weights that add up to 1 for a query"
             f" (from {float(total.min()):.3g} to {float(total.max()):.3g})"

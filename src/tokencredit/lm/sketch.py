@@ -9,8 +9,8 @@ through both uses and 2 s_body s_head is added: its mean is twice the product of
 error of a sketched norm is 1/√(2K) for Gaussian directions and little more for these.
 
 Forward mode gives the tangents of the hidden states exactly; finite differences (h(θ + εu) − h(θ))/ε need no derivative
-of any attention kernel, and are taken with routings and thresholds held as they are (decisions.py). Source: Hutchinson 1990 for the estimator; the split and the rank-one directions are measured
-in the docs.
+of any attention kernel, and are taken with routings and thresholds held as they are (decisions.py). Source: Hutchinson
+1990 for the estimator; the split and the rank-one directions are measured in the docs.
 """
 
 from __future__ import annotations

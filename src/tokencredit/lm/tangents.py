@@ -139,9 +139,7 @@ def _head_tangent(
     return along[:, None] * (r[columns] * slope - (r[targets] * slope_t)[:, None])
 
 
-def head_norms(
-    hidden: Tensor, head: Head, targets: Tensor, coverage: Coverage | None = None
-) -> tuple[Tensor, Tensor]:
+def head_norms(hidden: Tensor, head: Head, targets: Tensor, coverage: Coverage | None = None) -> tuple[Tensor, Tensor]:
     """(squared gradient norm over the head, its tr F), each [N]: those in the logits times ‖h‖² for the weight, plus 1
     for the bias, of what is covered (None: all there is).
     """
