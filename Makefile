@@ -1,6 +1,6 @@
 # make demo   sets up and runs the main job: trains three methods on the embedded world, writes runs/demo/report.html
 # make test   sets up and passes the tests
-# make test-architectures  that part of the tests which goes over many architectures of models (about a minute of one core)
+# make test-architectures  that part of the tests which goes over many architectures of models (about a minute and a half of one core)
 # make setup  creates .venv (both call it; the second time it does nothing)
 # make studies  every study behind docs/guidelines.md, one page of them: runs/studies.html (about an hour and a half; resumes)
 # make bench  the figures of the documentation, one script each; results in benchmarks/results/
