@@ -1,5 +1,6 @@
 # make demo   sets up and runs the main job: trains three methods on the embedded world, writes runs/demo/report.html
 # make test   sets up and passes the tests
+# make test-architectures  that part of the tests which goes over many architectures of models (about a minute and a half of one core)
 # make setup  creates .venv (both call it; the second time it does nothing)
 # make studies  every study behind docs/guidelines.md, one page of them: runs/studies.html (about an hour and a half; resumes)
 # make bench  the figures of the documentation, one script each; results in benchmarks/results/
@@ -12,7 +13,7 @@ BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test browser studies bench lint clean
+.PHONY: setup demo test test-architectures browser studies bench lint clean
 
 setup: .venv/ready
 
@@ -30,6 +31,9 @@ demo: setup
 test: setup browser
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-architectures: setup
+	$(BIN)/python -m pytest tests/test_architectures.py tests/test_model_faults.py
 
 # The report's test opens it in Chromium. Without a way to get one, that test says so and is skipped.
 browser: setup

@@ -32,6 +32,7 @@ from tokencredit.engines.trl_figures import Clock, rollout_figures, update_figur
 from tokencredit.engines.trl_groups import Batch, Stash, draw_again, loss_mask, rewrite_table, trimmed
 from tokencredit.engines.trl_noise import NoiseProbe
 from tokencredit.engines.trl_rewards import checked
+from tokencredit.engines.trl_scoring import Scoring, checked_scoring, without_dropout
 from tokencredit.engines.trl_steering import Steered
 from tokencredit.masked import over, zero_off
 from tokencredit.methods import METHODS, Method, Plan
@@ -127,6 +128,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         # Every process takes part in gathering what is recorded, also where only the main process was given `record`.
         self._records = any(gather_object([record is not None]))
         self._stash: Stash | None = None
+        self._scoring: Scoring | None = None
         self._with_text = False
         self._figures: dict[str, float] = {}
         self._pending: list[dict[str, Tensor]] = []
@@ -159,6 +161,8 @@ class CreditTrainer(Steered, GRPOTrainer):
 
     def _roll_out(self, inputs):
         """One generation round: TRL's local tensors, and the gathered batch in group order."""
+        if self._scoring is None:
+            self._scoring = checked_scoring(self)
         self._stash = Stash()
         try:
             out = super()._generate_and_score_completions(inputs)
@@ -187,18 +191,27 @@ class CreditTrainer(Steered, GRPOTrainer):
         return credit, self.method.plan(logprob=logprob, old_logprob=logprob, credit=credit, rollouts=batch.rollouts)
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        """Keeps the entropies of the forward pass that TRL does for the old log-probs anyway."""
+        """Keeps the entropies of the forward pass that TRL does for the old log-probs anyway; without a gradient also
+        without dropout.
+        """
+        scoring = self._scoring or Scoring()
+        if torch.is_grad_enabled():
+            return self._scored(scoring, model, *args, **kwargs)
         # With PEFT the reference pass runs through the same model: only the first pass is the old policy's, where TRL
         # does one at all.
-        scoring = self._stash is not None and not torch.is_grad_enabled() and model is self.model
-        if not scoring or "entropy" in self._stash.scores or not self._scores_old_policy():
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        kept = self._stash is not None and model is self.model and self._scores_old_policy()
+        kept = kept and "entropy" not in self._stash.scores
         wanted = kwargs.pop("compute_entropy", False)
-        logprob, entropy, *rest = super()._get_per_token_logps_and_entropies(
-            model, *args, compute_entropy=True, **kwargs
-        )
-        self._stash.scores |= {"logprob": logprob, "entropy": entropy}
+        with without_dropout(model):
+            found = self._scored(scoring, model, *args, compute_entropy=wanted or kept, **kwargs)
+        logprob, entropy, *rest = found
+        if kept:
+            self._stash.scores |= {"logprob": logprob, "entropy": entropy}
         return logprob, entropy if wanted else None, *rest
+
+    def _scored(self, scoring: Scoring, model, *args, **kwargs):
+        """TRL's (log-probs, entropies, ...) of completions, the way that `trl_scoring` has found right."""
+        return super()._get_per_token_logps_and_entropies(scoring.of(model, self.temperature), *args, **kwargs)
 
     def _scores_old_policy(self) -> bool:
         """Whether TRL computes old log-probs: its rollouts outlive an optimizer step, or vLLM's are corrected."""
@@ -215,6 +228,10 @@ class CreditTrainer(Steered, GRPOTrainer):
                 completion_ids_list,
             )
         return rewards
+
+    def _generate_single_turn(self, *args, **kwargs):
+        with without_dropout(self.model):
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _generate(self, *args, **kwargs):
         with self._clock.phase("generation"):

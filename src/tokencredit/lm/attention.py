@@ -67,14 +67,20 @@ def attention_received(readout: Readout, batch: Sequences, tokens: int) -> Tenso
     found = torch.zeros(len(batch), device=batch.ids.device)
     with attention_as(readout.model, "eager"):
         for part, keep in batch.chunks(min(tokens, 2048)):
+            # As in Readout.hidden, the padding on the right is not masked: no token sees it.
             out = readout.body(
-                input_ids=part.ids, attention_mask=part.attention, use_cache=False, output_attentions=True
+                input_ids=part.ids,
+                attention_mask=torch.ones_like(part.attention),
+                use_cache=False,
+                output_attentions=True,
             )
             layers = [a for a in getattr(out, "attentions", None) or () if a is not None and a.dim() == 4]
             if not layers:
                 raise ValueError(
                     f"{type(readout.model).__name__} reports no attention weights [B, heads, L, L]: nothing to sum"
                 )
+            for depth, weights in enumerate(layers):
+                _check_weights(readout, depth, weights.float(), part.attention.bool())
             length = part.attention.sum(1)
             width = part.ids.shape[1]
             later = torch.ones(width, width, device=found.device).tril(-1) * part.attention[:, :, None]
@@ -82,3 +88,28 @@ def attention_received(readout: Readout, batch: Sequences, tokens: int) -> Tenso
             count = (length[:, None] - 1 - torch.arange(width, device=found.device)).clamp(min=1)
             found[keep] = (total / count)[part.row, part.position + 1]
     return found
+
+
+def _check_weights(readout: Readout, depth: int, weights: Tensor, there: Tensor) -> None:
+    """ValueError where the reported weights [B, heads, L, L] are not those of causal attention: not a distribution over
+    earlier tokens (or less, where a sink takes its part), or with weight on later ones.
+    """
+    name = type(readout.model).__name__
+    if weights.shape[-2:] != (there.shape[1], there.shape[1]):
+        raise ValueError(
+            f"{name} reports attention weights {list(weights.shape)}, not [B, heads, L, L]: nothing to sum"
+        )
+    rows = weights.transpose(1, 2)[there]
+    ahead = float(weights.triu(1).transpose(1, 2)[there].sum(-1).max())
+    if not ahead <= 1e-3:
+        raise ValueError(
+            f"{name} has no attention proxy: in layer {depth} a token gives {ahead:.2g} of its reported attention to"
+            " later tokens. The switch to eager attention did not take effect; load the model with"
+            " attn_implementation='eager'"
+        )
+    total = rows.sum(-1)
+    if not bool(torch.isfinite(rows).all() & (rows >= 0).all() & (total <= 1.01).all() & (total > 0).all()):
+        raise ValueError(
+            f"{name} has no attention proxy: what layer {depth} reports are not weights that add up to 1 for a query"
+            f" (from {float(total.min()):.3g} to {float(total.max()):.3g})"
+        )

@@ -133,7 +133,7 @@ class Moved:
 
     Layers whose output is known to be linear in their weight get hooks; all other parameters are replaced for the call.
     Which is which is settled by a trial call: a hook that does not fire belongs to a weight that is used some other
-    way.
+    way, and so does a weight that a layer of another type holds as well (a scaled embedding tied to the LM head).
     """
 
     def __init__(self, body: nn.Module, coverage: Coverage, **trial: Any):
@@ -150,8 +150,9 @@ class Moved:
         finally:
             for handle in handles:
                 handle.remove()
-        for name in {self.sites[m] for m in self.sites.keys() - fired}:
-            self.sites = {m: n for m, n in self.sites.items() if n != name}
+        held = [(m, p) for m in body.modules() for p in m.parameters(recurse=False) if id(p) in by_identity]
+        otherwise = {by_identity[id(p)] for m, p in held if m not in fired or p is not m.weight}
+        self.sites = {m: name for m, name in self.sites.items() if name not in otherwise}
         hooked, local = set(self.sites.values()), dict(body.named_parameters())
         self.replaced = {
             n: by_identity[id(p)] for n, p in local.items() if id(p) in by_identity and by_identity[id(p)] not in hooked
@@ -170,16 +171,17 @@ class Moved:
 
 
 def _step(p: Tensor, eps: Any, u: Tensor) -> Tensor:
-    return p.detach() + (eps * u).to(p.dtype)
+    return p + (eps * u).to(p.dtype)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Layers of exactly these types: a subclass may use its weight differently."""
+    kind = type(module)
+    return kind is nn.Linear or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def _hookable(module: nn.Module) -> bool:
-    """Layers of exactly these types: a subclass may use its weight differently."""
-    kind = type(module)
-    return kind in (nn.Linear, nn.Embedding) or (kind.__module__, kind.__name__) == (
-        "transformers.pytorch_utils",
-        "Conv1D",
-    )
+    return type(module) is nn.Embedding or is_linear(module)
 
 
 def _injection(eps: Any, factors: dict[str, Tensor]):

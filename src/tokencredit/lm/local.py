@@ -23,7 +23,7 @@ from tokencredit.lm.head import chosen_logprob
 from tokencredit.lm.readout import Readout, Sequences
 
 KEYS = ("k_proj", "v_proj")
-FIXED = (*KEYS, "k_norm", "v_norm")
+FIXED = (*KEYS, "k_norm", "v_norm", "k_layernorm", "key_layernorm")
 """Layers whose outputs reach other positions."""
 
 
@@ -39,10 +39,22 @@ def fixed_layers(body: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def taped(modules: list[nn.Module], fixed: list[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
-    """Holds the outputs of `fixed` fixed inside; lists (module, input, output) of `modules` as they are called."""
+def taped(
+    modules: list[nn.Module], fixed: list[nn.Module], copied: bool = False
+) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
+    """Holds the outputs of `fixed` fixed inside; lists (module, input, output) of `modules` as they are called.
+
+    copied  outputs are handed on as copies, so that what is done to them in place (OLMo clips its queries) is not done
+            to those listed
+    """
     tape: list = []
-    handles = [m.register_forward_hook(lambda m, args, out: tape.append((m, args[0].detach(), out))) for m in modules]
+
+    def record(module, args, kwargs, out):
+        first = next((x for x in (*args, *kwargs.values()) if torch.is_tensor(x)), None)
+        tape.append((module, None if first is None else first.detach(), out))
+        return out.clone() if copied and torch.is_tensor(out) else None
+
+    handles = [m.register_forward_hook(record, with_kwargs=True) for m in modules]
     handles += [m.register_forward_hook(lambda m, args, out: out.detach()) for m in fixed]
     try:
         yield tape

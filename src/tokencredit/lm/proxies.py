@@ -17,8 +17,7 @@ from tokencredit.lm.noise import sampled_variance
 from tokencredit.lm.readout import Readout, Sequences, check_finite, evaluating, find_readout, sequences, unwrap
 from tokencredit.lm.scoring import kl_divergence, token_scores
 from tokencredit.lm.sketch import Sketch, Step, sketch
-from tokencredit.lm.tangents import logit_norms
-from tokencredit.masked import wide
+from tokencredit.lm.tangents import head_norms
 
 FREE = ("entropy", "surprisal", "varentropy", "margin", "sum_p2", "head_norm", "kl_to_ref")
 SKETCHED = ("gradient_norm", "fisher_trace", "perturbation_variance")
@@ -97,8 +96,8 @@ def importance(
 
     entropy, varentropy, margin, sum_p2   of p: nats, nats², largest less second probability, Σ p²
                                                                                                  surprisal    −log p(t)
-    head_norm         ‖e_t − p‖ ‖h‖, the gradient norm over the LM head, exact             kl_to_ref
-                                                                                       KL(p ‖ p_ref), needs `ref_model`
+    head_norm         ‖e_t − p‖ ‖h‖ (with a bias ‖e_t − p‖ √(‖h‖² + 1)), the gradient norm over the LM head, exact
+    kl_to_ref         KL(p ‖ p_ref), needs `ref_model`
     last_block_norm   gradient norm over the position-local part of the last block and the head, exact, one backward
                       pass
     gradient_norm     ‖∇ log p(t)‖                        fisher_trace    tr F = E_{v~p} ‖∇ log p(v)‖²
@@ -198,9 +197,7 @@ def _free(
     if "perturbation_variance" in kinds and "surprisal" not in free:
         free.append("surprisal")
     if "head_norm" in free and readout.whole:
-        raise ValueError(
-            f"head_norm needs a model whose LM head can be told from its body; {type(readout.model).__name__}'s cannot"
-        )
+        raise ValueError(f"{type(readout.model).__name__} has no head_norm: {readout.why}")
     names = [{"surprisal": "logprob"}.get(kind, kind) for kind in free if kind not in ("head_norm", "kl_to_ref")]
     ref = find_readout(ref_model, batch.ids[0], readout.head.temperature) if "kl_to_ref" in free else None
     found = {kind: torch.zeros(len(batch), device=batch.ids.device) for kind in free}
@@ -211,9 +208,7 @@ def _free(
         if "logprob" in values:
             values["surprisal"] = -values.pop("logprob")
         if "head_norm" in free:
-            values["head_norm"] = (
-                logit_norms(hidden, readout.head, part.target)[0] * wide(hidden).square().sum(1)
-            ).sqrt()
+            values["head_norm"] = head_norms(hidden, readout.head, part.target)[0].sqrt()
         if ref is not None:
             with evaluating(ref_model):
                 ref_hidden = ref.hidden(part.ids, part.attention)[part.row, part.position]

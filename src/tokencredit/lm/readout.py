@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from tokencredit.lm.head import Head
 from tokencredit.masked import wide
 
-PROBE = 8
-"""Tokens of the short sequence on which head(hidden) is compared with the model's own logits."""
+PROBE = 32
+"""Tokens on which a readout is checked."""
+PADDED = {torch.float64: 1e-4, torch.float32: 1e-2}
+"""Nats by which the log-probs of half the tokens may differ with later tokens and padding present; 0.5 in half
+precision.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +28,23 @@ class Readout:
     """A causal LM as `body` (token ids -> hidden states) and `head` (hidden states -> logits).
 
     Where the two cannot be told apart, the body is the whole model, its "hidden states" are logits, and the head has no
-    weight.
+    weight; `why` says what did not fit.
     """
 
     model: Any
     body: nn.Module
     head: Head
     whole: bool
+    why: str = ""
 
     def hidden(self, ids: Tensor, attention: Tensor, body: Any = None, **options: Any) -> Tensor:
-        """[B, L, D]; `body` stands in for the body where given."""
-        out = (body or self.body)(input_ids=ids, attention_mask=attention, use_cache=False, **options)
+        """[B, L, D] of rows that are padded on the right, by `attention`; `body` stands in for the body where given.
+
+        No token sees what comes after it, so the padding is not masked: a masked query may have nothing left to attend
+        to, and its NaN spreads.
+        """
+        seen = torch.ones_like(attention)
+        out = (body or self.body)(input_ids=ids, attention_mask=seen, use_cache=False, **options)
         return out.logits if self.whole else out[0]
 
 
@@ -42,20 +52,133 @@ def find_readout(model: Any, ids: Tensor, temperature: float = 1.0) -> Readout:
     """The readout of a model, checked on the first tokens of `ids` [L]: wherever its head does not reproduce its
     logits, the whole model.
 
-    PEFT models are read through their base model, adapters included. ValueError where the logits are not finite.
+    The head must read what the body returns, to the bit, and its outputs must be the logits, to the bit, or after the
+    scale and soft-cap of the config up to the rounding of these two (head_transform). PEFT models are read through
+    their base model, adapters included. ValueError where the logits are not finite, or depend on later tokens.
     """
     inner = unwrap(model)
-    head = _declared_head(inner, temperature)
-    body = getattr(inner, "base_model", None)
     ids = ids[None, :PROBE]
     with torch.no_grad(), evaluating(model):
-        logits = wide(inner(input_ids=ids, use_cache=False).logits[0]) / temperature
-        check_finite(logits, "logits")
-        if head is not None and isinstance(body, nn.Module) and body is not inner:
-            hidden = body(input_ids=ids, use_cache=False)[0][0]
-            if hidden.shape[-1] == head.weight.shape[1] and _agree(head.logits(wide(hidden)), logits, hidden.dtype):
-                return Readout(inner, body, head, False)
-    return Readout(inner, inner, Head(None, temperature=temperature), True)
+        seen = _watched_pass(inner, ids)
+        check_finite(seen.logits, "logits")
+        found = _readout(inner, seen, temperature)
+        _check_causal(found, ids, wide(seen.logits) / temperature)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One forward pass of a whole model: its logits [1, L, V], what its body returned, and what went into and came out
+    of its head (None where that was not called exactly once).
+    """
+
+    logits: Tensor
+    body: Tensor | None
+    head_in: Tensor | None
+    head_out: Tensor | None
+
+
+def _watched_pass(model: Any, ids: Tensor) -> _Pass:
+    layer, body = _output_layer(model), getattr(model, "base_model", None)
+    tape: dict[Any, list] = {layer: [], body: []}
+    hooks = [
+        m.register_forward_hook(lambda m, args, kwargs, out: tape[m].append((args, kwargs, out)), with_kwargs=True)
+        for m in tape
+        if isinstance(m, nn.Module) and m is not model
+    ]
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    inputs = outputs = states = None
+    if len(tape[layer]) == 1:
+        args, kwargs, outputs = tape[layer][0]
+        inputs = next((x for x in (*args, *kwargs.values()) if torch.is_tensor(x)), None)
+    if isinstance(body, nn.Module) and body is not model:
+        # Some models call a part of their body instead (OPT's decoder).
+        calls = [out for _, _, out in tape[body]] or [body(input_ids=ids, use_cache=False)]
+        states = calls[0][0] if len(calls) == 1 else None
+    return _Pass(logits, states, inputs, outputs)
+
+
+def _readout(model: Any, seen: _Pass, temperature: float) -> Readout:
+    layer = _output_layer(model)
+    why = ""
+    if type(layer) is not nn.Linear or not layer.weight.is_floating_point():
+        why = f"its LM head is a {type(layer).__name__}, not a linear layer"
+    elif seen.body is None or seen.head_in is None:
+        why = "its LM head or its body is not called exactly once in a forward pass"
+    elif seen.body.shape != seen.head_in.shape or not torch.equal(seen.body, seen.head_in):
+        why = "its LM head does not read what its body returns"
+    elif (transform := head_transform(model.config, seen.head_out, seen.logits)) is None:
+        why = "its logits are not the LM head's outputs, nor these after a scale and soft-cap that its config names"
+    elif not _is_linear(layer, seen):
+        why = "its LM head computes something else than a linear layer"
+    if why:
+        return Readout(model, model, Head(None, temperature=temperature), True, why)
+    return Readout(model, model.base_model, Head(layer.weight, layer.bias, temperature, *transform), False)
+
+
+def _output_layer(model: Any) -> Any:
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def head_transform(config: Any, raw: Tensor, logits: Tensor) -> tuple[float | None, float] | None:
+    """(soft-cap or None, scale) that turn the head's outputs into the logits; None where none does.
+
+    Without either, the two are equal to the bit. With them, each of four operations may round: 4 units of roundoff,
+    relative to the size of the logit.
+    """
+    if raw.shape != logits.shape:
+        return None
+    if torch.equal(wide(raw), wide(logits)):
+        return None, 1.0
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    caps = [getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")]
+    scales = [getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")]
+    if scaling := getattr(config, "logits_scaling", None):
+        scales += [1 / scaling, scaling]
+    unit = torch.finfo(raw.dtype).eps / 2
+    for cap in dict.fromkeys([None, *(c for c in caps if c)]):
+        for scale in dict.fromkeys([1.0, *(float(s) for s in scales if s)]):
+            found = Head(None, softcap=cap, scale=scale).logits(raw.double())
+            if ((found - logits.double()).abs() <= 4 * unit * found.abs() + 1e-30).all():
+                return cap, scale
+    return None
+
+
+def _is_linear(layer: nn.Linear, seen: _Pass) -> bool:
+    """Whether the head's outputs for about 1,024 tokens of the vocabulary are h Wᵀ + b, up to roundings: √D of one unit
+    relative to Σ |h| |W|, at most.
+    """
+    some = slice(None, None, max(len(layer.weight) // 1024, 1))
+    h, w = wide(seen.head_in), wide(layer.weight[some])
+    bias = w.new_zeros(len(w)) if layer.bias is None else wide(layer.bias[some])
+    unit = torch.finfo(seen.head_out.dtype).eps
+    room = unit * (h.abs() @ w.abs().t() + bias.abs()) * h.shape[-1] ** 0.5
+    return bool(((h @ w.t() + bias - wide(seen.head_out[..., some])).abs() <= room).all())
+
+
+def _check_causal(readout: Readout, ids: Tensor, logits: Tensor) -> None:
+    """ValueError where a prefix has other distributions alone, with another ending and padding behind it."""
+    length = ids.shape[1]
+    if length < 3:
+        return
+    half = length // 2
+    padded = torch.cat([ids, torch.cat([ids[:, :half], ids[:, :1].expand(1, length - half)], 1)])
+    there = torch.arange(length, device=ids.device) < torch.tensor([[length], [half]], device=ids.device)
+    hidden = wide(readout.hidden(padded, there.long()))
+    found = readout.head.logits(hidden).log_softmax(-1)
+    gap = (found - logits.log_softmax(-1)).abs().amax(-1)
+    worst = max(float(gap[0].median()), float(gap[1, :half].median()))
+    allowed = PADDED.get(next(readout.model.parameters()).dtype, 0.5)
+    if not worst <= allowed:
+        raise ValueError(
+            f"{type(readout.model).__name__} gives other distributions in a batch with later tokens or padding behind"
+            f" (half of the log-probs move by {worst:.2g} nats or more, {allowed:g} allowed): it is not causal, and"
+            " per-token scores have no meaning"
+        )
 
 
 def unwrap(model: Any) -> Any:
@@ -65,22 +188,6 @@ def unwrap(model: Any) -> Any:
     ):
         return model.get_base_model()
     return model
-
-
-def _declared_head(model: Any, temperature: float) -> Head | None:
-    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if type(layer) is not nn.Linear or not layer.weight.is_floating_point():
-        return None
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    return Head(layer.weight, layer.bias, temperature, getattr(config, "final_logit_softcapping", None), scale)
-
-
-def _agree(found: Tensor, logits: Tensor, dtype: torch.dtype) -> bool:
-    close = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
-    if found.shape != logits.shape:
-        return False
-    return bool((found - logits).abs().max() <= close * (1 + logits.abs().max()))
 
 
 def check_finite(x: Tensor, what: str) -> None:

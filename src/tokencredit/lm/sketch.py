@@ -9,8 +9,8 @@ through both uses and 2 s_body s_head is added: its mean is twice the product of
 error of a sketched norm is 1/√(2K) for Gaussian directions and little more for these.
 
 Forward mode gives the tangents of the hidden states exactly; finite differences (h(θ + εu) − h(θ))/ε need no derivative
-of any attention kernel. Source: Hutchinson 1990 for the estimator; the split and the rank-one directions are measured
-in the docs.
+of any attention kernel, and are taken with routings and thresholds held as they are (decisions.py). Source: Hutchinson
+1990 for the estimator; the split and the rank-one directions are measured in the docs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from tokencredit.lm.attention import differentiable_attention
+from tokencredit.lm.decisions import Decisions, num_experts
 from tokencredit.lm.directions import Coverage, Directions, Moved
 from tokencredit.lm.local import local_part
 from tokencredit.lm.readout import Readout, Sequences, check_finite
-from tokencredit.lm.tangents import Tangents, head_tangents, logit_norms
+from tokencredit.lm.tangents import Tangents, head_norms, head_tangents
 from tokencredit.masked import wide
 
 TARGET = {torch.float64: 1e-7, torch.float32: 1e-3}
@@ -43,6 +44,8 @@ that one's step.
 RETRIES = {torch.float64: (1e2, 1e3, 1e4)}
 HALF_AGREES = 0.5
 """AGREES where half precision limits both sides."""
+JUMPS = 10.0
+"""Times a token's median tangent from which on one is taken again with half the step: a jump doubles."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def sketch(
         through = _through_head(readout, coverage, directions, part, hidden, tangents)
         none = wide(hidden).new_zeros(len(part)), wide(hidden).new_zeros(num_directions, len(part))
         local = local_part(readout, moved, directions, part) if norms else none
-        parts.append((*_head_part(readout, coverage, hidden, part.target), *local, through))
+        parts.append((*head_norms(hidden, readout.head, part.target, coverage), *local, through))
         order.append(keep)
     back = torch.cat(order).argsort()
     norm2, traces, local_norm2, local_logprob, pieces = zip(*parts)
@@ -131,20 +134,6 @@ def _through_head(readout, coverage, directions, part, hidden, tangents) -> Tang
     )
 
 
-def _head_part(readout: Readout, coverage: Coverage, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The head's exact share of ‖∇log p_t‖² and of tr F: (weight ? ‖h‖² : 0) + (bias ? 1 : 0) times the norm in the
-    logits.
-    """
-    head = readout.head
-    weight, bias = (coverage.name_of(x) is not None for x in (head.weight, head.bias))
-    zero = wide(hidden).new_zeros(len(hidden))
-    if not weight and not bias:
-        return zero, zero
-    size = (wide(hidden).square().sum(1) if weight else 0) + float(bias)
-    norm2, trace = logit_norms(hidden, head, targets)
-    return norm2 * size, trace * size
-
-
 def _picked(readout: Readout, part: Sequences, body: Callable[..., Any] | None = None) -> Tensor:
     """[N, D]: the hidden states that predict the scored tokens."""
     return readout.hidden(part.ids, part.attention, body)[part.row, part.position]
@@ -152,6 +141,22 @@ def _picked(readout: Readout, part: Sequences, body: Callable[..., Any] | None =
 
 def _moved_states(readout: Readout, moved: Moved, part: Sequences, eps: Any, direction: dict) -> Tensor:
     return _picked(readout, part, lambda **inputs: moved(eps, direction, **inputs))
+
+
+def _unmoved(readout: Readout, part: Sequences) -> tuple[Tensor, Decisions]:
+    """(hidden states [N, D], what was decided on the way). ValueError for a mixture of experts whose routing is not
+    seen.
+    """
+    decisions = Decisions()
+    with decisions.recorded():
+        hidden = _picked(readout, part)
+    experts = num_experts(readout.model.config)
+    if experts > 1 and not decisions.routed:
+        raise ValueError(
+            f"{type(readout.model).__name__} is a mixture of {experts} experts, and its routing (a top-k, a sort or a"
+            " maximum) was not seen: a finite difference may cross its borders; use method='jvp' or 'exact'"
+        )
+    return hidden, decisions
 
 
 def _tangent(readout: Readout, moved: Moved, part: Sequences, direction: dict) -> tuple[Tensor, Tensor]:
@@ -181,16 +186,40 @@ def _forward_mode(readout: Readout, moved: Moved, directions: Directions, part: 
 def _differences(step: Step):
     @torch.no_grad()
     def push(readout, moved, directions, part):
-        hidden = _picked(readout, part)
-        each = (directions[k] for k in range(directions.num))
-        return hidden, torch.stack([_difference(readout, moved, part, u, step.eps, step.central, hidden) for u in each])
+        hidden, decisions = _unmoved(readout, part)
+
+        def along(k: int, eps: float) -> Tensor:
+            return _difference(readout, moved, part, directions[k], eps, step.central, hidden, decisions)
+
+        tangents = torch.stack([along(k, step.eps) for k in range(directions.num)])
+        _refuse_jumps(readout, tangents, step.eps, along)
+        return hidden, tangents
 
     return push
 
 
-def _difference(readout, moved, part, direction, eps: float, central: bool, hidden: Tensor) -> Tensor:
-    ahead = wide(_moved_states(readout, moved, part, eps, direction))
-    behind = wide(_moved_states(readout, moved, part, -eps, direction)) if central else wide(hidden)
+def _refuse_jumps(readout: Readout, tangents: Tensor, eps: float, along: Callable[[int, float], Tensor]) -> None:
+    """ValueError where a tangent [K, N, D] stands out among its token's and changes with the step: a decision that was
+    not seen.
+    """
+    size = tangents.norm(dim=2)
+    suspect = size > JUMPS * size.median(0).values
+    for k in suspect.any(1).nonzero()[:, 0].tolist():
+        change = (along(k, eps / 2) - tangents[k]).norm(dim=1)
+        if (change[suspect[k]] > 0.5 * size[k, suspect[k]]).any():
+            raise ValueError(
+                f"{type(readout.model).__name__} is not smooth where finite differences of step {eps:.1e} look (a"
+                " routing or a threshold in a kernel of its own?): use method='jvp' or 'exact'"
+            )
+
+
+def _difference(readout, moved, part, direction, eps: float, central: bool, hidden: Tensor, given: Decisions) -> Tensor:
+    with given.given():
+        ahead = wide(_moved_states(readout, moved, part, eps, direction))
+    behind = wide(hidden)
+    if central:
+        with given.given():
+            behind = wide(_moved_states(readout, moved, part, -eps, direction))
     return (ahead - behind) / (eps * (1 + central))
 
 
@@ -202,13 +231,14 @@ def calibrate(readout: Readout, moved: Moved, directions: Directions, batch: Seq
     are tried. ValueError where none agrees.
     """
     small, u = _short(batch), directions[0]
-    hidden = _picked(readout, small)
+    hidden, decisions = _unmoved(readout, small)
     check_finite(hidden, "hidden states")
     central = hidden.dtype not in TARGET
-    eps = _step_size(readout, moved, small, u, hidden, TARGET.get(hidden.dtype, 0.05))
+    eps = _step_size(readout, moved, small, u, hidden, decisions, TARGET.get(hidden.dtype, 0.05))
 
     def along(step: float) -> Tensor:
-        return _logprob_tangent(readout, small, hidden, _difference(readout, moved, small, u, step, central, hidden))
+        change = _difference(readout, moved, small, u, step, central, hidden, decisions)
+        return _logprob_tangent(readout, small, hidden, change)
 
     truth = _true_tangent(readout, moved, small, u, hidden)
     against = "twice the step" if truth is None else "forward mode"
@@ -238,10 +268,12 @@ def _true_tangent(readout: Readout, moved: Moved, small: Sequences, u: dict, hid
         return None
 
 
-def _step_size(readout, moved, small, u, hidden: Tensor, target: float) -> float:
+def _step_size(readout, moved, small, u, hidden: Tensor, decisions: Decisions, target: float) -> float:
     eps, scale = target * 1e-2, wide(hidden).norm()
     for _ in range(6):
-        change = float((wide(_moved_states(readout, moved, small, eps, u)) - wide(hidden)).norm() / scale)
+        with decisions.given():
+            ahead = _moved_states(readout, moved, small, eps, u)
+        change = float((wide(ahead) - wide(hidden)).norm() / scale)
         if target / 3 < change < target * 3:
             return eps * target / change
         eps *= min(max(target / change if change > 0 else 100.0, 1e-2), 100.0)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokencredit.lm.directions import Coverage
 from tokencredit.lm.head import Fold, Head, _one_hot, target_logits, tile_size, tiles
 from tokencredit.masked import wide
 
@@ -136,6 +137,17 @@ def _head_tangent(
     """[n, v]: the tangent (h·c) r of the head's logits, less that of the target."""
     r = r.to(along.dtype)
     return along[:, None] * (r[columns] * slope - (r[targets] * slope_t)[:, None])
+
+
+def head_norms(hidden: Tensor, head: Head, targets: Tensor, coverage: Coverage | None = None) -> tuple[Tensor, Tensor]:
+    """(squared gradient norm over the head, its tr F), each [N]: those in the logits times ‖h‖² for the weight, plus 1
+    for the bias, of what is covered (None: all there is).
+    """
+    h = wide(hidden)
+    parts = [x is not None and (coverage is None or coverage.name_of(x) is not None) for x in (head.weight, head.bias)]
+    size = h.square().sum(1) * parts[0] + float(parts[1])
+    norm2, trace = logit_norms(hidden, head, targets)
+    return norm2 * size, trace * size
 
 
 @torch.no_grad()
