@@ -5,19 +5,21 @@ shipped model.
 import json
 import os
 import shutil
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tokencredit import checkpoints
 from tokencredit.checkpoints import COMPLETE, CheckpointWarning
 from tokencredit.cli import main
-from tokencredit.durable import DamagedFile
+from tokencredit.durable import DamagedFile, write_json
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.engines.recorder import Diverged, refuse_divergence
+from tokencredit.engines.resume import is_full, is_write_failure
 from tokencredit.engines.train import train
 from tokencredit.lm.load import resolve_model
 from tokencredit.runs import Run
@@ -193,13 +195,19 @@ def test_marks_of_older_runs_are_read_with_a_warning(run, whole):
         goes_on(run, whole, 6)
 
 
-def test_what_an_older_mark_cannot_see_is_named_when_it_is_read(run, whole):
+@pytest.mark.parametrize("damaged", [lambda raw: raw[:5000], lambda raw: b"junk" * 1000], ids=["cut", "junk"])
+def test_what_an_older_mark_cannot_see_is_named_when_it_is_read(run, whole, damaged):
     folder = as_of_old(run, 6)
-    (folder / "optimizer.pt").write_bytes((folder / "optimizer.pt").read_bytes()[:5000])
+    (folder / "optimizer.pt").write_bytes(damaged((folder / "optimizer.pt").read_bytes()))
     match = r"checkpoint-6 cannot be read \(.*Remove that directory, then run the same command again"
     with pytest.warns(CheckpointWarning, match="nobody can vouch"), pytest.raises(DamagedFile, match=match):
         train(CONFIG, run, name=whole.info["name"])
     assert Run.open(run).status == "failed"
+    with (
+        pytest.warns(CheckpointWarning),
+        pytest.raises(ValueError, match=r"optimizer.pt is not a torch optimizer state"),
+    ):
+        open_checkpoint(run)
     shutil.rmtree(folder)
     goes_on(run, whole, 4)
 
@@ -287,3 +295,35 @@ def test_a_loss_that_is_no_number_is_refused(loss):
     layer.weight.requires_grad_(True)
     with pytest.raises(Diverged, match="the loss and the weights"):
         refuse_divergence(3, loss, layer, 0.1)
+
+
+def raised(write):
+    with pytest.raises(Exception) as caught:
+        write()
+    return caught.value
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device without room on this system")
+def test_only_what_could_not_be_written_is_told_as_such(tmp_path):
+    """Errors as torch, safetensors and Python raise them; /dev/full has no room."""
+    tensors, file = {"a": torch.ones(1000)}, tmp_path / "a.safetensors"
+    file.touch()
+    full = [
+        raised(lambda: torch.save({"a": torch.ones(10**6)}, "/dev/full")),
+        raised(lambda: Path("/dev/full").write_text("x" * 10**5)),
+    ]
+    assert all(is_write_failure(error) and is_full(error) for error in full)
+    absent = [
+        raised(lambda: save_file(tensors, tmp_path / "no" / "a.safetensors")),
+        raised(lambda: write_json(file / "a.json", {})),
+    ]
+    assert all(is_write_failure(error) and not is_full(error) for error in absent)
+    save_file(tensors, file)
+    file.write_bytes(file.read_bytes()[:200])
+    read = [raised(lambda: load_file(file)), raised(lambda: (tmp_path / "gone").read_text())]
+    torch.save(tensors, file)
+    file.write_bytes(file.read_bytes()[:1000])
+    read.append(raised(lambda: torch.load(file, weights_only=True)))
+    file.write_bytes(b"")
+    read.append(raised(lambda: torch.load(file, weights_only=True)))
+    assert not any(is_write_failure(error) for error in read), read

@@ -5,10 +5,11 @@ records are all there.
 from __future__ import annotations
 
 import errno
-import pickle
 from pathlib import Path
 
-from tokencredit.checkpoints import RESUMED, clear_after, damage, marked, newest, step_of, warn, whole
+import torch
+
+from tokencredit.checkpoints import RESUMED, clear_after, damage, is_vouched, marked, newest, step_of, warn, whole
 from tokencredit.durable import FULL, DamagedFile, WriteFailure
 from tokencredit.runs import Run
 from tokencredit.train_config import TrainConfig
@@ -52,22 +53,23 @@ def missing_records(run: Run, config: TrainConfig, step: int) -> str | None:
 def explained(error: Exception, out: Path, restoring: Path | None) -> Exception | None:
     """What to tell in place of an error that training ended with; None where it speaks for itself.
 
-    restoring   the checkpoint that was being read when it was raised
+    restoring   the checkpoint that was being read when it was raised; nobody but its mark can say that it is not that
     """
     reason = " ".join(str(error).split())[:300] or type(error).__name__
-    if restoring is not None and is_read_damage(error):
-        return DamagedFile(
-            f"{restoring} cannot be read ({type(error).__name__}: {reason}). Remove that directory, then run the same"
-            " command again; it goes on from the checkpoint before it"
+    if is_write_failure(error):
+        kept = newest(out / "checkpoints", RESUMED)
+        start = f"the checkpoint {kept.name}" if kept else "the start"
+        remedy = "Make room" if is_full(error) else "Mend that"
+        return WriteFailure(
+            f"{out}: a file could not be written ({reason}). {remedy}, then run the same command again; it goes on from"
+            f" {start}"
         )
-    if not is_write_failure(error):
+    short_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if restoring is None or is_vouched(restoring) or short_of_memory:
         return None
-    kept = newest(out / "checkpoints", RESUMED)
-    start = f"the checkpoint {kept.name}" if kept else "the start"
-    remedy = "Make room" if is_full(error) else "Mend that"
-    return WriteFailure(
-        f"{out}: a file could not be written ({reason}). {remedy}, then run the same command again; it goes on from"
-        f" {start}"
+    return DamagedFile(
+        f"{restoring} cannot be read ({type(error).__name__}: {reason}). Remove that directory, then run the same"
+        " command again; it goes on from the checkpoint before it"
     )
 
 
@@ -86,16 +88,6 @@ def is_write_failure(error: BaseException) -> bool:
 
 def is_full(error: BaseException) -> bool:
     """Whether room was what was missing; torch does not say, and it is the likely cause."""
-    return not isinstance(error, OSError) or error.errno in FULL
-
-
-def is_read_damage(error: BaseException) -> bool:
-    """A file that does not hold what its reader expects."""
-    text, kind = str(error), type(error).__name__
     if isinstance(error, OSError):
-        return not is_write_failure(error)
-    if isinstance(error, pickle.UnpicklingError | EOFError) or kind in ("BadZipFile", "JSONDecodeError"):
-        return True
-    if kind == "SafetensorError":
-        return "deserializ" in text.lower() or "header" in text.lower()
-    return isinstance(error, RuntimeError) and "PytorchStreamReader" in text
+        return error.errno in FULL
+    return "os error" not in str(error) or any(f"os error {number})" in str(error) for number in FULL)
