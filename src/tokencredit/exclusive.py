@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,13 +25,13 @@ def exclusive(path: str | Path) -> Iterator[None]:
     """Hold a directory, which is made; RuntimeError, with its number, where another process holds it.
 
     The lock is the operating system's, so that a process lets go however it ends; a process that it forks does not
-    share it. A directory that was made for this and that nothing was put into is removed again. Where there are no
-    POSIX locks (Windows), nothing is checked.
+    share it. Nothing is left behind: a directory that was made for this and that nothing was put into is removed. Where
+    there are no POSIX locks (Windows), nothing is checked.
     """
     path = Path(path)
     made = not path.exists()
-    path.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
+        path.mkdir(parents=True, exist_ok=True)
         yield
         return
     descriptor = _lock(path)
@@ -39,19 +39,22 @@ def exclusive(path: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            if made and os.listdir(path) == [LOCK]:
-                (path / LOCK).unlink()
-                path.rmdir()
         if descriptor in _held:
             _held.discard(descriptor)
+            (path / LOCK).unlink(missing_ok=True)
+            if made and path.is_dir() and not os.listdir(path):
+                path.rmdir()
             os.close(descriptor)
 
 
 def _lock(path: Path) -> int:
     """The descriptor of the locked file, which names this process."""
     while True:
-        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        path.mkdir(parents=True, exist_ok=True)  # its last holder may have removed it again
+        try:
+            descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -66,7 +69,6 @@ def _lock(path: Path) -> int:
             os.write(descriptor, f"{os.getpid()}\n".encode())
             return descriptor
         os.close(descriptor)  # its holder removed the file between our opening and our locking it
-        path.mkdir(parents=True, exist_ok=True)
 
 
 def _is_still(file: Path, descriptor: int) -> bool:
