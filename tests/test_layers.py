@@ -29,7 +29,8 @@ HEAVY = (
 # The house from the ground up: a module or package may import those above it in this list, and none below.
 FLOORS = (
     *("masked", "rollouts", "credit", "objective", "method", "related", "methods", "preference", "testing"),
-    *("durable", "settings", "stats", "agreement", "runs", "budget", "tasks", "train_config", "progress"),
+    *("durable", "checkpoints", "exclusive", "lifeline", "limits", "argument_types", "console"),
+    *("settings", "stats", "agreement", "runs", "budget", "tasks", "train_config", "progress"),
     *("lm", "pivotality", "scores", "dynamics", "engines", "report", "studies", "cli"),
 )
 # The algebra, with what it may import besides torch.
@@ -46,6 +47,8 @@ ALGEBRA = {
 }
 LIGHT = {
     "runs": (),
+    "checkpoints": (),
+    "exclusive": (),
     "report": (),
     "engines": (),
     "stats": ("scipy",),

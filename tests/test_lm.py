@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from tokencredit.checkpoints import clear_after, seal
 from tokencredit.lm.completions import sample
 from tokencredit.lm.evaluate import evaluate
-from tokencredit.lm.load import COMPLETE, last_checkpoint, load_config, load_model, load_tokenizer, resolve_model
+from tokencredit.lm.load import load_config, load_model, load_tokenizer, resolve_model
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.prompts import encode_prompt, encode_prompts
 from tokencredit.lm.sampling import end_tokens
@@ -259,7 +260,7 @@ def test_a_run_means_its_last_whole_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="has no finished checkpoint yet; it starts from reckon"):
         resolve_model(tmp_path)
     for step in (8, 10):
-        (folder / f"checkpoint-{step}" / COMPLETE).touch()
+        seal(folder / f"checkpoint-{step}")
     assert resolve_model(tmp_path) == str(folder / "checkpoint-10")
-    assert last_checkpoint(folder, clean=True).name == "checkpoint-10"
+    clear_after(folder, 10)
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-10", "checkpoint-8"]

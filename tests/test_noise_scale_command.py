@@ -153,12 +153,14 @@ def test_too_little_to_ask_about_is_refused_with_what_to_do(capsys, tmp_path):
     refused = {
         ("--prompts", 2): "--prompts must be at least 3",
         ("--group", 1): "--group must be at least 2",
-        ("--cost-rollout", 0): "--cost-rollout must be above 0",
         ("--prompts", 3, "--method", "nothing"): "nothing",
     }
     for arguments, said in refused.items():
         assert run("--run", "reckon", *arguments, "--out", tmp_path) != 0
         assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("--run", "reckon", "--cost-rollout", 0, "--out", tmp_path)
+    assert "argument --cost-rollout: must be a number above 0" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 

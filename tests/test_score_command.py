@@ -50,7 +50,7 @@ def test_text_is_tokenised(tmp_path):
     [
         ('{"prompt": "1"}\n', "row 0: no column 'completion'; it has: prompt"),
         ("{\n", "line 1: not JSON"),
-        ("[1]\n", "line 1: a JSON object is needed, got list"),
+        ("[1]\n", "line 1: a row is a JSON object with columns, not list"),
         ("", "no completions to score"),
     ],
 )

@@ -18,11 +18,12 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from tokencredit.checkpoints import COMPLETE
 from tokencredit.cli import main
 from tokencredit.engines.adaptor import make_reward, prompts_of, training_rows
-from tokencredit.engines.exclusive import exclusive
 from tokencredit.engines.train import make_args, train
-from tokencredit.lm.load import COMPLETE, load_tokenizer
+from tokencredit.exclusive import exclusive
+from tokencredit.lm.load import load_tokenizer
 from tokencredit.runs import Run, RunError
 from tokencredit.tasks import VerifierError, load
 from tokencredit.tasks.reckon import VOCABULARY, Reckon, model_path

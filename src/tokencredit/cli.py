@@ -10,17 +10,19 @@ import sys
 import warnings
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokencredit.argument_types import give_kinds
+from tokencredit.console import Parser, console, errors, visible, warn
+from tokencredit.lifeline import end_with_parent
 from tokencredit.lm.arguments import add_policy, policy_config, training_arguments
 from tokencredit.pivotality import command as pivotality_command
 from tokencredit.scores import command as score_command
 from tokencredit.studies.command import add_dynamics, add_study
 
-# What users name (paths, tasks, models) is printed as it is: no markup, no emoji codes.
-console = Console(markup=False, emoji=False, highlight=False)
+TOLD = (ValueError, KeyError, OSError, ImportError, RuntimeError, TypeError)
+"""Errors whose message is for whoever gave the command; of any other it is a part."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,11 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("\nInterrupted. What was finished is kept; the same command goes on from there.", style="yellow")
         return 130
-    except (ValueError, KeyError, OSError, ImportError, RuntimeError, TypeError) as error:
+    except Exception as error:
         if os.environ.get("TOKENCREDIT_TRACEBACK"):
             raise
         told = "\n".join([_message(error), *getattr(error, "__notes__", [])])
-        Console(stderr=True).print(Text("error: ", style="bold red") + Text(told), soft_wrap=True)
+        errors.print(Text("error: ", style="bold red") + Text(visible(told)), soft_wrap=True)
         return 1
 
 
@@ -51,8 +53,10 @@ def _message(error: Exception) -> str:
     """What the error says; where it says nothing of use, what it is and how to see more."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for this ({error or 'no more is known'}): ask for less at once"
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
-    if " " in message:
+    if " " in message and isinstance(error, TOLD):
         return message
     return (
         f"{type(error).__name__}: {message}. This looks like a fault in tokencredit; TOKENCREDIT_TRACEBACK=1 shows"
@@ -75,15 +79,17 @@ def _quiet() -> None:
 
 
 def _as_command() -> None:
-    """What a process of our own may do: a verifier in the current directory is found, and who is ended stops what it
-    started.
+    """What a process of our own may do: a verifier in the current directory is found, who is ended stops what it
+    started, and what another command started ends with it.
     """
     sys.path.append(os.getcwd())
+    warnings.showwarning = warn
+    end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tokencredit",
         description="Which tokens deserve the credit? Train with per-token credit, measure it, explain it.",
         epilog="Start with: tokencredit demo. Every command explains itself: tokencredit train --help",
@@ -92,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
     for add in (*own, score_command.add_parser, pivotality_command.add_parser, add_study, add_dynamics):
         add(commands)
+    give_kinds(parser)
     return parser
 
 
@@ -281,10 +288,12 @@ def _train(args) -> int:
 
 
 def _evaluate(args) -> int:
+    from tokencredit.limits import check_rows
     from tokencredit.lm.evaluate import evaluate
     from tokencredit.progress import bar
     from tokencredit.runs import write_json
 
+    check_rows(args.prompts * args.samples, "--prompts x --samples")
     settled = policy_config(args).settled()
     rows = settled.load_task().rows(args.split, args.prompts, args.seed)
     policy = settled.open()

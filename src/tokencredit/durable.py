@@ -17,9 +17,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
 
 class DamagedFile(ValueError):
     """A file that holds something other than what was written to it."""
+
+
+class WriteFailure(OSError):
+    """A file that could not be written; what was there before is intact."""
 
 
 def plain(value: Any, *, finite: bool = True) -> Any:
@@ -45,12 +51,11 @@ def plain(value: Any, *, finite: bool = True) -> Any:
     )
 
 
-def _failure(error: OSError, path: Path) -> OSError:
+def _failure(error: OSError, path: Path) -> WriteFailure:
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return OSError(
-        error.errno,
-        f"{reason}; what was there before is intact. Make room or fix the cause, then resume the run",
-        str(path),
+    remedy = "Make room" if error.errno in FULL else "Mend that"
+    return WriteFailure(
+        error.errno, f"{reason}; what was there before is intact. {remedy}, then run it again", str(path)
     )
 
 
@@ -65,7 +70,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise _failure(error, path) from error
     finally:
@@ -73,14 +78,15 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
-    """Make a rename durable, where directories can be synced (not on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync(path: Path) -> None:
+    """Put a file on the disk, or the names in a directory, where directories can be synced (not on Windows)."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -90,12 +96,44 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     replace_file(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a UTF-8 file, a byte-order mark apart. DamagedFile names the file and what it holds instead."""
+    raw = Path(path).read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DamagedFile(f"{path} is {not_utf8(raw, error)}") from error
+
+
+def not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
+    """What is wrong with bytes that should be UTF-8."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return f"UTF-16 text (it begins with the bytes {raw[:2].hex(' ')}): save it as UTF-8"
+    return f"not UTF-8 text (byte {raw[error.start]:02x} at offset {error.start:,}): save it as UTF-8"
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Read JSON; the error names the file."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DamagedFile(f"{path} is not JSON ({error}).") from error
+
+
+def read_mapping(path: str | os.PathLike, *fields: str) -> dict[str, Any]:
+    """A JSON object that has these fields. DamagedFile names the file, and what it holds instead."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DamagedFile(
+            f"{path} holds a JSON {type(found).__name__} where an object is needed: restore it, or use another"
+            " directory."
+        )
+    if absent := [field for field in fields if field not in found]:
+        raise DamagedFile(
+            f"{path} has no {', '.join(absent)}; it has {', '.join(found) or 'nothing'}: restore it, or use another"
+            " directory."
+        )
+    return found
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
@@ -140,9 +178,30 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
             raise DamagedFile(
                 f"{path}, line {number} is not JSON ({error}): the file was edited or damaged; remove that line."
             ) from error
+        if not isinstance(record, dict):
+            raise DamagedFile(
+                f"{path}, line {number} is a JSON {type(record).__name__} where an object is needed: the file was"
+                " edited or damaged; remove that line."
+            )
+        records.append(record)
     return records
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file. DamagedFile names a file that is none, or a broken one."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            return file.read().to_pylist()
+    except (arrow.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFile(f"{path} is not a whole Parquet file ({reason}): restore or remove it") from error

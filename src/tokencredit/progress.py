@@ -79,7 +79,7 @@ class TrainProgress:
 
     def _say(self, line: str) -> None:
         if not self.quiet:
-            self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.progress.console.print(line, soft_wrap=True)
 
 
 def held_out(figures: dict) -> str:

@@ -16,13 +16,24 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tokencredit.durable import append_line, plain, read_json, read_lines, replace_file, write_json
+from tokencredit.durable import (
+    DamagedFile,
+    append_line,
+    plain,
+    read_json,
+    read_lines,
+    read_mapping,
+    read_rows,
+    replace_file,
+    write_json,
+)
 
 __all__ = ["Run", "RunError", "plain", "read_json", "token_table", "write_json"]
 
@@ -206,12 +217,12 @@ class Run:
         """An existing run, to read (or to go on recording, where the caller knows that it is the right one)."""
         if not (Path(path) / "run.json").exists():
             raise RunError(f"{path} holds no run: it has no run.json.")
-        info = read_json(Path(path) / "run.json")
+        info = read_mapping(Path(path) / "run.json")
         if info.get("format") != FORMAT:
             raise RunError(
                 f"{path} has format {info.get('format')!r}; this version of tokencredit reads format {FORMAT}."
             )
-        return cls(path, info)
+        return cls(path, read_mapping(Path(path) / "run.json", *IDENTITY, "status"))
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.info['status']})"
@@ -231,11 +242,11 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of the optimizer steps, in the order they were written."""
-        return read_lines(self.path / "metrics.jsonl")
+        return self._records("metrics.jsonl")
 
     def evaluations(self) -> list[dict[str, Any]]:
         """The records of the evaluations, in the order they were written."""
-        return read_lines(self.path / "evaluations.jsonl")
+        return self._records("evaluations.jsonl")
 
     def write_tokens(self, step: int, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Write the completions of one step with their per-token scores; see `token_table` for the columns."""
@@ -248,20 +259,15 @@ class Run:
 
     def token_steps(self) -> list[int]:
         """The steps whose completions were written, ascending."""
-        return sorted(int(path.stem.removeprefix("step_")) for path in self.path.glob("tokens/step_*.parquet"))
+        named = (re.fullmatch(r"step_(\d+)", path.stem) for path in self.path.glob("tokens/step_*.parquet"))
+        return sorted(int(found[1]) for found in named if found)
 
     def tokens(self, step: int | None = None) -> list[dict[str, Any]]:
-        """The completions of one step, or of all steps; one mapping per completion."""
-        import pyarrow.parquet as parquet
-
+        """The completions of one step, or of all steps; one mapping per completion. DamagedFile names a broken file."""
         steps = self.token_steps() if step is None else [step]
         if step is not None and step not in self.token_steps():
             raise RunError(f"{self.path} holds no tokens of step {step}; it has {self.token_steps() or 'none at all'}.")
-        rows = []
-        for each in steps:
-            with parquet.ParquetFile(self.path / "tokens" / f"step_{each:06d}.parquet") as file:
-                rows += file.read().to_pylist()
-        return rows
+        return [row for each in steps for row in read_rows(self.path / "tokens" / f"step_{each:06d}.parquet")]
 
     def finish(self, status: str = "finished") -> None:
         """Record how the run ended: finished or failed."""
@@ -273,7 +279,7 @@ class Run:
         """Drop every record of a later step: what a run does before it goes on from the checkpoint of `step`."""
         dropped = False
         for name in ("metrics.jsonl", "evaluations.jsonl"):
-            records = read_lines(self.path / name)
+            records = self._records(name)
             kept = [record for record in records if record["step"] <= step]
             if len(kept) < len(records):
                 text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept).encode()
@@ -286,6 +292,15 @@ class Run:
         if dropped and self.status != "running":
             self._update(status="running")
 
+    def _records(self, name: str) -> list[dict[str, Any]]:
+        records = read_lines(self.path / name)
+        for number, record in enumerate(records, start=1):
+            if not isinstance(record.get("step"), int):
+                raise DamagedFile(
+                    f"{self.path / name}, record {number} has no step: the file was edited or damaged; remove it."
+                )
+        return records
+
     def _update(self, **fields: Any) -> None:
         info = {**self.info, **plain(fields)}
         write_json(self.path / "run.json", info)
@@ -295,7 +310,7 @@ class Run:
         if not isinstance(record.get("step"), int):
             raise RunError(f"A record of {name} needs an integer `step`; it has {sorted(record)}.")
         if name not in self._seen:
-            self._seen[name] = {tuple(each.get(field) for field in key) for each in read_lines(self.path / name)}
+            self._seen[name] = {tuple(each.get(field) for field in key) for each in self._records(name)}
         identity = tuple(record.get(field) for field in key)
         if identity in self._seen[name]:
             raise RunError(

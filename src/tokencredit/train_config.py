@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokencredit.argument_types import SEEDS
 from tokencredit.budget import Budget
+from tokencredit.durable import read_text
+from tokencredit.limits import check_rows, check_threads
 from tokencredit.settings import parse, read_settings
 from tokencredit.tasks.data import PARTS
 
@@ -101,6 +104,8 @@ class TrainConfig:
                 raise ValueError(f"{f.name} must be at least {least}, got {value}")
             if f.type.startswith("float") and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{f.name} must be positive and finite, got {value}")
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed must be below {SEEDS:,}, got {self.seed:,}")
         if self.group < 2:
             raise ValueError("group must be at least 2: a rollout is compared with the others of its prompt")
         if self.dtype not in (None, *DTYPES):
@@ -128,6 +133,16 @@ class TrainConfig:
         return asdict(self)
 
 
+def check_size(config: TrainConfig) -> None:
+    """ValueError for what this machine cannot hold; a config that another machine can is a config all the same."""
+    if config.threads is not None:
+        check_threads(config.threads)
+    check_rows(config.prompts * config.group, "prompts x group")
+    check_rows(config.prompts * config.steps, "prompts x steps")
+    check_rows(config.eval_prompts * config.eval_samples, "eval_prompts x eval_samples")
+    check_rows(config.max_new_tokens or 1, "max_new_tokens")
+
+
 def read_config(path: str | Path | None, settings: Iterable[str] = (), **flags: Any) -> TrainConfig:
     """A config from a YAML or JSON file, then flags that are not None, then "key=value" settings; "trl.bf16=true"
     reaches into a field.
@@ -136,7 +151,7 @@ def read_config(path: str | Path | None, settings: Iterable[str] = (), **flags: 
     """
     values: dict[str, Any] = {}
     if path is not None:
-        read = parse(Path(path).read_text(encoding="utf-8"), str(path))
+        read = parse(read_text(path), str(path))
         if not isinstance(read, Mapping):
             raise ValueError(f"{path} must hold key: value pairs, it holds {type(read).__name__}")
         values |= {_known(key, str(path)): value for key, value in read.items()}

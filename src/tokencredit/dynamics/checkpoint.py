@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from tokencredit.durable import read_json
+from tokencredit import checkpoints
+from tokencredit.durable import read_mapping
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, read_optimizer
-from tokencredit.lm.load import COMPLETE, load_model, load_tokenizer, resolve_model
+from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.lm.policy import Policy, PolicyConfig, run_of
 from tokencredit.method import Method
@@ -102,7 +103,11 @@ def open_checkpoint(
     asked = replace(asked, **{name: value for name, value in of_policy.items() if value is not None})
     asked = replace(asked, options={**settings.pop("task_options", {}), **asked.options})
     path, settled = _find(Path(asked.model), step), asked.settled()
-    own = dict(read_json(found / "run.json")["config"]) if (found := run_of(asked.model)) else {"model": asked.model}
+    own = (
+        dict(read_mapping(found / "run.json", "config")["config"])
+        if (found := run_of(asked.model))
+        else {"model": asked.model}
+    )
     config = TrainConfig(
         **own
         | {name: value for name, value in settings.items() if value is not None}
@@ -120,24 +125,20 @@ def open_checkpoint(
     except FileNotFoundError:
         optimizer = None
     bound = config.trl.get("max_grad_norm", 1.0)
-    return Checkpoint(path, _step_of(path), policy, config, optimizer, bound or None)
+    return Checkpoint(path, checkpoints.step_of(path) or 0, policy, config, optimizer, bound or None)
 
 
 def _find(run: Path, step: int | None) -> Path:
+    """The checkpoint of a step, or the newest whole one; a model's folder where it is no run."""
     if not (run / "run.json").exists():
         if step is not None:
             raise ValueError(f"{run} is not a run directory, so it has no checkpoint of step {step}")
         return Path(resolve_model(run))
-    found = {_step_of(path): path for path in (run / "checkpoints").glob("checkpoint-*") if (path / COMPLETE).exists()}
+    found = checkpoints.listed(run / "checkpoints")
     if not found:
         raise ValueError(f"{run} has no finished checkpoint; train it with save_every set")
     if step is not None and step not in found:
         raise ValueError(
             f"{run} has no checkpoint of step {step}; it has those of {', '.join(map(str, sorted(found)))}"
         )
-    return found[max(found) if step is None else step]
-
-
-def _step_of(path: Path) -> int:
-    number = path.name.rpartition("-")[2]
-    return int(number) if path.name.startswith("checkpoint-") and number.isdigit() else 0
+    return Path(resolve_model(run if step is None else found[step]))

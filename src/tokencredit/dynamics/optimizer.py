@@ -145,10 +145,9 @@ def read_optimizer(path: str | Path, model: Any, kind: str | None = None) -> Opt
         )
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{file} is not a torch optimizer state that can be read safely: {str(error).splitlines()[0]}"
-        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{file} is not a torch optimizer state that can be read safely: {reason}") from error
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         raise ValueError(
             f"{file} is not an optimizer's state_dict: it has no `state` and `param_groups`. Gather a sharded state "

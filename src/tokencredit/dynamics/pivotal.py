@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokencredit.agreement.ranks import share_of_top, spearman
 from tokencredit.agreement.resampling import Bootstrap, compare
-from tokencredit.durable import read_json
+from tokencredit.durable import read_mapping
 from tokencredit.dynamics.batch import Batch, roll_out, scored
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.lm.completions import Completion
@@ -65,7 +65,7 @@ def batch_of_run(
     """
     directory = Path(directory)
     traces, tokens = (record.read(directory, name) for name in ("traces", "tokens"))
-    _same_policy(checkpoint, read_json(directory / "result.json")["identity"], directory)
+    _same_policy(checkpoint, read_mapping(directory / "result.json", "identity")["identity"], directory)
     names = {row: i for i, row in enumerate(dict.fromkeys(trace["row"] for trace in traces))}
     rows, owner = [json.loads(row) for row in names], [names[trace["row"]] for trace in traces]
     most = max(map(owner.count, set(owner)))

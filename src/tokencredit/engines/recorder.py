@@ -4,17 +4,19 @@ checkpoints.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from tokencredit.budget import UNITS, Budget
+from tokencredit.checkpoints import keep_newest, seal
 from tokencredit.lm.evaluate import evaluate
-from tokencredit.lm.load import COMPLETE
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.prompts import completion_text, prompt_text
 from tokencredit.runs import Run
@@ -22,6 +24,8 @@ from tokencredit.tasks.task import Row
 from tokencredit.train_config import TrainConfig
 
 Listener = Callable[[str, dict], None]
+KEPT = 2
+"""Checkpoints of a run: the last one, and the one to fall back on."""
 METRICS = (
     "loss",
     "grad_norm",
@@ -54,6 +58,21 @@ METRICS = (
 )
 
 
+class Diverged(RuntimeError):
+    """A run whose weights or loss are no longer numbers."""
+
+
+def refuse_divergence(step: int, loss: float, model: Any, learning_rate: float) -> None:
+    """Diverged where the loss or a trained weight is NaN or infinite; before a checkpoint of the step is written."""
+    sums = [p.detach().sum(dtype=torch.float32).cpu() for p in model.parameters() if p.requires_grad]
+    wrong = ["the loss"] * (not math.isfinite(loss)) + ["the weights"] * (not torch.stack(sums).isfinite().all())
+    if wrong:
+        raise Diverged(
+            f"step {step}: {' and '.join(wrong)} became NaN or infinite. Lower learning_rate (it is"
+            f" {learning_rate:g}), or bound a step with a smaller trl.max_grad_norm, in another directory"
+        )
+
+
 class Recorder(TrainerCallback):
     """Writes what a run does into its directory, once `open` has said which; a callback of the trainer and its
     `record`.
@@ -75,6 +94,7 @@ class Recorder(TrainerCallback):
         self.spent, self.mark, self._since = dict.fromkeys(UNITS, 0), 0, time.perf_counter()
         self.run: Run | None = None
         self.seen: set[tuple] = set()
+        self.began = False
 
     def open(self, run: Run) -> None:
         """Record into this run, after what it already holds."""
@@ -86,6 +106,7 @@ class Recorder(TrainerCallback):
         self.seen = {(e["step"], e.get("split")) for e in run.evaluations()}
 
     def on_train_begin(self, args, state, control, model=None, **_):
+        self.began = True
         if state.global_step == 0:
             self._evaluate(0, model)
 
@@ -102,6 +123,7 @@ class Recorder(TrainerCallback):
             self.spent |= {unit: self.spent[unit] + int(logs[f"sampled_{unit}"]) for unit in ("rollouts", "tokens")}
         record = {"step": state.global_step, **self.spent} | {k: logs[k] for k in METRICS if k in logs}
         self.run.log_metrics(record)
+        refuse_divergence(state.global_step, logs["loss"], model, self.config.learning_rate)
         self.listen("step", record)
         if self._due(state, control):
             self._evaluate(state.global_step, model)
@@ -121,7 +143,8 @@ class Recorder(TrainerCallback):
         return last or self.mark > before
 
     def on_save(self, args, state, control, **_):
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        keep_newest(args.output_dir, self.config.trl.get("save_total_limit", KEPT))
 
     def record(self, batch: dict) -> None:
         """Per-token records of the first groups of a rollout batch (the step is the one whose rollouts they are)."""

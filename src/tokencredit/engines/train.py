@@ -11,12 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, PrinterCallback
 from trl import GRPOConfig
 
+from tokencredit.checkpoints import step_of
 from tokencredit.engines.adaptor import judged, make_reward, prompts_of, training_rows
-from tokencredit.engines.exclusive import exclusive
 from tokencredit.engines.recorder import Listener, Recorder, RoundsLeft
+from tokencredit.engines.resume import explained, lost_its_end, place
 from tokencredit.engines.scorers import on_rows, task_scorers
 from tokencredit.engines.trl import CreditTrainer
-from tokencredit.lm.load import find_device, last_checkpoint, load_config, load_tokenizer, resolve_model
+from tokencredit.exclusive import exclusive
+from tokencredit.lm.load import find_device, load_config, load_tokenizer, read_weights, resolve_model
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.prompts import encode_prompts
 from tokencredit.method import Method
@@ -25,7 +27,7 @@ from tokencredit.scores.table import check_available
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
 from tokencredit.tasks.task import Task
-from tokencredit.train_config import TrainConfig
+from tokencredit.train_config import TrainConfig, check_size
 
 DECIDED = {
     "output_dir": "the run directory",
@@ -53,13 +55,15 @@ def train(
     checkpoint.
 
     `listen(event, figures)` hears "start", "step", "evaluation", "resume" and "finished". RunError where `out` holds a
-    different run. Whatever can be refused is refused before the directory is made.
+    different run; Diverged where weights or loss are no longer finite. Whatever can be refused is refused before the
+    directory is made.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RuntimeError(
             "`train` is one process; for several, launch a script with CreditTrainer, which gathers whole groups"
         )
     out, listen = Path(out), listen or (lambda event, figures: None)
+    check_size(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     task, method = load(config.task, **config.task_options), config.build_method()
@@ -73,55 +77,35 @@ def train(
         "seed": config.seed,
         "command": command,
     }
-    if (out / "run.json").exists() and Run.open(out).status == "finished":
+    there = Run.open(out) if (out / "run.json").exists() else None
+    if there and there.status == "finished" and not lost_its_end(there, config):
         run = Run.create(out, **identity)
         listen("finished", {"step": config.optimizer_steps})
         return run
     trainer, recorder = make_trainer(config, method, task, out / "checkpoints", listen)
     with exclusive(out):
         run = Run.create(out, **identity)
+        checkpoint = place(run, config)
         try:
-            _go_on(run, trainer, recorder, listen)
+            _go_on(run, trainer, recorder, checkpoint, listen)
         except Exception as error:
             with suppress(OSError):
                 run.finish("failed")
-            if _is_write_failure(error):
-                raise OSError(_advice(out, error)) from error
+            if told := explained(error, out, None if recorder.began else checkpoint):
+                raise told from error
             raise
         run.finish("finished")
     listen("finished", {"step": config.optimizer_steps})
     return run
 
 
-def _go_on(run: Run, trainer: CreditTrainer, recorder: Recorder, listen: Listener) -> None:
-    """Train from the last whole checkpoint, without the records of later steps; from the start where there is none."""
-    checkpoint = last_checkpoint(run.path / "checkpoints", clean=True)
-    resumed = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+def _go_on(run: Run, trainer: CreditTrainer, recorder: Recorder, checkpoint: Path | None, listen: Listener) -> None:
+    """Train from a checkpoint, without the records of later steps; from the start where there is none."""
+    resumed = step_of(checkpoint) if checkpoint else 0
     run.truncate_after(resumed)
     recorder.open(run)
     listen("resume" if resumed else "start", {"step": resumed})
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def _is_write_failure(error: BaseException) -> bool:
-    """A file that could not be written: by Python, by safetensors, or by torch, which has no error of its own
-    for it.
-    """
-    own = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
-    return own or (
-        isinstance(error, RuntimeError)
-        and any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container"))
-    )
-
-
-def _advice(out: Path, error: Exception) -> str:
-    kept = last_checkpoint(out / "checkpoints")
-    start = f"the checkpoint {kept.name}" if kept else "the start"
-    reason = " ".join(str(error).split())[:300]
-    return (
-        f"{out}: a file could not be written ({reason}). Make room, then run the same command again; it goes on from"
-        f" {start}"
-    )
 
 
 def make_trainer(
@@ -148,7 +132,7 @@ def make_trainer(
     dtype = getattr(torch, config.dtype) if config.dtype not in (None, "auto") else config.dtype or torch.float32
     init = {"dtype": dtype} | dict(config.trl.get("model_init_kwargs") or {})
     torch.manual_seed(config.seed)
-    model = AutoModelForCausalLM.from_pretrained(model_path, **init)
+    model = read_weights(model_path, AutoModelForCausalLM, **init)
     policy = Policy(model, tokenizer, task, config.temperature, limit, config.chat, config.model)
     recorder = Recorder(config, policy, tested, listen)
     every = config.updates * config.minibatches
@@ -174,7 +158,7 @@ def make_trainer(
 
 def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOConfig:
     """TRL's config. ValueError for an option of `trl` that another field decides, or that TRL does not have."""
-    further = {k: v for k, v in config.trl.items() if k != "model_init_kwargs"}
+    further = {k: v for k, v in config.trl.items() if k not in ("model_init_kwargs", "save_total_limit")}
     for key in further:
         if key in DECIDED:
             raise ValueError(f"trl.{key} is decided by {DECIDED[key]}: set that instead")
@@ -208,7 +192,7 @@ def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOCon
         "bf16": cuda,
         "gradient_checkpointing": cuda,
         "logging_steps": 1,
-        "save_total_limit": 2,
+        "save_total_limit": None,  # the recorder removes older ones, and nothing that is no checkpoint of the run
         "report_to": "none",
         "seed": config.seed,
         "disable_tqdm": True,

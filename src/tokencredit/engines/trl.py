@@ -338,8 +338,11 @@ class CreditTrainer(Steered, GRPOTrainer):
     # --- what is logged -----------------------------------------------------------------------------------------------
 
     def _recording(self) -> bool:
-        """Whether this rollout batch is the first of its `record_every` optimizer steps."""
-        return self._records and self.model.training and self.state.global_step // self.record_every != self._recorded
+        """Whether this rollout batch is the first of its `record_every` optimizer steps; the same after a resume."""
+        step = self.state.global_step
+        every = max(1, self.num_iterations * self.args.steps_per_generation // self.args.gradient_accumulation_steps)
+        first = step % every == 0 and step // self.record_every != (step - every) // self.record_every
+        return self._records and self.model.training and first and step != self._recorded
 
     def _log_rollouts(self, batch: Batch, credit: Tensor) -> None:
         figures = rollout_figures(batch, batch.rollouts, credit)
@@ -351,7 +354,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         if self.log_completions:
             rewrite_table(self, batch, credit)
         if self._with_text:
-            self._recorded = self.state.global_step // self.record_every
+            self._recorded = self.state.global_step
             if self.record is not None and self.accelerator.is_main_process:
                 with self._clock.phase("record"):
                     self.record(batch.record(self, credit))

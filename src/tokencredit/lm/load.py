@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from tokencredit.durable import read_json
+from tokencredit.checkpoints import check, newest
+from tokencredit.durable import DamagedFile, read_mapping
 from tokencredit.lm.models import CausalModel, Tokenizer
-
-COMPLETE = "complete"
 
 
 def resolve_model(name: str | Path) -> str:
-    """A path or hub name that transformers can load. A run directory means its last whole checkpoint."""
+    """A path or hub name that transformers can load. A run directory means its last whole checkpoint; a damaged one is
+    named in a warning, and DamagedFile where it was asked for itself.
+    """
     if str(name) == "reckon":
         from tokencredit.tasks.reckon import model_path
 
         return str(model_path())
     path = Path(name)
     if (path / "run.json").exists():
-        checkpoint = last_checkpoint(path / "checkpoints")
+        checkpoint = newest(path / "checkpoints")
         if checkpoint is None:
-            start = read_json(path / "run.json")["model"]
+            start = read_mapping(path / "run.json", "model")["model"]
             raise ValueError(f"the run {name} has no finished checkpoint yet; it starts from {start}")
         return str(checkpoint)
     if path.is_dir() and not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
@@ -35,6 +35,7 @@ def resolve_model(name: str | Path) -> str:
             f"no such model: {name} (a model is a directory, a run directory, a hub name like Qwen/Qwen2.5-0.5B, or"
             " reckon)"
         )
+    check(path)
     return str(name)
 
 
@@ -66,9 +67,9 @@ def load_model(
     if trainable and (Path(path) / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
 
-        model = AutoPeftModelForCausalLM.from_pretrained(str(path), is_trainable=True, dtype=kind)
+        model = read_weights(str(path), AutoPeftModelForCausalLM, is_trainable=True, dtype=kind)
     else:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=kind)
+        model = read_weights(str(path), AutoModelForCausalLM, dtype=kind)
     return model.to(place).eval()
 
 
@@ -82,6 +83,18 @@ def find_device(name: str | None = None) -> torch.device:
     if name not in there:
         raise ValueError(f"--device: there is no device {name!r} here; there are: {', '.join(there)}")
     return torch.device(name)
+
+
+def read_weights(path: str, kind: Any, **options: Any) -> Any:
+    """`kind.from_pretrained(path, ...)`; DamagedFile names the folder where the file of the weights is damaged."""
+    try:
+        return kind.from_pretrained(path, **options)
+    except Exception as error:
+        if type(error).__name__ not in ("SafetensorError", "UnpicklingError", "EOFError", "BadZipFile"):
+            raise
+        raise DamagedFile(
+            f"the weights in {path} cannot be read ({type(error).__name__}: {_first_line(error)}): copy the model again"
+        ) from error
 
 
 def load_tokenizer(path: str) -> Tokenizer:
@@ -106,14 +119,3 @@ def load_tokenizer(path: str) -> Tokenizer:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def last_checkpoint(folder: Path, clean: bool = False) -> Path | None:
-    """The newest checkpoint that was written to its end; with `clean`, unfinished ones are removed."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
-            found.append(path)
-        elif clean:
-            shutil.rmtree(path, ignore_errors=True)
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokencredit.durable import read_json
+from tokencredit.durable import read_mapping
 from tokencredit.lm.completions import Completion, sample
 from tokencredit.lm.distribution import Settings
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
@@ -147,7 +147,7 @@ class PolicyConfig:
         ValueError where no task is named and none can be told from the model.
         """
         run = run_of(self.model)
-        own = dict(read_json(run / "run.json")["config"]) if run else {}
+        own = dict(read_mapping(run / "run.json", "config")["config"]) if run else {}
         same = own if self.task in (None, own.get("task")) else {}
         task = self.task or own.get("task") or self._embedded()
         found = replace(self, task=task, options={**same.get("task_options", {}), **self.options})

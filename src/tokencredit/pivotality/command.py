@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencredit.durable import plain, read_json, write_json
+from tokencredit.console import console
+from tokencredit.durable import plain, read_mapping, write_json
+from tokencredit.exclusive import exclusive
+from tokencredit.limits import check_rows
 from tokencredit.lm.arguments import add_policy, policy_config
 
 if TYPE_CHECKING:
@@ -176,6 +179,7 @@ def _from_arguments(args: argparse.Namespace, settled: PolicyConfig, store: Path
     from tokencredit.lm.distribution import seed_of
     from tokencredit.lm.sampling import Request, Trace
 
+    check_rows(args.prompts * args.samples * args.rollouts, "--prompts x --samples x --rollouts")
     s = _open(settled, top_k=args.top_k, top_p=args.top_p, batch=args.batch, store=store)
     rows, limit = s.policy.task.rows(args.split, args.prompts, args.seed), s.policy.max_new_tokens
     prompts = [Trace(tuple(ids)) for ids in s.policy.encode_rows(rows)]
@@ -197,14 +201,17 @@ def _budget(args: argparse.Namespace) -> Any:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rich.console import Console
+    with exclusive(args.out):
+        return _measure(args)
 
+
+def _measure(args: argparse.Namespace) -> int:
     from tokencredit.lm.prompts import prompt_text
     from tokencredit.pivotality import record
     from tokencredit.pivotality.measure import measure
     from tokencredit.progress import bar
 
-    budget, console = _budget(args), Console()
+    budget = _budget(args)
     settled = policy_config(args).settled()
     setting = _from_arguments(args, settled, args.out / "store")
     start = time.perf_counter()
@@ -245,12 +252,11 @@ def _run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     import numpy as np
-    from rich.console import Console
 
     from tokencredit.pivotality.budgets import TwoStage, plan
     from tokencredit.pivotality.measure import check_traces, make_stage, skip_rule
 
-    budget, console = _budget(args), Console()
+    budget = _budget(args)
     setting = _from_arguments(args, policy_config(args).settled(), None)
     check_traces(setting.traces, setting.sampler, setting.policy.max_new_tokens)
     first = budget.first if isinstance(budget, TwoStage) else budget
@@ -262,7 +268,6 @@ def _plan(args: argparse.Namespace) -> int:
     for name, value in asdict(found).items():
         console.print(
             f"{name.replace('_', ' ')}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}",
-            highlight=False,
         )
     if args.out:
         write_json(
@@ -288,15 +293,20 @@ def _speed(setting: _Setting, stage: Any) -> float:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from rich.console import Console
+    if not args.directory.is_dir():
+        raise ValueError(f"{args.directory}: no such directory")
+    with exclusive(args.directory):
+        return _export_pairs(args)
 
+
+def _export_pairs(args: argparse.Namespace) -> int:
     from tokencredit.lm.policy import PolicyConfig
     from tokencredit.lm.sampling import Trace
     from tokencredit.pivotality import export, record
     from tokencredit.progress import bar
 
     tokens, alternatives, traces = (record.read(args.directory, name) for name in ("tokens", "alternatives", "traces"))
-    result = read_json(args.directory / "result.json")
+    result = read_mapping(args.directory / "result.json", "identity", "task")
     identity = result["identity"]
     sampler = identity["sampler"]
     s = _open(
@@ -308,7 +318,6 @@ def _export(args: argparse.Namespace) -> int:
     s.set_rows([json.loads(row["row"]) for row in traces])
     s.traces = [Trace(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in traces]
     found = export.candidates(tokens, alternatives, args.margin, args.estimand)
-    console = Console()
     with bar(console, "verifying", 2 * args.fresh * len(found)) as advance:
         pairs = export.verify_pairs(
             found,

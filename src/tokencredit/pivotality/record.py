@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tokencredit.durable import plain, replace_file
+from tokencredit.durable import plain, read_rows, replace_file
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.text import piece_after
 from tokencredit.pivotality.alternatives import max_alternative
@@ -39,12 +39,10 @@ def write(folder: Path, measured: Sequence[Measured], rows: Sequence[Row], polic
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
     """One of the tables, as rows."""
-    import pyarrow.parquet as parquet
-
     file = Path(folder) / f"{name}.parquet"
     if not file.exists():
         raise FileNotFoundError(f"{folder} has no {file.name}: it is no finished run of `tokencredit pivotality run`")
-    return parquet.read_table(file).to_pylist()
+    return read_rows(file)
 
 
 def _write(file: Path, rows: list[dict]) -> None:

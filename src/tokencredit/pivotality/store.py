@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokencredit.durable import plain, read_json, replace_file, write_json
+from tokencredit.durable import DamagedFile, plain, read_mapping, read_rows, replace_file, write_json
 from tokencredit.lm.sampling import Request, Rollout, Sampler, Trace
 from tokencredit.tasks.verdict import Verdict, VerifierError, to_verdict
 
 PART = 4096  # rollouts per part: what a kill may cost, and what a batch is filled from
 ON_PATH = -1  # the alternative of a continuation of the trace itself
 CHECK_EVERY = 64  # every so many rollouts are verified twice
+COLUMNS = ("reward", "length", "truncated", "reason", "ids")  # what is read of a part
 
 Judge = Callable[[int, tuple[int, ...], bool], Any]
 """(index of the trace, completion token ids, truncated) -> Verdict, bool, or a reward in [0, 1]."""
@@ -108,7 +109,7 @@ class RolloutStore:
 
     def _open(self) -> None:
         file = self.path / "identity.json"
-        there = read_json(file) if file.exists() else self.identity
+        there = read_mapping(file) if file.exists() else self.identity
         mine, other = dict(_flat(self.identity)), dict(_flat(there))
         wrong = [
             f"  {key}: {other.get(key, '(absent)')!r} in the store, {mine.get(key, '(absent)')!r} asked for"
@@ -133,7 +134,7 @@ class RolloutStore:
         progress: Callable[[int], None] | None = None,
     ) -> Outcomes:
         """The outcome of every request: read where it is stored, sampled and verified where not."""
-        columns: dict[str, list] = {name: [] for name in ("reward", "length", "truncated", "reason", "ids")}
+        columns: dict[str, list] = {name: [] for name in COLUMNS}
         for start in range(0, len(requests), self.part):
             some = requests[start : start + self.part]
             name = self._name(traces, some)
@@ -168,9 +169,11 @@ class RolloutStore:
     def _read(self, name: str) -> dict[str, list] | None:
         if self.path is None or not (file := self.path / "parts" / f"{name}.parquet").exists():
             return None
-        import pyarrow.parquet as parquet
-
-        return parquet.read_table(file).to_pydict()
+        try:
+            rows = read_rows(file)
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}, and run the same command again: it is sampled anew") from error
+        return {name: [row[name] for row in rows] for name in COLUMNS}
 
     def _write(self, name: str, found: dict[str, list]) -> None:
         if self.path is None:

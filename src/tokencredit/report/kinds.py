@@ -9,8 +9,8 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+from tokencredit.durable import read_mapping
 from tokencredit.report.section import Section
-from tokencredit.runs import read_json
 
 KINDS = {
     "attribution": "attribution",
@@ -26,7 +26,7 @@ KINDS = {
 def kind_of(directory: str | Path) -> str | None:
     """The kind of a finished study; None for what is no study that the report can show."""
     file = Path(directory) / "result.json"
-    result = read_json(file) if file.exists() else {}
+    result = read_mapping(file) if file.exists() else {}
     kind = result.get("study") or result.get("question")
     return kind if kind in KINDS else None
 

@@ -9,8 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tokencredit.console import console
+from tokencredit.durable import read_rows
+from tokencredit.limits import check_rows
 from tokencredit.lm.arguments import add_policy, policy_config
 from tokencredit.scores.table import SCORES, names_of
+from tokencredit.tasks.data import read_objects
 
 EXAMPLES = """examples:
   tokencredit score --out scores.parquet
@@ -74,8 +78,6 @@ def _score_table() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from tokencredit.lm.policy import run_of
     from tokencredit.progress import bar
     from tokencredit.scores.measure import measure
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
         raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
-    console, columns = Console(markup=False, emoji=False, highlight=False), {name: [] for name in args.scores}
+    columns = {name: [] for name in args.scores}
     with bar(console, "scoring", len(rows)) as advance:
         for start in range(0, len(rows), args.batch):
             some = rows[start : start + args.batch]
@@ -136,6 +138,7 @@ def from_file(args: argparse.Namespace, policy: Any) -> list[dict]:
 
 def from_task(args: argparse.Namespace, policy: Any) -> list[dict]:
     """Rows sampled now, with the verifier's verdict; "row" is the task's."""
+    check_rows(args.prompts * args.samples, "--prompts x --samples")
     rows = policy.task.rows(args.split, args.prompts, args.seed)
     prompts = policy.encode_rows(rows)
     return [
@@ -153,20 +156,9 @@ def from_task(args: argparse.Namespace, policy: Any) -> list[dict]:
 
 
 def _read(path: Path) -> Iterator[dict]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        yield from pyarrow.parquet.read_table(path).to_pylist()
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: a JSON object is needed, got {type(row).__name__}")
-            yield row
+    rows = enumerate(read_rows(path), start=1) if path.suffix == ".parquet" else read_objects(path)
+    for _, row in rows:
+        yield row
 
 
 def write(

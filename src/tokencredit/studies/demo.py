@@ -23,6 +23,8 @@ from rich.table import Table
 
 from tokencredit import report
 from tokencredit.durable import read_lines, write_json
+from tokencredit.exclusive import holds_out
+from tokencredit.lifeline import tied
 from tokencredit.methods import METHODS
 from tokencredit.progress import columns, watched
 from tokencredit.studies import processes
@@ -33,6 +35,7 @@ UPDATES = 2
 Job = tuple[str, str, int]
 
 
+@holds_out
 def demo(
     out: Path,
     *,
@@ -91,7 +94,7 @@ def correlate(out: Path, run: Path, console: Console) -> list[report.Section]:
     with console.status("which tokens matter") as status:
         study = correlation.run(config, out / "correlation", command=f"tokencredit demo --out {out}", say=status.update)
     for finding in study.study["findings"]:
-        console.print(f"- {finding}", highlight=False, markup=False)
+        console.print(f"- {finding}", soft_wrap=True)
     return sections(study.path)
 
 
@@ -109,7 +112,7 @@ def run_all(
             _update(progress, bars[name], out / name, code)
             if code:
                 told = f"{name} failed (exit {code}): {processes.last_words(out / f'{name}.log')}"
-                progress.console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+                progress.console.print(told, style="red", soft_wrap=True)
 
         starts = {name: partial(start, out, name, method, seed, steps, settings) for name, method, seed in jobs}
         return processes.run_all(starts, workers, watch)
@@ -145,7 +148,7 @@ def command_of(out: Path, name: str, method: str, seed: int, steps: int, setting
 
 
 def start(out: Path, name: str, method: str, seed: int, steps: int, settings: Sequence[str]) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = tied({**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     with (out / f"{name}.log").open("w") as log:
         return subprocess.Popen(
             command_of(out, name, method, seed, steps, settings),
@@ -175,11 +178,9 @@ def show(figures: dict, console: Console) -> None:
         for measure in measures:
             table.add_row(measure, *(_cell(methods[name].get(measure)) for name in names))
         console.print(table, "")
-    console.print(f"In parentheses: {figures['interval']}.", markup=False, highlight=False)
+    console.print(f"In parentheses: {figures['interval']}.")
     for finding in figures["findings"]:
-        console.print(
-            f"\n{finding['verdict']}: {finding['claim']}\n  {finding['detail']}", highlight=False, markup=False
-        )
+        console.print(f"\n{finding['verdict']}: {finding['claim']}\n  {finding['detail']}")
 
 
 def _cell(figure: dict | None) -> str:

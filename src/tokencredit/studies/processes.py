@@ -19,6 +19,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from tokencredit.lifeline import ask_the_kernel
+
 GRACE = 10
 
 
@@ -128,6 +130,8 @@ def _enter(function: Callable[..., object], arguments: tuple, log: Path) -> None
         signal.SIGINT, signal.SIG_IGN
     )  # an interrupt at the terminal reaches every process; who started this one decides
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    if sys.platform == "linux":
+        ask_the_kernel()  # of the server, which a thread that waits for the interpreter may outlive
     try:
         function(*arguments)
     except Exception as error:

@@ -5,9 +5,11 @@ same numbers.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -33,7 +35,10 @@ class Stages:
             start = time.perf_counter()
             write_json(path, make())
             self._spent(name, start)
-        return read_json(path)
+        try:
+            return read_json(path)
+        except DamagedFile as error:
+            raise DamagedFile(f"{error} Remove it and run the study again.") from error
 
     def arrays(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Arrays by name."""
@@ -46,7 +51,7 @@ class Stages:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return {key: stored[key] for key in stored.files}
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
             raise DamagedFile(f"{path} cannot be read ({error}); remove it and run the study again.") from error
 
     def _spent(self, name: str, start: float) -> None:

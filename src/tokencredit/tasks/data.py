@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from tokencredit.durable import not_utf8, read_rows
+
 Split = Literal["train", "test"]
 SUFFIXES = (".jsonl", ".parquet")
 PARTS = ("all", "validation", "final")
@@ -16,19 +18,41 @@ def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSONL or Parquet file, each with its name for messages (file and 1-based line or row).
 
     JSONL is read line by line, because an error must name the line and because the answers of one file may be of
-    several types. Blank lines are skipped and counted. Parquet goes through `datasets`.
+    several types. Blank lines are skipped and counted. ValueError names a file that is not what its name says.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}{_neighbours(path)}")
     if path.suffix == ".jsonl":
-        yield from _read_lines(path)
+        yield from ((f"{path.name}, line {number}", row) for number, row in read_objects(path))
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
     else:
         raise ValueError(
             f"{path}: rows are read from files whose names end in {' or '.join(SUFFIXES)}, not in {path.suffix!r}"
         )
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file with their line numbers; blank lines are skipped. ValueError names file and line."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {not_utf8(raw, error)}") from error
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                raise ValueError(f"{path}, line {number}: not JSON ({where})") from error
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{path}, line {number}: a row is a JSON object with columns, not {type(row).__name__}"
+                )
+            yield number, row
 
 
 def split_of(prompt: Any) -> Split:
@@ -79,28 +103,8 @@ def take(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[
     return [rows[index] for index in sorted(order[:limit])]
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            name = f"{path.name}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f"{path}, line {number}: a row is a JSON object with columns, not {type(row).__name__}"
-                )
-            yield name, row
-
-
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import datasets
-
-    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(read_rows(path), start=1):
         yield f"{path.name}, row {number}", row
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from tokencredit.console import console
 from tokencredit.studies.arguments import add_common, open_from
 
 SUMMARY = (
@@ -78,21 +79,18 @@ def read_config(args: argparse.Namespace) -> Any:
 
 def run_command(args: argparse.Namespace) -> int:
     """Asks, prints the tables and writes the page."""
-    from rich.console import Console
-
     from tokencredit.report import attribution as pages
     from tokencredit.studies.attribution.study import run
 
-    console = Console()
     config = read_config(args)
     with console.status("loading") as status:
         result = run(open_from(args), config, args.out, command=args.command_line, say=status.update)
     for table in (parts_table(result), methods_table(result)):
         console.print(table)
     for finding in result["findings"]:
-        console.print(f"- {finding}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"- {finding}", soft_wrap=True)
     page = pages.write(args.out, args.out / "report.html")
-    console.print(f"Report: [bold]{page}[/bold]; figures: {args.out / 'result.json'}", soft_wrap=True)
+    console.print(f"Report: {page}; figures: {args.out / 'result.json'}", soft_wrap=True)
     return 0
 
 

@@ -26,6 +26,7 @@ from tokencredit.dynamics.counterfactual import DEFAULT, Coefficients, acting_pa
 from tokencredit.dynamics.diagnostics import diagnostics
 from tokencredit.dynamics.pivotal import batch_of_run, from_trees
 from tokencredit.dynamics.update import Update, update_vector
+from tokencredit.exclusive import holds_out
 from tokencredit.lm.text import pieces
 from tokencredit.method import Method
 from tokencredit.runs import Run
@@ -63,6 +64,7 @@ class AttributeConfig:
             )
 
 
+@holds_out
 def run(
     checkpoint: Checkpoint, config: AttributeConfig, out: Path, *, command: str = "", say: Callable[[str], None] = print
 ) -> dict:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tokencredit.console import console, visible
 from tokencredit.lm.arguments import add_policy, training_arguments
 
 SUMMARY = "Which method learns faster, and which ends higher, at an equal budget of rollouts, tokens or seconds?"
@@ -151,11 +151,10 @@ def run_command(args: argparse.Namespace) -> int:
     """Runs the study, prints its table and findings, writes its page and its Markdown table."""
     from tokencredit.durable import read_json, replace_file
 
-    console = Console(markup=False, emoji=False, highlight=False)
     if args.table:
         if not (args.out / "result.json").exists():
             raise ValueError(f"{args.out} holds no finished study (no result.json): run it first, without --table")
-        print(markdown(read_json(args.out / "result.json")))
+        print(visible(markdown(read_json(args.out / "result.json"))))
         return 0
     config, methods, seeds = read_config(args)
     from tokencredit.report import compare as pages
@@ -172,7 +171,7 @@ def run_command(args: argparse.Namespace) -> int:
     console.print(
         f"{len(methods)} methods, {seeds} seeds, {amount:,g} {unit} each, {workers} side by side, on {config.base.task}"
     )
-    with _progress(console) as tell:
+    with _progress() as tell:
         result = compare(
             config,
             args.out,
@@ -213,7 +212,7 @@ def _workers() -> int:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Any]:
+def _progress() -> Iterator[Any]:
     """A bar for the stage and one for every run that is going on; failures are printed above them."""
     from tokencredit.progress import columns, watched
     from tokencredit.studies.compare.jobs import Tell
@@ -236,9 +235,7 @@ def _progress(console: Console) -> Iterator[Any]:
                 progress.remove_task(self.bars.pop(name))
                 progress.advance(self.whole)
                 if why:
-                    progress.console.print(
-                        f"{name} failed: {why}", style="red", markup=False, highlight=False, soft_wrap=True
-                    )
+                    progress.console.print(f"{name} failed: {why}", style="red", soft_wrap=True)
 
         yield Bars()
 

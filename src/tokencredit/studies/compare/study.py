@@ -22,7 +22,7 @@ from typing import Any
 
 from tokencredit.budget import Budget
 from tokencredit.durable import append_line, read_lines, write_json
-from tokencredit.engines.exclusive import exclusive
+from tokencredit.exclusive import exclusive
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run
 from tokencredit.scores.table import available, names_of

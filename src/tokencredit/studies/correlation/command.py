@@ -7,9 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from tokencredit.console import console
 from tokencredit.lm.arguments import add_policy, policy_config
 
 SMALL = {"prompts": 12, "rollouts": 8, "bootstraps": 200, "condition_prompts": 12, "temperatures": (1.0,)}
@@ -80,15 +80,14 @@ def run_command(args: argparse.Namespace) -> int:
     from tokencredit.report import correlation as pages
     from tokencredit.studies.correlation.study import run
 
-    console = Console()
     config = read_config(args)
     with console.status("loading") as status:
         result = run(config, args.out, command=args.command_line, say=status.update)
     console.print(table(result))
     for finding in result.study["findings"]:
-        console.print(f"- {finding}", highlight=False, markup=False)
+        console.print(f"- {finding}")
     page = pages.write(args.out, args.out / "report.html")
-    console.print(f"Report: [bold]{page}[/bold]; figures: {args.out / 'result.json'}")
+    console.print(f"Report: {page}; figures: {args.out / 'result.json'}")
     return 0
 
 

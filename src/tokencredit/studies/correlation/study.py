@@ -23,9 +23,10 @@ from tokencredit.agreement.controls import noise_only
 from tokencredit.agreement.moments import budget_law
 from tokencredit.agreement.posterior import Posterior
 from tokencredit.agreement.rollouts import ESTIMANDS, Rollouts
+from tokencredit.checkpoints import listed
 from tokencredit.durable import write_json
+from tokencredit.exclusive import holds_out
 from tokencredit.lm.distribution import seed_of
-from tokencredit.lm.load import COMPLETE
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.runs import Run
 from tokencredit.studies.book import Book
@@ -99,6 +100,7 @@ class Result:
     study: dict[str, Any]
 
 
+@holds_out
 def run(
     config: CorrelationConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None
 ) -> Result:
@@ -301,9 +303,8 @@ def _policies(config: CorrelationConfig) -> dict[str, str]:
     """Label -> path, of the policies named and of every whole checkpoint of the runs named."""
     found = dict(config.policies)
     for name in config.runs:
-        whole = [path.parent for path in Path(name).glob(f"checkpoints/checkpoint-*/{COMPLETE}")]
+        whole = listed(Path(name) / "checkpoints")
         if not whole:
             raise ValueError(f"{name} has no finished checkpoint; name a run directory of `tokencredit train`")
-        steps = sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
-        found |= {f"{Path(name).name}, step {path.name.rpartition('-')[2]}": str(path) for path in steps}
+        found |= {f"{Path(name).name}, step {step}": str(path) for step, path in whole.items()}
     return found

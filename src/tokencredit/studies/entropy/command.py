@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from tokencredit.console import console
 from tokencredit.lm.arguments import policy_config
 from tokencredit.studies.arguments import add_common
 
@@ -63,20 +64,17 @@ def read_config(args: argparse.Namespace) -> Any:
 
 def run_command(args: argparse.Namespace) -> int:
     """Runs the study, prints its tables and writes its page."""
-    from rich.console import Console
-
     from tokencredit.report import entropy as pages
     from tokencredit.studies.entropy.study import run
 
-    console = Console()
     with console.status("loading") as status:
         result = run(read_config(args), args.out, workers=args.workers, command=args.command_line, say=status.update)
     for each in (updates_table(result), figures_table(result)):
         console.print(each)
     for finding in result["findings"]:
-        console.print(f"- {finding}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"- {finding}", soft_wrap=True)
     page = pages.write(args.out, args.out / "report.html")
-    console.print(f"Report: [bold]{page}[/bold]; figures: {args.out / 'result.json'}", soft_wrap=True)
+    console.print(f"Report: {page}; figures: {args.out / 'result.json'}", soft_wrap=True)
     return 0
 
 

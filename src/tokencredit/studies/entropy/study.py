@@ -23,6 +23,7 @@ from tokencredit.dynamics.batch import prompts_of, roles
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.entropy import entropy_weights
 from tokencredit.dynamics.measured import FEW
+from tokencredit.exclusive import holds_out
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.lm.prompts import prompt_text
@@ -82,6 +83,7 @@ class SweepConfig(Sizes):
         return tuple(10 ** (step * k) for k in range(above - self.rates + 1, above + 1))
 
 
+@holds_out
 def run(
     config: SweepConfig, out: Path, *, workers: int | None = None, command: str = "", say: Callable[[str], None] = print
 ) -> dict:

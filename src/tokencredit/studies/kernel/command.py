@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tokencredit.console import console
 from tokencredit.lm.arguments import policy_config
 from tokencredit.studies.arguments import add_common, open_from
 
@@ -53,8 +54,6 @@ def add_action(actions: Any) -> None:
 
 def run_command(args: argparse.Namespace) -> int:
     """Runs the study, prints its tables and writes its page."""
-    from rich.console import Console
-
     from tokencredit.report import kernel as pages
     from tokencredit.studies.kernel.study import KernelConfig, run
 
@@ -72,15 +71,14 @@ def run_command(args: argparse.Namespace) -> int:
         args.samples,
         seed=args.seed,
     )
-    console = Console()
     with console.status("loading") as status:
         result = run(open_from(args), config, args.out, command=args.command_line, say=status.update)
     for table in tables(result):
         console.print(table)
     for finding in result.study["findings"]:
-        console.print(f"- {finding}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"- {finding}", soft_wrap=True)
     page = pages.write(args.out, args.out / "report.html")
-    console.print(f"Report: [bold]{page}[/bold]; figures: {args.out / 'result.json'}", soft_wrap=True)
+    console.print(f"Report: {page}; figures: {args.out / 'result.json'}", soft_wrap=True)
     return 0
 
 

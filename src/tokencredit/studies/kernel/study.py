@@ -34,6 +34,7 @@ from tokencredit.dynamics.kernel_sketch import sketched_features
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.update import Update, at_rate, update_vector
 from tokencredit.dynamics.vectors import norm
+from tokencredit.exclusive import holds_out
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.runs import Run
@@ -236,6 +237,7 @@ class Result:
     study: dict[str, Any]
 
 
+@holds_out
 def run(
     checkpoint: Checkpoint,
     config: KernelConfig,

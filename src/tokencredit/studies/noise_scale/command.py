@@ -8,6 +8,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from tokencredit.console import console
+from tokencredit.exclusive import exclusive
 from tokencredit.studies.arguments import add_common, open_from
 
 SUMMARY = "How noisy is a checkpoint's gradient, and how should prompts and rollouts share the budget?"
@@ -35,15 +37,12 @@ def add_action(actions: Any) -> None:
 
 def run_command(args: argparse.Namespace) -> int:
     """Measures, prints the figures and the advice, writes result.json, grid.parquet and the page."""
-    from rich.console import Console
-
     from tokencredit.report import noise_scale as pages
     from tokencredit.runs import write_json
     from tokencredit.studies.noise_scale.result import ask, write_grid
 
     check(args)
-    console = Console()
-    with console.status("loading") as status:
+    with exclusive(args.out), console.status("loading") as status:
         checkpoint = open_from(args)
         status.update(f"{args.prompts} prompts x {args.group} rollouts")
         result = ask(
@@ -55,17 +54,17 @@ def run_command(args: argparse.Namespace) -> int:
             cost_rollout=args.cost_rollout,
             budget=args.budget,
         )
-    result["command"] = args.command_line
-    write_json(args.out / "result.json", result)
-    if result["grid"]:
-        write_grid(args.out / "grid.parquet", result["grid"])
+        result["command"] = args.command_line
+        write_json(args.out / "result.json", result)
+        if result["grid"]:
+            write_grid(args.out / "grid.parquet", result["grid"])
     page = pages.write(args.out, args.out / "report.html")
     console.print(table(result))
     for line in result["findings"]:
-        console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"- {line}", soft_wrap=True)
     if result["grid"]:
         console.print(grid_table(result))
-    console.print(f"Report: [bold]{page}[/bold]; figures: {args.out / 'result.json'}", soft_wrap=True)
+    console.print(f"Report: {page}; figures: {args.out / 'result.json'}", soft_wrap=True)
     return 0
 
 

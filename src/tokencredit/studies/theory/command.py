@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tokencredit.console import console as terminal
+from tokencredit.console import errors
 from tokencredit.durable import plain, write_json
 
 SUMMARY = "Claims about token gradients, weights, GTPO and GRPO: what is true of them, checked in seconds."
@@ -39,7 +40,7 @@ def run_command(args: argparse.Namespace) -> int:
     """Checks the statements; 1 where a check fails."""
     from tokencredit.studies.theory.study import run
 
-    console = Console(stderr=args.json, markup=False, emoji=False, highlight=False)
+    console = errors if args.json else terminal
     with console.status("checking") as status:
         found = run(args.only, say=status.update)
     result = {"command": args.command_line, **found}

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tokencredit.checkpoints import listed
 from tokencredit.credit import Chain, Score
-from tokencredit.durable import read_json
+from tokencredit.durable import read_mapping
 from tokencredit.dynamics.checkpoint import Checkpoint, open_checkpoint
-from tokencredit.lm.load import COMPLETE
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.method import Method
 from tokencredit.methods import METHODS
@@ -102,14 +102,12 @@ def checkpoints(config: VarianceConfig) -> dict[str, Callable[[], Checkpoint]]:
             raise ValueError(
                 f"{name} is no run directory: it has no run.json. `tokencredit train --out {name}` would make one"
             )
-        task = read_json(Path(name) / "run.json")["task"]
+        task = read_mapping(Path(name) / "run.json", "task")["task"]
         if task != policy.task:
             raise ValueError(
                 f"{name} was trained on {task}, the study is about {policy.task}: give --task {task}, or another run"
             )
-        there = sorted(
-            int(path.parent.name.rpartition("-")[2]) for path in Path(name).glob(f"checkpoints/checkpoint-*/{COMPLETE}")
-        )
+        there = list(listed(Path(name) / "checkpoints"))
         if absent := sorted(set(config.steps) - set(there)):
             raise ValueError(
                 f"{name} has no checkpoint of step {absent[0]}; it has those of {', '.join(map(str, there)) or 'none'}"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tokencredit.durable import replace_file, write_json
+from tokencredit.exclusive import holds_out
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.prompts import prompt_text
 from tokencredit.methods import METHODS
@@ -44,6 +45,7 @@ class Result:
     study: dict[str, Any]
 
 
+@holds_out
 def run(config: VarianceConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None) -> Result:
     """The whole study, in the directory `out`."""
     config = replace(config, policy=config.policy.settled())
