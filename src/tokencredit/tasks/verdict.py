@@ -14,6 +14,7 @@ REASONS = {
     "correct": "the answer is the gold answer",
     "wrong": "the answer was read and is another one",
     "unparsed": "no answer of an accepted form, or one that is no expression",
+    "refused": "an expression too large, too deep or too much work to be handed to the algebra system",
     "truncated": "the completion hit its length limit before its answer was complete",
     "timeout": "checking the answer went over its limit of time or memory",
     "error": "the verifier raised",
@@ -40,6 +41,7 @@ class Verdict:
 CORRECT = Verdict(True, True, "correct")
 WRONG = Verdict(False, True, "wrong")
 UNPARSED = Verdict(False, False, "unparsed")
+REFUSED = Verdict(False, False, "refused")
 TRUNCATED = Verdict(False, False, "truncated")
 TIMEOUT = Verdict(False, False, "timeout")
 ERROR = Verdict(False, False, "error")

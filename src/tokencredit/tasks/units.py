@@ -1,0 +1,175 @@
+r"""What may follow a number without changing it: units that are known, and nothing else.
+
+A unit is a measure (`cm`, `dollars`, `m/s`, `\text{h}`), a count noun (`apples`), or a short phrase of these with words
+that only describe (`red`, `total`, `per`, `of`). The lists are closed: a word that is in none of them is no unit. So
+`millions`, `dozens`, `sevenths`, `factorial`, `doubled`, `or`, `but`, `fifty` need not be thought of. Letters are no
+units: `h` may be hours or a variable. A single letter counts only as text (`\text{h}`), in a quotient after a space
+(`m/s`), or, where the gold answer is a bare number, as one of the capitals L, N, J, V, W after a space.
+"""
+
+import re
+from importlib.resources import files
+
+_TABLE = """
+meter: metre metres meter meters | centimeter: cm cms centimeter centimeters centimetre centimetres
+millimeter: mm millimeter millimeters millimetre millimetres | kilometer: km kms kilometer kilometers kilometre kilometres
+micrometer: micrometers micrometer micron microns | nanometer: nm nanometer nanometers | decimeter: dm decimeter decimeters
+inch: inch inches | foot: ft foot feet | yard: yd yds yard yards | mile: mi mile miles
+gram: gram grams gm gms | kilogram: kg kgs kilo kilos kilogram kilograms | milligram: mg milligram milligrams
+tonne: tonne tonnes ton tons | ounce: oz ounce ounces | pound: lb lbs pound pounds | stone: stone stones
+liter: liter liters litre litres | milliliter: ml mL milliliter milliliters millilitre millilitres
+gallon: gal gallon gallons | quart: qt quart quarts | pint: pt pint pints | cup: cup cups | acre: acre acres
+tablespoon: tbsp tablespoon tablespoons tbs | teaspoon: tsp teaspoon teaspoons | hectare: ha hectare hectares
+second: sec secs second seconds | millisecond: ms millisecond milliseconds | minute: min mins minute minutes
+hour: hr hrs hour hours | day: day days | week: week weeks wk wks | month: month months | year: yr yrs year years
+decade: decade decades | century: century centuries | fortnight: fortnight fortnights
+dollar: dollar dollars USD usd | cent: cent cents penny pennies ¢ | euro: euro euros EUR | sterling: GBP sterling | penny: pence
+rupee: rupee rupees Rs Rs. INR | yuan: yuan RMB CNY | yen: yen JPY | peso: peso pesos | dime: dime dimes | nickel: nickels nickel
+degree: degree degrees deg °  | celsius: Celsius celsius °C | fahrenheit: Fahrenheit fahrenheit °F | radian: rad radian radians
+kelvin: kelvin kelvins | newton: newton newtons | joule: joule joules | watt: watt watts | kilowatt: kW kilowatt kilowatts
+kilowatthour: kWh kwh | volt: volt volts | ampere: amp amps ampere amperes | ohm: ohm ohms | hertz: Hz hertz | pascal: Pa pascal pascals
+kilopascal: kPa | atmosphere: atm | mole: mol mole moles | coulomb: coulomb coulombs | tesla: tesla | farad: farad farads
+calorie: cal calorie calories | kilocalorie: kcal | kilojoule: kJ | megajoule: MJ | kilonewton: kN | megahertz: MHz | gigahertz: GHz
+byte: byte bytes | bit: bit bits | kilobyte: KB kilobyte kilobytes | megabyte: MB megabyte megabytes | gigabyte: GB gigabyte gigabytes
+unit: unit units | knot: knot knots
+"""
+_LETTERS = {"m": "meter", "g": "gram", "s": "second", "h": "hour", "L": "liter", "l": "liter", "N": "newton"} | {
+    "J": "joule", "V": "volt", "W": "watt", "A": "ampere", "K": "kelvin", "C": "coulomb", "T": "tesla", "F": "farad"
+}  # fmt: skip
+_CAPITALS = frozenset("LNJVW")
+_SPEEDS = {
+    "in": ("inch",),
+    "mph": ("mile", "/", "hour"),
+    "kmh": ("kilometer", "/", "hour"),
+    "kph": ("kilometer", "/", "hour"),
+    "rpm": ("rpm",),
+    "fps": ("foot", "/", "second"),
+}
+CURRENCIES = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee"}
+_DESCRIBING = frozenset(
+    """red blue green yellow white black brown pink purple orange grey gray gold silver small large big little tall short
+    long old new young different distinct whole full empty extra additional remaining total real positive possible
+    available fresh ripe regular hot cold wooden plastic chocolate vanilla strawberry male female married single equal""".split()
+)
+_AFTER = frozenset("total altogether left remaining each apiece old long tall wide high deep away overall combined".split())
+_JOINING = frozenset("of per a an each every in the for to".split())
+_IN = frozenset("total all".split())
+_CHINESE = frozenset(
+    """个 元 米 厘米 毫米 分米 千米 公里 千克 公斤 克 吨 升 毫升 秒 分钟 小时 天 周 月 年 岁 人 只 本 支 件 张 条 块 颗 棵 朵 辆 台 次 页
+    名 位 箱 盒 瓶 杯 平方米 平方厘米 立方米 立方厘米 度 个人 个苹果 美元 米/秒 千米/时 道 题 种 组 间 层 套 双鞋 元钱 块钱""".split()
+) - {"双鞋"}
+_POWERS = {"square": "^2", "sq": "^2", "sq.": "^2", "cubic": "^3", "cu": "^3"}
+_POWER = re.compile(r"\s*\^\s*\{?([23])\}?$")
+
+
+def _measures() -> dict[str, tuple[str, ...]]:
+    entries = (entry for line in _TABLE.strip().splitlines() for entry in line.split("|"))
+    table = dict(_SPEEDS)
+    for entry in entries:
+        name, _, spellings = entry.partition(":")
+        table |= {spelling: (name.strip(),) for spelling in spellings.split()}
+    return table
+
+
+MEASURES = _measures()
+NOUNS = frozenset(files(__package__).joinpath("count_nouns.txt").read_text(encoding="utf-8").split())
+
+
+def currency(sign: str) -> str | None:
+    """The measure that a currency sign stands for."""
+    return CURRENCIES.get(sign.strip().lstrip("\\"))
+
+
+def unit_of(text: str, adjacent: bool = False, marked: bool = False, bare_gold: bool = True) -> tuple[str, ...] | None:
+    r"""The measures in a unit (none in `apples`, `meter / second` in `m/s`), or None where `text` is no known unit.
+
+    adjacent    no space stands between number and text: `3h`, `12cm`
+    marked      the text stands in ``\text{}`` or ``\mathrm{}``, so a letter in it is no variable
+    bare_gold   the other side has no unit: then the capitals that are units may follow a space
+    """
+    text = text.strip()
+    text = text[:-1] if text.endswith(".") and text not in ("Rs.", "sq.") else text
+    if text in _CHINESE:
+        return ()
+    if not text or len(text) > 60:
+        return None if text else ()
+    if degrees := _degrees(text):
+        return degrees
+    if re.fullmatch(r"[A-Za-z]", text):
+        known = text in _LETTERS and (marked or (bare_gold and not adjacent and text in _CAPITALS))
+        return (_LETTERS[text],) if known else None
+    quotient = bool(re.fullmatch(r"[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?(?:\s*[/·]\s*[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?){0,2}", text))
+    if quotient and ("/" in text or "^" in text):
+        return _quotient(text, letters=marked or not adjacent)
+    if adjacent and text not in MEASURES and not (text in NOUNS and len(text) > 3):
+        return None
+    return _phrase(text)
+
+
+def _degrees(text: str) -> tuple[str, ...] | None:
+    match = re.fullmatch(r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree|°)\s*(C|F|Celsius|Fahrenheit)?", text)
+    if not match:
+        return None
+    return ({"C": "celsius", "F": "fahrenheit"}[match[1][0]],) if match[1] else ("degree",)
+
+
+def _quotient(text: str, letters: bool) -> tuple[str, ...] | None:
+    measures: list[str] = []
+    parts = re.split(r"\s*([/·])\s*", text)
+    for part in parts:
+        if part in "/·":
+            measures += part
+            continue
+        power = _POWER.search(part)
+        name = part[: power.start()] if power else part
+        if len(name) == 1 and name in _LETTERS and letters and (len(parts) > 1 or name in "m"):
+            measures.append(_LETTERS[name])
+        elif name in MEASURES and len(name) > 1:
+            measures += MEASURES[name]
+        elif name.lower() in NOUNS and len(name) > 2:
+            pass
+        else:
+            return None
+        measures += [f"^{power[1]}"] if power else []
+    return tuple(measures)
+
+
+def _phrase(text: str) -> tuple[str, ...] | None:
+    """The measures of up to seven known words that hold a unit: describing words, head, and joined units."""
+    words = text.replace("-", " ").replace("/", " per ").split()
+    if not 1 <= len(words) <= 7:
+        return None
+    measures: list[str] = []
+    power, head, joined = "", False, False
+    for place, word in enumerate(words):
+        lower = word.lower()
+        measure = MEASURES.get(word) or MEASURES.get(lower)
+        if lower in _POWERS and place + 1 < len(words) and not head:
+            power = _POWERS[lower]
+        elif measure and (lower != "in" or len(words) == 1):
+            measures += ["/", *measure] if joined and measures else measure
+            measures += [power] if power else []
+            power, head, joined = "", True, False
+        elif lower in NOUNS and len(word) > 2:
+            head, joined = True, False
+        elif head and lower in _JOINING and place + 1 < len(words):
+            joined = lower in ("per", "a", "an", "each", "every")
+        elif (lower in _DESCRIBING and place + 1 < len(words)) or (head and lower in _AFTER):
+            continue
+        elif lower in ("total", "altogether") or (place and lower in _IN and words[place - 1].lower() == "in"):
+            head = True
+        elif lower == "in" and place + 1 < len(words) and words[place + 1].lower() in _IN:
+            continue
+        elif words in (["times"], ["am"], ["pm"], ["a.m"], ["p.m"], ["of", "them"]):
+            head = True
+        else:
+            return None
+    if measures[:1] == ["degree"] and len(measures) > 1:
+        measures = measures[1:]
+    return tuple(measures) if head and not power else None
+
+
+def is_known(words: str) -> bool:
+    """Whether every word is one of the lists': then none of them names, scales or takes back a number."""
+    lists = (NOUNS, _DESCRIBING, _AFTER, _JOINING, MEASURES)
+    return all(any(word in known for known in lists) for word in words.lower().split())
