@@ -19,13 +19,27 @@ from tokencredit.tasks.notation import is_balanced, is_hidden, tidy
 from tokencredit.tasks.numerals import Numeral
 from tokencredit.tasks.verdict import CORRECT, REFUSED, TIMEOUT, TRUNCATED, UNPARSED, WRONG, Verdict
 
-__all__ = ["FORMS", "MAX_ANSWER", "Answer", "Form", "Limits", "check", "check_plain", "extract", "verify", "verify_many"]
+__all__ = [
+    "FORMS",
+    "MAX_ANSWER",
+    "Answer",
+    "Form",
+    "Limits",
+    "check",
+    "check_plain",
+    "extract",
+    "verify",
+    "verify_many",
+]
 
 MAX_PARTS = 12  # of a set, tuple or list that is compared part by part
 
 _REASONS = {"correct": CORRECT, "wrong": WRONG, "unparsed": UNPARSED, "timeout": TIMEOUT}
 _UNIT = re.compile(r"(?P<rest>.*\S)\s*\\text\s*\{(?P<unit>[^{}]*)\}(?P<power>\s*\^\s*\{?[23]\}?)?", re.DOTALL)
-_BARE_UNIT = re.compile(r"(?P<rest>.*[^A-Za-z\s])\s+(?P<unit>[A-Za-z]{2,}(?: [A-Za-z]{2,}){0,2}(?:\s*\^\s*\{?[23]\}?)?)", re.DOTALL)
+_BARE_UNIT = re.compile(
+    r"(?P<rest>.*(?:[^A-Za-z\s]|\\[A-Za-z]+))\s+(?P<unit>[A-Za-z]{2,}(?: [A-Za-z]{2,}){0,2}(?:\s*\^\s*\{?[23]\}?)?)",
+    re.DOTALL,
+)
 Ask = Callable[[str, str], Verdict]
 
 
@@ -142,7 +156,7 @@ def _compare(answer: str, gold: str, ask: Ask, evaluated: bool) -> Verdict:
         parts = (kinds.is_text(part) and _gold_number(part) is None for part in structure.parts)
         if structure.shape != "list" or not any(parts):
             return _compare_structures(answer, gold, structure, ask, evaluated)
-    if kinds.is_text(gold):
+    if kinds.is_text(_without_unit(gold)[0]):
         return CORRECT if kinds.same_text(answer, gold) else WRONG
     return _compare_expressions(answer, gold, ask)
 
@@ -191,7 +205,9 @@ def _compare_structures(answer: str, gold: str, wanted: Structure, ask: Ask, eva
         return WRONG
     if shapes_of == {"tuple"} and found.brackets != wanted.brackets:
         return WRONG
-    if shapes_of == {"tuple", "list"} and ("[" in found.brackets + wanted.brackets or "]" in found.brackets + wanted.brackets):
+    if shapes_of == {"tuple", "list"} and (
+        "[" in found.brackets + wanted.brackets or "]" in found.brackets + wanted.brackets
+    ):
         return WRONG
     if len(found.parts) != len(wanted.parts) or len(wanted.parts) > MAX_PARTS:
         return WRONG

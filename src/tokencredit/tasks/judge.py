@@ -91,7 +91,7 @@ def load() -> tuple[Any, Any]:
     cased = grammar.ConversionConfig(lowercase_symbols=False)
 
     def parse(text: str) -> Any:
-        if re.search(r"'|[0-9]\s+[0-9]", text):  # the grammar drops primes, and adds `3 4` up
+        if re.search(r"'|(?<![_0-9])[0-9]+\s+[0-9]", text):  # the grammar drops primes, and adds `3 4` up
             return None
         text = re.sub(r"([0-9])[eE]([-+]?[0-9]+)", r"\1\\times10^{\2}", text)
         read = grammar.latex2sympy(text, is_real=True, normalization_config=None, conversion_config=cased)
@@ -102,7 +102,9 @@ def load() -> tuple[Any, Any]:
 
     # Tables are built and modules imported at first use: that time is no question's. A reader that cannot do this reads
     # nothing right.
-    if not compare(parse("x^2+2x+\\frac{2}{2}"), parse("(x+1.0)^2")) or not compare(parse("\\sqrt{-8}"), parse("2i\\sqrt{2}")):
+    if not compare(parse("x^2+2x+\\frac{2}{2}"), parse("(x+1.0)^2")) or not compare(
+        parse("\\sqrt{-8}"), parse("2i\\sqrt{2}")
+    ):
         raise ImportError(
             "math-verify does not find x^2+2x+1 equal to (x+1)^2; its version or sympy's is not one this was"
             " written for"

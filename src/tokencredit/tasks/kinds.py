@@ -20,11 +20,14 @@ Shape = Literal["set", "tuple", "list", "union"]
 _LABEL = r"(?:\\text\s*\{\s*)?\(?\s*(?P<label>[A-J])\s*(?P<mark>[.):]|\)\s*\})?\s*\}?"
 _CHOICE = re.compile(rf"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\s*)?{_LABEL}", re.IGNORECASE)
 _LABELLED = re.compile(
-    r"(?:(?:option|choice)\s*)?(?:\\text\s*\{\s*)?(?:\((?P<a>[A-J])\)[.:]?|(?P<b>[A-J])[.):])(?:\s*\}\s*|\s+)(?P<rest>\S.*)", re.DOTALL | re.IGNORECASE
+    r"(?:(?:option|choice)\s*)?(?:\\text\s*\{\s*)?(?:\((?P<a>[A-J])\)[.:]?|(?P<b>[A-J])[.):])(?:\s*\}\s*|\s+)(?P<rest>\S.*)",
+    re.DOTALL | re.IGNORECASE,
 )
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _RUN = re.compile(r"[A-Za-z]{2,}")
-_FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm det mod".split())
+_FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm det mod".split()
+)
 _EVIDENCE = re.compile(r"[0-9^+=_<>*!|]|\\(?:frac|sqrt|cdot|times|leq|geq|pi|infty|alpha|beta|theta)")
 _TEXT = re.compile(r"\\(?:text|operatorname)\s*\{([^{}]*)\}")
 _JOIN = re.compile(r"\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\quad|;|\\vee|\\lor)\s*")
@@ -69,7 +72,9 @@ def is_text(gold: str) -> bool:
     runs = [run for run in _RUN.findall(plain) if run not in _FUNCTIONS]
     if not runs:
         return False
-    if re.search(r"[0-9]\s+[A-Za-z]{2,}", plain) or re.search(r"[A-Za-z]{3,}\s+[A-Za-z]{2,}|[A-Za-z]{2,}\s+[A-Za-z]{3,}", plain):
+    if re.search(r"[0-9]\s+[A-Za-z]{2,}", plain) or re.search(
+        r"[A-Za-z]{3,}\s+[A-Za-z]{2,}|[A-Za-z]{2,}\s+[A-Za-z]{3,}", plain
+    ):
         return True
     if set("".join(runs)) <= set("xyz"):
         return False
@@ -95,7 +100,7 @@ def _words(text: str) -> str:
 def letter_runs(text: str) -> set[str]:
     """Runs of three and more letters that are no commands and no functions."""
     plain = _COMMAND.sub(" ", re.sub(r"\\(?:begin|end)\s*\{\w+\*?\}", " ", text))
-    return {run for run in _RUN.findall(plain) if len(run) > 2 and run not in _FUNCTIONS}
+    return {run for run in _RUN.findall(plain) if len(run) > 2 and run not in _FUNCTIONS and set(run) - set("xyz")}
 
 
 def structure_of(text: str) -> Structure | None:
@@ -142,7 +147,10 @@ def _split(text: str, separator: str) -> list[str]:
 def sides(text: str, sums: bool = True) -> list[str]:
     """The sides of a chain of equalities, without a name at its beginning: `x = 40 + 2 = 42` has two."""
     parts = _split(text, r"(?<![<>!:=])=(?!=)|\\approx(?![A-Za-z])|:=")
-    return parts[1:] if len(parts) > 1 and is_name(parts[0], sums) else parts
+    named = len(parts) > 1 and is_name(parts[0], sums)
+    # `x = x + 1` defines nothing
+    defines = named and not re.search(rf"(?<![A-Za-z\\\\]){re.escape(parts[0])}(?![A-Za-z])", " ".join(parts[1:]))
+    return parts[1:] if defines else parts
 
 
 def is_name(text: str, sums: bool = True) -> bool:

@@ -16,11 +16,24 @@ _SIGNS = {
     **dict.fromkeys("\u00a0\u202f\u2009\u2002\u2003\u3000\t", " "),
     **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
     **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ", "≤": r"\leq ", "≥": r"\geq "},
-    **{"≠": r"\neq ", "≈": r"\approx ", "±": r"\pm ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset "},
+    **{
+        "≠": r"\neq ",
+        "≈": r"\approx ",
+        "±": r"\pm ",
+        "∞": r"\infty ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∅": r"\emptyset ",
+    },
     **{"∈": r"\in ", "⁄": "/", "∕": "/", "′": "'", "’": "'", "°": r"^\circ ", "℃": r"^\circ C", "℉": r"^\circ F"},
     **{"。": ".", "、": ",", "“": '"', "”": '"', "…": "...", "√": r"\sqrt ", "∛": r"\sqrt[3] "},
     **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code) != "－"},
-    **dict(zip("αβγδεθλμπρσφω", (rf"\{n} " for n in "alpha beta gamma delta epsilon theta lambda mu pi rho sigma phi omega".split()))),
+    **dict(
+        zip(
+            "αβγδεθλμπρσφω",
+            (rf"\{n} " for n in "alpha beta gamma delta epsilon theta lambda mu pi rho sigma phi omega".split()),
+        )
+    ),
 }
 _TABLE = str.maketrans(_SIGNS)
 _RUNS = [
@@ -61,8 +74,13 @@ _FRAC_LEFT = re.compile(r"\\frac\s*(\d)\s*(?=\{)")
 _FRAC_RIGHT = re.compile(r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])")
 _SQRT = re.compile(r"\\sqrt\s*(\[\w\])?\s*(\d+|[A-Za-z]|\\pi)(?![A-Za-z])")
 _SQRT_GROUP = re.compile(r"\\sqrt\s*(\[\w\])?\s*(\([^()]*\))")
-_TAGS = re.compile(r"<(?P<tag>b|i|em|strong|p|u|span|div|code|math|answer|big|center)>(?P<inner>.*)</(?P=tag)>", re.DOTALL)
-_ENVIRONMENT = re.compile(r"\\begin\s*\{(?P<name>(?:align|aligned|gather|gathered|equation|split|multline)\*?)\}(?P<inner>.*)\\end\s*\{(?P=name)\}", re.DOTALL)
+_TAGS = re.compile(
+    r"<(?P<tag>b|i|em|strong|p|u|span|div|code|math|answer|big|center)>(?P<inner>.*)</(?P=tag)>", re.DOTALL
+)
+_ENVIRONMENT = re.compile(
+    r"\\begin\s*\{(?P<name>(?:align|aligned|gather|gathered|equation|split|multline)\*?)\}(?P<inner>.*)\\end\s*\{(?P=name)\}",
+    re.DOTALL,
+)
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:(?:correct|final|right)\s+)?answer\s*(?:is\s*:?|:|=)\s*|答案[是为]?\s*[:：]?\s*|(?:=|\\approx)\s*",
     re.IGNORECASE,
@@ -83,7 +101,9 @@ _WRAPPERS = [
     )
 ]
 # What is not shown, or shown as struck out, says nothing; an answer with it is not read.
-_HIDDEN = re.compile(r"\\[hv]?phantom|\\[bx]?cancel|\\sout|\\st(?![A-Za-z])|\\not(?![A-Za-z])|~~|<(?:s|del|strike|!--)\b|<!--|\\tag|\\label|\\hspace|\\rlap|\\llap|\\smash|\\color\s*\{\s*white|\\textcolor\s*\{\s*white|\\require")
+_HIDDEN = re.compile(
+    r"\\[hv]?phantom|\\[bx]?cancel|\\sout|\\st(?![A-Za-z])|\\not(?![A-Za-z])|~~|<(?:s|del|strike|!--)\b|<!--|\\tag|\\label|\\hspace|\\rlap|\\llap|\\smash|\\color\s*\{\s*white|\\textcolor\s*\{\s*white|\\require"
+)
 
 
 def is_hidden(text: str) -> bool:

@@ -32,7 +32,9 @@ _PERCENT = re.compile(r"\s*(?:%|per\s?cent\b|percent\b|pct\b)", re.IGNORECASE)
 _SCALE = re.compile(rf"\s*(?:({'|'.join(SCALES)})\b|([{''.join(CHINESE_SCALES)}]+))(.*)", re.IGNORECASE | re.DOTALL)
 _FRACTION = re.compile(r"\\frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-_WORDS = re.compile(r"(?:(?:minus|negative) )?[A-Za-z-]+(?: [A-Za-z-]+){0,12}|[负零〇一二两三四五六七八九十百千万亿分之]+")
+_WORDS = re.compile(
+    r"(?:(?:minus|negative) )?[A-Za-z-]+(?: [A-Za-z-]+){0,12}|[负零〇一二两三四五六七八九十百千万亿分之]+"
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ def _with_rest(value: Fraction, match: re.Match[str], bare_gold: bool) -> Numera
         unit = unit or (sign,)
     negative = "-" in (match["sign"], match["sign_after"])
     exact = match["fraction"] or match["divisor"] or match["recurring"]
-    written = len(((match["whole"] or "").replace(",", "").replace(" ", "") + (match["decimals"] or "")[1:]).lstrip("0"))
+    written = len(
+        ((match["whole"] or "").replace(",", "").replace(" ", "") + (match["decimals"] or "")[1:]).lstrip("0")
+    )
     digits = None if exact or "." not in (match["decimals"] or "") else written
     return Numeral(-value if negative else value, percent is not None, digits, unit)
 

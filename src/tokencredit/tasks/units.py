@@ -51,7 +51,14 @@ _DESCRIBING = frozenset(
     long old new young different distinct whole full empty extra additional remaining total real positive possible
     available fresh ripe regular hot cold wooden plastic chocolate vanilla strawberry male female married single equal""".split()
 )
-_AFTER = frozenset("total altogether left remaining each apiece old long tall wide high deep away overall combined".split())
+_QUANTITIES = frozenset(
+    """cost area volume perimeter price value answer sum total number amount length width height radius diameter distance
+    time speed rate age weight mass profit revenue income result solution average mean median mode probability
+    circumference side base slope surface""".split()
+)
+_AFTER = frozenset(
+    "total altogether left remaining each apiece old long tall wide high deep away overall combined".split()
+)
 _JOINING = frozenset("of per a an each every in the for to".split())
 _IN = frozenset("total all".split())
 _CHINESE = frozenset(
@@ -98,10 +105,12 @@ def unit_of(text: str, adjacent: bool = False, marked: bool = False, bare_gold: 
     if re.fullmatch(r"[A-Za-z]", text):
         known = text in _LETTERS and (marked or (bare_gold and not adjacent and text in _CAPITALS))
         return (_LETTERS[text],) if known else None
-    quotient = bool(re.fullmatch(r"[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?(?:\s*[/·]\s*[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?){0,2}", text))
+    quotient = bool(
+        re.fullmatch(r"[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?(?:\s*[/·]\s*[A-Za-z]+(?:\s*\^\s*\{?[23]\}?)?){0,2}", text)
+    )
     if quotient and ("/" in text or "^" in text):
         return _quotient(text, letters=marked or not adjacent)
-    if adjacent and text not in MEASURES and not (text in NOUNS and len(text) > 3):
+    if adjacent and text not in MEASURES and not (len(text) > 3 and _is_noun(text)):
         return None
     return _phrase(text)
 
@@ -126,12 +135,17 @@ def _quotient(text: str, letters: bool) -> tuple[str, ...] | None:
             measures.append(_LETTERS[name])
         elif name in MEASURES and len(name) > 1:
             measures += MEASURES[name]
-        elif name.lower() in NOUNS and len(name) > 2:
-            pass
+        elif _is_noun(name.lower()):
+            continue
         else:
             return None
         measures += [f"^{power[1]}"] if power else []
     return tuple(measures)
+
+
+def _is_noun(word: str) -> bool:
+    """Whether `word` is a count noun of the list, in the singular or the plural."""
+    return len(word) > 2 and (word in NOUNS or f"{word}s" in NOUNS or (word.endswith("s") and word[:-1] in NOUNS))
 
 
 def _phrase(text: str) -> tuple[str, ...] | None:
@@ -150,7 +164,7 @@ def _phrase(text: str) -> tuple[str, ...] | None:
             measures += ["/", *measure] if joined and measures else measure
             measures += [power] if power else []
             power, head, joined = "", True, False
-        elif lower in NOUNS and len(word) > 2:
+        elif _is_noun(lower):
             head, joined = True, False
         elif head and lower in _JOINING and place + 1 < len(words):
             joined = lower in ("per", "a", "an", "each", "every")
@@ -171,5 +185,5 @@ def _phrase(text: str) -> tuple[str, ...] | None:
 
 def is_known(words: str) -> bool:
     """Whether every word is one of the lists': then none of them names, scales or takes back a number."""
-    lists = (NOUNS, _DESCRIBING, _AFTER, _JOINING, MEASURES)
+    lists = (NOUNS, _QUANTITIES, _DESCRIBING, _AFTER, _JOINING, MEASURES)
     return all(any(word in known for known in lists) for word in words.lower().split())

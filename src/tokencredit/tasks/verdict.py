@@ -86,13 +86,16 @@ def to_verdict(result: Any) -> Verdict:
     raise TypeError(f"a verifier returns a Verdict or a bool, not {type(result).__name__} ({str(result)[:60]!r})")
 
 
-def as_verifier(function: Callable[..., Any], on_error: str = "raise") -> Callable[..., Verdict]:
+def as_verifier(
+    function: Callable[..., Any], on_error: str = "raise", timeout: float | None = None
+) -> Callable[..., Verdict]:
     """Adapt a plain function `(completion, row) -> Verdict | bool` to `verify(completion, row, truncated=False) ->
     Verdict`.
 
     The function is told `truncated` only if it has a parameter of that name. When it raises, ``on_error="raise"``
     raises a `VerifierError` that names the row and chains the cause; ``on_error="verdict"`` gives a verdict with the
-    reason "error".
+    reason "error". With a `timeout` the function runs in a process of its own (`isolated`), and a call that takes more
+    than that many seconds of CPU time, or ten times that in all, gives a verdict with the reason "timeout".
 
     >>> as_verifier(lambda completion, row: row["answer"] in completion)("it is 7", {"answer": "7"}).reason
     'correct'
@@ -100,11 +103,16 @@ def as_verifier(function: Callable[..., Any], on_error: str = "raise") -> Callab
     if on_error not in ("raise", "verdict"):
         raise ValueError(f"on_error is 'raise' or 'verdict', not {on_error!r}")
     told = "truncated" in inspect.signature(function).parameters
+    call = function
+    if timeout is not None:
+        from tokencredit.tasks.isolated import Isolated
+
+        call = Isolated(function, timeout)
 
     @functools.wraps(function)
     def verify(completion: str, row: dict, truncated: bool = False) -> Verdict:
         try:
-            return to_verdict(function(completion, row, truncated=truncated) if told else function(completion, row))
+            return to_verdict(call(completion, row, truncated=truncated) if told else call(completion, row))
         except Exception as error:
             if on_error == "verdict":
                 return ERROR
