@@ -29,9 +29,9 @@ class Limits:
     """What one comparison may use: `seconds` of CPU time and `megabytes` of address space. `processes` may compare at
     the same time.
 
-    After a question that went over, the next may take half the time, down to a thirtieth, and after `RECOVERY` that did
-    not, twice: a batch of hostile answers costs a few times `seconds` in all, not that for each. A process that makes no
-    progress at all is ended after ten times `seconds` of wall time.
+    After a question that went over, the next may take half the time, down to a thirtieth, and after `RECOVERY` that
+    did not, twice: a batch of hostile answers costs a few times `seconds` in all, not that for each. A process that
+    makes no progress at all is ended after ten times `seconds` of wall time.
     """
 
     seconds: float = 3.0

@@ -112,10 +112,9 @@ def _box_span(text: str) -> tuple[int, int, int] | None:
 
 def _boxed(text: str) -> Answer | None:
     span = _box_span(text)
-    bare = None
-    for bare in _BARE_BOX.finditer(text, span[2] if span else 0):
-        pass
-    if bare is not None:
+    bare = list(_BARE_BOX.finditer(text, span[2] if span else 0))[-1:]
+    if bare:
+        (bare,) = bare
         return Answer(bare[1], "boxed", complete=bare.end() < len(text))
     return Answer(text[span[1] : span[2]].strip(), "boxed") if span else None
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokencredit.tasks.units import is_known
+from tokencredit.tasks.vocabulary import WORDS
 from tokencredit.tasks.words import VALUES
 
 Shape = Literal["set", "tuple", "list", "union"]
@@ -25,11 +26,15 @@ _LABELLED = re.compile(
 )
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _RUN = re.compile(r"[A-Za-z]{2,}")
-_FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm det mod".split()
-)
+_FUNCTIONS = frozenset(WORDS["functions"])
 _EVIDENCE = re.compile(r"[0-9^+=_<>*!|]|\\(?:frac|sqrt|cdot|times|leq|geq|pi|infty|alpha|beta|theta)")
 _TEXT = re.compile(r"\\(?:text|operatorname)\s*\{([^{}]*)\}")
+_GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|sigma|phi|omega)"
+_LETTER = (
+    r"(?:\\(?:angle|triangle|overline|Delta)\s*\{?\s*)?"  # a figure's part
+    rf"(?:[A-Za-z]{{1,3}}|{_GREEK})(?:_\{{?\w\}}?)?'?\}}?"  # x, AB, x_1, x'
+    r"(?:\([A-Za-z](?:,\s*[A-Za-z])*\))?"  # f(x)
+)
 _JOIN = re.compile(r"\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\quad|;|\\vee|\\lor)\s*")
 
 
@@ -82,7 +87,7 @@ def is_text(gold: str) -> bool:
 
 
 def same_text(answer: str, gold: str) -> bool:
-    """Equal words: spaces and case do not count, but case does where the gold answer mixes it inside a word (`NaCl`)."""
+    """Equal words. Spaces and case do not count, but case does where the gold answer mixes it in a word (`NaCl`)."""
     answer, gold = _words(answer), _words(gold)
     if re.search(r"[a-z][A-Z]|[0-9][A-Z]|[A-Z][0-9]", gold):
         return answer == gold
@@ -158,7 +163,6 @@ def is_name(text: str, sums: bool = True) -> bool:
     without `sums`, of one quantity alone.
     """
     text = _TEXT.sub(lambda m: m[1], text).strip()
-    letter = r"(?:\\(?:angle|triangle|overline|Delta)\s*\{?\s*)?(?:[A-Za-z]{1,3}|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|sigma|phi|omega))(?:_\{?\w\}?)?'?\}?(?:\([A-Za-z](?:,\s*[A-Za-z])*\))?"
-    if re.fullmatch(rf"{letter}(?:\s*(?:[-+*]|\\cdot)\s*{letter}){{0,{3 if sums else 0}}}", text):
+    if re.fullmatch(rf"{_LETTER}(?:\s*(?:[-+*]|\\cdot)\s*{_LETTER}){{0,{3 if sums else 0}}}", text):
         return not any(run in VALUES or run in ("not", "no") for run in re.findall(r"[a-z]+", text.lower()))
     return bool(re.fullmatch(r"[A-Za-z]+(?: [A-Za-z]+){0,5}", text)) and is_known(text)

@@ -5,43 +5,24 @@ environment into one kind of LaTeX on one line. It never decides what is equal: 
 """
 
 import re
+import unicodedata
 
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni"))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n"))
-_FRACTIONS = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5"} | {
-    "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅐": "1/7", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8", "⅑": "1/9", "⅒": "1/10"
-}  # fmt: skip
+from tokencredit.tasks.vocabulary import WORDS
+
 _SIGNS = {
     **dict.fromkeys("−–‑‐－", "-"),
     **dict.fromkeys("\u00a0\u202f\u2009\u2002\u2003\u3000\t", " "),
     **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
-    **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ", "≤": r"\leq ", "≥": r"\geq "},
-    **{
-        "≠": r"\neq ",
-        "≈": r"\approx ",
-        "±": r"\pm ",
-        "∞": r"\infty ",
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-        "∅": r"\emptyset ",
-    },
-    **{"∈": r"\in ", "⁄": "/", "∕": "/", "′": "'", "’": "'", "°": r"^\circ ", "℃": r"^\circ C", "℉": r"^\circ F"},
-    **{"。": ".", "、": ",", "“": '"', "”": '"', "…": "...", "√": r"\sqrt ", "∛": r"\sqrt[3] "},
+    **{"⁄": "/", "∕": "/", "′": "'", "’": "'", "℃": r"^\circ C", "℉": r"^\circ F", "∛": r"\sqrt[3] "},
+    **{"。": ".", "、": ",", "“": '"', "”": '"', "…": "..."},
+    **{sign: f"\\{command} " for sign, command in zip(WORDS["signs"][::2], WORDS["signs"][1::2])},
     **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code) != "－"},
-    **dict(
-        zip(
-            "αβγδεθλμπρσφω",
-            (rf"\{n} " for n in "alpha beta gamma delta epsilon theta lambda mu pi rho sigma phi omega".split()),
-        )
-    ),
+    "°": r"^\circ ",
 }
 _TABLE = str.maketrans(_SIGNS)
-_RUNS = [
-    (re.compile(f"[{''.join(_SUPERSCRIPTS)}]+"), lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}"),
-    (re.compile(f"[{''.join(_SUBSCRIPTS)}]+"), lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}"),
-    (re.compile(f"[{''.join(_FRACTIONS)}]"), lambda m: f" {_FRACTIONS[m[0]]}"),
-]
-_ARGUMENT = r"\s*(?:(?P<group>\{)|(?P<one>\\[A-Za-z]+|[0-9A-Za-z]))"
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₙ]+")
+_VULGAR = re.compile("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒]")
 _LAYOUT = [
     (re.compile(pattern), new)
     for pattern, new in (
@@ -113,8 +94,9 @@ def is_hidden(text: str) -> bool:
 
 def tidy(text: str) -> str:
     """`text` in one spelling, without what surrounds an answer."""
-    for pattern, new in _RUNS:
-        text = pattern.sub(new, text)
+    text = _RAISED.sub(lambda m: f"^{{{_plain(m[0])}}}", text)
+    text = _LOWERED.sub(lambda m: f"_{{{_plain(m[0])}}}", text)
+    text = _VULGAR.sub(lambda m: f" {_plain(m[0])}", text)
     text = _layout(text.translate(_TABLE))
     for _ in range(8):
         before = text
@@ -122,6 +104,10 @@ def tidy(text: str) -> str:
         if text == before:
             break
     return text
+
+
+def _plain(signs: str) -> str:
+    return unicodedata.normalize("NFKC", signs)
 
 
 def _layout(text: str) -> str:

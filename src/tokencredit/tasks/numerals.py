@@ -2,9 +2,9 @@ r"""Plain numbers as people and models write them, read exactly and without a co
 
 Most gold answers and most completions end in a plain number; reading it here costs microseconds and cannot blow up:
 powers are of ten and bounded, there is no factorial, and the length is bounded. A numeral is a finished number: digits
-with separators, decimals, recurring decimals, a fraction, a mixed number, scientific notation, a scale word (`2 million`),
-number words; with a sign, a currency, a percent sign and a known unit (`units`). `84/2` is still to be worked out, as is
-`3 \cdot 4`; only `lenient` reading, for gold answers, takes the first.
+with separators, decimals, recurring decimals, a fraction, a mixed number, scientific notation, a scale word
+(`2 million`), number words; with a sign, a currency, a percent sign and a known unit (`units`). `84/2` is still to be
+worked out, as is `3 \cdot 4`; only `lenient` reading, for gold answers, takes the first.
 """
 
 import re

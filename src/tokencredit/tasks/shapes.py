@@ -1,9 +1,9 @@
 r"""Expressions that are not handed to the algebra system, by their shape alone.
 
-An answer such as ``9^{9^{9^{9}}}`` makes a computer algebra system compute for ever, or fill the memory. The shapes that
-do so are known: towers of powers, factorials of factorials, huge exponents, binomials and digits, deep nesting, long
-expressions, and integrals, sums, limits, which ask for work instead of doing it. They are told here from the text, in
-microseconds. What gets past is bounded in time and memory (`bounded`).
+An answer such as ``9^{9^{9^{9}}}`` makes a computer algebra system compute for ever, or fill the memory. The shapes
+that do so are known: towers of powers, factorials of factorials, huge exponents, binomials and digits, deep nesting,
+long expressions, and integrals, sums, limits, which ask for work instead of doing it. They are told here from the text,
+in microseconds. What gets past is bounded in time and memory (`bounded`).
 """
 
 import re

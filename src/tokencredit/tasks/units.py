@@ -8,31 +8,9 @@ units: `h` may be hours or a variable. A single letter counts only as text (`\te
 """
 
 import re
-from importlib.resources import files
 
-_TABLE = """
-meter: metre metres meter meters | centimeter: cm cms centimeter centimeters centimetre centimetres
-millimeter: mm millimeter millimeters millimetre millimetres | kilometer: km kms kilometer kilometers kilometre kilometres
-micrometer: micrometers micrometer micron microns | nanometer: nm nanometer nanometers | decimeter: dm decimeter decimeters
-inch: inch inches | foot: ft foot feet | yard: yd yds yard yards | mile: mi mile miles
-gram: gram grams gm gms | kilogram: kg kgs kilo kilos kilogram kilograms | milligram: mg milligram milligrams
-tonne: tonne tonnes ton tons | ounce: oz ounce ounces | pound: lb lbs pound pounds | stone: stone stones
-liter: liter liters litre litres | milliliter: ml mL milliliter milliliters millilitre millilitres
-gallon: gal gallon gallons | quart: qt quart quarts | pint: pt pint pints | cup: cup cups | acre: acre acres
-tablespoon: tbsp tablespoon tablespoons tbs | teaspoon: tsp teaspoon teaspoons | hectare: ha hectare hectares
-second: sec secs second seconds | millisecond: ms millisecond milliseconds | minute: min mins minute minutes
-hour: hr hrs hour hours | day: day days | week: week weeks wk wks | month: month months | year: yr yrs year years
-decade: decade decades | century: century centuries | fortnight: fortnight fortnights
-dollar: dollar dollars USD usd | cent: cent cents penny pennies ¢ | euro: euro euros EUR | sterling: GBP sterling | penny: pence
-rupee: rupee rupees Rs Rs. INR | yuan: yuan RMB CNY | yen: yen JPY | peso: peso pesos | dime: dime dimes | nickel: nickels nickel
-degree: degree degrees deg °  | celsius: Celsius celsius °C | fahrenheit: Fahrenheit fahrenheit °F | radian: rad radian radians
-kelvin: kelvin kelvins | newton: newton newtons | joule: joule joules | watt: watt watts | kilowatt: kW kilowatt kilowatts
-kilowatthour: kWh kwh | volt: volt volts | ampere: amp amps ampere amperes | ohm: ohm ohms | hertz: Hz hertz | pascal: Pa pascal pascals
-kilopascal: kPa | atmosphere: atm | mole: mol mole moles | coulomb: coulomb coulombs | tesla: tesla | farad: farad farads
-calorie: cal calorie calories | kilocalorie: kcal | kilojoule: kJ | megajoule: MJ | kilonewton: kN | megahertz: MHz | gigahertz: GHz
-byte: byte bytes | bit: bit bits | kilobyte: KB kilobyte kilobytes | megabyte: MB megabyte megabytes | gigabyte: GB gigabyte gigabytes
-unit: unit units | knot: knot knots
-"""
+from tokencredit.tasks.vocabulary import WORDS
+
 _LETTERS = {"m": "meter", "g": "gram", "s": "second", "h": "hour", "L": "liter", "l": "liter", "N": "newton"} | {
     "J": "joule", "V": "volt", "W": "watt", "A": "ampere", "K": "kelvin", "C": "coulomb", "T": "tesla", "F": "farad"
 }  # fmt: skip
@@ -46,40 +24,26 @@ _SPEEDS = {
     "fps": ("foot", "/", "second"),
 }
 CURRENCIES = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee"}
-_DESCRIBING = frozenset(
-    """red blue green yellow white black brown pink purple orange grey gray gold silver small large big little tall short
-    long old new young different distinct whole full empty extra additional remaining total real positive possible
-    available fresh ripe regular hot cold wooden plastic chocolate vanilla strawberry male female married single equal""".split()
-)
-_QUANTITIES = frozenset(
-    """cost area volume perimeter price value answer sum total number amount length width height radius diameter distance
-    time speed rate age weight mass profit revenue income result solution average mean median mode probability
-    circumference side base slope surface""".split()
-)
-_AFTER = frozenset(
-    "total altogether left remaining each apiece old long tall wide high deep away overall combined".split()
-)
-_JOINING = frozenset("of per a an each every in the for to".split())
-_IN = frozenset("total all".split())
-_CHINESE = frozenset(
-    """个 元 米 厘米 毫米 分米 千米 公里 千克 公斤 克 吨 升 毫升 秒 分钟 小时 天 周 月 年 岁 人 只 本 支 件 张 条 块 颗 棵 朵 辆 台 次 页
-    名 位 箱 盒 瓶 杯 平方米 平方厘米 立方米 立方厘米 度 个人 个苹果 美元 米/秒 千米/时 道 题 种 组 间 层 套 双鞋 元钱 块钱""".split()
-) - {"双鞋"}
+_DESCRIBING = frozenset(WORDS["describing"])
+_QUANTITIES = frozenset(WORDS["quantities"])
+_AFTER = frozenset(WORDS["after"])
+_JOINING = frozenset(WORDS["joining"])
+_IN = frozenset(("total", "all"))
+_CHINESE = frozenset(WORDS["chinese"])
 _POWERS = {"square": "^2", "sq": "^2", "sq.": "^2", "cubic": "^3", "cu": "^3"}
 _POWER = re.compile(r"\s*\^\s*\{?([23])\}?$")
 
 
 def _measures() -> dict[str, tuple[str, ...]]:
-    entries = (entry for line in _TABLE.strip().splitlines() for entry in line.split("|"))
     table = dict(_SPEEDS)
-    for entry in entries:
-        name, _, spellings = entry.partition(":")
-        table |= {spelling: (name.strip(),) for spelling in spellings.split()}
+    for line in WORDS["measures"]:
+        name, _, spellings = line.partition(":")
+        table |= {spelling: (name,) for spelling in spellings.split()}
     return table
 
 
 MEASURES = _measures()
-NOUNS = frozenset(files(__package__).joinpath("count_nouns.txt").read_text(encoding="utf-8").split())
+NOUNS = frozenset(WORDS["nouns"])
 
 
 def currency(sign: str) -> str | None:

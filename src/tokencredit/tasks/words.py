@@ -6,13 +6,10 @@ Words that name a number also decide what a unit cannot be: see `units`.
 import re
 from fractions import Fraction
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-    " eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-VALUES = {word: value for value, word in enumerate(_SMALL)} | {
-    word: 20 + 10 * place for place, word in enumerate(_TENS)
+from tokencredit.tasks.vocabulary import WORDS
+
+VALUES = {word: value for value, word in enumerate(WORDS["small"])} | {
+    word: 20 + 10 * place for place, word in enumerate(WORDS["tens"])
 }
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 
