@@ -198,7 +198,7 @@ def _compare_structures(answer: str, gold: str, wanted: Structure, ask: Ask, eva
     if found is None:
         if len(wanted.parts) == 1:
             return _compare(answer, wanted.parts[0], ask, evaluated)
-        interval = wanted.shape in ("union", "tuple") and re.search(r"[<>]|\\[lg]eq|\\infty", answer)
+        interval = wanted.shape in ("union", "tuple") and re.search(r"[<>]|\\[lg]eq|\\infty|\\mathbb", answer)
         return _compare_expressions(answer, gold, ask) if interval else WRONG
     shapes_of = {found.shape, wanted.shape}
     if shapes_of == {"tuple", "set"} or ("union" in shapes_of and len(shapes_of) > 1):
@@ -271,7 +271,7 @@ def _compare_expressions(answer: str, gold: str, ask: Ask) -> Verdict:
     if not kinds.letter_runs(answer) <= kinds.letter_runs(gold):
         return WRONG
     found, wanted = kinds.sides(answer, sums=False), kinds.sides(gold, sums=False)
-    if len(wanted) > 1 or (wanted[0] != gold and _name(answer) not in (None, _name(gold))):
+    if len(wanted) > 1 or (wanted[0] != gold and "=" in answer and _name(answer) != _name(gold)):
         found, wanted = [answer], [gold]  # an equation: compared as one
     for side in found:
         if side == wanted[0]:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 DIGITS = 6  # significant digits that an inexact number must share with an exact one
+# What the grammar reads as something else: it drops primes and transposes, and adds `3 4` up.
+_MISREAD = re.compile(r"'|(?<![_0-9])[0-9]+\s+[0-9]|\^\s*\{?\s*(?:[TH](?![A-Za-z])|\*|\\(?:top|ast|dagger|prime|perp))")
 
 
 def read_digits(text: str, *_: Any, **__: Any) -> Any:
@@ -91,7 +93,7 @@ def load() -> tuple[Any, Any]:
     cased = grammar.ConversionConfig(lowercase_symbols=False)
 
     def parse(text: str) -> Any:
-        if re.search(r"'|(?<![_0-9])[0-9]+\s+[0-9]", text):  # the grammar drops primes, and adds `3 4` up
+        if _MISREAD.search(text):
             return None
         text = re.sub(r"([0-9])[eE]([-+]?[0-9]+)", r"\1\\times10^{\2}", text)
         read = grammar.latex2sympy(text, is_real=True, normalization_config=None, conversion_config=cased)

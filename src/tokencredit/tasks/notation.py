@@ -63,7 +63,7 @@ _ENVIRONMENT = re.compile(
     re.DOTALL,
 )
 _LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:(?:correct|final|right)\s+)?answer\s*(?:is\s*:?|:|=)\s*|答案[是为]?\s*[:：]?\s*|(?:=|\\approx)\s*",
+    r"(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:(?:correct|final|right)\s+)?(?:answer|option|choice)\s*(?:is\s*:?|:|=)\s*|答案[是为]?\s*[:：]?\s*|(?:=|\\approx)\s*",
     re.IGNORECASE,
 )
 _WRAPPERS = [

@@ -127,7 +127,7 @@ def _with_rest(value: Fraction, match: re.Match[str], bare_gold: bool) -> Numera
     rest = rest[percent.end() :] if percent else rest
     sign = _currency(match["currency"])
     unit = _unit(rest, bare_gold, sign)
-    if rest.strip() and unit is None:
+    if rest.strip() and (unit is None or percent):
         return None
     if sign:
         unit = unit or (sign,)

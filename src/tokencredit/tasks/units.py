@@ -99,7 +99,7 @@ def _quotient(text: str, letters: bool) -> tuple[str, ...] | None:
             measures.append(_LETTERS[name])
         elif name in MEASURES and len(name) > 1:
             measures += MEASURES[name]
-        elif _is_noun(name.lower()):
+        elif _is_noun(name.lower()) and not power:
             continue
         else:
             return None
