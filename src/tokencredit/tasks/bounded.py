@@ -97,6 +97,8 @@ class Judge:
     def _send(self, question: bytes) -> bool:
         if self.process is None:
             self._start()
+        if self.process.poll() is not None:
+            return False
         try:
             self.process.stdin.write(question)
         except BrokenPipeError:
