@@ -61,6 +61,22 @@ def same_number(a: Any, b: Any, *_: Any) -> bool:
         return False
 
 
+def differ_somewhere(a: Any, b: Any) -> bool:
+    """Whether two expressions have clearly different values at a point, which takes a thousandth of the time of
+    `simplify`.
+    """
+    from sympy import Rational
+
+    try:
+        symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+        point = {symbol: Rational(1237 + 311 * place, 1009) for place, symbol in enumerate(symbols)}
+        a, b = a.subs(point).evalf(30), b.subs(point).evalf(30)
+        difference, size = abs(a - b), abs(a) + abs(b)
+        return bool(size.is_Float and difference.is_Float and difference > size * 10**-9)
+    except (TypeError, ValueError, AttributeError, ArithmeticError):
+        return False
+
+
 def _floor_log10(size: Any) -> int:
     from sympy import floor, log
 
@@ -131,12 +147,7 @@ def _compare_strictly(grader: Any) -> None:
         return type(gold) is (type(answer) if factor > 0 else grader.INVERSE_RELATIONS[type(answer)])
 
     def same_expression(a: Any, b: Any) -> bool:
-        numbers = hasattr(a, "free_symbols") and hasattr(b, "free_symbols") and not (a.free_symbols or b.free_symbols)
-        if numbers and not hasattr(a, "shape"):
-            difference = (a - b).evalf(30)
-            if difference.is_Float and abs(difference) > 10**-12 * abs(a.evalf(30)):
-                return False
-        return symbolic(a, b)
+        return not differ_somewhere(a, b) and symbolic(a, b)
 
     grader.sympy_numeric_eq = same_number
     grader.sympy_compare_symbols = lambda gold, answer: bool(gold == answer)
