@@ -97,7 +97,7 @@ def value_of(other: str) -> Fraction:
     return Fraction(int(other)) if other.isdecimal() else Fraction(VALUES.get(other, 0))
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(GOLDS, OTHERS, BETWEEN, AROUND, st.booleans())
 def test_no_text_with_a_different_number_is_accepted_for_a_plain_number(gold, other, between, around, before):
     text = around.format(f"{other}{between}{gold}" if before else f"{gold}{between}{other}")

@@ -198,7 +198,7 @@ def _compare_structures(answer: str, gold: str, wanted: Structure, ask: Ask, eva
     if found is None:
         if len(wanted.parts) == 1:
             return _compare(answer, wanted.parts[0], ask, evaluated)
-        interval = wanted.shape in ("union", "tuple") and re.search(r"[<>]|\\[lg]eq|\\infty|\\mathbb", answer)
+        interval = wanted.shape in ("union", "tuple") and re.search(r"[<>]|\\[lg]eq|\\neq|\\infty|\\mathbb", answer)
         return _compare_expressions(answer, gold, ask) if interval else WRONG
     shapes_of = {found.shape, wanted.shape}
     if shapes_of == {"tuple", "set"} or ("union" in shapes_of and len(shapes_of) > 1):

@@ -31,7 +31,7 @@ _LAYOUT = [
         (r"\\(?:display|text|script)style(?![A-Za-z])|\\(?:limits|nolimits)(?![A-Za-z])", ""),
         (r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt|bfseries)(?![A-Za-z])\s*", ""),
         (r"\\(?:text)?color\s*\{\s*\w+\s*\}", ""),
-        (r"\\!", ""),
+        (r"\\!\s*", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick)space(?![A-Za-z])", " "),
         (r"\{,\}", ","),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -81,6 +81,7 @@ _WRAPPERS = [
         r"\\text\s*\{(?P<inner>[^{}]*)\}",
     )
 ]
+_MATHS_FIRST = re.compile(r"\$(?P<inner>(?:[^$\\]|\\.)+)\$(?P<rest>[^$]+)")  # `$3$ hours`
 # What is not shown, or shown as struck out, says nothing; an answer with it is not read.
 _HIDDEN = re.compile(
     r"\\[hv]?phantom|\\[bx]?cancel|\\sout|\\st(?![A-Za-z])|\\not(?![A-Za-z])|~~|<(?:s|del|strike|!--)\b|<!--|\\tag|\\label|\\hspace|\\rlap|\\llap|\\smash|\\color\s*\{\s*white|\\textcolor\s*\{\s*white|\\require"
@@ -128,6 +129,8 @@ def _unwrapped(text: str) -> str:
     for wrapper in _WRAPPERS:
         if match := wrapper.fullmatch(text):
             text = match["inner"].strip()
+    if match := _MATHS_FIRST.fullmatch(text):
+        text = f"{match['inner'].strip()} {match['rest'].strip()}"
     if match := _TAGS.fullmatch(text):
         text = match["inner"].strip()
     if match := _ENVIRONMENT.fullmatch(text):

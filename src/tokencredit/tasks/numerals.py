@@ -102,8 +102,8 @@ def read(text: str, lenient: bool = False, bare_gold: bool = True) -> Numeral | 
         return None
     if text.startswith("(") and text.endswith(")") and text.count("(") == 1:
         text = text[1:-1].strip()
-    if _WORDS.fullmatch(text) and (value := read_words(text)) is not None:
-        return Numeral(value)
+    if _WORDS.fullmatch(text):
+        return _spoken(text, bare_gold)
     text = _FRACTION.sub(r" \1/\2", text).strip()
     text = re.sub(r"^([-+])\s+(?=[0-9]+/)", r"\1", text)
     if lenient and (power := re.fullmatch(r"(-?)10\s*\^\s*\{?(-?[0-9]{1,3})\}?", text)):
@@ -113,6 +113,19 @@ def read(text: str, lenient: bool = False, bare_gold: bool = True) -> Numeral | 
         return None
     value = _value(match, lenient)
     return None if value is None else _with_rest(value, match, bare_gold)
+
+
+def _spoken(text: str, bare_gold: bool) -> Numeral | None:
+    """A number in words, with a known unit after it: `ten dollars`."""
+    if (value := read_words(text)) is not None:
+        return Numeral(value)
+    words = text.split()
+    for place in range(len(words) - 1, 0, -1):
+        value = read_words(" ".join(words[:place]))
+        unit = units.unit_of(" ".join(words[place:]), bare_gold=bare_gold)
+        if value is not None and unit is not None:
+            return Numeral(value, unit=unit)
+    return None
 
 
 def _with_rest(value: Fraction, match: re.Match[str], bare_gold: bool) -> Numeral | None:

@@ -128,7 +128,7 @@ def _phrase(text: str) -> tuple[str, ...] | None:
             measures += ["/", *measure] if joined and measures else measure
             measures += [power] if power else []
             power, head, joined = "", True, False
-        elif _is_noun(lower):
+        elif _is_noun(lower) or lower in _QUANTITIES:
             head, joined = True, False
         elif head and lower in _JOINING and place + 1 < len(words):
             joined = lower in ("per", "a", "an", "each", "every")
