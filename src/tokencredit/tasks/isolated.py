@@ -1,7 +1,7 @@
-"""A verifier of your own in a process of its own, so that one that hangs costs a bounded time and not the run.
+"""A function of your own, such as a verifier, in a process of its own: one that hangs costs a bounded time, no run.
 
-The process is forked when the verifier is made, so any function works, a closure or a lambda too, and nothing of it is
-sent: the completion and the row go there as JSON, the verdict comes back. It is made early, before a model is loaded,
+The process is forked when this is made, so any function works, a closure or a lambda too, and nothing of it is
+sent: the arguments go there as JSON, the result comes back as JSON. It is made early, before a model is loaded,
 and replaces its own workers (`server`): nothing large is forked later. A call costs some tens of microseconds besides
 the function's own.
 
@@ -26,16 +26,19 @@ from collections.abc import Callable
 from typing import Any
 
 from tokencredit.tasks import server
-from tokencredit.tasks.verdict import TIMEOUT, Verdict, to_verdict
 
 WALL = 10  # a call that neither ends nor uses CPU time is ended after so many times the limit of CPU time
 WARMING = 10  # the first call of a worker, which imports what the function needs, has so many times the limit
+
+LOST = object()  # the result of a call that went over its limit, or ended its process
 
 _alive: weakref.WeakSet[Isolated] = weakref.WeakSet()
 
 
 class Isolated:
-    """Calls `function(completion, row, **told)` within `seconds` of CPU time; a call that goes over is a `TIMEOUT`."""
+    """Calls `function(completion, row, **told)`, whose results JSON can hold, within `seconds` of CPU time; `LOST` is
+    the result where that was not enough.
+    """
 
     def __init__(self, function: Callable[..., Any], seconds: float) -> None:
         if seconds <= 0:
@@ -60,10 +63,10 @@ class Isolated:
             reply = self._ask(question, self.seconds * (WARMING if self._cold else 1))
             if reply == "timeout":
                 self.lost += 1
-                return TIMEOUT
+                return LOST
             self._known = self._known or question
         # What raised there raises here, where the caller sees it; what only failed for being there succeeds.
-        return Verdict(*reply) if isinstance(reply, list) else self.function(completion, row, **told)
+        return self.function(completion, row, **told) if reply == "raised" else reply["result"]
 
     def _ask(self, question: bytes, seconds: float) -> Any:
         if self._process is None:
@@ -123,14 +126,13 @@ class Isolated:
         completion, row, told = json.loads(question)
         server.limit_time(float(seconds))
         try:
-            verdict = to_verdict(self.function(completion, row, **told))
-            reply = [verdict.correct, verdict.parsed, verdict.reason]
+            reply = json.dumps({"result": self.function(completion, row, **told)})
         except Exception:
-            reply = "raised"
+            reply = json.dumps("raised")
         server.limit_time(0)
         sys.stdout.flush()
         sys.stderr.flush()
-        return json.dumps(reply).encode()
+        return reply.encode()
 
     def close(self) -> None:
         """End the process; the next call starts another."""

@@ -22,6 +22,7 @@ from typing import Any
 DIGITS = 6  # significant digits that an inexact number must share with an exact one
 # What the grammar reads as something else: it drops primes and transposes, and adds `3 4` up.
 _MISREAD = re.compile(r"'|(?<![_0-9])[0-9]+\s+[0-9]|\^\s*\{?\s*(?:[TH](?![A-Za-z])|\*|\\(?:top|ast|dagger|prime|perp))")
+_CURRENT = re.compile(r"\\[A-Za-z]+|I(?:_\{?(\w+)\}?)?")
 
 
 def read_digits(text: str, *_: Any, **__: Any) -> Any:
@@ -39,7 +40,7 @@ def same_number(a: Any, b: Any, *_: Any) -> bool:
     """Whether two values are equal: exact ones exactly, and where one is a decimal, to six significant digits of `a`.
     Relative to their size alone, however small they are.
     """
-    from sympy import Float, MatrixBase
+    from sympy import Float, Integer, MatrixBase
 
     if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
         a, b = a.doit(), b.doit()
@@ -56,7 +57,7 @@ def same_number(a: Any, b: Any, *_: Any) -> bool:
         exact = a.is_Rational or b.is_Rational
         if exact and _is_decimal(a if a.is_Rational else b):
             return bool(difference < size * 10**-14)
-        return bool(difference < 10 ** (int(_floor_log10(size)) - DIGITS + 1))
+        return bool(difference < Integer(10) ** (_floor_log10(size) - DIGITS + 1))
     except (TypeError, ValueError, AttributeError):
         return False
 
@@ -112,6 +113,8 @@ def load() -> tuple[Any, Any]:
         if _MISREAD.search(text):
             return None
         text = re.sub(r"([0-9])[eE]([-+]?[0-9]+)", r"\1\\times10^{\2}", text)
+        # To sympy a capital I is the imaginary unit; to the writer it is a current.
+        text = _CURRENT.sub(lambda sign: f"\\variable{{I{sign[1] or ''}}}" if sign[0][0] == "I" else sign[0], text)
         read = grammar.latex2sympy(text, is_real=True, normalization_config=None, conversion_config=cased)
         return read.subs(Symbol("i", real=True), I) if hasattr(read, "free_symbols") else read
 

@@ -21,7 +21,8 @@ Shape = Literal["set", "tuple", "list", "union"]
 _LABEL = r"(?:\\text\s*\{\s*)?\(?\s*(?P<label>[A-J])\s*(?P<mark>[.):]|\)\s*\})?\s*\}?"
 _CHOICE = re.compile(rf"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\s*)?{_LABEL}", re.IGNORECASE)
 _LABELLED = re.compile(
-    r"(?:(?:option|choice)\s*)?(?:\\text\s*\{\s*)?(?:\((?P<a>[A-J])\)[.:]?|(?P<b>[A-J])[.):])(?:\s*\}\s*|\s+)(?P<rest>\S.*)",
+    r"(?:(?:option|choice)\s*)?(?:\\text\s*\{\s*)?(?:\((?P<a>[A-J])\)[.:]?|(?P<b>[A-J])[.):])"
+    r"(?:\s*\}\s*|\s+)(?P<rest>\S.*)",
     re.DOTALL | re.IGNORECASE,
 )
 _COMMAND = re.compile(r"\\[A-Za-z]+")

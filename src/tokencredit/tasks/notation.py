@@ -59,11 +59,13 @@ _TAGS = re.compile(
     r"<(?P<tag>b|i|em|strong|p|u|span|div|code|math|answer|big|center)>(?P<inner>.*)</(?P=tag)>", re.DOTALL
 )
 _ENVIRONMENT = re.compile(
-    r"\\begin\s*\{(?P<name>(?:align|aligned|gather|gathered|equation|split|multline)\*?)\}(?P<inner>.*)\\end\s*\{(?P=name)\}",
+    r"\\begin\s*\{(?P<name>(?:align|aligned|gather|gathered|equation|split|multline)\*?)\}"
+    r"(?P<inner>.*)\\end\s*\{(?P=name)\}",
     re.DOTALL,
 )
 _LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:(?:correct|final|right)\s+)?(?:answer|option|choice)\s*(?:is\s*:?|:|=)\s*|答案[是为]?\s*[:：]?\s*|(?:=|\\approx)\s*",
+    r"(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:(?:correct|final|right)\s+)?"
+    r"(?:answer|option|choice)\s*(?:is\s*:?|:|=)\s*|答案[是为]?\s*[:：]?\s*|(?:=|\\approx)\s*",
     re.IGNORECASE,
 )
 _WRAPPERS = [
@@ -84,7 +86,8 @@ _WRAPPERS = [
 _MATHS_FIRST = re.compile(r"\$(?P<inner>(?:[^$\\]|\\.)+)\$(?P<rest>[^$]+)")  # `$3$ hours`
 # What is not shown, or shown as struck out, says nothing; an answer with it is not read.
 _HIDDEN = re.compile(
-    r"\\[hv]?phantom|\\[bx]?cancel|\\sout|\\st(?![A-Za-z])|\\not(?![A-Za-z])|~~|<(?:s|del|strike|!--)\b|<!--|\\tag|\\label|\\hspace|\\rlap|\\llap|\\smash|\\color\s*\{\s*white|\\textcolor\s*\{\s*white|\\require"
+    r"\\[hv]?phantom|\\[bx]?cancel|\\sout|\\st(?![A-Za-z])|\\not(?![A-Za-z])|~~|<(?:s|del|strike|!--)\b|<!--"
+    r"|\\tag|\\label|\\hspace|\\rlap|\\llap|\\smash|\\(?:text)?color\s*\{\s*white|\\require"
 )
 
 

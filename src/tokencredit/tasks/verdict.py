@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tokencredit.tasks.isolated import LOST, Isolated
+
 REASONS = {
     "correct": "the answer is the gold answer",
     "wrong": "the answer was read and is another one",
@@ -103,16 +105,18 @@ def as_verifier(
     if on_error not in ("raise", "verdict"):
         raise ValueError(f"on_error is 'raise' or 'verdict', not {on_error!r}")
     told = "truncated" in inspect.signature(function).parameters
-    call = function
-    if timeout is not None:
-        from tokencredit.tasks.isolated import Isolated
 
-        call = Isolated(function, timeout)
+    def call(completion: str, row: dict, **options: bool) -> list:
+        verdict = to_verdict(function(completion, row, **options))
+        return [verdict.correct, verdict.parsed, verdict.reason]
+
+    bounded = call if timeout is None else Isolated(call, timeout)
 
     @functools.wraps(function)
     def verify(completion: str, row: dict, truncated: bool = False) -> Verdict:
         try:
-            return to_verdict(call(completion, row, truncated=truncated) if told else call(completion, row))
+            found = bounded(completion, row, truncated=truncated) if told else bounded(completion, row)
+            return TIMEOUT if found is LOST else Verdict(*found)
         except Exception as error:
             if on_error == "verdict":
                 return ERROR
