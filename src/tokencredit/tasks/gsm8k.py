@@ -31,7 +31,7 @@ class Gsm8k:
     `path` is a directory with files whose names begin with train and test, or one file (a fifth of it, by hash, is then
     the test part), in JSONL or Parquet with the columns "question" and "answer"; without it, the hub's
     ``openai/gsm8k``. `strict` accepts only the form of answer that the template asks for; `timeout` is the CPU time in
-    seconds that comparing one answer may take.
+    seconds that comparing one answer may take. `evaluated` asks for a finished number: `6 \\cdot 7` does not answer 42.
     """
 
     path: str | None = None
@@ -39,6 +39,7 @@ class Gsm8k:
     chat: bool = False
     strict: bool = False
     timeout: float = Limits.seconds
+    evaluated: bool = True
 
     name = "gsm8k"
     max_new_tokens = MAX_NEW_TOKENS
@@ -56,7 +57,8 @@ class Gsm8k:
     def verify(self, completion: str, row: dict[str, Any], truncated: bool = False) -> Verdict:
         """The verdict on a completion of the row's prompt."""
         forms = template_of(self.template).forms(self.strict)
-        return answers.verify(completion, gold_of(row["answer"]), truncated, forms, Limits(seconds=self.timeout))
+        limits = Limits(seconds=self.timeout)
+        return answers.verify(completion, gold_of(row["answer"]), truncated, forms, limits, self.evaluated)
 
     def validate(self) -> Validation:
         """Put every gold answer, in the template's form, through the verifier."""

@@ -5,6 +5,7 @@ own function.
 import difflib
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ def gold_of(answer: Any) -> str:
     """
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise TypeError(f"an answer is text or a number, not {type(answer).__name__}")
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise TypeError(f"an answer is text or a number, not {answer} (a missing value?)")
     text = str(answer).strip()
     marked = answers.extract(text)
     return marked.text if marked else text
@@ -40,7 +43,11 @@ class Jsonl:
     Without a `test` file, a fifth of the prompts (by hash) is the test part. `template` puts text prompts into words
     and asks for a form of answer; `strict` then accepts that form alone. `verifier` is a function ``(completion, row)
     -> Verdict | bool``, or its name, ``module:function`` or ``file.py:function``; then the answers are handed to it as
-    they stand, and may be missing.
+    they stand, and may be missing. It runs in a process of its own (`isolated`).
+
+    timeout     CPU time in seconds that comparing one answer, or one call of the verifier, may take; None calls a
+                verifier of your own in this process, without limit
+    evaluated   where the gold answer is a plain number, an answer has to be a finished number: `123*456` is none
     """
 
     path: str
@@ -50,7 +57,8 @@ class Jsonl:
     verifier: Callable[..., Any] | str | None = None
     test: str | None = None
     strict: bool = False
-    timeout: float = Limits.seconds
+    timeout: float | None = Limits.seconds
+    evaluated: bool = True
 
     name = "jsonl"
     max_new_tokens = MAX_NEW_TOKENS
@@ -60,8 +68,10 @@ class Jsonl:
             template_of(self.template)
         elif self.strict:
             raise ValueError("strict accepts only the form a template asks for: give a template as well")
+        if self.verifier is None and self.timeout is None:
+            raise ValueError("comparing answers takes a limit of time: timeout=None is for a verifier of your own")
         if self.verifier is not None:
-            object.__setattr__(self, "_verify", as_verifier(_function(self.verifier)))
+            object.__setattr__(self, "_verify", as_verifier(_function(self.verifier), timeout=self.timeout))
 
     def rows(self, split: data.Split = "train", limit: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
         """The rows of a part: the file's columns, with "prompt", "answer" and "row_id" set. `limit` draws that many by
@@ -79,7 +89,8 @@ class Jsonl:
         if self.verifier is not None:
             return self._verify(completion, row, truncated)
         forms = template_of(self.template).forms(self.strict) if self.template else answers.FORMS
-        return answers.verify(completion, row["answer"], truncated, forms, Limits(seconds=self.timeout))
+        limits = Limits(seconds=self.timeout)
+        return answers.verify(completion, row["answer"], truncated, forms, limits, self.evaluated)
 
     def validate(self) -> Validation:
         """Put every gold answer, in the template's form, through the verifier."""

@@ -5,7 +5,7 @@ box.
 import difflib
 from dataclasses import dataclass
 
-from tokencredit.tasks.answers import FORMS, Form
+from tokencredit.tasks.extraction import FORMS, Form
 
 Prompt = str | list[dict[str, str]]
 

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tokencredit.tasks.isolated import LOST, Isolated
+
 REASONS = {
     "correct": "the answer is the gold answer",
     "wrong": "the answer was read and is another one",
     "unparsed": "no answer of an accepted form, or one that is no expression",
+    "refused": "an expression too large, too deep or too much work to be handed to the algebra system",
     "truncated": "the completion hit its length limit before its answer was complete",
     "timeout": "checking the answer went over its limit of time or memory",
     "error": "the verifier raised",
@@ -40,6 +43,7 @@ class Verdict:
 CORRECT = Verdict(True, True, "correct")
 WRONG = Verdict(False, True, "wrong")
 UNPARSED = Verdict(False, False, "unparsed")
+REFUSED = Verdict(False, False, "refused")
 TRUNCATED = Verdict(False, False, "truncated")
 TIMEOUT = Verdict(False, False, "timeout")
 ERROR = Verdict(False, False, "error")
@@ -84,13 +88,16 @@ def to_verdict(result: Any) -> Verdict:
     raise TypeError(f"a verifier returns a Verdict or a bool, not {type(result).__name__} ({str(result)[:60]!r})")
 
 
-def as_verifier(function: Callable[..., Any], on_error: str = "raise") -> Callable[..., Verdict]:
+def as_verifier(
+    function: Callable[..., Any], on_error: str = "raise", timeout: float | None = None
+) -> Callable[..., Verdict]:
     """Adapt a plain function `(completion, row) -> Verdict | bool` to `verify(completion, row, truncated=False) ->
     Verdict`.
 
     The function is told `truncated` only if it has a parameter of that name. When it raises, ``on_error="raise"``
     raises a `VerifierError` that names the row and chains the cause; ``on_error="verdict"`` gives a verdict with the
-    reason "error".
+    reason "error". With a `timeout` the function runs in a process of its own (`isolated`), and a call that takes more
+    than that many seconds of CPU time, or ten times that in all, gives a verdict with the reason "timeout".
 
     >>> as_verifier(lambda completion, row: row["answer"] in completion)("it is 7", {"answer": "7"}).reason
     'correct'
@@ -99,10 +106,17 @@ def as_verifier(function: Callable[..., Any], on_error: str = "raise") -> Callab
         raise ValueError(f"on_error is 'raise' or 'verdict', not {on_error!r}")
     told = "truncated" in inspect.signature(function).parameters
 
+    def call(completion: str, row: dict, **options: bool) -> list:
+        verdict = to_verdict(function(completion, row, **options))
+        return [verdict.correct, verdict.parsed, verdict.reason]
+
+    bounded = call if timeout is None else Isolated(call, timeout)
+
     @functools.wraps(function)
     def verify(completion: str, row: dict, truncated: bool = False) -> Verdict:
         try:
-            return to_verdict(function(completion, row, truncated=truncated) if told else function(completion, row))
+            found = bounded(completion, row, truncated=truncated) if told else bounded(completion, row)
+            return TIMEOUT if found is LOST else Verdict(*found)
         except Exception as error:
             if on_error == "verdict":
                 return ERROR
