@@ -83,14 +83,14 @@ def _sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write strict, readable JSON atomically."""
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # A lone surrogate, which a tokenizer may produce, has no UTF-8 form.
     replace_file(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Read JSON; the error names the file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))

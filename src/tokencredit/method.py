@@ -5,7 +5,9 @@ method's repr.
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -91,7 +93,7 @@ class Method:
         per_token, stats = self.surrogate(logprob, old_logprob, credit, rollouts.mask, plan.selected)
         return (plan.weight * per_token).sum(), stats
 
-    def replace(self, **values) -> Method:
+    def replace(self, **values: Any) -> Method:
         """This method with other hyper-parameters: any field of its chain, surrogate, aggregate or of its own.
 
             METHODS["gtpo"].replace(alpha=(1, 0.2), scope="batch")
@@ -123,10 +125,10 @@ class Method:
         return replace(self, **{name: _fill(getattr(self, name), max_length) for name in PARTS})
 
 
-def _replace(part, values: dict, used: set[str]):
+def _replace(part: Any, values: Mapping[str, object], used: set[str]) -> Any:
     if isinstance(part, Chain):
         return Chain(*(_replace(p, values, used) for p in part.parts))
-    new = {}
+    new: dict[str, Any] = {}
     for f in fields(part):
         for key in (f.name, f"{type(part).__name__}.{f.name}"):
             if key in values:
@@ -138,7 +140,7 @@ def _replace(part, values: dict, used: set[str]):
     return replace(part, **new) if new else part
 
 
-def _fill(part, max_length: int):
+def _fill(part: Any, max_length: int) -> Any:
     """The part with every `max_length` that is None set."""
     if isinstance(part, Chain):
         return Chain(*(_fill(p, max_length) for p in part.parts))
@@ -148,7 +150,7 @@ def _fill(part, max_length: int):
     return replace(part, **new) if new else part
 
 
-def _collect(part, found: dict) -> None:
+def _collect(part: Any, found: dict[str, object]) -> None:
     for inner in part.parts if isinstance(part, Chain) else ():
         _collect(inner, found)
     for f in fields(part) if not isinstance(part, Chain) else ():
@@ -168,13 +170,15 @@ def parse(text: str, **known: type) -> Method:
     parts = {n: getattr(m, n) for m in (_credit, _objective) for n in m.__all__}
     names = {n: c for n, c in parts.items() if isinstance(c, type)} | {"Method": Method} | known
 
-    def build(node):
+    def build(node: ast.AST) -> Any:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
             if node.func.id not in names:
                 raise ValueError(
                     f"unknown part {node.func.id}: give its class, parse(text, {node.func.id}={node.func.id})"
                 )
-            return names[node.func.id](*map(build, node.args), **{k.arg: build(k.value) for k in node.keywords})
+            return names[node.func.id](
+                *map(build, node.args), **{k.arg: build(k.value) for k in node.keywords if k.arg}
+            )
         if isinstance(node, ast.Tuple):
             return tuple(map(build, node.elts))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Name):

@@ -5,13 +5,16 @@ transform.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from tokencredit.masked import zero_off
 from tokencredit.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LAWS = {
     "keeps_total": "a rollout whose credit is equal at every token keeps the sum of its credit",
@@ -61,23 +64,26 @@ class Chain(Transform):
 
     def __init__(self, *parts: Transform):
         object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "laws", _surviving(parts))
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         for part in self.parts:
             credit = part(credit, rollouts)
         return credit
 
-    @property
-    def laws(self) -> frozenset[str]:
-        """What survives composition: signs, and locality (a chain is as local as its least local part)."""
-        promised = [part.laws | ({"group_local"} if "row_local" in part.laws else set()) for part in self.parts]
-        return frozenset.intersection(frozenset({"keeps_sign", "row_local", "group_local"}), *promised)
-
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.parts))})"
 
 
-def needs(part: object) -> frozenset[str]:
+def _surviving(parts: tuple[Transform, ...]) -> frozenset[str]:
+    """The laws that composition keeps: signs, and locality (a chain is as local as its least local part)."""
+    kept = frozenset({"keeps_sign", "row_local", "group_local"})
+    for part in parts:
+        kept &= part.laws | ({"group_local"} if "row_local" in part.laws else frozenset())
+    return kept
+
+
+def needs(part: DataclassInstance) -> frozenset[str]:
     """The score names that a transform, surrogate or aggregate reads, following its own fields."""
     found: set[str] = set()
     for f in fields(part):
@@ -90,7 +96,7 @@ def needs(part: object) -> frozenset[str]:
     return frozenset(found)
 
 
-def one_of(owner: object, **allowed: tuple) -> None:
+def one_of(owner: object, **allowed: tuple[object, ...]) -> None:
     """Raise ValueError when a field of `owner` is none of its allowed values."""
     for name, values in allowed.items():
         if getattr(owner, name) not in values:

@@ -25,7 +25,7 @@ class Score(Transform):
     """
 
     score: str
-    laws: ClassVar = frozenset({"row_local", "group_local", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "idempotent"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         return rollouts.score(self.score).to(credit.dtype)
@@ -45,9 +45,9 @@ class Weight(Transform):
 
     score: str
     alpha: float = 1.0
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.alpha < 0:
             object.__setattr__(self, "laws", self.laws - {"keeps_sign"})
 
@@ -72,9 +72,9 @@ class ProxyWeight(Transform):
 
     score: str
     normalise: str = "min_max"
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, normalise=("min_max", "mean_one", "rank"))
         if self.normalise != "min_max":
             object.__setattr__(self, "laws", self.laws | {"keeps_total"})
@@ -110,9 +110,9 @@ class TopFraction(Transform):
     score: str
     fraction: float = 0.2
     scope: str = "batch"
-    laws: ClassVar = frozenset({"keeps_sign", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"keeps_sign", "idempotent"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, scope=("batch", "group", "row"))
         if not 0 < self.fraction <= 1:
             raise ValueError(f"TopFraction.fraction must be in (0, 1], got {self.fraction}")
@@ -146,7 +146,7 @@ class Above(Transform):
 
     score: str
     threshold: float = 0.0
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign", "idempotent"})
 
     def select(self, rollouts: Rollouts) -> Tensor:
         """[B, T] bool: the tokens that keep their credit."""
@@ -170,9 +170,9 @@ class EntropyBonus(Transform):
     alpha: float = 0.4
     kappa: float = 2.0
     score: str = "entropy"
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.kappa > 1:
             raise ValueError(f"EntropyBonus.kappa must exceed 1 to keep the sign of the credit, got {self.kappa}")
         if not self.alpha >= 0:

@@ -73,6 +73,8 @@ class CreditTrainer(GRPOTrainer):
     Raises ValueError where an option of TRL contradicts the method, or where a score is needed that nobody gives.
     """
 
+    args: GRPOConfig
+
     def __init__(
         self,
         model,

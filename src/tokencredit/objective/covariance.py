@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.masked import pool_deviation
-from tokencredit.objective.surrogates import Surrogate, clip_stats, clipped, ratio, token_mean
+from tokencredit.objective.surrogates import Stats, Surrogate, clip_stats, clipped, ratio, token_mean
 from tokencredit.rollouts import Rollouts
 
 
@@ -48,7 +48,7 @@ class ClipCov(Surrogate):
     seed: int = 0
     selects: ClassVar[bool] = True
 
-    def select(self, logprob, old_logprob, credit, rollouts: Rollouts):
+    def select(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor:
         mask = rollouts.mask
         cov, w = covariance(logprob, credit, mask), ratio(logprob, old_logprob)
         stopped = ((w < 1 - self.low) & (credit < 0)) | ((w > 1 + self.high) & (credit > 0))
@@ -60,7 +60,9 @@ class ClipCov(Surrogate):
         chosen[candidates[order.to(mask.device)]] = True
         return chosen.view_as(mask)
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor
+    ) -> tuple[Tensor, Stats]:
         w = ratio(logprob, old_logprob)
         loss = clipped(w, credit, self.low, self.high)
         return loss.masked_fill(selected, 0), {"selected": token_mean(selected, mask)} | clip_stats(
@@ -86,7 +88,7 @@ class KLCov(Surrogate):
     beta: float = 1.0
     selects: ClassVar[bool] = True
 
-    def select(self, logprob, old_logprob, credit, rollouts: Rollouts):
+    def select(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor:
         mask = rollouts.mask
         cov = covariance(logprob, credit, mask).masked_fill(~mask, -torch.inf).flatten()
         tokens = int(mask.sum())
@@ -95,7 +97,9 @@ class KLCov(Surrogate):
         chosen[cov.sort(descending=True, stable=True).indices[: min(portion(self.fraction, tokens), tokens)]] = True
         return chosen.view_as(mask)
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor
+    ) -> tuple[Tensor, Stats]:
         penalty = self.beta * (logprob - old_logprob).abs()
         return -ratio(logprob, old_logprob) * credit + torch.where(selected, penalty, 0), {
             "selected": token_mean(selected, mask)

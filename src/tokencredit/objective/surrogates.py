@@ -30,7 +30,7 @@ class Surrogate:
     selects: ClassVar[bool] = False
 
     def token_loss(
-        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor | None
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor
     ) -> tuple[Tensor, Stats]:
         raise TypeError(
             f"{type(self).__name__} does not define token_loss(self, logprob, old_logprob, credit, mask, selected)"
@@ -45,11 +45,13 @@ class Surrogate:
         logprob, old_logprob, credit = (
             zero_off(wide(x), mask) for x in (logprob, old_logprob.detach(), credit.detach())
         )
-        if self.selects and selected is None:
-            raise ValueError(
-                f"{type(self).__name__} treats tokens apart that it selects over the whole batch: pass `selected`"
-                " (Plan.selected)"
-            )
+        if selected is None:
+            if self.selects:
+                raise ValueError(
+                    f"{type(self).__name__} treats tokens apart that it selects over the whole batch: pass `selected`"
+                    " (Plan.selected)"
+                )
+            selected = torch.zeros_like(mask)
         loss, stats = self.token_loss(logprob, old_logprob, credit, mask, selected)
         return zero_off(loss, mask), stats | ratio_stats(logprob.detach(), old_logprob, mask)
 
@@ -65,7 +67,9 @@ class LogProb(Surrogate):
     ℓ = −c · log π_θ         Source: REINFORCE (Williams 1992).
     """
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor
+    ) -> tuple[Tensor, Stats]:
         return -credit * logprob, {}
 
 
@@ -83,7 +87,9 @@ class Clip(Surrogate):
     high: float = 0.2
     dual: float | None = None
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor
+    ) -> tuple[Tensor, Stats]:
         w = ratio(logprob, old_logprob)
         loss = clipped(w, credit, self.low, self.high)
         return dual_bounded(loss, credit, self.dual), clip_stats(w, credit, mask, self.low, self.high)
@@ -108,10 +114,10 @@ class SequenceClip(Surrogate):
     mean: str = "geometric"
     token: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, mean=("geometric", "arithmetic"))
 
-    def select(self, logprob, old_logprob, credit, rollouts):
+    def select(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> None:
         low, high = row_min_max(credit, rollouts.mask)
         varies = (high - low) > 1e-5 * torch.maximum(high.abs(), low.abs())
         if not self.token and varies.any():
@@ -121,7 +127,9 @@ class SequenceClip(Surrogate):
                 " gspo_token), or a surrogate with token ratios"
             )
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor
+    ) -> tuple[Tensor, Stats]:
         if self.mean == "geometric":
             s = row_mean(log_ratio(logprob, old_logprob), mask).exp()[:, None]
         else:
@@ -145,7 +153,9 @@ class CISPO(Surrogate):
     cap: float = 5.0
     floor: float = 0.0
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor
+    ) -> tuple[Tensor, Stats]:
         w = ratio(logprob, old_logprob).detach()
         return -w.clamp(self.floor, self.cap) * credit * logprob, {
             "clip_low": token_mean(w < self.floor, mask),
@@ -165,7 +175,9 @@ class SAPO(Surrogate):
     positive: float = 1.0
     negative: float = 1.05
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor
+    ) -> tuple[Tensor, Stats]:
         tau = torch.full_like(credit, self.negative).masked_fill(credit > 0, self.positive)
         gate = torch.sigmoid(tau * (ratio(logprob, old_logprob) - 1))
         weight = 4 * (gate * (1 - gate)).detach()
@@ -190,7 +202,9 @@ class GPPO(Surrogate):
     high: float = 0.2
     dual: float | None = None
 
-    def token_loss(self, logprob, old_logprob, credit, mask, selected):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, selected: Tensor
+    ) -> tuple[Tensor, Stats]:
         w = ratio(logprob, old_logprob)
         unit = w / w.detach()
         below, above = (w < 1 - self.low) & (credit < 0), (w > 1 + self.high) & (credit > 0)

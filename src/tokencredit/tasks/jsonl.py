@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tokencredit.tasks import answers, data
 from tokencredit.tasks.answers import Limits
@@ -54,6 +54,7 @@ class Jsonl:
 
     name = "jsonl"
     max_new_tokens = MAX_NEW_TOKENS
+    _verify: ClassVar[Callable[..., Verdict]]
 
     def __post_init__(self) -> None:
         if self.template is not None:
