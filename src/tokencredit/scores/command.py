@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
     if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
         raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
-    console, columns = Console(markup=False, emoji=False, highlight=False), {name: [] for name in args.scores}
+    console = Console(markup=False, emoji=False, highlight=False)
+    columns: dict[str, list[list[float]]] = {name: [] for name in args.scores}
     with bar(console, "scoring", len(rows)) as advance:
         for start in range(0, len(rows), args.batch):
             some = rows[start : start + args.batch]
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def from_file(args: argparse.Namespace, policy: Any) -> list[dict]:
+def from_file(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     """Rows {"prompt_ids", "completion_ids"} of a file: text is tokenised, messages go through the chat template. A bad
     row is named.
     """
@@ -134,7 +135,7 @@ def from_file(args: argparse.Namespace, policy: Any) -> list[dict]:
     return rows
 
 
-def from_task(args: argparse.Namespace, policy: Any) -> list[dict]:
+def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     """Rows sampled now, with the verifier's verdict; "row" is the task's."""
     rows = policy.task.rows(args.split, args.prompts, args.seed)
     prompts = policy.encode_rows(rows)
@@ -152,7 +153,7 @@ def from_task(args: argparse.Namespace, policy: Any) -> list[dict]:
     ]
 
 
-def _read(path: Path) -> Iterator[dict]:
+def _read(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
