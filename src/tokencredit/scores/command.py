@@ -173,7 +173,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 def write(
     path: Path,
     rows: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, list],
+    columns: Mapping[str, list[Any]],
     tokens: Callable[[Sequence[int]], list[str]],
     about: Mapping[str, Any],
 ) -> None:
