@@ -118,7 +118,8 @@ def encode_prompts(
         if context and len(ids) + max_new_tokens > context:
             raise ValueError(
                 f"row {_name(row, number)}: the prompt has {len(ids)} tokens and {max_new_tokens} may be written, more"
-                f" than the model's context of {context}. Lower max_new_tokens (--max-new-tokens), or leave such rows out"
+                f" than the model's context of {context}. Lower max_new_tokens (--max-new-tokens), or leave such rows"
+                " out"
             )
         found.append(ids)
     return found

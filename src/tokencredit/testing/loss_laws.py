@@ -195,7 +195,7 @@ def _stats(method, rollouts, seed):
             return f'stat "{name}" is {x!r}'
 
 
-def _round_trip(method):
+def _round_trip(method: Method) -> str | None:
     known: dict[str, type] = {}
     _classes(method, known)
     try:
@@ -204,6 +204,7 @@ def _round_trip(method):
         return f"repr cannot be read back: {error}"
     if back != method:
         return f"repr reads back as {back!r}"
+    return None
 
 
 def _classes(part: Any, known: dict[str, type]) -> None:
