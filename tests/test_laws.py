@@ -222,7 +222,8 @@ def test_a_promise_that_is_no_law_is_refused():
 def test_the_batches_reach_the_degenerate_and_the_ordinary_cases():
     seen = set()
 
-    @settings(max_examples=200)
+    # Hypothesis draws constants from the source it is run on: the examples change with it, so there are many of them.
+    @settings(max_examples=300)
     @given(rollouts_strategy(("a", "b"), signed=("b",)))
     def look(rollouts):
         empty = ~rollouts.mask.any(1)

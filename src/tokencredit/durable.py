@@ -89,14 +89,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write strict, readable JSON atomically."""
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # A lone surrogate, which a tokenizer may produce, has no UTF-8 form.
     replace_file(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
-def read_text(path: str | os.PathLike) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file, a byte-order mark apart. DamagedFile names the file and what it holds instead."""
     raw = Path(path).read_bytes()
     try:
@@ -112,7 +112,7 @@ def not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
     return f"not UTF-8 text (byte {raw[error.start]:02x} at offset {error.start:,}): save it as UTF-8"
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Read JSON; the error names the file."""
     try:
         return json.loads(read_text(path))

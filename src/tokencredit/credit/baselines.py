@@ -36,7 +36,7 @@ class Outcome(Transform):
     cᵢₜ ← rᵢ
     """
 
-    laws: ClassVar = frozenset({"row_local", "group_local", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "idempotent"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         return rollouts.reward[:, None].expand_as(rollouts.mask)
@@ -53,15 +53,16 @@ class GroupCenter(Transform):
     engines do (verl eps 1e-6, TRL 1e-4); the paper prints neither. Source: GRPO (arXiv:2402.03300) sec. 4.1.2;
     scale="none": Dr. GRPO (arXiv:2503.20783) eq. 5.
 
-    >>> GroupCenter(scale="none")(credit, rollouts)     # rewards 1, 0, 0, 1 -> 0.5, -0.5, -0.5, 0.5
+    >>> GroupCenter(scale="none")(credit, rollouts)[:, 0]  # rewards 1, 0, 0, 1
+    tensor([ 0.5000, -0.5000, -0.5000,  0.5000])
     """
 
     scale: str = "group"
     eps: float = 1e-6
     ddof: int = 1
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, scale=("group", "batch", "none"))
         if self.scale == "batch":
             object.__setattr__(self, "laws", frozenset())
@@ -86,7 +87,7 @@ class LeaveOneOut(Transform):
     A group of one gets 0: it has no sibling to compare with. Source: RLOO (arXiv:2402.14740) eq. 8.
     """
 
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         value = row_value(credit, rollouts)
@@ -153,13 +154,13 @@ class OptimalTokenBaseline(Transform):
     optimal token baseline (arXiv:2602.07078) as in verl's code. Differs: no ε in the division, no weights for a
     mismatch of sampler and policy.
 
-    >>> OptimalTokenBaseline()(credit, rollouts)     # returns 1, 0 and W 1, 3 at a position -> 0.75, -0.25
+    Returns 1, 0 with W 1, 3 at a position have B = 1/4 and become 0.75, -0.25.
     """
 
     alone: str = "zero"
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, alone=("zero", "own"))
 
     @property
@@ -219,9 +220,9 @@ class PolarityCenter(Transform):
     level: str = "token"
     eps: float = 1e-6
     ddof: int = 1
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(
             self, scope=("group", "batch"), population=("all", "within_polarity", "joint"), level=("token", "sequence")
         )
@@ -250,7 +251,7 @@ class PolarityCenter(Transform):
             shaped = zero_off(credit, side)
             population = mask & side if self.population == "within_polarity" else mask
             sides.append(pool_standardise(shaped, population, index, self.eps, self.ddof))
-        return torch.where(won, *sides)
+        return torch.where(won, sides[0], sides[1])
 
 
 def row_value(credit: Tensor, rollouts: Rollouts) -> Tensor:

@@ -34,6 +34,7 @@ from tokencredit.engines.trl_noise import NoiseProbe
 from tokencredit.engines.trl_rewards import checked
 from tokencredit.engines.trl_scoring import Scoring, checked_scoring, without_dropout
 from tokencredit.engines.trl_steering import Steered
+from tokencredit.lm.models import CausalModel
 from tokencredit.masked import over, zero_off
 from tokencredit.methods import METHODS, Method, Plan
 from tokencredit.objective.surrogates import token_mean
@@ -75,6 +76,8 @@ class CreditTrainer(Steered, GRPOTrainer):
 
     Raises ValueError where an option of TRL contradicts the method, or where a score is needed that nobody gives.
     """
+
+    args: GRPOConfig
 
     def __init__(
         self,
@@ -190,7 +193,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         logprob = batch.scores.get("logprob", torch.zeros_like(credit))
         return credit, self.method.plan(logprob=logprob, old_logprob=logprob, credit=credit, rollouts=batch.rollouts)
 
-    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+    def _get_per_token_logps_and_entropies(self, model: CausalModel, *args, **kwargs):
         """Keeps the entropies of the forward pass that TRL does for the old log-probs anyway; without a gradient also
         without dropout.
         """
@@ -239,7 +242,7 @@ class CreditTrainer(Steered, GRPOTrainer):
 
     # --- update time --------------------------------------------------------------------------------------------------
 
-    def _logprobs(self, model, inputs, batch_size=None, aux_loss=False):
+    def _logprobs(self, model: CausalModel, inputs, batch_size=None, aux_loss=False):
         """(log-probs [b, T], entropies [b, T], MoE auxiliary loss or None) of the completions under `model`."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
@@ -256,7 +259,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             yield
 
-    def _compute_loss(self, model, inputs):
+    def _compute_loss(self, model: CausalModel, inputs):
         self._noise.before_loss(self)
         whole, rows = inputs, self._credited_rows(inputs)
         inputs = inputs if rows is None else trimmed(inputs, rows)
@@ -267,7 +270,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         self._log_update(stats, mask.sum(), loss_mask(whole).sum())
         return loss
 
-    def _loss(self, model, inputs, routers: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _loss(self, model: CausalModel, inputs, routers: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """(loss of these rows as their part of the step's, its stats, entropies [b, T]); `routers`: with the MoE
         auxiliary loss.
         """
@@ -293,7 +296,7 @@ class CreditTrainer(Steered, GRPOTrainer):
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulated
         return loss, stats, entropy.detach()
 
-    def _mean_entropy(self, model, inputs, rows: Tensor | None, entropy: Tensor) -> Tensor:
+    def _mean_entropy(self, model: CausalModel, inputs, rows: Tensor | None, entropy: Tensor) -> Tensor:
         """Mean token entropy of all rows, from the entropies of the credited ones and a forward pass over the
         others.
         """

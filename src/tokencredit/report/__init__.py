@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokencredit.durable import replace_file
 from tokencredit.report import curves as learning
 from tokencredit.report import findings, methods, overview, roles, tokens
 from tokencredit.report.page import page
 from tokencredit.report.section import Material, Section
-from tokencredit.runs import Run, replace_file
+from tokencredit.runs import Run
 
 __all__ = ["BUILDERS", "Material", "Section", "write"]
 
@@ -40,7 +41,7 @@ def write(
     """Write the report of these runs and of the figures computed from them; `extra` sections follow the learning
     curves' own.
 
-    >>> write(sorted(Path("runs").iterdir()), "report.html", study.curves(), title="Five methods on reckon")
+        write(sorted(Path("runs").iterdir()), "report.html", study.curves(), title="Five methods on reckon")
     """
     material = Material.of([Run.open(path) for path in run_dirs], curves or {})
     built = [section for build in BUILDERS[:-1] if (section := build(material))]

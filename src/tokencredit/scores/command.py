@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
         raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
-    columns = {name: [] for name in args.scores}
+    columns: dict[str, list[list[float]]] = {name: [] for name in args.scores}
     with bar(console, "scoring", len(rows)) as advance:
         for start in range(0, len(rows), args.batch):
             some = rows[start : start + args.batch]
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def from_file(args: argparse.Namespace, policy: Any) -> list[dict]:
+def from_file(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     """Rows {"prompt_ids", "completion_ids"} of a file: text is tokenised, messages go through the chat template. A bad
     row is named.
     """
@@ -136,7 +136,7 @@ def from_file(args: argparse.Namespace, policy: Any) -> list[dict]:
     return rows
 
 
-def from_task(args: argparse.Namespace, policy: Any) -> list[dict]:
+def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     """Rows sampled now, with the verifier's verdict; "row" is the task's."""
     check_rows(args.prompts * args.samples, "--prompts x --samples")
     rows = policy.task.rows(args.split, args.prompts, args.seed)
@@ -155,7 +155,7 @@ def from_task(args: argparse.Namespace, policy: Any) -> list[dict]:
     ]
 
 
-def _read(path: Path) -> Iterator[dict]:
+def _read(path: Path) -> Iterator[dict[str, Any]]:
     rows = enumerate(read_rows(path), start=1) if path.suffix == ".parquet" else read_objects(path)
     for _, row in rows:
         yield row
@@ -164,7 +164,7 @@ def _read(path: Path) -> Iterator[dict]:
 def write(
     path: Path,
     rows: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, list],
+    columns: Mapping[str, list[Any]],
     tokens: Callable[[Sequence[int]], list[str]],
     about: Mapping[str, Any],
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -197,7 +198,7 @@ def _stats(method, rollouts, seed):
             return f'stat "{name}" is {x!r}'
 
 
-def _after(method, rollouts, seed):
+def _after(method: Method, rollouts: Rollouts, seed: int) -> str | None:
     then = method.after(rollouts)
     if method.replace(**then.state(method)) != then:
         return f"replace(**state) gives {method.replace(**then.state(method))!r} instead of {then!r}"
@@ -205,9 +206,10 @@ def _after(method, rollouts, seed):
     for name, other in (("reordering the rows", rollouts.rows(order)), ("wider padding", widened(rollouts, torch.nan))):
         if method.after(other) != then:
             return f"{name} gives {method.after(other).state(method)} instead of {then.state(method)}"
+    return None
 
 
-def _round_trip(method):
+def _round_trip(method: Method) -> str | None:
     known: dict[str, type] = {}
     _classes(method, known)
     try:
@@ -216,9 +218,10 @@ def _round_trip(method):
         return f"repr cannot be read back: {error}"
     if back != method:
         return f"repr reads back as {back!r}"
+    return None
 
 
-def _classes(part: object, known: dict[str, type]) -> None:
+def _classes(part: Any, known: dict[str, type]) -> None:
     known[type(part).__name__] = type(part)
     for inner in (getattr(part, f.name) for f in fields(part)):
         for one in inner if isinstance(inner, tuple) else (inner,):
