@@ -1,9 +1,13 @@
-"""How often the interval of a corrected correlation holds the exact one, for `spread` and `before_after`, by prompts and
-rollouts: worlds of four tokens out of six or eight, enumerated, with policies from undecided to nearly certain; 95 % are
-promised. `given` is the share of repetitions in which the gate of `agreement.moments` lets the figure pass, `ungated`
-the coverage of all that are clearly above zero.
+"""How often the interval of a corrected correlation holds the exact one, for `spread` and `before_after`, by prompts
+and rollouts: worlds of four tokens out of six or eight, enumerated, with policies from undecided to nearly certain;
+95 % are promised.
+
+Three rules say where a figure is given at all: "above zero", Cov(U_A, U_B) is at its lower bound; "share", it is above
+a quarter of Var(U); "gate", that and enough rollouts, as `agreement.moments` has it. Each has [share of the
+repetitions that are given a figure, coverage of those]; `totals` counts them.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -16,7 +20,8 @@ from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.agreement.rollouts import Rollouts
 from tokencredit.tasks.exact import ExactWorld, TabularPolicy
 
-HORIZON, WORLDS, REPETITIONS, GATE = 4, 60, 40, (moments.OWN, dict(moments.NEEDED))
+HORIZON, WORLDS, REPETITIONS = 4, 60, 40
+RULES = {"above zero": (0.0, False), "share": (moments.OWN, False), "gate": (moments.OWN, True)}
 POLICIES = ((6, 2.0), (8, 3.0), (8, 4.0), (6, 5.0))  # tokens to choose from, standard deviation of their logits
 
 
@@ -50,7 +55,7 @@ def complete(world, n, rng):
 
 
 def covered(worlds, prompts, n, rep):
-    """{effect: ((given, covers) with the gate, the same without it)}."""
+    """{effect: {rule: (given, covers)}}."""
     rng = np.random.default_rng(rep)
     rows = [complete(worlds[k], n, rng) for k in np.repeat(rng.permutation(WORLDS)[:prompts], 2)]
     pi, rewards, drawn, share, before_after, spread, entropy = (
@@ -60,16 +65,25 @@ def covered(worlds, prompts, n, rep):
     rollouts = Rollouts(trace, pi, np.array([reward for reward, _ in rows]), rewards, drawn, share)
     boot, exact = Bootstrap(trace // 2, num=200, seed=rep), {"before_after": before_after, "spread": spread}
     squares = Squares.of(rollouts, tuple(exact), partitions=8)
-    found = {}
+    found = {name: {} for name in exact}
     for name, effect in exact.items():
-        target, verdicts = exact_draws(entropy, effect, boot)[0], []
-        for moments.OWN, moments.NEEDED in (GATE, (0.0, {})):
-            each = squares if moments.NEEDED else {name: Squares(squares[name].whole, squares[name].halves)}
-            draws = corrected_draws(entropy, each[name], boot)
-            given = draws is not None
-            estimate = boot.estimate(draws) if given else None
-            verdicts.append((given, given and estimate.low <= target <= estimate.high))
-        found[name] = verdicts
+        target = exact_draws(entropy, effect, boot)[0]
+        for rule, (moments.OWN, counted) in RULES.items():
+            here = squares[name] if counted else replace(squares[name], enough=True)
+            draws = corrected_draws(entropy, here, boot)
+            estimate = None if draws is None else boot.estimate(draws)
+            found[name][rule] = (estimate is not None, bool(estimate and estimate.low <= target <= estimate.high))
+    return found
+
+
+def totals(figures):
+    """{effect, rollouts, rule: [figures given, those that hold the exact one]} over all worlds and numbers of prompts."""
+    found = {}
+    for name, (given, coverage) in figures.items():
+        effect, *_, rollouts, rule = name.replace(" prompts x ", ", ").split(", ")
+        place = found.setdefault(f"{effect}, {rollouts} rollouts, {rule}", [0, 0])
+        place[0] += round(given * REPETITIONS)
+        place[1] += round(given * REPETITIONS * (coverage or 0))
     return found
 
 
@@ -79,14 +93,13 @@ def main():
     every = {policy: make_worlds(*policy) for policy in POLICIES}
     for (vocab, scale), prompts, n in product(POLICIES, (12, 48), (8, 16, 32)):
         reps = [covered(every[vocab, scale], prompts, n, rep) for rep in range(REPETITIONS)]
-        for name in reps[0]:
-            gated, plain = (np.array([rep[name][way] for rep in reps], float).sum(0) for way in (0, 1))
-            figures[f"{name}, {vocab} tokens, scale {scale:g}, {prompts} prompts x {n}"] = {
-                "given": gated[0] / REPETITIONS,
-                "coverage": gated[1] / gated[0] if gated[0] else None,
-                "ungated": plain[1] / plain[0],
-            }
-    finish("spread_coverage", {"figures": figures, "repetitions": REPETITIONS})
+        for name, rule in product(reps[0], RULES):
+            given, covers = np.array([rep[name][rule] for rep in reps], float).sum(0)
+            figures[f"{name}, {vocab} tokens, scale {scale:g}, {prompts} prompts x {n}, {rule}"] = [
+                given / REPETITIONS,
+                covers / given if given else None,
+            ]
+    finish("spread_coverage", {"figures": figures, "totals": totals(figures), "repetitions": REPETITIONS})
 
 
 if __name__ == "__main__":

@@ -372,7 +372,7 @@ def enumerated(seed, prompts, n, worlds):
 
 @pytest.fixture(scope="module")
 def worlds():
-    """Sixty worlds of four tokens each out of six, decided enough that most alternatives are rare: (log p, Q) by depth."""
+    """Sixty worlds of four tokens out of six, so decided that most alternatives are rare: (log p, Q) by depth."""
     found = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -386,8 +386,8 @@ def worlds():
 
 
 def test_the_spread_of_few_rollouts_is_refused(worlds):
-    """12 prompts, 8 rollouts: what `study correlation --small` had, where 0.78 [0.48, 1.19] was given for 0.30. The same
-    rollouts resolve the effect of a token.
+    """12 prompts, 8 rollouts: what `study correlation --small` had, where 0.78 [0.48, 1.19] was given for 0.30. The
+    same rollouts resolve the effect of a token.
     """
     rollouts, _, prompt, entropy = enumerated(0, 12, 8, worlds)
     boot = Bootstrap(prompt, num=200)

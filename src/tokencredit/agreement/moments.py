@@ -6,9 +6,9 @@
 
 The size of a noisy effect is not a noisy size: |effect̂| carries V(1 − V), π and the number of rollouts as hidden
 variables, and any proxy that knows one of them correlates with it in a world without effects, at every budget. U does
-not. When Cov(U_A, U_B) is not clearly a good part of Var(U), the effects' own variance is not resolved, there is nothing
-to divide by, and the correlation is refused. Clearly above zero would not do: U has heavy tails, and a few rollouts with
-large weights can be in numerator and denominator at once.
+not. When Cov(U_A, U_B) is not clearly a good part of Var(U), the effects' own variance is not resolved, there is
+nothing to divide by, and the correlation is refused. Clearly above zero would not do: U has heavy tails, and a few
+rollouts with large weights can be in numerator and denominator at once.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ UNRESOLVED = "unresolved at this budget"
 OWN = 0.25
 """Least share of Var(U) that has to be the effects' own, at its one-sided lower bound over prompts."""
 NEEDED = {"spread": 16}
-"""Fewest rollouts at a token. spread² is made of pairs of rollouts that start alike: in halves of 4 there are six pairs at
-most, and intervals hold the truth too seldom, whatever is asked of the variance (`benchmarks/spread_coverage.py`).
+"""Fewest rollouts at a token. spread² is made of pairs of rollouts that start alike: in halves of 4 there are six at
+most. In enumerated worlds 87 of 94 figures that pass with 8 rollouts hold the exact one, with 16 rollouts 283 of 284
+(`benchmarks/spread_coverage.py`).
 """
 
 
