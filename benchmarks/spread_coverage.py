@@ -77,7 +77,7 @@ def covered(worlds, prompts, n, rep):
 
 
 def totals(figures):
-    """{effect, rollouts, rule: [figures given, those that hold the exact one]} over all worlds and numbers of prompts."""
+    """{effect, rollouts, rule: [figures given, those that hold the exact one]} over worlds and numbers of prompts."""
     found = {}
     for name, (given, coverage) in figures.items():
         effect, *_, rollouts, rule = name.replace(" prompts x ", ", ").split(", ")

@@ -87,8 +87,8 @@ def _theory(result: Mapping[str, Any], figures: Figures) -> list[str]:
             said.append(
                 f"−η Cov of the tabular theory ({row['theory']}), pooled over tokens: {row['predicted']:.2g} on average"
                 f" where the batch’s own part makes {row['true']:.2g}, in other units: that step is AdamW's. The sign is"
-                f" right for {row['same_sign']} of {row['of']} updates of one checkpoint, which share it; they are"
-                f" told apart with a correlation of {shown(figures[row['correlation']], '.2f')}."
+                f" right for {row['same_sign']} of {row['of']} updates, which are of one checkpoint and share it; over"
+                f" updates the two correlate by {shown(figures[row['correlation']], '.2f')}."
             )
     return said
 
