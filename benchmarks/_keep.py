@@ -36,9 +36,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path, help="a study's directory, or its JSON file")
     parser.add_argument("name", help="of the file in benchmarks/results")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="PREFIX", help="of the names of figures")
+    parser.add_argument("--note", help="what the command does not say of the result")
     options = parser.parse_args()
     source = options.result / "result.json" if options.result.is_dir() else options.result
-    found = kept(json.loads(source.read_text()))
+    found = kept(json.loads(source.read_text())) | ({"note": options.note} if options.note else {})
+    if "figures" in found:
+        chosen = tuple(options.only)
+        found["figures"] = {name: each for name, each in found["figures"].items() if name.startswith(chosen)}
     path = Path(__file__).parent / "results" / f"{options.name}.json"
     lines = [f"{json.dumps(name)}: {json.dumps(each)}" for name, each in found.pop("figures", {}).items()]
     rest = [f"{json.dumps(name)}: {json.dumps(each)}" for name, each in found.items()]

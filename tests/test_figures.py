@@ -15,12 +15,29 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TIES = tomllib.loads((ROOT / "docs" / "figures.toml").read_text(encoding="utf-8"))
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-# Results that the pages quote and that are not committed yet. Once the file is there, its name has to go from here.
-NOT_COMMITTED: frozenset[str] = frozenset()
+# Results that the pages quote and that are not committed yet; a figure tied to one may name it without a key. Once the
+# file is there, its name has to go from here.
+NOT_COMMITTED = frozenset(
+    {
+        "attribution_20",
+        "attribution_40",
+        "attribution_pivots",
+        "compare",
+        "conditions",
+        "demo",
+        "dynamic_sampling",
+        "kernel",
+        "kernel_identity",
+        "kernel_sequences",
+        "pivotality",
+        "variance",
+        "variance_5",
+    }
+)
 
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
 FIGURE = re.compile(rf"(?<![\w.]){NUMBER}(?: ?[%°])? \[{NUMBER}, {NUMBER}\]")
-DECIMAL = re.compile(rf"(?<![\w.\[-]){NUMBER}(?![\w-])")
+DECIMAL = re.compile(rf"(?<![\w.-]){NUMBER}(?![\w-])")
 
 
 def plain(page: str) -> str:
@@ -74,6 +91,9 @@ def wrong(page: str) -> list[str]:
             continue
         if tie.partition(": ")[0] in NOT_COMMITTED:
             continue
+        if ": " not in tie:
+            found.append(f"{printed!r} names {tie} and no key of it")
+            continue
         values, shown = looked_up(tie), numbers(printed)
         if len(shown) > len(values) or not all(map(agrees, shown, values)):
             found.append(f"{printed!r} is {[float(f'{value:.6g}') for value in values]} in {tie}")
@@ -89,7 +109,7 @@ def untied(page: str) -> list[str]:
         if "command" not in rows[0]:
             continue
         for row in rows[2:]:
-            rest = row
+            rest = FIGURE.sub("", row)
             for each in sorted(printed, key=len, reverse=True):
                 rest = rest.replace(each, "")
             found += [number for number in DECIMAL.findall(re.sub(r"`[^`]*`", "", rest)) if "." in number]
@@ -115,23 +135,18 @@ def test_nothing_is_tied_to_a_page_or_a_result_that_is_not_there():
 
 
 def test_a_wrong_digit_a_wrong_end_and_an_untied_figure_are_found(monkeypatch, tmp_path):
-    """The test itself: what it must see."""
+    """What the tests above must see, on a page made for it."""
     monkeypatch.setattr("test_figures.ROOT", tmp_path)
     monkeypatch.setattr("test_figures.RESULTS", tmp_path)
-    page = "| what | figure | command |\n|---|---|---|\n| x | 0.25 [0.21, 0.30] and 7.1 | `make x` |\n\nAlso **−3 %**\n[−4, 2].\n"
-    (tmp_path / "x.md").write_text(page)
-    (tmp_path / "x.json").write_text(json.dumps({"figures": {"a": {"value": 0.2549, "low": 0.2050001, "high": 0.304}}}))
-
-    def told(**entries):
-        monkeypatch.setattr(
-            "test_figures.TIES", {"x.md": {text.replace("_", " "): tie for text, tie in entries.items()}}
-        )
-        return wrong("x.md"), untied("x.md")
-
-    assert told() == ([], ["0.25 [0.21, 0.30]", "-3 % [-4, 2]", "0.25", "0.21", "0.30", "7.1"])
-    held = {"0.25 [0.21, 0.30]": "x: a"}
-    assert told(**held) == (["'0.25 [0.21, 0.30]' is [0.2549, 0.205, 0.304] in x: a"], ["-3 % [-4, 2]", "7.1"])
-    (tmp_path / "x.json").write_text(json.dumps({"figures": {"a": {"value": 0.2549, "low": 0.2051, "high": 0.306}}}))
-    assert told(**held)[0] == ["'0.25 [0.21, 0.30]' is [0.2549, 0.2051, 0.306] in x: a"]
-    (tmp_path / "x.json").write_text(json.dumps({"figures": {"a": {"value": 0.2549, "low": 0.2051, "high": 0.304}}}))
-    assert told(**held)[0] == ["'0.25 [0.21, 0.30]' is [0.2549, 0.2051, 0.304] in x: a"]
+    rows = ["| what | figure | command |", "|---|---|---|", "| x | 0.25 [0.21, 0.30] and 7.1 | `make x` |"]
+    (tmp_path / "x.md").write_text("\n".join([*rows, "", "Also **−3 %**", "[−4, 2].", ""]))
+    monkeypatch.setattr("test_figures.TIES", {})
+    assert untied("x.md") == ["0.25 [0.21, 0.30]", "-3 % [-4, 2]", "7.1"]
+    held = {"0.25 [0.21, 0.30]": "x: a", "-3 % [-4, 2]": "x: b * 100", "7.1": "x: c > 1"}
+    monkeypatch.setattr("test_figures.TIES", {"x.md": held})
+    assert untied("x.md") == []
+    for changed, number in ({}, 0), ({"value": 0.2551}, 1), ({"low": 0.2151}, 1), ({"high": 0.2949}, 1):
+        a = {"value": 0.2549, "low": 0.2051, "high": 0.304} | changed
+        figures = {"a": a, "b": {"value": -0.034, "low": -0.0449, "high": 0.0151}}
+        (tmp_path / "x.json").write_text(json.dumps({"figures": figures, "c": [0, 7.149]}))
+        assert len(wrong("x.md")) == number

@@ -85,9 +85,9 @@ def _theory(result: Mapping[str, Any], figures: Figures) -> list[str]:
     for row in result["theory"]:
         if row["part"] == "batch":
             said.append(
-                f"−η Cov of the tabular theory ({row['theory']}), pooled over tokens: {row['predicted']:.2g} on average"
-                f" where the batch’s own part makes {row['true']:.2g}, in other units: that step is AdamW's. The sign is"
-                f" right for {row['same_sign']} of {row['of']} updates, which are of one checkpoint and share it; over"
+                f"−η Cov of the tabular theory ({row['theory']}), pooled over tokens: {row['predicted']:.2g} on"
+                f" average where the batch’s own part makes {row['true']:.2g} in AdamW's units, which are others. The sign"
+                f" is right for {row['same_sign']} of {row['of']} updates, which are of one checkpoint and share it; over"
                 f" updates the two correlate by {shown(figures[row['correlation']], '.2f')}."
             )
     return said
