@@ -86,9 +86,9 @@ def _theory(result: Mapping[str, Any], figures: Figures) -> list[str]:
         if row["part"] == "batch":
             said.append(
                 f"−η Cov of the tabular theory ({row['theory']}), pooled over tokens: {row['predicted']:.2g} on"
-                f" average where the batch’s own part makes {row['true']:.2g} in AdamW's units, which are others. The sign"
-                f" is right for {row['same_sign']} of {row['of']} updates, which are of one checkpoint and share it; over"
-                f" updates the two correlate by {shown(figures[row['correlation']], '.2f')}."
+                f" average where the batch’s own part makes {row['true']:.2g}; the units differ, the step is AdamW's."
+                f" The sign is right for {row['same_sign']} of {row['of']} updates, which are of one checkpoint and"
+                f" share it; over updates the two correlate by {shown(figures[row['correlation']], '.2f')}."
             )
     return said
 
