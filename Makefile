@@ -43,23 +43,25 @@ studies: setup
 	$(BIN)/tokencredit study theory --out runs/theory.json
 	$(BIN)/tokencredit demo --seeds 5 --out runs/claims
 	$(BIN)/tokencredit train --method grpo --steps 30 --out runs/grpo
+	$(BIN)/tokencredit train --method grpo --steps 20 --set eval_every=0 --set record_every=0 --out runs/grpo-20
 	$(BIN)/tokencredit train --method grpo --steps 5 --set eval_every=0 --set record_every=0 --out runs/grpo-5
 	$(BIN)/tokencredit study correlation
 	$(BIN)/tokencredit study compare
 	$(BIN)/tokencredit study variance
 	$(BIN)/tokencredit study variance --model runs/grpo-5 --out runs/variance-5
 	$(BIN)/tokencredit dynamics entropy --run runs/grpo --checkpoint 40 --out runs/entropy
-	$(BIN)/tokencredit dynamics attribute --run runs/grpo --checkpoint 20 --out runs/attribution-20
-	$(BIN)/tokencredit dynamics attribute --run runs/grpo --checkpoint 40 --out runs/attribution-40
+	$(BIN)/tokencredit dynamics attribute --run runs/grpo-20 --checkpoint 20 --out runs/attribution-20
+	$(BIN)/tokencredit dynamics attribute --run runs/grpo-20 --checkpoint 40 --out runs/attribution-40
 	$(BIN)/tokencredit dynamics kernel --run runs/grpo --checkpoint 40 --out runs/kernel
 	$(BIN)/tokencredit dynamics kernel --run runs/grpo --checkpoint 40 --sequences --out runs/kernel-sequences
 	$(BIN)/tokencredit dynamics kernel --run runs/grpo --checkpoint 40 --preconditioner identity --out runs/kernel-identity
 	$(BIN)/tokencredit dynamics noise-scale --run runs/grpo --checkpoint 40 --out runs/noise-scale
+	$(BIN)/tokencredit pivotality run --out runs/pivots
 	$(BIN)/tokencredit report runs/correlation runs/compare runs/variance runs/entropy runs/attribution-40 runs/kernel runs/noise-scale --out runs/studies.html
 
 keep:
 	@set -e; for pair in theory.json:theory claims:demo correlation:correlation compare:compare variance:variance variance-5:variance_5 \
-	attribution-20:attribution_20 attribution-40:attribution_40 kernel:kernel kernel-sequences:kernel_sequences kernel-identity:kernel_identity; \
+	attribution-20:attribution_20 attribution-40:attribution_40 kernel:kernel kernel-sequences:kernel_sequences kernel-identity:kernel_identity pivots:pivotality; \
 	do $(BIN)/python benchmarks/_keep.py runs/$${pair%%:*} $${pair##*:}; done
 
 bench: setup

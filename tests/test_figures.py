@@ -18,23 +18,11 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md"
 # Results that the pages quote and that are not committed yet; a figure tied to one may name it without a key. Once the
 # file is there, its name has to go from here.
 NOT_COMMITTED = frozenset(
-    {
-        "attribution_20",
-        "attribution_40",
-        "attribution_pivots",
-        "compare",
-        "conditions",
-        "demo",
-        "dynamic_sampling",
-        "kernel",
-        "kernel_identity",
-        "kernel_sequences",
-        "pivotality",
-        "variance",
-        "variance_5",
-    }
+    "attribution_20 attribution_40 attribution_pivots compare conditions demo kernel kernel_identity kernel_sequences"
+    " variance_5".split()
 )
 
+ENDS = ("value", "low", "high")
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
 FIGURE = re.compile(rf"(?<![\w.]){NUMBER}(?: ?[%°])? \[{NUMBER}, {NUMBER}\]")
 DECIMAL = re.compile(rf"(?<![\w.-]){NUMBER}(?![\w-])")
@@ -62,7 +50,7 @@ def looked_up(tie: str) -> list[float]:
         place = result
         for step in [key] if key in result.get("figures", {}) else key.split(" > "):
             place = place.get("figures", {}).get(step, place.get(step)) if isinstance(place, dict) else place[int(step)]
-        ends = [place[end] for end in ("value", "low", "high") if end in place] if isinstance(place, dict) else place
+        ends = place if not isinstance(place, dict) else [place[end] for end in ENDS if place.get(end) is not None]
         found += ends if isinstance(ends, list) else [ends]
     return [value * float(factor or 1) for value in found]
 
