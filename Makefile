@@ -2,7 +2,8 @@
 # make test   sets up and passes the tests
 # make test-architectures  that part of the tests which goes over many architectures of models (about a minute and a half of one core)
 # make setup  creates .venv (both call it; the second time it does nothing)
-# make studies  every study behind docs/guidelines.md, one page of them: runs/studies.html (about an hour and a half; resumes)
+# make studies  every study behind docs/guidelines.md, one page of them: runs/studies.html (hours; resumes)
+# make keep   their figures beside those of the benchmarks, where a test holds the documentation against them
 # make bench  the figures of the documentation, one script each; results in benchmarks/results/
 # make lint   style, format and types
 # make docs   the documentation as a site, build/site/index.html
@@ -17,7 +18,7 @@ BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test test-architectures test-algebra browser studies bench lint docs clean
+.PHONY: setup demo test test-architectures test-algebra browser studies keep bench lint docs clean
 
 setup: .venv/ready
 
@@ -56,15 +57,28 @@ browser: setup
 
 studies: setup
 	$(BIN)/tokencredit study theory --out runs/theory.json
+	$(BIN)/tokencredit demo --seeds 5 --out runs/claims
 	$(BIN)/tokencredit train --method grpo --steps 30 --out runs/grpo
+	$(BIN)/tokencredit train --method grpo --steps 20 --set eval_every=0 --set record_every=0 --out runs/grpo-20
+	$(BIN)/tokencredit train --method grpo --steps 5 --set eval_every=0 --set record_every=0 --out runs/grpo-5
 	$(BIN)/tokencredit study correlation
 	$(BIN)/tokencredit study compare
-	$(BIN)/tokencredit study variance --runs runs/grpo --steps 40
+	$(BIN)/tokencredit study variance
+	$(BIN)/tokencredit study variance --model runs/grpo-5 --out runs/variance-5
 	$(BIN)/tokencredit dynamics entropy --run runs/grpo --checkpoint 40 --out runs/entropy
-	$(BIN)/tokencredit dynamics attribute --run runs/grpo --checkpoint 40 --out runs/attribution
+	$(BIN)/tokencredit dynamics attribute --run runs/grpo-20 --checkpoint 20 --out runs/attribution-20
+	$(BIN)/tokencredit dynamics attribute --run runs/grpo-20 --checkpoint 40 --out runs/attribution-40
 	$(BIN)/tokencredit dynamics kernel --run runs/grpo --checkpoint 40 --out runs/kernel
+	$(BIN)/tokencredit dynamics kernel --run runs/grpo --checkpoint 40 --sequences --out runs/kernel-sequences
+	$(BIN)/tokencredit dynamics kernel --run runs/grpo --checkpoint 40 --preconditioner identity --out runs/kernel-identity
 	$(BIN)/tokencredit dynamics noise-scale --run runs/grpo --checkpoint 40 --out runs/noise-scale
-	$(BIN)/tokencredit report runs/correlation runs/compare runs/variance runs/entropy runs/attribution runs/kernel runs/noise-scale --out runs/studies.html
+	$(BIN)/tokencredit pivotality run --out runs/pivots
+	$(BIN)/tokencredit report runs/correlation runs/compare runs/variance runs/entropy runs/attribution-40 runs/kernel runs/noise-scale --out runs/studies.html
+
+keep:
+	@set -e; for pair in theory.json:theory claims:demo correlation:correlation compare:compare variance:variance variance-5:variance_5 \
+	attribution-20:attribution_20 attribution-40:attribution_40 kernel:kernel kernel-sequences:kernel_sequences kernel-identity:kernel_identity pivots:pivotality; \
+	do $(BIN)/python benchmarks/_keep.py runs/$${pair%%:*} $${pair##*:}; done
 
 bench: setup
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done

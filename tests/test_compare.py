@@ -317,6 +317,17 @@ def test_equal_methods_are_seldom_told_apart(tmp_path):
     assert min(row["holm"] for row in result["verdicts"]) >= min(row["p"] for row in result["verdicts"]) > 0
 
 
+def test_the_size_that_is_said_to_be_seen_is_where_the_first_step_of_holm_finds_a_difference(tmp_path):
+    levels = dict(zip(COMPARED, np.linspace(0.5, 0.8, len(COMPARED)))) | {"grpo": 0.65}
+    result = made_study(tmp_path, levels, by_seed=0.05)
+    rows = [row for row in result["verdicts"] if row["measure"] == "area"]
+    sizes = [abs(result["figures"][row["difference"]]["value"]) for row in rows]
+    found = [row["p"] < 0.05 / len(rows) for row in rows]
+    assert [size > row["seen"] for size, row in zip(sizes, rows)] == found and 0 < sum(found) < len(rows)
+    told = np.median([row["seen"] for row in rows])
+    assert f"differences under about {told:.3f} cannot be seen" in result["findings"][0]
+
+
 def test_collapse_times_and_one_seed(tmp_path):
     result = made_study(
         tmp_path, {"grpo": 0.7, "dapo": 0.3}, seeds=1, entropy={"dapo": (0.4, 0.05)}, seconds={"dapo": 25.0}

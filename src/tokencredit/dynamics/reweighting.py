@@ -100,8 +100,8 @@ def quadratic_change(entropy, length, slope, longer, bend, bend_length):
 def second_derivatives(passes: Passes, direction: Mapping[str, Tensor], step: float = STEP) -> Tangents:
     """∂²log π, ∂²H [B, T] along a direction: the symmetric difference of two forward-mode passes at θ ± step · u.
 
-    A second forward mode inside the first would be exact, but torch has none through SiLU, which most language models
-    use.
+    A second forward mode inside the first would be exact. Through SiLU, which most language models use, torch has one
+    while it records gradients and none under `no_grad`; the passes here record none, to keep no graph.
     """
     ends = []
     for sign in (1, -1):

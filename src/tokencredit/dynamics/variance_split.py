@@ -14,8 +14,8 @@ one or both rollouts,
 
     α = 4 (E₁ − E₀)        β = 2 (E₂ − 2 E₁ + E₀)        E|G_p|² = E₀
 
-so the split holds for every K, not only for the measured one. When |s|² says nothing about R, β ≈ α and V(K) ≈ τ + α /
-(K − 1): leave-one-out with K rollouts is as noisy as K − 1 independent ones.
+so the split holds for every K, not only for the measured one. Where |s|² says nothing about R, β ≈ α and V(K) ≈ τ + α /
+(K − 1): within a prompt, leave-one-out with K rollouts is then as noisy as K − 1 independent ones.
 """
 
 from __future__ import annotations

@@ -121,9 +121,9 @@ def _verdicts(result: Mapping[str, Any]) -> Section:
     heads = ["learning rate", "final pass@1", *(f"{named[measure]}, difference" for measure in there)]
     note = (
         f'<p class="note">Differences from {text(result["baseline"])}, by seed; intervals: 95 %, over seeds and'
-        " prompts. A verdict is better or worse when the difference is not 0 at 5 % after Holm’s correction for all"
-        " methods; else the budget does not tell: that is not a finding of no difference, and the order of rows is"
-        " none either.</p>"
+        " prompts, not corrected. A verdict is better or worse when the difference is not 0 at 5 % after Holm’s"
+        " correction for all methods, measure by measure; else the budget does not tell: that is not a finding of no"
+        " difference, and the order of rows is none either.</p>"
     )
     return Section("Verdicts", _table("Verdicts", heads, table) + note)
 

@@ -188,8 +188,8 @@ def _theory(result: Mapping[str, Any]) -> Section:
     ]
     note = (
         '<p class="note">−η Cov(log π, πA) and −η Cov(log π, A) over the batch’s tokens (Cui et al., arXiv:2505.22617,'
-        " theorems 1 and 2), in thousandths of a nat. The theory has one logit per state and action; here states share"
-        " parameters, and the step is the optimizer’s.</p>"
+        " theorems 1 and 2), in thousandths of a nat. The theory is of one logit per state and action, within a state;"
+        " here tokens are pooled, states share parameters, and the step is the optimizer’s, in its units.</p>"
     )
     heads = ("theory", "compared with", "predicted", "true", "same sign", "correlation over updates")
     return Section("What tabular theory says", note + _table("Theory", heads, rows))

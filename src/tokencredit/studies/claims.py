@@ -27,8 +27,9 @@ Curves = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 def findings(
     curves: Curves, treatment: str, baselines: Sequence[str], differing: Mapping[str, Mapping[str, Any]] | None = None
-) -> list[dict[str, str]]:
-    """Each claim against each baseline, at the last step that both have reached, as {"claim", "verdict", "detail"}.
+) -> list[dict[str, Any]]:
+    """Each claim against each baseline, at the last step that both have reached, as {"claim", "verdict", "detail",
+    "difference" {value, low, high}, "p"}, p adjusted.
 
     curves     {measure: {method: {"seeds": {seed: {"step", "value"}}}}}
     differing  {method: {setting: value}} where the methods' settings differ besides the method: said in the detail
@@ -88,7 +89,7 @@ def _note(differing: Mapping[str, Mapping[str, Any]], treatment: str, baseline: 
 
 def _verdict(
     measure: str, step: int, pairs: Sequence[tuple[float, float]], p: float, num: int, note: str
-) -> dict[str, str]:
+) -> dict[str, Any]:
     difference = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
     verdict = "not resolved" if p >= 0.05 else "shows here" if difference.value > 0 else "does not show here"
     if len(pairs) > 1:
@@ -101,4 +102,6 @@ def _verdict(
     return {
         "verdict": verdict,
         "detail": f"{measure} at step {step}, paired by seed: {difference.value:+.3f}, {found}{note}",
+        "difference": {"value": difference.value, "low": difference.low, "high": difference.high},
+        "p": p,
     }

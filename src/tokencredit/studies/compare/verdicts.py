@@ -2,7 +2,7 @@
 ranking.
 
 Units are the seeds that were run under both, on the same prompts; p-values are Holm's over all methods, measure by
-measure.
+measure: over the measures together there is no adjustment. Intervals are not adjusted at all.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ def verdicts(
     book: Any, measured: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, Sequence[int]], baseline: str
 ) -> list[dict[str, Any]]:
     """One entry per measure and method: {"measure", "method", "difference" (a figure), "p", "holm", "verdict",
-    "seeds"}.
+    "seeds", "seen"}.
 
     measured   {method: {measure: Draws}}; a measure that is not defined here is left out
+    seen       the size from which Holm's first step, α over the number of methods, finds a difference with this error
     """
     found = []
     for measure, (_, sign) in MEASURES.items():
-        rows = []
+        rows, others = [], max(len(measured) - 1, 1)
         for method in measured:
             shared = [seed for seed in seeds[method] if seed in seeds[baseline]]
             if method == baseline or not shared or measure not in measured[baseline]:
@@ -44,13 +45,14 @@ def verdicts(
                 for name in (method, baseline)
             ]
             difference = OverSeedsAndPrompts(pair[0].draws - pair[1].draws, pair[0].num_prompts)
-            name = f"difference/{measure}/{method}"
+            name, first = f"difference/{measure}/{method}", difference.estimate(1 - LEVEL / others)
             rows.append(
                 {
                     "measure": measure,
                     "method": method,
                     "p": difference.p_value(),
                     "seeds": shared,
+                    "seen": (first.high - first.low) / 2,
                     "difference": book.enter(name, measure, difference.estimate(), shared),
                 }
             )
@@ -88,11 +90,11 @@ def _verdict_line(what: str, rows: Sequence[Mapping], baseline: str, result: Map
     ]
     if named[UNRESOLVED]:
         parts.append(f"{UNRESOLVED}: {', '.join(named[UNRESOLVED])}")
-    figures = [result["figures"][row["difference"]] for row in rows]
-    widths = [(f["high"] - f["low"]) / 2 for f in figures if np.isfinite(f["high"] - f["low"])]
+    sizes = [row["seen"] for row in rows if np.isfinite(row["seen"])]
     seen = (
-        f" Differences under about {number(float(np.median(widths)))} cannot be seen (half of the median interval)."
-        if widths
+        f" Of a median method, differences under about {number(float(np.median(sizes)))} cannot be seen: half of its"
+        f" interval at the level that Holm's first step asks of {len(rows)} methods."
+        if sizes
         else ""
     )
     return f"{what[0].upper()}{what[1:]}: {'; '.join(parts)}.{seen}"

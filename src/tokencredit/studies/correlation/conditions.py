@@ -140,7 +140,8 @@ def permutation_p(rows: Sequence[dict[str, Any]], agreement: str, seed: int = 0)
     """Two-sided p of `across` when the agreements are dealt to the conditions at random: were there conditions enough
     to tell?
 
-    All orders for up to 7 conditions, 5,000 random ones beyond.
+    All orders for up to 7 conditions, 5,000 random ones beyond. Conditions that share prompts or a base are not
+    exchangeable: p is then no test of the hypothesis.
     """
     a, b = (rankdata([row["draws"][name][0] for row in rows]) for name in ("ece", agreement))
     a, b = a - a.mean(), b - b.mean()

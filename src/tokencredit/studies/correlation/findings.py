@@ -42,7 +42,8 @@ def _calibration(tests: Mapping[str, Any], figures: Mapping[str, dict]) -> str:
     verdict = {(1, 1): "contradicts it", (-1, -1): "supports it"}.get(tuple(verdicts), "does not decide it")
     return (
         f"Hypothesis, entropy is a good proxy when the model is calibrated: over {tests['conditions']} policies and"
-        f" temperatures the calibration error correlates {' and '.join(parts)}; this {verdict}."
+        f" temperatures the calibration error correlates {' and '.join(parts)}; this {verdict}. The conditions share"
+        " prompts and a base, so that p, which deals them out as if they did not, is no test."
     )
 
 

@@ -55,9 +55,13 @@ def _prediction(figures: Figures) -> list[str]:
 
 def _slope(figures: Figures) -> list[str]:
     return [
-        f"|ΔH| grows with the learning rate to the power {shown(figures['slope'], '.4f')} on independent rollouts (R²"
-        f" at least {figures['r2']['value']:.5f}), {shown(figures['slope/fresh'], '.3f')} by fresh samples (R² at least"
-        f" {figures['r2/fresh']['value']:.3f}); with its curvature, {shown(figures['slope/independent/whole'], '.4f')}."
+        (
+            "|ΔH| of the step grows with the learning rate to the power"
+            f" {shown(figures['slope/independent/whole'], '.4f')} on independent rollouts. Its odd half-difference,"
+            f" which no quadratic term can enter, has {shown(figures['slope'], '.4f')} (R² at least"
+            f" {figures['r2']['value']:.5f}), by fresh samples {shown(figures['slope/fresh'], '.3f')} (R² at least"
+            f" {figures['r2/fresh']['value']:.3f})."
+        )
     ]
 
 
@@ -81,12 +85,19 @@ def _theory(result: Mapping[str, Any], figures: Figures) -> list[str]:
     for row in result["theory"]:
         if row["part"] == "batch":
             said.append(
-                f"−η Cov of the tabular theory ({row['theory']}): {row['predicted']:.2g} on average where the batch’s"
-                f" own part makes {row['true']:.2g}; the sign is right for {row['same_sign']} of {row['of']} updates,"
-                f" correlation over updates {shown(figures[row['correlation']], '.2f')}."
+                f"−η Cov of the tabular theory ({row['theory']}), pooled over tokens: {row['predicted']:.2g} on"
+                f" average where the batch’s own part makes {row['true']:.2g}; the units differ, the step is AdamW's."
+                f" The sign is right for {row['same_sign']} of {row['of']} updates, which are of one checkpoint and"
+                f" share it; over updates the two correlate by {shown(figures[row['correlation']], '.2f')}."
             )
     return said
 
 
 def _flags(result: Mapping[str, Any]) -> list[str]:
-    return [f"Update {k + 1}: {flag}." for k, each in enumerate(result["updates"]) for flag in each["flags"]]
+    flagged = [(k, each["flags"]) for k, each in enumerate(result["updates"]) if each["flags"]]
+    if not flagged:
+        return []
+    return [
+        f"Flagged: {len(flagged)} of {len(result['updates'])} updates.",
+        *(f"Update {k + 1}: {flag}." for k, flags in flagged for flag in flags),
+    ]
