@@ -5,40 +5,137 @@
     credit = method.credit(rollouts)
     loss, stats = method.loss(logprob=logprob, old_logprob=old_logprob, credit=credit, rollouts=rollouts)
 
-These names need torch alone, and import it when they are first used; models, tasks, engines and reports have modules of
-their own.
+Names are imported when they are first used. The algebra (rollouts, transforms, surrogates, aggregates, methods) needs
+torch alone; `check_laws` and `check_method` need hypothesis, `importance` transformers, `CreditTrainer` TRL. Tasks,
+pivotality, dynamics, studies and reports have modules of their own.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokencredit.credit import Chain, Transform
-    from tokencredit.method import Method, Plan
+    from tokencredit.credit import (
+        LAWS,
+        Above,
+        BatchWhiten,
+        Chain,
+        EntropyBonus,
+        EntropyReward,
+        GroupCenter,
+        GroupRelativeOverlong,
+        LeaveOneOut,
+        OptimalTokenBaseline,
+        Outcome,
+        Overlong,
+        PolarityCenter,
+        ProxyWeight,
+        Score,
+        TokenSampling,
+        TopFraction,
+        Transform,
+        Weight,
+    )
+    from tokencredit.engines.trl import CreditTrainer
+    from tokencredit.lm.proxies import Importance, importance
+    from tokencredit.method import Method, Plan, parse
     from tokencredit.methods import METHODS
+    from tokencredit.objective import (
+        CISPO,
+        GPPO,
+        SAPO,
+        Aggregate,
+        Clip,
+        ClipCov,
+        KLCov,
+        LogProb,
+        SelectedMean,
+        SequenceClip,
+        SequenceMean,
+        SequenceSum,
+        Surrogate,
+        TokenMean,
+    )
     from tokencredit.rollouts import Rollouts
+    from tokencredit.testing import check_laws, check_method
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "Chain", "Method", "Plan", "Rollouts", "Transform", "__version__"]
+__all__ = [
+    "CISPO",
+    "GPPO",
+    "LAWS",
+    "METHODS",
+    "SAPO",
+    "Above",
+    "Aggregate",
+    "BatchWhiten",
+    "Chain",
+    "Clip",
+    "ClipCov",
+    "CreditTrainer",
+    "EntropyBonus",
+    "EntropyReward",
+    "GroupCenter",
+    "GroupRelativeOverlong",
+    "Importance",
+    "KLCov",
+    "LeaveOneOut",
+    "LogProb",
+    "Method",
+    "OptimalTokenBaseline",
+    "Outcome",
+    "Overlong",
+    "Plan",
+    "PolarityCenter",
+    "ProxyWeight",
+    "Rollouts",
+    "Score",
+    "SelectedMean",
+    "SequenceClip",
+    "SequenceMean",
+    "SequenceSum",
+    "Surrogate",
+    "TokenMean",
+    "TokenSampling",
+    "TopFraction",
+    "Transform",
+    "Weight",
+    "__version__",
+    "check_laws",
+    "check_method",
+    "importance",
+    "parse",
+]
 
+# Where a name lives, if not among the transforms, surrogates and aggregates.
 _HOMES = {
-    "Rollouts": "rollouts",
-    "Chain": "credit",
-    "Transform": "credit",
+    "CreditTrainer": "engines.trl",
+    "Importance": "lm.proxies",
     "METHODS": "methods",
     "Method": "method",
     "Plan": "method",
+    "Rollouts": "rollouts",
+    "check_laws": "testing",
+    "check_method": "testing",
+    "importance": "lm.proxies",
+    "parse": "method",
 }
+_MODULES = ("credit", "masked", "method", "methods", "objective", "rollouts", "stats", "testing")
 
+# Hidden from type checkers, which would otherwise take any misspelt name for Any.
+if not TYPE_CHECKING:
 
-def __getattr__(name: str):
-    if name in ("rollouts", "masked", "credit", "objective", "method", "methods", "testing", "stats"):
-        return import_module(f"tokencredit.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tokencredit' has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(f"tokencredit.{_HOMES[name]}"), name)
-    return found
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return import_module(f"tokencredit.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module 'tokencredit' has no attribute {name!r}")
+        for home in [_HOMES[name]] if name in _HOMES else ("credit", "objective"):
+            module = import_module(f"tokencredit.{home}")
+            if hasattr(module, name):
+                globals()[name] = found = getattr(module, name)
+                return found
+        raise AttributeError(f"module 'tokencredit' lists {name!r}, but neither credit nor objective has it")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*globals(), *__all__, *_MODULES})
