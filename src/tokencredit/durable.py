@@ -89,7 +89,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write strict, readable JSON atomically."""
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # A lone surrogate, which a tokenizer may produce, has no UTF-8 form.

@@ -5,7 +5,9 @@ method's repr.
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -156,7 +158,7 @@ def replaced(part, values: dict, used: set[str]):
     return replace(part, **new) if new else part
 
 
-def _fill(part, max_length: int):
+def _fill(part: Any, max_length: int) -> Any:
     """The part with every `max_length` that is None set."""
     if isinstance(part, Chain | Sum):
         return type(part)(*(_fill(p, max_length) for p in part.parts))
@@ -187,13 +189,15 @@ def parse(text: str, **known: type) -> Method:
     parts = {n: getattr(m, n) for m in (_credit, _objective) for n in m.__all__}
     names = {n: c for n, c in parts.items() if isinstance(c, type)} | {"Method": Method} | known
 
-    def build(node):
+    def build(node: ast.AST) -> Any:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
             if node.func.id not in names:
                 raise ValueError(
                     f"unknown part {node.func.id}: give its class, parse(text, {node.func.id}={node.func.id})"
                 )
-            return names[node.func.id](*map(build, node.args), **{k.arg: build(k.value) for k in node.keywords})
+            return names[node.func.id](
+                *map(build, node.args), **{k.arg: build(k.value) for k in node.keywords if k.arg}
+            )
         if isinstance(node, ast.Tuple):
             return tuple(map(build, node.elts))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Name):

@@ -36,7 +36,8 @@ def bar(console: Console, description: str, total: int | None) -> Iterator[Calla
         task = progress.add_task(description, total=total, figures="")
 
         def advance(done: int, total: int | None = None, absolute: bool = False) -> None:
-            progress.update(task, total=total, **({"completed": done} if absolute else {"advance": done}))
+            completed, step = (done, None) if absolute else (None, done)
+            progress.update(task, total=total, completed=completed, advance=step)
 
         yield advance
 
@@ -66,9 +67,9 @@ class TrainProgress:
         if event == "evaluation":
             self._say(f"step {figures['step']:>5}, held out: {held_out(figures)}")
             return
-        self.progress.update(
-            self.task, completed=figures["step"], **({"figures": watched(figures)} if event == "step" else {})
-        )
+        self.progress.update(self.task, completed=figures["step"])
+        if event == "step":
+            self.progress.update(self.task, figures=watched(figures))
         if event == "resume":
             self._say(f"going on from the checkpoint of step {figures['step']}")
         elif event == "start":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Rollouts:
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     success_above: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("reward", "group", "mask"):
             if not isinstance(getattr(self, name), Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(getattr(self, name)).__name__}")
@@ -49,16 +50,16 @@ class Rollouts:
     def __len__(self) -> int:
         return len(self.reward)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"scores": dict(self.scores)}
 
-    def __setstate__(self, state):
-        self.__init__(**state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Rollouts.__init__(self, **state)
 
     @cached_property
     def success(self) -> Tensor:
         """[B] bool: which rollouts the verifier accepted."""
-        return self.reward > self.success_above
+        return torch.gt(self.reward, self.success_above)
 
     @cached_property
     def length(self) -> Tensor:
@@ -68,7 +69,8 @@ class Rollouts:
     @cached_property
     def group_index(self) -> Tensor:
         """[B] int: groups renumbered 0, 1, ..."""
-        return torch.unique(self.group, return_inverse=True)[1]
+        index: Tensor = torch.unique(self.group, return_inverse=True)[1]
+        return index
 
     @cached_property
     def informative(self) -> Tensor:
@@ -76,7 +78,7 @@ class Rollouts:
         low, high = self.reward.new_full((2, len(self)), 0)
         low.scatter_reduce_(0, self.group_index, self.reward, "amin", include_self=False)
         high.scatter_reduce_(0, self.group_index, self.reward, "amax", include_self=False)
-        return (high > low)[self.group_index]
+        return torch.gt(high, low)[self.group_index]
 
     @cached_property
     def mixed(self) -> Tensor:

@@ -20,8 +20,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tokencredit.durable import (
     DamagedFile,
@@ -70,6 +71,10 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
 
 
 def _differences(there: Any, here: Any, name: str) -> Iterable[str]:
@@ -140,15 +145,15 @@ class Run:
     >>> run.finish("finished")
     """
 
-    def __init__(self, path: str | os.PathLike, info: dict[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str], info: dict[str, Any]) -> None:
         self.path = Path(path)
         self.info = info
-        self._seen: dict[str, set[tuple]] = {}
+        self._seen: dict[str, set[tuple[Any, ...]]] = {}
 
     @classmethod
     def create(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
         name: str,
         method: str,
@@ -213,7 +218,7 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> Run:
+    def open(cls, path: str | os.PathLike[str]) -> Run:
         """An existing run, to read (or to go on recording, where the caller knows that it is the right one)."""
         if not (Path(path) / "run.json").exists():
             raise RunError(f"{path} holds no run: it has no run.json.")
@@ -230,7 +235,7 @@ class Run:
     @property
     def status(self) -> str:
         """running, finished or failed; a killed run stays "running" until it is resumed and finished."""
-        return self.info["status"]
+        return str(self.info["status"])
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
         """Append the record of one optimizer step; it must hold `step`, and a step is recorded once."""
@@ -282,8 +287,8 @@ class Run:
             records = self._records(name)
             kept = [record for record in records if record["step"] <= step]
             if len(kept) < len(records):
-                text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept).encode()
-                replace_file(self.path / name, lambda file, text=text: file.write(text))
+                text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept)
+                replace_file(self.path / name, partial(_write, text))
                 dropped = True
         for later in (each for each in self.token_steps() if each > step):
             (self.path / "tokens" / f"step_{later:06d}.parquet").unlink()

@@ -110,7 +110,7 @@ class OverSeedsAndPrompts:
 
     @property
     def num_seeds(self) -> int:
-        return self.draws.shape[1]
+        return int(self.draws.shape[1])
 
     @property
     def error(self) -> tuple[float, float]:
@@ -148,9 +148,8 @@ def cluster_bootstrap(
 
     Draws in which the statistic is undefined (NaN) are left out; one cluster has no interval (infinite).
     """
-    clusters = np.asarray(clusters)
-    names = np.unique(clusters)
-    members = [np.flatnonzero(clusters == name) for name in names]
+    names, place = np.unique(np.asarray(clusters), return_inverse=True)
+    members = [np.flatnonzero(place == i) for i in range(len(names))]
     rng = np.random.default_rng(seed)
     value = float(statistic(np.arange(len(clusters))))
     if len(names) < 2:
@@ -215,4 +214,4 @@ def _student(num: int, level: float) -> float:
 def _jackknife_covariance(left_out: np.ndarray) -> np.ndarray:
     """[S, S] covariance of S statistics from their values [S, n] without one unit each."""
     gap = left_out - left_out.mean(1, keepdims=True)
-    return (left_out.shape[1] - 1) / left_out.shape[1] * gap @ gap.T
+    return np.asarray((left_out.shape[1] - 1) / left_out.shape[1] * gap @ gap.T)

@@ -36,7 +36,7 @@ class Outcome(Transform):
     cᵢₜ ← rᵢ
     """
 
-    laws: ClassVar = frozenset({"row_local", "group_local", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "idempotent"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         return rollouts.reward[:, None].expand_as(rollouts.mask)
@@ -59,9 +59,9 @@ class GroupCenter(Transform):
     scale: str = "group"
     eps: float = 1e-6
     ddof: int = 1
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, scale=("group", "batch", "none"))
         if self.scale == "batch":
             object.__setattr__(self, "laws", frozenset())
@@ -86,7 +86,7 @@ class LeaveOneOut(Transform):
     A group of one gets 0: it has no sibling to compare with. Source: RLOO (arXiv:2402.14740) eq. 8.
     """
 
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         value = row_value(credit, rollouts)
@@ -157,9 +157,9 @@ class OptimalTokenBaseline(Transform):
     """
 
     alone: str = "zero"
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, alone=("zero", "own"))
 
     @property
@@ -219,9 +219,9 @@ class PolarityCenter(Transform):
     level: str = "token"
     eps: float = 1e-6
     ddof: int = 1
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(
             self, scope=("group", "batch"), population=("all", "within_polarity", "joint"), level=("token", "sequence")
         )
@@ -250,7 +250,7 @@ class PolarityCenter(Transform):
             shaped = zero_off(credit, side)
             population = mask & side if self.population == "within_polarity" else mask
             sides.append(pool_standardise(shaped, population, index, self.eps, self.ddof))
-        return torch.where(won, *sides)
+        return torch.where(won, sides[0], sides[1])
 
 
 def row_value(credit: Tensor, rollouts: Rollouts) -> Tensor:

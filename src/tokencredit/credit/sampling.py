@@ -38,9 +38,9 @@ class TokenSampling(Transform):
     floor: float = 0.02
     by_credit: bool = True
     scope: str = "batch"
-    laws: ClassVar = frozenset({"keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, scope=("batch", "group", "row"))
         if not 0 < self.floor <= self.fraction <= 1:
             raise ValueError(

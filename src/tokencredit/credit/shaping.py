@@ -30,8 +30,8 @@ class EntropyReward(Transform):
     failures False: failures get 0 (the version of August 2025)
     floor    1/H and log H see max(H, floor): a documented epsilon of remark 2.1, without effect where H ≥ floor
     entropy_clip, reward_clip   optional (low, high) bounds on H and on the successes' shaped reward. The paper's
-                                "entropy is clipped
-             at 0.2 and 0.28" are most likely DAPO's ratio bounds; literally taken they would leave almost no spread
+             "entropy is clipped at 0.2 and 0.28" are most likely DAPO's ratio bounds; literally taken they would leave
+             almost no spread
 
     Where all compared entropies are 0 every ratio is 1. Entropy is the old policy's, without gradient.
     Source: GTPO and GRPO-S (arXiv:2508.04349v6) eqs. 3, 5, 8, 9; appendix C.
@@ -51,9 +51,9 @@ class EntropyReward(Transform):
     entropy_clip: tuple[float, float] | None = None
     reward_clip: tuple[float, float] | None = None
     score: str = "entropy"
-    laws: ClassVar = frozenset({"group_local", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local", "idempotent"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(
             self,
             level=("token", "sequence"),
@@ -123,17 +123,16 @@ class Overlong(Transform):
     penalty: float = 0.5
     laws: ClassVar = frozenset({"row_local", "group_local"})
 
-    def __post_init__(self):
-        if self.max_length is not None and not 0 < self._cache <= self.max_length:
+    def __post_init__(self) -> None:
+        if self.max_length is not None and not 0 < self._window(self.max_length) <= self.max_length:
             raise ValueError(
                 f"Overlong needs 0 < cache <= max_length, got cache={self.cache}, max_length={self.max_length}"
             )
         if not self.penalty >= 0:
             raise ValueError(f"Overlong.penalty must not be negative: it is subtracted; got {self.penalty}")
 
-    @property
-    def _cache(self) -> float:
-        return self.max_length / 5 if self.cache is None else self.cache
+    def _window(self, max_length: int) -> float:
+        return max_length / 5 if self.cache is None else self.cache
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         if self.max_length is None:
@@ -157,7 +156,7 @@ class GroupRelativeOverlong(Transform):
 
     easy: float = 0.75
     punish_failures: bool = False
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         index, won, length = rollouts.group_index, rollouts.success, rollouts.length.to(credit.dtype)

@@ -5,13 +5,16 @@ transform.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from tokencredit.masked import zero_off
 from tokencredit.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LAWS = {
     "keeps_total": "a rollout whose credit is equal at every token keeps the sum of its credit",
@@ -65,6 +68,7 @@ class Chain(Transform):
 
     def __init__(self, *parts: Transform):
         object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "laws", _surviving(parts))
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         for part in self.parts:
@@ -131,7 +135,7 @@ def needs(part: object) -> frozenset[str]:
     return frozenset(found)
 
 
-def one_of(owner: object, **allowed: tuple) -> None:
+def one_of(owner: object, **allowed: tuple[object, ...]) -> None:
     """Raise ValueError when a field of `owner` is none of its allowed values."""
     for name, values in allowed.items():
         if getattr(owner, name) not in values:

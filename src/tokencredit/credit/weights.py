@@ -25,7 +25,7 @@ class Score(Transform):
     """
 
     score: str
-    laws: ClassVar = frozenset({"row_local", "group_local", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "idempotent"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         return rollouts.score(self.score).to(credit.dtype)
@@ -45,9 +45,9 @@ class Weight(Transform):
 
     score: str
     alpha: float = 1.0
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.alpha < 0:
             object.__setattr__(self, "laws", self.laws - {"keeps_sign"})
 
@@ -222,7 +222,7 @@ class TopFraction(Transform):
     by_outcome: bool = False
     laws: ClassVar = frozenset({"keeps_sign", "idempotent"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, scope=("batch", "group", "row"))
         if not 0 < self.fraction <= 1:
             raise ValueError(f"TopFraction.fraction must be in (0, 1], got {self.fraction}")
@@ -257,7 +257,7 @@ class Above(Transform):
 
     score: str
     threshold: float = 0.0
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign", "idempotent"})
 
     def select(self, rollouts: Rollouts) -> Tensor:
         """[B, T] bool: the tokens that keep their credit."""

@@ -19,7 +19,7 @@ from tokencredit.dynamics.attribution import Attribution, Goals, change
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.update import step_along
 from tokencredit.methods import METHODS
-from tokencredit.objective.covariance import covariance, portion
+from tokencredit.objective.covariance import ClipCov, covariance, portion
 
 
 def token_sets(attribution: Attribution) -> dict[str, Tensor]:
@@ -29,6 +29,7 @@ def token_sets(attribution: Attribution) -> dict[str, Tensor]:
     update, rollouts = attribution.update, attribution.update.batch.rollouts
     logprob, credit, mask = rollouts.score("logprob"), update.credit, rollouts.mask
     surrogate = METHODS["clip_cov"].surrogate
+    assert isinstance(surrogate, ClipCov)
     cov = covariance(logprob, credit, mask)
     low, high = surrogate.band
     forking = TopFraction("entropy", 0.2).select(rollouts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def named_method(text: str) -> Method:
     if "(" not in text:
         return METHODS[text]
     try:
-        call = ast.parse(text, mode="eval").body
+        call: Any = ast.parse(text, mode="eval").body
         name, fields = call.func.id, {each.arg: ast.literal_eval(each.value) for each in call.keywords}
     except (SyntaxError, AttributeError, ValueError) as error:
         raise ValueError(

@@ -101,9 +101,9 @@ def from_pieces(squares: Sequence[float], sizes: Sequence[float], total: float) 
     may be in two. With equal pieces these are eqs. A.2 and A.3 of the paper (its B_big and B_small), with pieces of one
     prompt the U-statistic above.
     """
-    sizes, squares = np.asarray(sizes, float), np.asarray(squares, float)
-    if (sizes > 0).sum() < 2:
-        raise ValueError(f"two pieces with prompts are the least, got sizes {sizes.tolist()}")
-    num, own = sizes.sum(), (sizes**2).sum()
-    signal = (total - squares.sum()) / (num**2 - own)
-    return float(signal), float((squares.sum() - signal * own) / num)
+    n, square = np.asarray(sizes, float), float(np.sum(squares))
+    if (n > 0).sum() < 2:
+        raise ValueError(f"two pieces with prompts are the least, got sizes {n.tolist()}")
+    num, own = n.sum(), (n**2).sum()
+    signal = (total - square) / (num**2 - own)
+    return float(signal), float((square - signal * own) / num)

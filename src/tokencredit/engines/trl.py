@@ -76,6 +76,8 @@ class CreditTrainer(Steered, GRPOTrainer):
     Raises ValueError where an option of TRL contradicts the method, or where a score is needed that nobody gives.
     """
 
+    args: GRPOConfig
+
     def __init__(
         self,
         model,

@@ -5,6 +5,7 @@ generation rounds.
 from __future__ import annotations
 
 import random
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -252,7 +253,7 @@ def _pick(lists: list[list], picks: list[int]) -> list:
     return [together[i] for i in picks] if together else []
 
 
-def _columns(trainer) -> dict[tuple[str, ...], object]:
+def _columns(trainer) -> dict[tuple[str, ...], MutableSequence]:
     """The columns of TRL's table of completions, but for the advantages; none where it is not logged."""
     if not trainer.log_completions:
         return {}

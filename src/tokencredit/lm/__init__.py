@@ -1,7 +1,11 @@
 """What is measured on a language model: scores of tokens, their importance, samples."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokencredit.lm.proxies import Importance, importance
+    from tokencredit.lm.scoring import score
 
 __all__ = ["Importance", "importance", "score"]
 

@@ -161,7 +161,8 @@ def logit_norms(hidden: Tensor, head: Head, targets: Tensor, tile: int | None = 
     """
     h, found = wide(hidden), []
     for rows, pieces in tiles(len(h), head.vocabulary(h), tile or tile_size(h)):
-        fold, others, one, two = Fold.start(h[rows]), 0, 0, 0
+        fold = Fold.start(h[rows])
+        others = one = two = torch.zeros_like(fold.e)
         for columns in pieces:
             z, slope = head.bend(head.raw(h[rows], columns))
             _, power, factor = fold.add(z)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.masked import pool_deviation
-from tokencredit.objective.surrogates import Surrogate, clip_stats, clipped, ratio, token_mean
+from tokencredit.objective.surrogates import Stats, Surrogate, clip_stats, clipped, ratio, token_mean
 from tokencredit.rollouts import Rollouts
 
 

@@ -109,7 +109,7 @@ class SequenceClip(Surrogate):
     mean: str = "geometric"
     token: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, mean=("geometric", "arithmetic"))
 
     def coefficient(self, logprob, old_logprob, credit, rollouts):

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokencredit.durable import replace_file
 from tokencredit.report import curves as learning
 from tokencredit.report import findings, methods, overview, roles, tokens
 from tokencredit.report.page import page
 from tokencredit.report.section import Material, Section
-from tokencredit.runs import Run, replace_file
+from tokencredit.runs import Run
 
 __all__ = ["BUILDERS", "Material", "Section", "write"]
 

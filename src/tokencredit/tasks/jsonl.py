@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tokencredit.tasks import answers, data
 from tokencredit.tasks.answers import Limits
@@ -62,6 +62,7 @@ class Jsonl:
 
     name = "jsonl"
     max_new_tokens = MAX_NEW_TOKENS
+    _verify: ClassVar[Callable[..., Verdict]]
 
     def __post_init__(self) -> None:
         if self.template is not None:

@@ -81,4 +81,5 @@ def logprobs_like(rollouts: Rollouts, seed: int, spread: float = 0.4) -> tuple[T
     random = torch.Generator().manual_seed(seed)
     step = torch.randn(rollouts.mask.shape, generator=random, dtype=torch.float64)
     old = (1e-3 + torch.rand(rollouts.mask.shape, generator=random).double()).log() - 0.1
-    return tuple(x.masked_fill(~rollouts.mask, torch.nan).to(rollouts.reward.dtype) for x in (old + spread * step, old))
+    new, old = (x.masked_fill(~rollouts.mask, torch.nan).to(rollouts.reward.dtype) for x in (old + spread * step, old))
+    return new, old

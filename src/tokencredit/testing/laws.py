@@ -196,6 +196,7 @@ def differ(got: Tensor, expected: Tensor, mask: Tensor, tolerance: float = 1e-8)
         return (
             f"row {row}, token {column} has {got[row, column].item():.9g} instead of {expected[row, column].item():.9g}"
         )
+    return None
 
 
 def widen(x: Tensor, mask: Tensor, fill: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -218,7 +219,7 @@ def _round_trip(method):
         return f"repr reads back as {back!r}"
 
 
-def _classes(part: object, known: dict[str, type]) -> None:
+def _classes(part: Any, known: dict[str, type]) -> None:
     known[type(part).__name__] = type(part)
     for inner in (getattr(part, f.name) for f in fields(part)):
         for one in inner if isinstance(inner, tuple) else (inner,):

@@ -60,11 +60,11 @@ def measure(
             "square": effects["before_after"] ** 2,
             "spread": effects["spread"] ** 2,
         }
-    effects = measurement.roll_out(policy, rows, some, rollouts, seed)[0].effects()
+    sampled = measurement.roll_out(policy, rows, some, rollouts, seed)[0].effects()
     return found | {
-        "before_after": effects.before_after,
-        "square": effects.square("before_after"),
-        "spread": effects.spread_squared,
+        "before_after": sampled.before_after,
+        "square": sampled.square("before_after"),
+        "spread": sampled.spread_squared,
     }
 
 
