@@ -35,7 +35,7 @@ def browser():
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         try:
-            opened = playwright.chromium.launch(executable_path=found, args=FLAGS)
+            opened = playwright.chromium.launch(executable_path=found, args=FLAGS, timeout=0)
         except Error as error:
             absent(f"no Chromium ({str(error).splitlines()[0]})")
         yield opened
@@ -48,7 +48,7 @@ def opened(browser, page_path):
     of them.
     """
     page = browser.new_page(viewport={"width": 1100, "height": 900})
-    page.set_default_timeout(4000)
+    page.set_default_timeout(0)
     heard = []
     page.on("console", lambda message: heard.append(f"console {message.type}: {message.text}"))
     page.on("pageerror", lambda error: heard.append(f"error: {error}"))

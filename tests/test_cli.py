@@ -76,7 +76,7 @@ except SystemExit:
 heavy = ("transformers", "trl", "datasets", "accelerate", "peft", "pyarrow", "scipy", "math_verify")
 print("loaded:", *(m for m in heavy if m in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded:", done.stdout
 
 
@@ -261,8 +261,8 @@ def test_evaluate_takes_the_task_of_a_run_and_options(capsys, tmp_path):
 def test_ended_from_outside_a_command_cleans_up():
     """SIGTERM runs the same endings as an exception does: nothing that was started is left behind."""
     script = (
-        "import time, tokencredit.cli as cli\ncli._methods = lambda args: (print('ready', flush=True),"
-        " time.sleep(60))\n"
+        "import signal, tokencredit.cli as cli\ncli._methods = lambda args: (print('ready', flush=True),"
+        " signal.pause())\n"
     )
     script += (
         "import sys; sys.argv = ['tokencredit', 'methods']\ntry:\n    cli.main()\nfinally:\n    print('cleaned',"
@@ -271,4 +271,4 @@ def test_ended_from_outside_a_command_cleans_up():
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "ready\n"
     child.send_signal(signal.SIGTERM)
-    assert child.communicate(timeout=30)[0] == "cleaned\n" and child.returncode == 143
+    assert child.communicate()[0] == "cleaned\n" and child.returncode == 143

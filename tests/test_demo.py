@@ -101,9 +101,9 @@ def test_figures_fit_80_columns():
 def test_interrupted_it_leaves_no_process(tmp_path, monkeypatch, stubborn):
     started = []
     ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" if stubborn else ""
-    script = f"import signal, time, sys; {ignore} print('up', flush=True); time.sleep(60)"
+    script = f"import signal; {ignore} print('up', flush=True); signal.pause()"
     monkeypatch.setattr(study, "command_of", lambda *_: [sys.executable, "-c", script])
-    monkeypatch.setattr(processes, "GRACE", 0.5)
+    monkeypatch.setattr(processes, "GRACE", 0.5 if stubborn else 1e9)
     real_start, real_sleep = study.start, processes.time.sleep
 
     def start(*arguments):

@@ -4,11 +4,9 @@ world.
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
-import time
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -642,15 +640,21 @@ def test_stored_rollouts_are_read_and_not_sampled(tmp_path):
 
 
 KILLED = """
-import json, sys, time
+import os, signal, sys
+from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_pivotality as t
-print(json.dumps(t.resumable({folder!r}, {pause})))
+
+def killed_in_the_middle(_):
+    if len(list(Path({folder!r}, "parts").glob("*.parquet"))) >= 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+t.resumable({folder!r}, killed_in_the_middle)
 """
 
 
-def resumable(folder, pause=0.0):
-    """A study in many small parts, slow enough to be killed; every estimate of `replace`."""
+def resumable(folder, progress=None):
+    """A study in many small parts; every estimate of `replace`."""
     _, model, sampler, traces, judge = modular_study(num=12)
     store = RolloutStore(folder, identity_of(model, sampler), part=64)
     found = measure(
@@ -660,23 +664,18 @@ def resumable(folder, pause=0.0):
         budget=TwoStage(20, 40),
         max_new_tokens=4,
         store=store,
-        progress=lambda n: time.sleep(pause),
+        progress=progress,
     )
     return [m.estimate.replace.value.tolist() for m in found]
 
 
 def test_killed_and_resumed_it_ends_with_the_same_numbers(tmp_path):
     """kill -9 in the middle, then the same command: the numbers of a command that was left alone, to the last bit."""
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "cut"), pause=0.2)
-    cut = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    parts, deadline = tmp_path / "cut" / "parts", time.monotonic() + 60
-    whole = resumable(tmp_path / "whole")
-    while len(list(parts.glob("*.parquet"))) < 3 and cut.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(cut.pid, signal.SIGKILL)
-    _, errors = cut.communicate()
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "cut"))
+    cut = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    parts, whole = tmp_path / "cut" / "parts", resumable(tmp_path / "whole")
     done, all_parts = (len(list((tmp_path / name / "parts").glob("*.parquet"))) for name in ("cut", "whole"))
-    assert cut.returncode == -signal.SIGKILL and 3 <= done < all_parts, errors
+    assert cut.returncode == -signal.SIGKILL and 3 <= done < all_parts, cut.stderr
     (parts / ".torn.tmp").write_bytes(b"half a part")
     assert resumable(tmp_path / "cut") == whole and len(list(parts.glob("*.parquet"))) == all_parts
 

@@ -225,7 +225,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
     """
     out = tmp_path / "run"
     script = KILLED.format(config=tiny(method="gtpo").as_dict(), out=str(out))
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
     run = Run.open(out)
     assert run.status == "running" and [m["step"] for m in run.metrics()] == list(range(1, 8))

@@ -42,7 +42,7 @@ def launched(tmp_path_factory):
 
 def finished(launched, name):
     folder, process = launched[name]
-    return folder, process.wait(timeout=300), (folder / "output.txt").read_text()[-3000:]
+    return folder, process.wait(), (folder / "output.txt").read_text()[-3000:]
 
 
 @pytest.mark.parametrize("case", CASES)
