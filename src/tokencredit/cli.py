@@ -311,8 +311,8 @@ def _evaluate(args) -> int:
     console.print(f"{settled.model} on {settled.task} ({args.split}), {about}", soft_wrap=True)
     console.print(_figures(figures))
     if args.out:
-        about = {"command": args.command_line, "seed": args.seed, "policy": settled.as_dict()}
-        write_json(args.out, {**about, "figures": figures})
+        made = {"command": args.command_line, "seed": args.seed, "policy": settled.as_dict()}
+        write_json(args.out, {**made, "figures": figures})
         console.print(f"Figures: {args.out}", soft_wrap=True)
     return 0
 

@@ -140,7 +140,7 @@ class Run:
     """One run directory, open for reading and for recording. One process writes it at a time.
 
     >>> run = Run.create("runs/grpo-0", name="grpo-0", method="Method(...)", method_name="grpo", task="reckon",
-    ...                  config={"steps": 200}, seed=0, command="tokencredit train ...")
+    ...                  model="reckon", config={"steps": 200}, seed=0, command="tokencredit train ...")
     >>> run.log_metrics({"step": 1, "seconds": 2.5, "reward": 0.25})
     >>> run.finish("finished")
     """

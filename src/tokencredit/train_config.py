@@ -168,7 +168,7 @@ def read_config(path: str | Path | None, settings: Iterable[str] = (), **flags: 
 
 def field_table() -> str:
     """The fields and what they mean, for a terminal."""
-    lines = inspect.getdoc(TrainConfig).split("\n\n", 1)[1].splitlines()
+    lines = inspect.cleandoc(TrainConfig.__doc__ or "").split("\n\n", 1)[1].splitlines()
     return "\n".join(
         part for line in lines for part in textwrap.wrap(line, 80, initial_indent="  ", subsequent_indent=" " * 28)
     )

@@ -53,7 +53,8 @@ class GroupCenter(Transform):
     engines do (verl eps 1e-6, TRL 1e-4); the paper prints neither. Source: GRPO (arXiv:2402.03300) sec. 4.1.2;
     scale="none": Dr. GRPO (arXiv:2503.20783) eq. 5.
 
-    >>> GroupCenter(scale="none")(credit, rollouts)     # rewards 1, 0, 0, 1 -> 0.5, -0.5, -0.5, 0.5
+    >>> GroupCenter(scale="none")(credit, rollouts)[:, 0]  # rewards 1, 0, 0, 1
+    tensor([ 0.5000, -0.5000, -0.5000,  0.5000])
     """
 
     scale: str = "group"
@@ -153,7 +154,7 @@ class OptimalTokenBaseline(Transform):
     optimal token baseline (arXiv:2602.07078) as in verl's code. Differs: no ε in the division, no weights for a
     mismatch of sampler and policy.
 
-    >>> OptimalTokenBaseline()(credit, rollouts)     # returns 1, 0 and W 1, 3 at a position -> 0.75, -0.25
+    Returns 1, 0 with W 1, 3 at a position have B = 1/4 and become 0.75, -0.25.
     """
 
     alone: str = "zero"

@@ -36,9 +36,9 @@ class EntropyReward(Transform):
     Where all compared entropies are 0 every ratio is 1. Entropy is the old policy's, without gradient.
     Source: GTPO and GRPO-S (arXiv:2508.04349v6) eqs. 3, 5, 8, 9; appendix C.
 
-    >>> EntropyReward(alpha=(1, 0.1))(credit, rollouts)
-
-    Two successes with H = [[3, 1], [1, 3]] have [[1.15, 1.05], [1.05, 1.15]].
+    >>> EntropyReward(alpha=(1, 0.1))(credit, rollouts)[rollouts.success]  # H = [[1, 3], [3, 1]]
+    tensor([[1.0500, 1.1500],
+            [1.1500, 1.0500]])
     """
 
     alpha: tuple[float, float] = (1.0, 0.1)

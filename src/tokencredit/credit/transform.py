@@ -61,7 +61,8 @@ class Transform:
 class Chain(Transform):
     """Transforms applied from left to right; the empty chain is the identity.
 
-    >>> Chain(Outcome(), GroupCenter())(credit, rollouts)      # GRPO's credit
+    >>> Chain(Outcome(), GroupCenter())(credit, rollouts)[:, 0]  # GRPO's credit of rewards 1, 0, 0, 1: ± ½ / √⅓
+    tensor([ 0.8660, -0.8660, -0.8660,  0.8660])
     """
 
     parts: tuple[Transform, ...] = ()

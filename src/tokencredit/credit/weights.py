@@ -40,7 +40,8 @@ class Weight(Transform):
     α = 0 is the identity; α < 0 gives less where the score is high, and may turn signs. Assumes x ≥ 0; a rollout with
     x̄ = 0 is left unchanged.
 
-    >>> Weight("entropy", 0.5)(credit, rollouts)     # credit 1, entropies 1 and 3 -> 1.25 and 1.75
+    >>> Weight("entropy", 0.5)(credit, rollouts)[0]  # credit 1, entropies 1 and 3
+    tensor([1.2500, 1.7500])
     """
 
     score: str

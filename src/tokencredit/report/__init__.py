@@ -41,7 +41,7 @@ def write(
     """Write the report of these runs and of the figures computed from them; `extra` sections follow the learning
     curves' own.
 
-    >>> write(sorted(Path("runs").iterdir()), "report.html", study.curves(), title="Five methods on reckon")
+        write(sorted(Path("runs").iterdir()), "report.html", study.curves(), title="Five methods on reckon")
     """
     material = Material.of([Run.open(path) for path in run_dirs], curves or {})
     built = [section for build in BUILDERS[:-1] if (section := build(material))]

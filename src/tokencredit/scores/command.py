@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def from_file(args: argparse.Namespace, policy: Any) -> list[dict]:
+def from_file(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     """Rows {"prompt_ids", "completion_ids"} of a file: text is tokenised, messages go through the chat template. A bad
     row is named.
     """
@@ -136,7 +136,7 @@ def from_file(args: argparse.Namespace, policy: Any) -> list[dict]:
     return rows
 
 
-def from_task(args: argparse.Namespace, policy: Any) -> list[dict]:
+def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     """Rows sampled now, with the verifier's verdict; "row" is the task's."""
     check_rows(args.prompts * args.samples, "--prompts x --samples")
     rows = policy.task.rows(args.split, args.prompts, args.seed)

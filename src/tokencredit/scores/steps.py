@@ -41,8 +41,9 @@ def step_values(
              are other prefixes
     """
     labels = [""] * len(traces) if labels is None else labels
-    first: dict[tuple, int] = {}
-    requests, total = [], []
+    first: dict[tuple[object, ...], int] = {}
+    requests: list[Request] = []
+    total: list[float] = []
     for k, (trace, label) in enumerate(zip(traces, labels)):
         for start in starts[k]:
             name = (label, trace.prompt, trace.completion[:start])
@@ -51,7 +52,7 @@ def step_values(
                 total.append(0.0)
                 source = str(name).encode()
                 requests += [Request(k, start, max_new_tokens - start, seed_of(seed, source, j)) for j in range(num)]
-    rewards: dict[tuple, float] = {}
+    rewards: dict[tuple[object, ...], float] = {}
     for index, rollout in sampler.continue_(traces, requests):
         k, start = requests[index].trace, requests[index].prefix
         ids = traces[k].completion[:start] + rollout.ids
