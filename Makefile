@@ -4,11 +4,15 @@
 # make setup  creates .venv (both call it; the second time it does nothing)
 # make studies  every study behind docs/guidelines.md, one page of them: runs/studies.html (about an hour and a half; resumes)
 # make bench  the figures of the documentation, one script each; results in benchmarks/results/
-# make lint   style
+# make lint   style, format and types
+# make docs   the documentation as a site, build/site/index.html
+# make test-algebra  the algebra's tests in .venv-algebra, where torch is the only library of weight
 
 PYTHON ?= python3
 # A CPU-only machine with the whole internet: make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
+PIP = install --quiet --disable-pip-version-check
+ALGEBRA_TESTS = $(addprefix tests/test_, rollouts.py credit.py objective.py methods.py laws.py)
 BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
@@ -20,16 +24,15 @@ setup: .venv/ready
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "tokencredit needs Python 3.11 or newer; $(PYTHON) is older. Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python3 -m venv failed. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip setuptools
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[trl,test]"
+	$(BIN)/pip $(PIP) --upgrade pip setuptools
+	$(BIN)/pip $(PIP) $(TORCH)
+	$(BIN)/pip $(PIP) --editable ".[trl,test,docs]"
 	@touch .venv/ready
 
 demo: setup
 	$(BIN)/tokencredit demo --out runs/demo
 
 test: setup browser
-	$(BIN)/ruff check .
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-architectures: setup
@@ -59,6 +62,11 @@ bench: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
-	rm -rf .venv runs build dist *.egg-info src/*.egg-info
+	rm -rf .venv .venv-algebra runs build dist *.egg-info src/*.egg-info

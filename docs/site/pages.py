@@ -29,6 +29,8 @@ def on_files(files: Files, config) -> Files:
     for source, page in TEXTS.items():
         text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, page, content=text))
+    for example in sorted((ROOT / "examples").glob("*.py")):
+        files.append(File.generated(config, f"examples/{example.name}", content=example.read_text(encoding="utf-8")))
     for name, module in API.items():
         files.append(File.generated(config, f"api/{name}.md", content=api_page(name, module)))
     return files
