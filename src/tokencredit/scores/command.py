@@ -164,7 +164,7 @@ def _read(path: Path) -> Iterator[dict]:
 def write(
     path: Path,
     rows: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, list],
+    columns: Mapping[str, list[Any]],
     tokens: Callable[[Sequence[int]], list[str]],
     about: Mapping[str, Any],
 ) -> None:
