@@ -241,7 +241,7 @@ class CreditTrainer(Steered, GRPOTrainer):
 
     # --- update time --------------------------------------------------------------------------------------------------
 
-    def _logprobs(self, model, inputs, batch_size=None, aux_loss=False):
+    def _logprobs(self, model: CausalModel, inputs, batch_size=None, aux_loss=False):
         """(log-probs [b, T], entropies [b, T], MoE auxiliary loss or None) of the completions under `model`."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
@@ -258,7 +258,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             yield
 
-    def _compute_loss(self, model, inputs):
+    def _compute_loss(self, model: CausalModel, inputs):
         self._noise.before_loss(self)
         whole, rows = inputs, self._credited_rows(inputs)
         inputs = inputs if rows is None else trimmed(inputs, rows)
@@ -269,7 +269,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         self._log_update(stats, mask.sum(), loss_mask(whole).sum())
         return loss
 
-    def _loss(self, model, inputs, routers: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _loss(self, model: CausalModel, inputs, routers: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """(loss of these rows as their part of the step's, its stats, entropies [b, T]); `routers`: with the MoE
         auxiliary loss.
         """
@@ -295,7 +295,7 @@ class CreditTrainer(Steered, GRPOTrainer):
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulated
         return loss, stats, entropy.detach()
 
-    def _mean_entropy(self, model, inputs, rows: Tensor | None, entropy: Tensor) -> Tensor:
+    def _mean_entropy(self, model: CausalModel, inputs, rows: Tensor | None, entropy: Tensor) -> Tensor:
         """Mean token entropy of all rows, from the entropies of the credited ones and a forward pass over the
         others.
         """

@@ -217,6 +217,7 @@ def _round_trip(method):
         return f"repr cannot be read back: {error}"
     if back != method:
         return f"repr reads back as {back!r}"
+    return None
 
 
 def _classes(part: Any, known: dict[str, type]) -> None:
