@@ -8,16 +8,12 @@ import random
 from collections.abc import MutableSequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tokencredit.engines.trl_rewards import check_scored
 from tokencredit.rollouts import Rollouts
-
-if TYPE_CHECKING:
-    from tokencredit.engines.trl import CreditTrainer
 
 LEFT = ("prompt_ids", "prompt_mask")
 TOKENS = ("prompt_ids", "completion_ids")
@@ -65,9 +61,7 @@ class Batch:
         )
 
     @classmethod
-    def gather(
-        cls, trainer: CreditTrainer, inputs: list[dict], out: dict, stash: Stash, group_size: int, with_text: bool
-    ) -> Batch:
+    def gather(cls, trainer, inputs: list[dict], out: dict, stash: Stash, group_size: int, with_text: bool) -> Batch:
         check_scored(stash.rewards, trainer.reward_func_names)
         reward = (stash.rewards * trainer.reward_weights.to(stash.rewards.device)).nansum(1)
         mask = loss_mask(out)
@@ -97,7 +91,7 @@ class Batch:
             **text,
         )
 
-    def record(self, trainer: CreditTrainer, credit: Tensor) -> dict:
+    def record(self, trainer, credit: Tensor) -> dict:
         """Everything a token view needs, as CPU tensors and lists; prompts and texts as TRL has them, messages
         included.
         """
@@ -137,7 +131,7 @@ def trimmed(inputs: dict, rows: Tensor) -> dict:
     return kept
 
 
-def gather_rows(trainer: CreditTrainer, x: Tensor, pad=0) -> Tensor:
+def gather_rows(trainer, x: Tensor, pad=0) -> Tensor:
     """[b, t] of every process -> [N, T], right-padded to the longest, in process order."""
     accelerator = trainer.accelerator
     # Booleans travel as integers: where accelerate pads them, it makes integers of them, on the processes that are
@@ -146,11 +140,11 @@ def gather_rows(trainer: CreditTrainer, x: Tensor, pad=0) -> Tensor:
     return accelerator.gather(accelerator.pad_across_processes(sent.contiguous(), dim=1, pad_index=pad)).to(x.dtype)
 
 
-def rewrite_table(trainer: CreditTrainer, batch: Batch, credit: Tensor) -> None:
+def rewrite_table(trainer, batch: Batch, credit: Tensor) -> None:
     """TRL's table of completions: the rollouts that are trained on, with a rollout's mean credit where TRL shows its
     advantage.
     """
-    advantages: Any = trainer._logs["advantages"]
+    advantages = trainer._logs["advantages"]
     for _ in range(min(len(batch.reward), len(advantages))):
         advantages.pop()
     advantages.extend((credit.sum(1) / batch.mask.sum(1).clamp(min=1)).tolist())
@@ -160,7 +154,7 @@ def rewrite_table(trainer: CreditTrainer, batch: Batch, credit: Tensor) -> None:
             column.extend(batch.table.get(name, [None] * len(batch.reward)))
 
 
-def draw_again(trainer: CreditTrainer, out: dict, batch: Batch) -> tuple[dict, Batch]:
+def draw_again(trainer, out: dict, batch: Batch) -> tuple[dict, Batch]:
     """DAPO's dynamic sampling: further rounds of fresh prompts until every group holds both outcomes, or the rounds are
     used up.
 
@@ -193,7 +187,7 @@ def draw_again(trainer: CreditTrainer, out: dict, batch: Batch) -> tuple[dict, B
     return _choose_out(trainer, outs, chosen), _choose_batch(trainer, rounds, chosen)
 
 
-def _fresh_inputs(trainer: CreditTrainer, num_prompts: int, turn: int) -> list[dict]:
+def _fresh_inputs(trainer, num_prompts: int, turn: int) -> list[dict]:
     """This process's rows of a fresh draw of prompts, each repeated for its group."""
     draw = random.Random(f"{trainer.args.seed} {trainer.state.global_step} {turn}")
     prompts = range(len(trainer.train_dataset))
@@ -204,13 +198,13 @@ def _fresh_inputs(trainer: CreditTrainer, num_prompts: int, turn: int) -> list[d
     return [dict(read[i]) for i in mine]
 
 
-def _share(trainer: CreditTrainer, rows: int) -> slice:
+def _share(trainer, rows: int) -> slice:
     """This process's part of gathered rows."""
     each = rows // trainer.accelerator.num_processes
     return slice(trainer.accelerator.process_index * each, (trainer.accelerator.process_index + 1) * each)
 
 
-def _choose_out(trainer: CreditTrainer, outs: list[dict], chosen: Tensor) -> dict:
+def _choose_out(trainer, outs: list[dict], chosen: Tensor) -> dict:
     """TRL's tensors of the chosen rows, this process's share. Images, which have no row of their own, are refused."""
     if any(out.get(k) is not None for out in outs for k in ("pixel_values", "image_grid_thw", "num_images")):
         raise ValueError("dynamic sampling does not reorder images: use max_rounds=1, or a method without it")
@@ -229,7 +223,7 @@ def _choose_out(trainer: CreditTrainer, outs: list[dict], chosen: Tensor) -> dic
     return mine
 
 
-def _choose_batch(trainer: CreditTrainer, rounds: list[Batch], chosen: Tensor) -> Batch:
+def _choose_batch(trainer, rounds: list[Batch], chosen: Tensor) -> Batch:
     picks = chosen.tolist()
     ids = [b.completion_ids for b in rounds if b.completion_ids is not None]
     return replace(
@@ -259,16 +253,16 @@ def _pick(lists: list[list], picks: list[int]) -> list:
     return [together[i] for i in picks] if together else []
 
 
-def _columns(trainer: CreditTrainer) -> dict[tuple[str, ...], MutableSequence]:
+def _columns(trainer) -> dict[tuple[str, ...], MutableSequence]:
     """The columns of TRL's table of completions, but for the advantages; none where it is not logged."""
     if not trainer.log_completions:
         return {}
-    logs: dict[str, Any] = trainer._logs
+    logs = trainer._logs
     plain = {(name,): logs[name] for name in ("prompt", "completion")}
     return plain | {(name, inner): column for name in ("rewards", "extra") for inner, column in logs[name].items()}
 
 
-def _eos_token_ids(trainer: CreditTrainer) -> list[int]:
+def _eos_token_ids(trainer) -> list[int]:
     found = getattr(trainer, "eos_token_ids", None)
     return found if found is not None else [trainer._tokenizer.eos_token_id]
 

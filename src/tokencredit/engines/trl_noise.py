@@ -10,16 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tokencredit.dynamics.noise_scale import from_pieces
 from tokencredit.engines.trl_groups import trimmed
-
-if TYPE_CHECKING:
-    from tokencredit.engines.trl import CreditTrainer
 
 EVERY = 20
 """Optimizer steps between measurements at which they cost no more than 5 % of the training of a small model
@@ -36,7 +32,7 @@ class NoiseProbe:
     every   optimizer steps between measurements; 0 for none
     """
 
-    def __init__(self, every: int, trainer: CreditTrainer):
+    def __init__(self, every: int, trainer):
         if every < 0:
             raise ValueError(f"noise_scale_every must be 0 (off) or a number of optimizer steps, got {every}")
         self.every = every
@@ -55,7 +51,7 @@ class NoiseProbe:
                 " two: leave it 0, or make larger steps"
             )
 
-    def before_loss(self, trainer: CreditTrainer) -> None:
+    def before_loss(self, trainer) -> None:
         """Called before every micro-batch; measures where a step is due and has not been measured."""
         step = trainer.state.global_step
         if not self.every or not trainer.model.training or step % self.every or step == self._measured:
@@ -64,7 +60,7 @@ class NoiseProbe:
         for name, value in self.measure(trainer).items():
             trainer._metrics["train"][name].append(value)
 
-    def measure(self, trainer: CreditTrainer) -> dict[str, float]:
+    def measure(self, trainer) -> dict[str, float]:
         """The figures of the optimizer step that is about to begin."""
         accumulated, split = trainer.current_gradient_accumulation_steps, trainer.args.steps_per_generation
         first = trainer._step % split
@@ -88,7 +84,7 @@ class NoiseProbe:
         return figures | ({"noise_scale": self._noise / self._signal} if self._signal > 0 else {})
 
 
-def _pieces(trainer: CreditTrainer, parts: Sequence[dict]) -> tuple[list[float], list[int], float]:
+def _pieces(trainer, parts: Sequence[dict]) -> tuple[list[float], list[int], float]:
     """(squared norms of the pieces' gradients, prompts of each, squared norm of their sum), the same in every
     process.
     """
@@ -110,7 +106,7 @@ def _pieces(trainer: CreditTrainer, parts: Sequence[dict]) -> tuple[list[float],
     return squares, [int((groups % PIECES == piece).sum()) for piece in range(PIECES)], _square(total)
 
 
-def _taken(trainer: CreditTrainer, parameters: Sequence[Tensor]) -> list[Tensor]:
+def _taken(trainer, parameters: Sequence[Tensor]) -> list[Tensor]:
     """The parameters' gradients, averaged over processes as the step's are, and none left behind."""
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     for p in parameters:
@@ -123,7 +119,7 @@ def _square(gradient: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _untouched(trainer: CreditTrainer) -> Iterator[None]:
+def _untouched(trainer) -> Iterator[None]:
     """Gradients and random states are after it what they were before."""
     parameters = list(trainer.model.parameters())
     kept = [p.grad for p in parameters]
