@@ -96,7 +96,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     replace_file(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
-def read_text(path: str | os.PathLike) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file, a byte-order mark apart. DamagedFile names the file and what it holds instead."""
     raw = Path(path).read_bytes()
     try:
@@ -112,7 +112,7 @@ def not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
     return f"not UTF-8 text (byte {raw[error.start]:02x} at offset {error.start:,}): save it as UTF-8"
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Read JSON; the error names the file."""
     try:
         return json.loads(read_text(path))
@@ -120,7 +120,7 @@ def read_json(path: str | os.PathLike) -> Any:
         raise DamagedFile(f"{path} is not JSON ({error}).") from error
 
 
-def read_mapping(path: str | os.PathLike, *fields: str) -> dict[str, Any]:
+def read_mapping(path: str | os.PathLike[str], *fields: str) -> dict[str, Any]:
     """A JSON object that has these fields. DamagedFile names the file, and what it holds instead."""
     found = read_json(path)
     if not isinstance(found, dict):
@@ -199,7 +199,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            return file.read().to_pylist()
+            rows: list[dict[str, Any]] = file.read().to_pylist()
+            return rows
     except (arrow.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise

@@ -69,7 +69,7 @@ class Chain(Transform):
 
     def __init__(self, *parts: Transform):
         object.__setattr__(self, "parts", parts)
-        object.__setattr__(self, "laws", _surviving(parts))
+        object.__setattr__(self, "laws", _joint_laws(parts))
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         for part in self.parts:
@@ -78,10 +78,6 @@ class Chain(Transform):
 
     def after(self, rollouts: Rollouts) -> Chain:
         return Chain(*(part.after(rollouts) for part in self.parts))
-
-    @property
-    def laws(self) -> frozenset[str]:
-        return _joint_laws(self.parts)
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.parts))})"
@@ -95,13 +91,14 @@ class Sum(Transform):
 
     Sum(part) is the part itself; the empty sum is no credit.
 
-    >>> Sum(Chain(Outcome(), GroupCenter()), Score("x"))(credit, rollouts)      # GRPO's credit plus a score
+        Sum(Chain(Outcome(), GroupCenter()), Score("x"))      GRPO's credit plus a score
     """
 
     parts: tuple[Transform, ...] = ()
 
     def __init__(self, *parts: Transform):
         object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "laws", _joint_laws(parts))
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         return sum((part(credit, rollouts) for part in self.parts), torch.zeros_like(credit))
@@ -109,21 +106,19 @@ class Sum(Transform):
     def after(self, rollouts: Rollouts) -> Sum:
         return Sum(*(part.after(rollouts) for part in self.parts))
 
-    @property
-    def laws(self) -> frozenset[str]:
-        return _joint_laws(self.parts)
-
     def __repr__(self) -> str:
         return f"Sum({', '.join(map(repr, self.parts))})"
 
 
 def _joint_laws(parts: tuple[Transform, ...]) -> frozenset[str]:
     """What survives composition and addition: signs, and locality (the whole is as local as its least local part)."""
-    promised = [part.laws | ({"group_local"} if "row_local" in part.laws else set()) for part in parts]
-    return frozenset.intersection(frozenset({"keeps_sign", "row_local", "group_local"}), *promised)
+    kept = frozenset({"keeps_sign", "row_local", "group_local"})
+    for part in parts:
+        kept &= part.laws | ({"group_local"} if "row_local" in part.laws else frozenset())
+    return kept
 
 
-def needs(part: object) -> frozenset[str]:
+def needs(part: DataclassInstance) -> frozenset[str]:
     """The score names that a transform, surrogate or aggregate reads, following its own fields."""
     found: set[str] = set()
     for f in fields(part):

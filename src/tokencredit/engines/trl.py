@@ -34,6 +34,7 @@ from tokencredit.engines.trl_noise import NoiseProbe
 from tokencredit.engines.trl_rewards import checked
 from tokencredit.engines.trl_scoring import Scoring, checked_scoring, without_dropout
 from tokencredit.engines.trl_steering import Steered
+from tokencredit.lm.models import CausalModel
 from tokencredit.masked import over, zero_off
 from tokencredit.methods import METHODS, Method, Plan
 from tokencredit.objective.surrogates import token_mean

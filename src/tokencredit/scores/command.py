@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
         raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
-    columns = {name: [] for name in args.scores}
+    columns: dict[str, list[list[float]]] = {name: [] for name in args.scores}
     with bar(console, "scoring", len(rows)) as advance:
         for start in range(0, len(rows), args.batch):
             some = rows[start : start + args.batch]
@@ -155,7 +155,7 @@ def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _read(path: Path) -> Iterator[dict]:
+def _read(path: Path) -> Iterator[dict[str, Any]]:
     rows = enumerate(read_rows(path), start=1) if path.suffix == ".parquet" else read_objects(path)
     for _, row in rows:
         yield row

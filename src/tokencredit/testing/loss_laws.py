@@ -208,7 +208,7 @@ def _after(method, rollouts, seed):
             return f"{name} gives {method.after(other).state(method)} instead of {then.state(method)}"
 
 
-def _round_trip(method):
+def _round_trip(method: Method) -> str | None:
     known: dict[str, type] = {}
     _classes(method, known)
     try:
@@ -217,6 +217,7 @@ def _round_trip(method):
         return f"repr cannot be read back: {error}"
     if back != method:
         return f"repr reads back as {back!r}"
+    return None
     return None
 
 
