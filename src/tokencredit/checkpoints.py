@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokencredit.durable import DamagedFile, read_json, sync, write_json
 
@@ -67,7 +68,9 @@ def damage(folder: Path, needs: Sequence[str] = (), *, hashes: bool = True) -> s
     hashes   False compares sizes alone, which is enough for a list of what there is
     """
     if not is_vouched(folder):
-        found = {name: None for name in needs} | {path.name: None for path in folder.iterdir() if path.is_file()}
+        found: dict[str, Any] = {name: None for name in needs} | {
+            path.name: None for path in folder.iterdir() if path.is_file()
+        }
         del found[COMPLETE]
     else:
         try:
@@ -101,8 +104,9 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 
 def marked(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder that have a mark, the newest first."""
-    there = [path for path in Path(folder).glob("checkpoint-*") if step_of(path) is not None]
-    return sorted((path for path in there if (path / COMPLETE).is_file()), key=step_of, reverse=True)
+    there = [path for path in Path(folder).glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    steps = {step: path for path in there if (step := step_of(path)) is not None}
+    return [steps[step] for step in sorted(steps, reverse=True)]
 
 
 def listed(folder: str | Path) -> dict[int, Path]:
@@ -110,12 +114,12 @@ def listed(folder: str | Path) -> dict[int, Path]:
 
     Whoever opens one checks its bytes (`check`).
     """
-    found = {}
+    found: dict[int, Path] = {}
     for path in reversed(marked(folder)):
         if told := damage(path, hashes=False):
             warn(f"{path} is damaged ({told}) and is left out")
         else:
-            found[step_of(path)] = path
+            found[int(path.name.rpartition("-")[2])] = path
     return found
 
 

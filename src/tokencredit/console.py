@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -64,7 +64,7 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
 
-    def render(self, renderable: Any, options: Any = None) -> Iterator[Any]:
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Any]:
         shown = _visible_text(renderable) if isinstance(renderable, Text) else renderable
         return super().render(shown, options)
 

@@ -120,7 +120,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise DamagedFile(f"{path} is not JSON ({error}).") from error
 
 
-def read_mapping(path: str | os.PathLike, *fields: str) -> dict[str, Any]:
+def read_mapping(path: str | os.PathLike[str], *fields: str) -> dict[str, Any]:
     """A JSON object that has these fields. DamagedFile names the file, and what it holds instead."""
     found = read_json(path)
     if not isinstance(found, dict):
@@ -199,7 +199,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            return file.read().to_pylist()
+            rows: list[dict[str, Any]] = file.read().to_pylist()
+            return rows
     except (arrow.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise

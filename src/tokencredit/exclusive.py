@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:
     fcntl = None
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 LOCK = ".lock"
 _held: set[int] = set()
 

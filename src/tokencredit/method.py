@@ -5,6 +5,7 @@ method's repr.
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -109,7 +110,7 @@ class Method:
         own, first = self.hyperparameters(), start.hyperparameters()
         return {name: value for name, value in own.items() if value != first[name]}
 
-    def replace(self, **values) -> Method:
+    def replace(self, **values: Any) -> Method:
         """This method with other hyper-parameters: any field of its chain, surrogate, aggregate or of its own.
 
             METHODS["gtpo"].replace(alpha=(1, 0.2), scope="batch")
@@ -141,11 +142,11 @@ class Method:
         return replace(self, **{name: _fill(getattr(self, name), max_length) for name in PARTS})
 
 
-def replaced(part, values: dict, used: set[str]):
+def replaced(part: Any, values: Mapping[str, object], used: set[str]) -> Any:
     """The part with every field of `values` set wherever it occurs in it; their names are added to `used`."""
     if isinstance(part, Chain | Sum):
         return type(part)(*(replaced(p, values, used) for p in part.parts))
-    new = {}
+    new: dict[str, Any] = {}
     for f in fields(part):
         for key in (f.name, f"{type(part).__name__}.{f.name}"):
             if key in values:
@@ -167,7 +168,7 @@ def _fill(part: Any, max_length: int) -> Any:
     return replace(part, **new) if new else part
 
 
-def collect(part, found: dict) -> None:
+def collect(part: Any, found: dict[str, object]) -> None:
     """Adds "Part.field" of every field of the part and of those within it to `found`."""
     for inner in part.parts if isinstance(part, Chain | Sum) else ():
         collect(inner, found)

@@ -108,7 +108,7 @@ class TokenLeaveOneOut(Transform):
     >>> TokenLeaveOneOut()(credit, rollouts)     # rewards 3, 1 and 0 -> 4, 0 and −2: the means are 2 and 0
     """
 
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         mask, index = rollouts.mask, rollouts.group_index
@@ -133,7 +133,7 @@ class ColumnCenter(Transform):
     >>> ColumnCenter()(credit, rollouts)     # [0.5, 0.25, 0.1] and [0, 0.25] -> [0.25, 0, 0] and [-0.25, 0]
     """
 
-    laws: ClassVar = frozenset({"group_local", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local", "idempotent"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         return column_deviation(credit, rollouts.mask, rollouts.group_index)

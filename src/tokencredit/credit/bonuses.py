@@ -29,9 +29,9 @@ class EntropyBonus(Transform):
     alpha: float = 0.4
     kappa: float = 2.0
     score: str = "entropy"
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.kappa > 1:
             raise ValueError(f"EntropyBonus.kappa must exceed 1 to keep the sign of the credit, got {self.kappa}")
         if not self.alpha >= 0:
@@ -68,9 +68,9 @@ class ConfidenceBonus(Transform):
     prompt: str = "none"
     all_correct: bool = False
     score: str = "logprob"
-    laws: ClassVar = frozenset({"group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, prompt=("none", "group_mean", "prompt_confidence"))
         if not 0 < self.fraction <= 1:
             raise ValueError(f"ConfidenceBonus.fraction must be in (0, 1], got {self.fraction}")
@@ -85,7 +85,9 @@ class ConfidenceBonus(Transform):
             prompt = rollouts.score(self.prompt).to(credit.dtype)
         else:
             alive = rollouts.mask.any(1, keepdim=True)
-            prompt = pool_mean(confidence, alive, index) if self.prompt == "group_mean" else 0
+            prompt = (
+                pool_mean(confidence, alive, index) if self.prompt == "group_mean" else torch.zeros_like(confidence)
+            )
         takes = pool(rollouts.success.long(), index) > 0 if self.all_correct else rollouts.mixed
         return credit + torch.where(takes[:, None], self.alpha * (prompt - confidence), 0)
 
@@ -127,9 +129,9 @@ class EntropyGradient(Transform):
     bounds: tuple[float, float] = (0.0, 1.0)
     difficulty: float | None = None
     score: str = "entropy"
-    laws: ClassVar = frozenset({"row_local", "group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.difficulty is not None and not self.difficulty > 0:
             raise ValueError(f"EntropyGradient.difficulty must be positive or None: it divides; got {self.difficulty}")
         if self.target is not None:

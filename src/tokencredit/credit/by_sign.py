@@ -32,9 +32,9 @@ class Amplify(Transform):
     down: float = 0.2
     base: float = 1.0
     floor: float = 0.0
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.floor >= 0:
             object.__setattr__(self, "laws", self.laws - {"keeps_sign"})
 
@@ -60,9 +60,9 @@ class Tilt(Transform):
     score: str
     low: float = -0.5
     high: float = 1.5
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.low <= self.high:
             raise ValueError(f"Tilt needs low <= high, got low={self.low}, high={self.high}")
 

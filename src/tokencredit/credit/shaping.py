@@ -112,7 +112,7 @@ class Overlong(Transform):
     default; penalty=1 is right for rewards of −1 and 1. λ = 0 is the identity. Outcomes (success or failure) are not
     changed. Source: DAPO (arXiv:2503.14476) eq. 13.
 
-    >>> Chain(Outcome(), Overlong(20), GroupCenter())(credit, rollouts)
+        Chain(Outcome(), Overlong(20), GroupCenter())
 
     Rewards 1, 0, 0, 1 of which the first comes at the limit are 0.5, 0, 0, 1 then, the paper's 0, −1, −1, 1 but for
     place and scale: 0.261, −0.783, −0.783, 1.306.
@@ -121,7 +121,7 @@ class Overlong(Transform):
     max_length: int | None = None
     cache: int | None = None
     penalty: float = 0.5
-    laws: ClassVar = frozenset({"row_local", "group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local"})
 
     def __post_init__(self) -> None:
         if self.max_length is not None and not 0 < self._window(self.max_length) <= self.max_length:
@@ -137,8 +137,9 @@ class Overlong(Transform):
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         if self.max_length is None:
             return credit
-        excess = rollouts.length.to(credit.dtype) - (self.max_length - self._cache)
-        return credit - self.penalty * (excess / self._cache).clamp(0, 1)[:, None]
+        cache = self._window(self.max_length)
+        excess = rollouts.length.to(credit.dtype) - (self.max_length - cache)
+        return credit - self.penalty * (excess / cache).clamp(0, 1)[:, None]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,9 +33,9 @@ class ToGo(Transform):
     clip: float | None = None
     gamma: float = 1.0
     past: bool = False
-    laws: ClassVar = frozenset({"row_local", "group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_gamma(self)
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"ToGo.clip must be positive or None, got {self.clip}")
@@ -59,9 +59,9 @@ class Returns(Transform):
     """
 
     gamma: float = 1.0
-    laws: ClassVar = frozenset({"row_local", "group_local"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_gamma(self)
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
@@ -83,9 +83,9 @@ class Redistribute(Transform):
 
     score: str
     share: float = 0.8
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"Redistribute.share must be in [0, 1], got {self.share}")
 
@@ -112,6 +112,6 @@ def _discounted(x: Tensor, mask: Tensor, gamma: float, past: bool = False) -> Te
     return sums if past else sums.flip(1)
 
 
-def _check_gamma(part: Transform) -> None:
+def _check_gamma(part: Any) -> None:
     if not 0 <= part.gamma <= 1:
         raise ValueError(f"{type(part).__name__}.gamma must be in [0, 1], got {part.gamma}")

@@ -14,7 +14,7 @@ from tokencredit.masked import zero_off
 from tokencredit.rollouts import Rollouts
 
 if TYPE_CHECKING:
-    pass
+    from _typeshed import DataclassInstance
 
 LAWS = {
     "keeps_total": "a rollout whose credit is equal at every token keeps the sum of its credit",
@@ -91,7 +91,7 @@ class Sum(Transform):
 
     Sum(part) is the part itself; the empty sum is no credit.
 
-    >>> Sum(Chain(Outcome(), GroupCenter()), Score("x"))(credit, rollouts)      # GRPO's credit plus a score
+        Sum(Chain(Outcome(), GroupCenter()), Score("x"))      GRPO's credit plus a score
     """
 
     parts: tuple[Transform, ...] = ()
@@ -118,7 +118,7 @@ def _joint_laws(parts: tuple[Transform, ...]) -> frozenset[str]:
     return kept
 
 
-def needs(part: object) -> frozenset[str]:
+def needs(part: DataclassInstance) -> frozenset[str]:
     """The score names that a transform, surrogate or aggregate reads, following its own fields."""
     found: set[str] = set()
     for f in fields(part):

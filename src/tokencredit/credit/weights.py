@@ -79,9 +79,9 @@ class ProxyWeight(Transform):
     score: str
     normalise: str = "min_max"
     scope: str = "row"
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, normalise=("raw", "min_max", "mean_one", "rank"), scope=("row", "group"))
         if self.scope == "group":
             if self.normalise == "rank":
@@ -122,7 +122,7 @@ class Below(Transform):
 
     score: str
     threshold: float = 0.0
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign", "idempotent"})
 
     def select(self, rollouts: Rollouts) -> Tensor:
         """[B, T] bool: the tokens that keep their credit."""
@@ -145,9 +145,9 @@ class GroupWeight(Transform):
 
     score: str
     high: float = 1.7
-    laws: ClassVar = frozenset({"group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local", "keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.high >= 1:
             raise ValueError(f"GroupWeight.high must be at least 1, the weight of the lowest score; got {self.high}")
 
@@ -166,7 +166,7 @@ class LengthMean(Transform):
     Then a sum over tokens is a mean over those that count: SimPO's length normalisation, and SePO's over its selection.
     """
 
-    laws: ClassVar = frozenset({"row_local", "group_local", "keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local", "keeps_sign"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         num = (credit != 0).sum(1, keepdim=True).to(credit.dtype)
@@ -185,9 +185,9 @@ class BoundCredit(Transform):
 
     k: float = 2.0
     ddof: int = 1
-    laws: ClassVar = frozenset({"keeps_sign"})
+    laws: ClassVar[frozenset[str]] = frozenset({"keeps_sign"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.k > 0:
             raise ValueError(f"BoundCredit.k must be positive: 0 would leave no credit; got {self.k}")
 
@@ -221,7 +221,7 @@ class TopFraction(Transform):
     fraction: float = 0.2
     scope: str = "batch"
     by_outcome: bool = False
-    laws: ClassVar = frozenset({"keeps_sign", "idempotent"})
+    laws: ClassVar[frozenset[str]] = frozenset({"keeps_sign", "idempotent"})
 
     def __post_init__(self) -> None:
         one_of(self, scope=("batch", "group", "row"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
@@ -22,6 +23,7 @@ class Steered:
 
     method: Method
     _start: Method
+    _metrics: Any
 
     def _steer(self, rollouts: Rollouts) -> None:
         """On to the next method; logs the values that this batch was given credit with."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.masked import pool_deviation
-from tokencredit.objective.surrogates import Surrogate, clip_stats, clipped, ratio, token_mean
+from tokencredit.objective.surrogates import Stats, Surrogate, clip_stats, clipped, ratio, token_mean
 from tokencredit.rollouts import Rollouts
 
 
@@ -48,7 +48,7 @@ class ClipCov(Surrogate):
     seed: int = 0
     plans: ClassVar[bool] = True
 
-    def coefficient(self, logprob, old_logprob, credit, rollouts: Rollouts):
+    def coefficient(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor | None:
         mask = rollouts.mask
         cov, w = covariance(logprob, credit, mask), ratio(logprob, old_logprob)
         stopped = ((w < 1 - self.low) & (credit < 0)) | ((w > 1 + self.high) & (credit > 0))
@@ -60,7 +60,9 @@ class ClipCov(Surrogate):
         chosen[candidates[order.to(mask.device)]] = True
         return chosen.view_as(mask).to(logprob.dtype)
 
-    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Stats]:
         w = ratio(logprob, old_logprob)
         loss = clipped(w, credit, self.low, self.high)
         stats = {"selected": token_mean(coefficient, mask)} | clip_stats(w, credit, mask, self.low, self.high)
@@ -85,7 +87,7 @@ class KLCov(Surrogate):
     beta: float = 1.0
     plans: ClassVar[bool] = True
 
-    def coefficient(self, logprob, old_logprob, credit, rollouts: Rollouts):
+    def coefficient(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor | None:
         mask = rollouts.mask
         cov = covariance(logprob, credit, mask).masked_fill(~mask, -torch.inf).flatten()
         tokens = int(mask.sum())
@@ -94,7 +96,9 @@ class KLCov(Surrogate):
         chosen[cov.sort(descending=True, stable=True).indices[: min(portion(self.fraction, tokens), tokens)]] = True
         return chosen.view_as(mask).to(logprob.dtype)
 
-    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Stats]:
         loss = -ratio(logprob, old_logprob) * credit + self.beta * coefficient * (logprob - old_logprob).abs()
         return loss, {"selected": token_mean(coefficient, mask)}
 
@@ -123,12 +127,12 @@ class LowEntropyKL(Surrogate):
     score: str = "entropy"
     plans: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (0 < self.share <= 1 and 0 < self.fraction <= 1):
             parts = f"share={self.share}, fraction={self.fraction}"
             raise ValueError(f"LowEntropyKL.share and fraction must be in (0, 1], got {parts}")
 
-    def coefficient(self, logprob, old_logprob, credit, rollouts: Rollouts):
+    def coefficient(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor | None:
         mask = rollouts.mask
         tokens = int(mask.sum())
         kappa = torch.zeros(mask.numel(), dtype=logprob.dtype, device=mask.device)
@@ -146,7 +150,9 @@ class LowEntropyKL(Surrogate):
         kappa[order[-few:]] = top
         return kappa.view_as(mask)
 
-    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Stats]:
         w = ratio(logprob, old_logprob)
         loss = clipped(w, credit, self.low, self.high) + coefficient * (logprob - old_logprob).abs()
         stats = {"selected": token_mean(coefficient > 0, mask)}

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tokencredit.credit.transform import one_of
 from tokencredit.masked import over, row_mean, row_min_max, zero_off
-from tokencredit.objective.surrogates import Surrogate, clip_stats, log_ratio, ratio
+from tokencredit.objective.surrogates import Stats, Surrogate, clip_stats, log_ratio, ratio
+from tokencredit.rollouts import Rollouts
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class HybridClip(Surrogate):
     outer: str = "min_of_mixes"
     score: str = "entropy"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self, entropy_to=("token", "sequence"), outer=("min_of_mixes", "mix_of_mins", "mix_of_clips"))
         if isinstance(self.mix, str):
             one_of(self, mix=("entropy",))
@@ -51,7 +53,7 @@ class HybridClip(Surrogate):
     def needs(self) -> frozenset[str]:
         return frozenset({self.score}) if self.plans else frozenset()
 
-    def coefficient(self, logprob, old_logprob, credit, rollouts):
+    def coefficient(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> Tensor | None:
         """λ of tokens whose rollout has credit: the others have no loss."""
         if not self.plans:
             return None
@@ -61,8 +63,10 @@ class HybridClip(Surrogate):
         share = share if self.entropy_to == "token" else 1 - share
         return zero_off(share, mask & (credit != 0).any(1, keepdim=True))
 
-    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
-        share = coefficient if self.plans else self.mix
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Stats]:
+        share = coefficient if isinstance(self.mix, str) else torch.full_like(logprob, self.mix)
         w = ratio(logprob, old_logprob)
         s = row_mean(log_ratio(logprob, old_logprob), mask).exp()[:, None].detach()
         s = s * (logprob - logprob.detach()).exp()

@@ -31,7 +31,7 @@ class Surrogate:
     plans: ClassVar[bool] = False
 
     def token_loss(
-        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor | None
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
     ) -> tuple[Tensor, Stats]:
         raise TypeError(
             f"{type(self).__name__} does not define token_loss(self, logprob, old_logprob, credit, mask, coefficient)"
@@ -46,11 +46,13 @@ class Surrogate:
         logprob, old_logprob, credit = (
             zero_off(wide(x), mask) for x in (logprob, old_logprob.detach(), credit.detach())
         )
-        if self.plans and coefficient is None:
-            raise ValueError(
-                f"{type(self).__name__} treats tokens apart by a coefficient planned over the whole batch: pass"
-                " `coefficient` (Plan.coefficient)"
-            )
+        if coefficient is None:
+            if self.plans:
+                raise ValueError(
+                    f"{type(self).__name__} treats tokens apart by a coefficient planned over the whole batch: pass"
+                    " `coefficient` (Plan.coefficient)"
+                )
+            coefficient = torch.zeros_like(logprob)
         loss, stats = self.token_loss(logprob, old_logprob, credit, mask, coefficient)
         return zero_off(loss, mask), stats | ratio_stats(logprob.detach(), old_logprob, mask)
 
@@ -66,7 +68,9 @@ class LogProb(Surrogate):
     ℓ = −c · log π_θ         Source: REINFORCE (Williams 1992).
     """
 
-    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Stats]:
         return -credit * logprob, {}
 
 
@@ -84,7 +88,9 @@ class Clip(Surrogate):
     high: float = 0.2
     dual: float | None = None
 
-    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Stats]:
         w = ratio(logprob, old_logprob)
         loss = clipped(w, credit, self.low, self.high)
         return dual_bounded(loss, credit, self.dual), clip_stats(w, credit, mask, self.low, self.high)
@@ -112,7 +118,7 @@ class SequenceClip(Surrogate):
     def __post_init__(self) -> None:
         one_of(self, mean=("geometric", "arithmetic"))
 
-    def coefficient(self, logprob, old_logprob, credit, rollouts):
+    def coefficient(self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, rollouts: Rollouts) -> None:
         low, high = row_min_max(credit, rollouts.mask)
         varies = (high - low) > 1e-5 * torch.maximum(high.abs(), low.abs())
         if not self.token and varies.any():
@@ -122,7 +128,9 @@ class SequenceClip(Surrogate):
                 " gspo_token), or a surrogate with token ratios"
             )
 
-    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Stats]:
         if self.mean == "geometric":
             s = row_mean(log_ratio(logprob, old_logprob), mask).exp()[:, None]
         else:
@@ -146,7 +154,9 @@ class CISPO(Surrogate):
     cap: float = 5.0
     floor: float = 0.0
 
-    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Stats]:
         w = ratio(logprob, old_logprob).detach()
         return -w.clamp(self.floor, self.cap) * credit * logprob, {
             "clip_low": token_mean(w < self.floor, mask),
@@ -166,7 +176,9 @@ class SAPO(Surrogate):
     positive: float = 1.0
     negative: float = 1.05
 
-    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Stats]:
         tau = torch.full_like(credit, self.negative).masked_fill(credit > 0, self.positive)
         gate = torch.sigmoid(tau * (ratio(logprob, old_logprob) - 1))
         weight = 4 * (gate * (1 - gate)).detach()
@@ -191,7 +203,9 @@ class GPPO(Surrogate):
     high: float = 0.2
     dual: float | None = None
 
-    def token_loss(self, logprob, old_logprob, credit, mask, coefficient):
+    def token_loss(
+        self, logprob: Tensor, old_logprob: Tensor, credit: Tensor, mask: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Stats]:
         w = ratio(logprob, old_logprob)
         unit = w / w.detach()
         below, above = (w < 1 - self.low) & (credit < 0), (w > 1 + self.high) & (credit > 0)

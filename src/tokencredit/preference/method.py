@@ -82,7 +82,7 @@ class PreferenceMethod:
             if x is not None and x.shape != pairs.mask.shape:
                 raise ValueError(f"{name} must be [2P, T] = {list(pairs.mask.shape)}, got shape {list(x.shape)}")
         margin = self.margin(logprob=logprob, ref_logprob=ref_logprob, credit=credit, pairs=pairs)
-        weight = pairs.weight.to(margin.dtype)
+        weight = pairs.weights.to(margin.dtype)
         whole = weight.sum() if total is None else margin.new_tensor(float(total))
         m, own = margin.detach(), weight.sum()
         stats = {

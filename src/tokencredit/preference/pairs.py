@@ -33,7 +33,7 @@ class Pairs:
     def __post_init__(self):
         if self.mask.dim() != 2 or len(self.mask) % 2:
             raise ValueError(f"mask must be [2P, T], chosen rows before rejected ones; got {list(self.mask.shape)}")
-        weight = torch.ones(len(self), device=self.mask.device) if self.weight is None else wide(self.weight.detach())
+        weight = wide(self.weights.detach())
         if weight.shape != (len(self),):
             raise ValueError(f"weight must be [P] = [{len(self)}], got shape {list(weight.shape)}")
         if not (torch.isfinite(weight) & (weight >= 0)).all():
@@ -44,6 +44,11 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.mask) // 2
+
+    @property
+    def weights(self) -> Tensor:
+        """[P]: how much each pair counts, 1 where nothing else was said."""
+        return torch.ones(len(self), device=self.mask.device) if self.weight is None else self.weight
 
     @cached_property
     def rollouts(self) -> Rollouts:
@@ -57,7 +62,7 @@ class Pairs:
         rows = torch.arange(len(self), device=self.mask.device)[keep]
         rows = torch.cat([rows, rows + len(self)])
         scores = {name: score[rows] for name, score in self.scores.items()}
-        return Pairs(self.mask[rows], scores, self.weight[keep])
+        return Pairs(self.mask[rows], scores, self.weights[keep])
 
 
 def behind_common_prefix(ids: Tensor, mask: Tensor) -> Tensor:

@@ -112,9 +112,9 @@ def _box_span(text: str) -> tuple[int, int, int] | None:
 
 def _boxed(text: str) -> Answer | None:
     span = _box_span(text)
-    bare = list(_BARE_BOX.finditer(text, span[2] if span else 0))[-1:]
-    if bare:
-        (bare,) = bare
+    found = list(_BARE_BOX.finditer(text, span[2] if span else 0))
+    if found:
+        bare = found[-1]
         return Answer(bare[1], "boxed", complete=bare.end() < len(text))
     return Answer(text[span[1] : span[2]].strip(), "boxed") if span else None
 
