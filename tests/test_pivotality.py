@@ -756,10 +756,10 @@ def test_the_command_line(tmp_path, capsys):
 
     few = ["--prompts", "2", "--samples", "1", "--max-new-tokens", "30"]
     out = str(tmp_path / "run")
-    assert (
-        main(["pivotality", "run", "--out", out, *few, "--temperature", "0"]) == 1
-        and not (tmp_path / "run" / "store").exists()
-    )
+    with pytest.raises(SystemExit):
+        main(["pivotality", "run", "--out", out, *few, "--temperature", "0"])
+    assert "argument --temperature: must be a temperature above 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
     assert (
         main(
             [

@@ -306,7 +306,7 @@ def _export_pairs(args: argparse.Namespace) -> int:
     from tokencredit.progress import bar
 
     tokens, alternatives, traces = (record.read(args.directory, name) for name in ("tokens", "alternatives", "traces"))
-    result = read_mapping(args.directory / "result.json", "identity", "task")
+    result = read_mapping(args.directory / "result.json", "identity", "policy")
     identity = result["identity"]
     sampler = identity["sampler"]
     s = _open(
