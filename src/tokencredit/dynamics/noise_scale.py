@@ -101,7 +101,7 @@ def from_pieces(squares: Sequence[float], sizes: Sequence[float], total: float) 
     may be in two. With equal pieces these are eqs. A.2 and A.3 of the paper (its B_big and B_small), with pieces of one
     prompt the U-statistic above.
     """
-    n, square = np.asarray(sizes, float), float(np.sum(squares))
+    n, square = np.asarray(sizes, float), float(np.asarray(squares, float).sum())
     if (n > 0).sum() < 2:
         raise ValueError(f"two pieces with prompts are the least, got sizes {n.tolist()}")
     num, own = n.sum(), (n**2).sum()
