@@ -50,8 +50,7 @@ _LAYOUT = [
         (r"\\%", "%"),
     )
 ]
-_FRAC = re.compile(r"\\frac\s*(\d)\s*(\d)(?!\d)")
-_FRAC_LEFT = re.compile(r"\\frac\s*(\d)\s*(?=\{)")
+_FRAC_LEFT = re.compile(r"\\frac\s*([0-9A-Za-z]|\\pi(?![A-Za-z]))(?=\s*[{0-9A-Za-z\\])")
 _FRAC_RIGHT = re.compile(r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])")
 _SQRT = re.compile(r"\\sqrt\s*(\[\w\])?\s*(\d+|[A-Za-z]|\\pi)(?![A-Za-z])")
 _SQRT_GROUP = re.compile(r"\\sqrt\s*(\[\w\])?\s*(\([^()]*\))")
@@ -81,6 +80,7 @@ _WRAPPERS = [
         r"`(?P<inner>[^`]*)`",
         r'"(?P<inner>[^"]*)"',
         r"\\text\s*\{(?P<inner>[^{}]*)\}",
+        r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{R\}\s*)?(?:\\mid|\||:)\s*(?P<inner>.*)\\\}",
     )
 ]
 _MATHS_FIRST = re.compile(r"\$(?P<inner>(?:[^$\\]|\\.)+)\$(?P<rest>[^$]+)")  # `$3$ hours`
@@ -117,7 +117,6 @@ def _plain(signs: str) -> str:
 def _layout(text: str) -> str:
     for pattern, new in _LAYOUT:
         text = pattern.sub(new, text)
-    text = _FRAC.sub(r"\\frac{\1}{\2}", text)
     text = _FRAC_LEFT.sub(r"\\frac{\1}", text)
     text = _FRAC_RIGHT.sub(r"\1{\2}", text)
     text = _SQRT.sub(r"\\sqrt\1{\2}", text)
