@@ -13,11 +13,12 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+from tokencredit.studies.compare.command import read_config
+
 from _result import finish
 from tokencredit.cli import make_parser
 from tokencredit.runs import Run
 from tokencredit.stats import OverSeedsAndPrompts
-from tokencredit.studies.compare.command import read_config
 from tokencredit.studies.compare.curves import Curves, Prompts, area, budget_to
 from tokencredit.studies.compare.jobs import Tell, choose, run_jobs
 

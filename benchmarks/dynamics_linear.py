@@ -17,7 +17,7 @@ from pathlib import Path
 from _checkpoint import STEP, trained_run
 from _result import finish
 from tokencredit.lm.policy import PolicyConfig
-from tokencredit.studies.entropy.study import SweepConfig, run
+from tokencredit.studies.entropy.question import STUDY, SweepConfig
 
 
 def main():
@@ -27,18 +27,16 @@ def main():
     options = parser.parse_args()
     with trained_run(options.seed) as trained, tempfile.TemporaryDirectory() as folder:
         config = SweepConfig(
-            policy=PolicyConfig(str(trained)), checkpoint=STEP, updates=options.updates, seed=options.seed
+            policy=PolicyConfig(str(trained)),
+            checkpoint=STEP,
+            updates=options.updates,
+            seed=options.seed,
+            workers=options.workers,
         )
         start = time.perf_counter()
-        result = run(
-            config,
-            Path(folder) / "entropy",
-            workers=options.workers,
-            command="python benchmarks/dynamics_linear.py",
-            say=print,
-        )
+        result = STUDY.run(config, Path(folder) / "entropy", command="python benchmarks/dynamics_linear.py", say=print)
         seconds = time.perf_counter() - start
-    f = result["figures"]
+    f = {name: figure.as_json() for name, figure in result["figures"].items()}
     names = ("same", "independent", "fresh")
     error, spread = f["relative_error_mean"], f[f"relative_error_spread_{config.sub_batch}"]
     picked = (

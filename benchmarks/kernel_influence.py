@@ -22,8 +22,8 @@ from tokencredit.dynamics.influence import r2, r2_over_prompts, slope
 from tokencredit.dynamics.kernel import of_update
 from tokencredit.dynamics.kernel_shares import Change, share_figures
 from tokencredit.dynamics.vectors import scaled
-from tokencredit.lm.policy import PolicyConfig
-from tokencredit.studies.kernel.study import KernelConfig, at_units, measure
+from tokencredit.studies.kernel.measurement import at_units, measure
+from tokencredit.studies.kernel.question import KernelConfig
 from tokencredit.studies.stages import Stages
 
 SMALL = 0.03
@@ -50,7 +50,7 @@ def mistakes(checkpoint, m, real: np.ndarray) -> dict[str, float]:
 
 
 def one_batch(checkpoint, seed: int) -> dict:
-    config = KernelConfig(PolicyConfig(), STEP, seed=seed, held_out=64)
+    config = KernelConfig(checkpoint=STEP, seed=seed, held_out=64)
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
         m = measure(checkpoint, config, Stages(Path(folder)), lambda _: None)

@@ -12,6 +12,7 @@ foretold from groups of 8 on reckon's base model; `measured` is that of 4,096 fr
 
 import argparse
 import time
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -47,8 +48,8 @@ def online(runs: int, updates: int) -> dict:
         measured = slice(4, None, 4)
         extra.append((seconds[4][measured] - seconds[0][measured]).mean() / seconds[0][1:].mean())
     return {
-        "online_cost": mean_of_units(np.array(extra) / EVERY).as_dict(),
-        "one_measurement": mean_of_units(extra).as_dict(),
+        "online_cost": asdict(mean_of_units(np.array(extra) / EVERY)),
+        "one_measurement": asdict(mean_of_units(extra)),
         "per_run": list(extra),
     }
 
@@ -99,9 +100,9 @@ def prediction(prompts: int, sizes: tuple[int, ...], seed: int) -> dict:
     for size in sizes:
         fresh = measure(checkpoint, method, draw(checkpoint, ROLLOUTS // size, size, seed + size), limit=1 << 28)
         answer[size] = {
-            "predicted": found.split.variance(1, size).as_dict(),
-            "measured": fresh.own.noise.as_dict(),
-            "one_way": one_way.variance(1, size).as_dict(),
+            "predicted": asdict(found.split.variance(1, size)),
+            "measured": asdict(fresh.own.noise),
+            "one_way": asdict(one_way.variance(1, size)),
         }
     return {"prediction": answer, "offline_seconds": seconds, "offline_rollouts": len(batch)}
 

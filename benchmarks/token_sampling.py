@@ -8,6 +8,7 @@ Student's intervals.
 """
 
 import argparse
+from dataclasses import asdict
 
 import torch
 
@@ -77,7 +78,7 @@ def main() -> None:
     for name, estimate in found.items():
         print(f"{name:34} {estimate}")
     settings = {"fraction": 0.2, "batches": options.batches, "prompts": options.prompts, "group": GROUP}
-    finish("token_sampling", {"variance_share": {name: e.as_dict() for name, e in found.items()}, **settings})
+    finish("token_sampling", {"variance_share": {name: asdict(e) for name, e in found.items()}, **settings})
 
 
 if __name__ == "__main__":

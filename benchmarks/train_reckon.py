@@ -8,6 +8,7 @@ import argparse
 import os
 import statistics
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -55,7 +56,7 @@ def main():
         "train_reckon" if options.method == "grpo" else f"train_reckon_{options.method}",
         {
             "pass1_before": mean_of_units([s["before"] for s in per_seed]).value,
-            "pass1_after": mean_of_units([s["after"] for s in per_seed]).as_dict(),
+            "pass1_after": asdict(mean_of_units([s["after"] for s in per_seed])),
             "seconds": statistics.median(s["seconds"] for s in per_seed),
             "seconds_slowest": max(s["seconds"] for s in per_seed),
             "per_seed": per_seed,

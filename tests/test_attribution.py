@@ -37,7 +37,8 @@ from tokencredit.lm.policy import Policy
 from tokencredit.methods import METHODS
 from tokencredit.objective import SequenceMean, TokenMean
 from tokencredit.rollouts import Rollouts
-from tokencredit.studies.attribution import study as question
+from tokencredit.studies.attribution import study as parts
+from tokencredit.studies.attribution.question import STUDY, AttributeConfig
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy, TabularPolicy, encode, modular_world, tiny_model
 from tokencredit.tasks.given import Given
 from tokencredit.train_config import TrainConfig
@@ -527,7 +528,7 @@ def test_stored_pivotality_is_joined_token_by_token(reckon, pivots):
         assert value == (token["before_after"] if token["defined"] else 0.0)
     assert int(known["before_after"].isfinite().sum()) == len(tokens)
     dapo = replace(reckon, config=replace(reckon.config, method="dapo"))
-    drawn, kept = question._rollouts(dapo, question.AttributeConfig(pivotality=str(pivots), group=4), set())
+    drawn, kept = parts._rollouts(dapo, AttributeConfig(pivotality=str(pivots), group=4), set())
     assert len(drawn) == 8 and len(kept["spread"]) == len(update_vector(dapo, drawn).batch) == int(
         drawn.rollouts.mixed.sum()
     )
@@ -540,15 +541,22 @@ def test_stored_pivotality_is_joined_token_by_token(reckon, pivots):
         batch_of_run(reckon, pivots, 4, seed=0)
 
 
-SMALL = question.AttributeConfig(
-    prompts=8, group=4, methods=("kl_cov", "dapo"), entropy=(16, 2), reward=(24, 4), trees=2, bootstraps=200
+SMALL = AttributeConfig(
+    optimizer="adamw",
+    prompts=8,
+    group=4,
+    methods=("kl_cov", "dapo"),
+    entropy=(16, 2),
+    reward=(24, 4),
+    trees=2,
+    bootstraps=200,
 )
 
 
 @pytest.fixture(scope="module")
-def study(reckon, tmp_path_factory):
+def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("attribution") / "run"
-    return out, question.run(reckon, SMALL, out, command="tokencredit <b>", say=lambda _: None)
+    return out, STUDY.run(SMALL, out, command="tokencredit <b>")
 
 
 def test_the_study_adds_up(study):
@@ -563,16 +571,17 @@ def test_the_study_adds_up(study):
     sequences = parquet.read_table(out / "sequences.parquet").to_pylist()
     assert len(tokens) == len(sequences) == SMALL.prompts * SMALL.group
     for goal in GOALS:
-        parts = {part: figures[f"change/{goal}/{part}"]["value"] for part in (*PARTS, "total")}
+        parts = {part: figures[f"change/{goal}/{part}"].value for part in (*PARTS, "total")}
         assert sum(parts[part] for part in PARTS) == pytest.approx(parts["total"])
         by_row = [row[f"change of {goal}"] for row in sequences]
         assert sum(by_row) == pytest.approx(parts["tokens"], rel=1e-3, abs=1e-9)
         assert [sum(row[f"change of {goal}"]) for row in tokens] == pytest.approx(by_row, rel=1e-3, abs=1e-9)
-        assert sum(figures[f"outcome/{name}/{goal}/sum"]["value"] for name in result["outcomes"]) == pytest.approx(
+        assert sum(figures[f"outcome/{name}/{goal}/sum"].value for name in result["outcomes"]) == pytest.approx(
             sum(by_row), abs=1e-9
         )
         assert sum(found[goal]["tokens"] for found in result["roles"].values()) == result["about"]["tokens"]
-    assert all({"value", "low", "high", "unit", "seed", "command"} <= set(figure) for figure in figures.values())
+    stored = json.loads((out / "result.json").read_text())["figures"]
+    assert all({"value", "low", "high", "unit", "seed", "command"} <= set(figure) for figure in stored.values())
     kl_cov = next(each for each in result["methods"] if each["name"] == "kl_cov")
     assert kl_cov["acting"] == {"surrogate": False, "aggregate": True}
     assert [each["name"] for each in result["methods"]] == ["grpo", "kl_cov", "dapo"] and result["pivotal"][
@@ -580,14 +589,15 @@ def test_the_study_adds_up(study):
     ] == "prefix trees"
 
 
-def test_a_killed_study_goes_on_with_the_same_numbers(study, reckon):
-    out, result = study
+def test_a_killed_study_goes_on_with_the_same_numbers(study):
+    out, _ = study
+    result = json.loads((out / "result.json").read_text())
     (out / "result.json").unlink()
     (out / "stages" / "method_1.npz").unlink()
-    again = question.run(reckon, SMALL, out, command="tokencredit <b>", say=lambda _: None)
-    assert json.dumps(again["figures"]) == json.dumps(result["figures"])
+    STUDY.run(SMALL, out, command="tokencredit <b>")
+    assert json.loads((out / "result.json").read_text())["figures"] == result["figures"]
     with pytest.raises(ValueError, match="different run"):
-        question.run(reckon, replace(SMALL, prompts=9), out, say=lambda _: None)
+        STUDY.run(replace(SMALL, prompts=9), out)
 
 
 @pytest.fixture(scope="module")
@@ -617,4 +627,4 @@ def test_without_a_run_it_says_how_to_make_one(capsys):
     assert main(["dynamics", "attribute"]) == 1
     assert "tokencredit train" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(ValueError, match="at least 3 prompts"):
-        question.AttributeConfig(prompts=2)
+        AttributeConfig(prompts=2)

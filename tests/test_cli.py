@@ -180,21 +180,11 @@ def test_report_takes_runs_and_studies(capsys, tmp_path):
     from test_correlation_report import study
     from tokencredit.runs import Run
 
-    def record(name, method_name):
-        return Run.create(
-            tmp_path / "all" / name,
-            name=name,
-            method="m",
-            method_name=method_name,
-            task="reckon",
-            model="reckon",
-            config={},
-            seed=0,
-            command="c",
-        )
-
-    record("grpo-0", "grpo")
-    first, second = (record(name, "correlation").path for name in ("first", "second"))
+    same = {"task": "reckon", "model": "reckon", "config": {}, "seed": 0, "command": "c"}
+    Run.create(tmp_path / "all" / "grpo-0", name="grpo-0", method="m", method_name="grpo", **same)
+    first, second = (tmp_path / "all" / name for name in ("first", "second"))
+    for path in (first, second):
+        Run.create_study(path, study="correlation", **same)
     page = tmp_path / "page.html"
     assert "first: this study has no result yet" in refused(capsys, "report", tmp_path / "all", "--out", page)
     for path in (first, second):

@@ -26,13 +26,17 @@ from tokencredit.budget import Budget
 from tokencredit.cli import main, make_parser
 from tokencredit.runs import Run, RunError
 from tokencredit.stats import OverSeedsAndPrompts
+from tokencredit.studies.book import Book
 from tokencredit.studies.compare import jobs as compare_jobs
-from tokencredit.studies.compare.command import markdown, read_config, table
 from tokencredit.studies.compare.curves import Curves, Prompts, area, budget_to, on_grid
 from tokencredit.studies.compare.figures import Settings, figures
 from tokencredit.studies.compare.jobs import FINAL, Tell, choose, command_of, finished, run_jobs
-from tokencredit.studies.compare.study import CHECK_SEED, COMPARED, CompareConfig, compare, unavailable
+from tokencredit.studies.compare.question import STUDY
+from tokencredit.studies.compare.study import CHECK_SEED, COMPARED, CompareConfig, compare, plan, unavailable
+from tokencredit.studies.compare.tables import markdown, tables
 from tokencredit.studies.processes import Forked, run_all
+from tokencredit.studies.result import write_result
+from tokencredit.studies.study import Work
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out, part_of
 from tokencredit.train_config import TrainConfig
@@ -47,6 +51,10 @@ SMALL = [*(word for setting in SETTINGS for word in ("--set", setting)), "--step
 def config(**changes):
     usual = {"base": TINY, "budget": Budget("rollouts", 64, 4), "rates": (1.0,), "final_prompts": 16}
     return CompareConfig(**usual | changes)
+
+
+def work_in(folder, tell=None):
+    return Work("compare", None, folder, Book("", 0), tell or Tell())
 
 
 # --- budgets ----------------------------------------------------------------------------------------------------------
@@ -256,8 +264,10 @@ def made_study(folder, levels, seeds=4, by_seed=0.0, study=None, **more):
         )
     assert all(finished(folder, job) for job in jobs)
     chosen = choose(study, folder, list(levels), [])
-    found = figures(study, folder, jobs, "grpo", chosen, Settings(), "tokencredit study compare")
+    book = Book("tokencredit study compare", 0)
+    found = figures(study, folder, jobs, "grpo", chosen, Settings(), book)
     return found | {
+        "figures": book.figures,
         "command": "tokencredit study compare",
         "seeds": list(range(seeds)),
         "config": study.as_dict(),
@@ -279,12 +289,10 @@ def test_verdicts_find_what_was_put_there_and_nothing_else(tmp_path):
     expected = {"dapo": "better", "gtpo": "worse", "grpo_s": "not resolved at this budget"}
     assert verdicts_of(result, "area") == verdicts_of(result, "pass@1") == expected
     told = result["figures"]["difference/pass@1/dapo"]
-    assert told["low"] < 0.15 < told["high"] and told["high"] - told["low"] < 0.1, (
-        "what seeds share is taken out by pairing"
-    )
+    assert told.low < 0.15 < told.high and told.high - told.low < 0.1, "what seeds share is taken out by pairing"
     own = result["figures"]["dapo/pass@1"]
-    assert own["high"] - own["low"] > 0.2 and own["seed"] == [0, 1, 2, 3] and own["unit"] == "share of samples"
-    assert told["command"] == "tokencredit study compare" and told["p"] <= told["holm"]
+    assert own.high - own.low > 0.2 and own.seed == [0, 1, 2, 3] and own.unit == "share of samples"
+    assert told.command == "tokencredit study compare" and told.more["p"] <= told.more["holm"]
     line = next(line for line in result["findings"] if line.startswith("Pass@1"))
     assert "better than grpo: dapo; worse than grpo: gtpo; not resolved at this budget: grpo_s" in line
     assert any("learning rate was not checked" in line for line in result["findings"])
@@ -292,8 +300,8 @@ def test_verdicts_find_what_was_put_there_and_nothing_else(tmp_path):
     assert verdicts_of(result, "budget_to") == expected and markdown(result).count("| not resolved |") == 3
     # The target is 0.8 · 0.7 = 0.56: reached after (0.56 − 0.2) / (level − 0.2) of the budget.
     assert result["target"]["value"] == pytest.approx(0.56, abs=0.02)
-    assert result["figures"]["grpo/budget_to"]["value"] == pytest.approx(64 * 0.36 / 0.5, rel=0.1)
-    assert result["figures"]["gtpo/budget_to"]["value"] > 0.9 * 64
+    assert result["figures"]["grpo/budget_to"].value == pytest.approx(64 * 0.36 / 0.5, rel=0.1)
+    assert result["figures"]["gtpo/budget_to"].value > 0.9 * 64
 
 
 def test_the_table_fits_80_columns(tmp_path):
@@ -301,7 +309,7 @@ def test_the_table_fits_80_columns(tmp_path):
         made_study(tmp_path, {"grpo": 0.7, "ptw_gradient_norm": 0.5, "entropy_advantage": 0.9}, seeds=2),
         io.StringIO(),
     )
-    Console(file=page, width=80).print(table(result))
+    Console(file=page, width=80).print(tables(result)[0])
     lines = page.getvalue().splitlines()
     assert len(lines) == 4 and max(map(len, lines)) <= 80 and "…" not in page.getvalue(), page.getvalue()
 
@@ -334,8 +342,8 @@ def test_collapse_times_and_one_seed(tmp_path):
     )
     grpo, dapo = result["methods"]
     assert (grpo["collapsed"], dapo["collapsed"]) == (0, 1) and (grpo["never"], dapo["never"]) == (0, 1)
-    assert result["figures"]["dapo/overhead"]["value"] == pytest.approx(2.5)
-    assert result["figures"]["dapo/seconds_update"]["value"] == pytest.approx(25)
+    assert result["figures"]["dapo/overhead"].value == pytest.approx(2.5)
+    assert result["figures"]["dapo/seconds_update"].value == pytest.approx(25)
     assert set(verdicts_of(result, "pass@1").values()) == {"not resolved at this budget"}
     said = " ".join(result["findings"])
     assert (
@@ -496,11 +504,11 @@ def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path, monkeypatch):
     arguments = {"methods": ["grpo", "gtpo"], "seeds": 1, "baseline": "grpo"}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(compare_jobs, "perform", perform_a_quarter)
-        compare(study, tmp_path, tell=Interrupt(), **arguments)
+        compare(study, work_in(tmp_path, Interrupt()), **arguments)
     [cut] = [path.parent for path in tmp_path.glob("runs/*/metrics.jsonl")]
     assert Run.open(cut).status == "running" and len(Run.open(cut).metrics()) == 10
     assert multiprocessing.active_children() == [], "nothing runs on"
-    result = compare(study, tmp_path, **arguments)
+    result = compare(study, work_in(tmp_path), **arguments)
     assert result["failed"] == {} and Run.open(cut).info["resumed"] and len(result["methods"]) == 2
 
 
@@ -508,7 +516,7 @@ def test_without_a_baseline_there_is_no_comparison(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "grpo-x1-0").write_text("")
     with pytest.raises(RuntimeError, match=r"the baseline grpo has no finished run.*: exit 1"):
-        compare(config(), tmp_path, methods=["grpo", "gtpo"], seeds=1, baseline="grpo")
+        compare(config(), work_in(tmp_path), methods=["grpo", "gtpo"], seeds=1, baseline="grpo")
     assert not (tmp_path / "result.json").exists()
 
 
@@ -567,7 +575,7 @@ def test_methods_that_a_task_cannot_give_are_left_out_or_refused(tmp_path, capsy
         "oracle_positions",
     }
     argv = ["study", "compare", "--task", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "x")]
-    _, methods, _ = read_config(make_parser().parse_args(argv))
+    _, methods, _ = plan(STUDY.read(make_parser().parse_args(argv)))
     assert methods == [name for name in COMPARED if name not in ("exact_value", "oracle_positions")]
     assert main([*argv, "--methods", "grpo", "exact_value"]) == 1
     assert "exact_value needs exact_value, which the task" in capsys.readouterr().err.replace("\n", " ")
@@ -579,7 +587,7 @@ def test_methods_that_a_task_cannot_give_are_left_out_or_refused(tmp_path, capsy
 
 def test_defaults_and_quick_ask_for_what_they_say():
     def read(*argv):
-        return read_config(make_parser().parse_args(["study", "compare", *argv]))
+        return plan(STUDY.read(make_parser().parse_args(["study", "compare", *argv])))
 
     usual, methods, seeds = read()
     assert (
@@ -693,10 +701,8 @@ def page_path(tmp_path_factory):
         ]
         for m in ("grpo", "dapo")
     }
-    (folder / "result.json").write_text(json.dumps(result))
-    from tokencredit.report import compare as pages
-
-    return pages.write(folder, folder / "report.html")
+    write_result(folder, result)
+    return STUDY.write_page(folder)
 
 
 def test_the_page_says_what_the_study_found(opened):

@@ -14,8 +14,7 @@ from tokencredit.durable import read_json
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.runs import RunError
 from tokencredit.studies.correlation import conditions, measurement
-from tokencredit.studies.correlation.command import SMALL, read_config
-from tokencredit.studies.correlation.study import CorrelationConfig, run
+from tokencredit.studies.correlation.question import SMALL, STUDY, CorrelationConfig
 from tokencredit.studies.stages import Stages
 
 CONFIG = CorrelationConfig(
@@ -31,7 +30,8 @@ CONFIG = CorrelationConfig(
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    return run(CONFIG, tmp_path_factory.mktemp("study") / "correlation", command="tokencredit study correlation")
+    out = tmp_path_factory.mktemp("study") / "correlation"
+    return out, STUDY.run(CONFIG, out, command="tokencredit study correlation")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,9 @@ def policy():
 
 
 def test_every_figure_has_value_interval_unit_seed_and_command(result):
-    stored = read_json(result.path / "result.json")
-    assert stored["figures"].keys() == result.figures.keys()
+    out, result = result
+    stored = read_json(out / "result.json")
+    assert stored["figures"].keys() == result["figures"].keys()
     for name, figure in stored["figures"].items():
         assert {"value", "low", "high", "unit", "seed", "command"} <= figure.keys(), name
         if None not in (figure["low"], figure["high"], figure["value"]) and "law" not in name:
@@ -51,30 +52,32 @@ def test_every_figure_has_value_interval_unit_seed_and_command(result):
 
 def test_the_figures_are_those_of_the_stored_tokens(result):
     """Spearman and captured share of entropy, made again from the stored stages with scipy and a sort."""
-    proxies = np.load(result.path / "stages" / "proxies.npz")
-    exact = [np.load(path) for path in sorted((result.path / "stages").glob("exact_*.npz"))]
+    out, result = result
+    proxies = np.load(out / "stages" / "proxies.npz")
+    exact = [np.load(path) for path in sorted((out / "stages").glob("exact_*.npz"))]
     effect, replace = (np.concatenate([piece[name] for piece in exact]) for name in ("before_after", "replace"))
-    rollouts = [np.load(path) for path in sorted((result.path / "stages").glob("rollouts_*.npz"))]
+    rollouts = [np.load(path) for path in sorted((out / "stages").glob("rollouts_*.npz"))]
     known = np.isfinite(replace) & np.concatenate([np.isfinite(piece["rewards"]).any(1) for piece in rollouts])
     entropy, effect = proxies["entropy"][known], effect[known]
-    value = result.figures["exact/before_after/spearman/entropy"]["value"]
+    value = result["figures"]["exact/before_after/spearman/entropy"].value
     assert value == pytest.approx(stats.spearmanr(entropy, np.abs(effect)).statistic)
     top = effect[np.argsort(-entropy)][: int(0.2 * len(effect))]
-    assert result.figures["exact/before_after/captured/entropy"]["value"] == pytest.approx(
+    assert result["figures"]["exact/before_after/captured/entropy"].value == pytest.approx(
         (top**2).sum() / (effect**2).sum(), abs=0.02
     )
 
 
 def test_the_correction_is_nearer_to_the_truth_than_the_naive_figure(result):
-    check = result.study["validation"]["before_after"]
+    check = result[1]["validation"]["before_after"]
     assert check["corrected_ranks"]["mean_error"] < 0.5 * check["spearman (naive)"]["mean_error"]
     assert check["captured"]["mean_error"] < 0.1
 
 
 def test_a_killed_study_goes_on_with_the_same_numbers(result, tmp_path):
     """Half the stages are there, the record is still "running", one file is torn."""
-    other = tmp_path / result.path.name
-    shutil.copytree(result.path, other)
+    out, result = result
+    other = tmp_path / out.name
+    shutil.copytree(out, other)
     (other / "result.json").unlink()
     for path in sorted((other / "stages").glob("*_0000*"))[::2]:
         path.unlink()
@@ -82,10 +85,10 @@ def test_a_killed_study_goes_on_with_the_same_numbers(result, tmp_path):
     (other / "stages" / ".proxies.npz.1.tmp").write_bytes(b"PK torn")
     info = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps(info | {"status": "running"}))
-    again = run(CONFIG, other, command="tokencredit study correlation")
-    assert json.dumps(again.figures) == json.dumps(result.figures)
+    STUDY.run(CONFIG, other, command="tokencredit study correlation")
+    assert read_json(other / "result.json")["figures"] == read_json(out / "result.json")["figures"]
     with pytest.raises(RunError, match="different run"):
-        run(CorrelationConfig(prompts=12), other)
+        STUDY.run(CorrelationConfig(prompts=12), other)
 
 
 def test_sampled_effects_are_those_of_the_trees(policy):
@@ -135,7 +138,7 @@ def test_a_task_without_trees_is_measured_from_rollouts_alone(tmp_path):
         exact="no",
         proxies=("entropy", "surprisal"),
     )
-    found = run(config, tmp_path / "study").study
+    found = STUDY.run(config, tmp_path / "study")
     assert (
         found["exact"] == {}
         and found["validation"] == {}
@@ -179,7 +182,7 @@ def test_the_command_line_reaches_every_choice():
     args = make_parser().parse_args(
         ["study", "correlation", "--small", "--rollouts", "24", "--proxies", "entropy", "--policy", "a=b=c"]
     )
-    config = read_config(args)
+    config = STUDY.read(args)
     assert (config.prompts, config.rollouts, config.proxies, config.policies) == (
         SMALL["prompts"],
         24,
@@ -187,7 +190,7 @@ def test_the_command_line_reaches_every_choice():
         {"a": "b=c"},
     )
     with pytest.raises(ValueError, match="LABEL=PATH"):
-        read_config(make_parser().parse_args(["study", "correlation", "--policy", "x"]))
+        STUDY.read(make_parser().parse_args(["study", "correlation", "--policy", "x"]))
 
 
 def test_a_damaged_stage_is_named(tmp_path):
@@ -204,7 +207,6 @@ def test_a_damaged_stage_is_named(tmp_path):
 def test_prompts_that_always_or_never_succeed_have_nothing_to_resolve(tmp_path, monkeypatch, always):
     """V is 1, or 0, everywhere: no effect, no variance; the study says so, and its page is written."""
     from tokencredit.lm import policy
-    from tokencredit.report import correlation as pages
     from tokencredit.tasks.reckon import Reckon
     from tokencredit.tasks.verdict import CORRECT, WRONG
 
@@ -223,9 +225,9 @@ def test_prompts_that_always_or_never_succeed_have_nothing_to_resolve(tmp_path, 
         exact="no",
         proxies=("entropy", "surprisal"),
     )
-    found = run(config, tmp_path / "study")
+    found = STUDY.run(config, tmp_path / "study")
     for estimand in ("replace", "before_after", "spread"):
-        assert found.study["sampled"][estimand]["verdict"] == "unresolved at this budget"
-        assert np.isnan(found.figures[f"sampled/{estimand}/spearman/entropy"]["value"])
-    page = pages.write(tmp_path / "study", tmp_path / "page.html").read_text()
+        assert found["sampled"][estimand]["verdict"] == "unresolved at this budget"
+        assert np.isnan(found["figures"][f"sampled/{estimand}/spearman/entropy"].value)
+    page = STUDY.write_page(tmp_path / "study").read_text()
     assert "unresolved at this budget" in page and ">nan" not in page.lower()

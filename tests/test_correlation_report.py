@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tokencredit.report import correlation as pages
+from tokencredit.studies.correlation.question import STUDY
 
 HOSTILE = ["<script>", "alert(1)", "</script>", "<img src=x onerror=alert(2)>"]
 PROXIES = ("entropy", "<b>norm</b>")
@@ -131,7 +131,7 @@ def study():
 def page_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     (folder / "result.json").write_text(json.dumps(study()))
-    return pages.write(folder, folder / "report.html")
+    return STUDY.write_page(folder)
 
 
 def choose(section, label, value):

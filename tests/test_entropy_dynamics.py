@@ -34,9 +34,9 @@ from tokencredit.lm.policy import PolicyConfig
 from tokencredit.rollouts import Rollouts
 from tokencredit.studies.book import Book
 from tokencredit.studies.entropy.figures import _flags, figures
-from tokencredit.studies.entropy.measure import Evaluation, Sizes, draw_update
+from tokencredit.studies.entropy.measure import Evaluation, draw_update
+from tokencredit.studies.entropy.question import STUDY, Sizes, SweepConfig
 from tokencredit.studies.entropy.statistics import UpdateStatistics, odd_change, pooled_ratio, relative_errors
-from tokencredit.studies.entropy.study import STUDY, SweepConfig, run
 from tokencredit.tasks.exact import PromptedPolicy, encode, modular_world, tiny_model
 
 torch.set_num_threads(1)
@@ -451,7 +451,7 @@ def test_a_study_of_updates_outside_their_linear_range_has_no_slope_and_says_so(
         same = {f"batch_{name}": u.arrays[name] for name in ("direct", "path_position", "length_position", "fresh_own")}
         u.arrays.update(same, sub=np.zeros((2, 4)), batch_sub=np.zeros((2, 1)), vector=np.zeros(5))
     result = figures(updates, {"float32_noise": 1e-12, "float64_noise": 1e-12}, 16, book)
-    assert np.isnan(book.figures["slope"]["value"]) and result["updates"][0]["r2"] is None
+    assert np.isnan(book.figures["slope"].value) and result["updates"][0]["r2"] is None
     for k in range(4):
         assert any(f"Update {k + 1}: its own learning rate is outside" in finding for finding in result["findings"])
         assert any(f"Update {k + 1}: fewer than 3 rates" in finding for finding in result["findings"])
@@ -493,19 +493,19 @@ def test_the_sweep_spans_its_decades_and_holds_the_optimizer_s_own_rate():
 
 def test_without_an_optimizer_the_study_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="--optimizer adamw or --optimizer sgd"):
-        run(SweepConfig(**TINY | {"optimizer": None}), tmp_path / "out", workers=1, say=lambda _: None)
+        STUDY.run(SweepConfig(**TINY | {"optimizer": None}), tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("entropy") / "study"
-    run(SweepConfig(**TINY), out, workers=2, command="tokencredit dynamics entropy", say=lambda _: None)
+    STUDY.run(SweepConfig(**TINY, workers=2), out, command="tokencredit dynamics entropy")
     return out
 
 
 def test_the_result_has_its_figures_with_intervals(study):
     result = json.loads((study / "result.json").read_text())
-    assert result["study"] == STUDY and len(result["updates"]) == 2
+    assert result["study"] == "entropy" and len(result["updates"]) == 2
     for name in ("slope", "r2", "relative_error_mean", "relative_error_spread_8", "precision_floor", "linear_range"):
         figure = result["figures"][name]
         assert {"value", "low", "high", "unit", "seed", "command"} <= figure.keys()
@@ -536,9 +536,7 @@ def test_a_killed_study_ends_with_the_same_numbers_in_one_process(study, tmp_pat
     shutil.copytree(study, other)
     for name in ("result.json", "stages/update_1.npz"):
         (other / name).unlink()
-    run_file = json.loads((other / "run.json").read_text()) | {"name": "study"}
-    (other / "run.json").write_text(json.dumps(run_file))
-    run(SweepConfig(**TINY), other, workers=1, command="tokencredit dynamics entropy", say=lambda _: None)
+    STUDY.run(SweepConfig(**TINY, workers=1), other, command="tokencredit dynamics entropy")
     one, two = (json.loads((path / "result.json").read_text()) for path in (study, other))
     assert one["figures"].keys() == two["figures"].keys()
     for name, figure in one["figures"].items():
@@ -562,9 +560,7 @@ def test_the_command_and_the_report_find_it(study, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def page_path(study):
-    from tokencredit.report import entropy as pages
-
-    return pages.write(study, study / "report.html")
+    return STUDY.write_page(study)
 
 
 def test_the_page_draws_every_truth_of_every_rate(opened):

@@ -11,8 +11,8 @@ from tokencredit.cli import main
 from tokencredit.dynamics.batch import draw
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.vectors import norm
-from tokencredit.report import kernel as pages
-from tokencredit.studies.kernel.study import step_of
+from tokencredit.studies.kernel.measurement import step_of
+from tokencredit.studies.kernel.question import STUDY
 
 SMALL = [
     "dynamics",
@@ -112,7 +112,7 @@ def test_a_sketch_says_its_noise_and_makes_no_claim_on_shares(tmp_path, capsys):
     result = study(tmp_path / "kernel", "--directions", "4", "--optimizer", "adamw")
     assert value(result, "noise") == 0.5 and result["shares"] == {} and "within ± 0.500" in " ".join(result["findings"])
     assert value(result, "influence/r2/0.03") > 0.99, "influence is predicted by forward passes, whatever the sketch"
-    assert len(pages.sections(tmp_path / "kernel")) == 5
+    assert len(STUDY.sections(tmp_path / "kernel")) == 5
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):
@@ -137,7 +137,7 @@ def page_path(tokens, tmp_path_factory):
     result["heat"]["tokens"]["names"][0] = "<img src=x onerror=alert(1)>"
     result["findings"].append("<u>found</u>")
     (folder / "result.json").write_text(json.dumps(result))
-    return pages.write(folder, folder / "report.html")
+    return STUDY.write_page(folder)
 
 
 def test_the_page_draws_every_section(opened, tokens):

@@ -30,8 +30,8 @@ HEAVY = (
 FLOORS = (
     *("masked", "rollouts", "credit", "objective", "method", "related", "methods", "preference", "testing"),
     *("durable", "checkpoints", "exclusive", "lifeline", "limits", "argument_types", "console"),
-    *("settings", "stats", "agreement", "runs", "budget", "tasks", "train_config", "progress"),
-    *("lm", "pivotality", "scores", "dynamics", "engines", "report", "studies", "cli"),
+    *("settings", "stats", "figure", "agreement", "runs", "budget", "tasks", "train_config", "progress"),
+    *("lm", "pivotality", "scores", "dynamics", "engines", "report", "theory", "studies", "cli"),
 )
 # The algebra, with what it may import besides torch.
 ALGEBRA = {
@@ -47,6 +47,7 @@ ALGEBRA = {
 }
 LIGHT = {
     "runs": (),
+    "figure": (),
     "checkpoints": (),
     "exclusive": (),
     "report": (),
@@ -84,6 +85,11 @@ def test_the_algebra_needs_torch_alone():
 def test_what_reads_and_counts_stays_light():
     for module, heavy in zip(LIGHT, loaded(*(f"tokencredit.{name}" for name in LIGHT))):
         assert heavy <= set(LIGHT[module]), module
+
+
+def test_the_questions_of_the_studies_need_no_model_library():
+    """The command line has their flags, and starts without one."""
+    assert loaded("tokencredit.studies.table") == [{"yaml"}]
 
 
 def test_testing_needs_hypothesis_besides():

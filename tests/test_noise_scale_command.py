@@ -5,6 +5,7 @@ page.
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -165,9 +166,12 @@ def test_too_little_to_ask_about_is_refused_with_what_to_do(capsys, tmp_path):
 
 
 def test_small_groups_and_unresolved_signals_are_said(capsys, tmp_path):
-    assert run("--run", "reckon", "--prompts", 4, "--group", 2, "--out", tmp_path) == 0
+    """In a directory whose name is no markup: it is printed as it is."""
+    out = tmp_path / "a[x]b"
+    assert run("--run", "reckon", "--prompts", 4, "--group", 2, "--out", out) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((out / "result.json").read_text())
+    assert f"Report: {out / 'report.html'}; figures: {out / 'result.json'}" in printed
     assert (
         "Where the noise comes from cannot be told from groups of 2: that takes 4" in printed
         and result["choice"] is None
@@ -178,7 +182,21 @@ def test_small_groups_and_unresolved_signals_are_said(capsys, tmp_path):
         and "|G|² is not resolved: noise alone would give" in printed
     )
     assert result["figures"]["scale"]["high"] is None and "(--prompts 16)" in printed
-    assert not (tmp_path / "grid.parquet").exists() and (tmp_path / "report.html").exists()
+    assert not (out / "grid.parquet").exists() and (out / "report.html").exists()
+
+
+def test_a_killed_study_goes_on_with_the_same_numbers(answered, tmp_path):
+    """The products of gradients are kept; what is made of them is made again."""
+    other = tmp_path / "again"
+    shutil.copytree(answered, other)
+    (other / "result.json").unlink()
+    stamp = (other / "stages" / "products.npz").stat().st_mtime_ns
+    asked = ("--run", "reckon", "--prompts", 12, "--group", 4, "--method", "gtpo", "--cost-prompt", 2, "--out", other)
+    assert run(*asked) == 0 and (other / "stages" / "products.npz").stat().st_mtime_ns == stamp
+    first, second = (json.loads((path / "result.json").read_text()) for path in (answered, other))
+    for name, figure in first["figures"].items():
+        assert second["figures"][name] == {**figure, "command": second["command"]}
+    assert run(*asked[:-2], "--seed", 1, "--out", other) == 1, "another question has another directory"
 
 
 def test_a_batch_without_any_credit_is_refused(checkpoint, batch):

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tokencredit import report
+from tokencredit.figure import number
 from tokencredit.report.page import embedded_json
-from tokencredit.report.section import Material, Section, compact, number
+from tokencredit.report.section import Material, Section, compact
 from tokencredit.report.tokens import MAX_BYTES, chosen, spread
 from tokencredit.runs import Run
 
@@ -401,7 +402,7 @@ def test_completions_of_shared_and_mixed_prompts_come_first():
 
 def test_small_numbers_of_the_page():
     assert [spread(list(range(10)), limit) for limit in (1, 2, 3, 20)] == [[9], [0, 9], [0, 4, 9], list(range(10))]
-    assert number(-0.12345) == "−0.123" and number(None) == number(math.nan) == "–" and number(12.34, 1) == "12.3"
+    assert number(-0.12345) == "−0.123" and number(None) == number(math.nan) == "–" and number(12.34, ".2g") == "12"
     assert compact({"a": [0.123456, math.inf, 3, None]}) == {"a": [0.1235, None, 3, None]}
 
 

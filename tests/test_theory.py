@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tokencredit.cli import main
-from tokencredit.studies.theory import (
+from tokencredit.tasks.exact import TabularPolicy
+from tokencredit.theory import (
     entropy,
     grpo,
     gtpo,
@@ -19,10 +20,9 @@ from tokencredit.studies.theory import (
     variance,
     weighting,
 )
-from tokencredit.studies.theory.solver import Solver
-from tokencredit.studies.theory.statement import Check, Statement
-from tokencredit.studies.theory.study import FAMILIES, STATEMENTS, run, select
-from tokencredit.tasks.exact import TabularPolicy
+from tokencredit.theory.checks import FAMILIES, STATEMENTS, run, select
+from tokencredit.theory.solver import Solver
+from tokencredit.theory.statement import Check, Statement
 
 torch.set_num_threads(1)
 

@@ -34,9 +34,9 @@ from tokencredit.studies.variance.gradients import (
     token_derivatives,
     weights_of,
 )
-from tokencredit.studies.variance.plan import EXACT, VarianceConfig, checkpoints
+from tokencredit.studies.variance.plan import EXACT, checkpoints
+from tokencredit.studies.variance.question import STUDY, VarianceConfig
 from tokencredit.studies.variance.sampling import SCHEMES, added_variance, drawn_check
-from tokencredit.studies.variance.study import run
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy
 from tokencredit.tasks.verdict import Verdict
 
@@ -320,18 +320,19 @@ SMALL = {
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "variance"
-    return run(VarianceConfig(**SMALL), out, command="tokencredit study variance")
+    return out, STUDY.run(VarianceConfig(**SMALL), out, command="tokencredit study variance")
 
 
 @pytest.fixture(scope="module")
 def page_path(study):
-    out = study.path / "report.html"
-    assert main(["report", str(study.path), "--out", str(out)]) == 0
+    out = study[0] / "report.html"
+    assert main(["report", str(study[0]), "--out", str(out)]) == 0
     return out
 
 
 def test_a_study_writes_figures_and_a_table_of_prompts(study):
-    result = json.loads((study.path / "result.json").read_text())
+    out, _ = study
+    result = json.loads((out / "result.json").read_text())
     (block,) = result["checkpoints"]
     assert list(block["methods"]) == ["dapo", "grpo", "random_tokens", "ptw_entropy", "exact_value", "vineppo"]
     figure = result["figures"]["reckon/grpo/tokens_apart"]
@@ -341,7 +342,7 @@ def test_a_study_writes_figures_and_a_table_of_prompts(study):
         and figure["seed"] == 0
         and figure["command"]
     )
-    rows = parquet.read_table(study.path / "prompts.parquet").to_pylist()
+    rows = parquet.read_table(out / "prompts.parquet").to_pylist()
     assert len(rows) == 8 * 7 and {"square", "pair", "sum", "truth_own", "credited"} <= rows[0].keys()
     grpo = [row["square"] for row in rows if row["method"] == "grpo"]
     signal = result["figures"]["reckon/grpo/signal"]["value"]
@@ -363,22 +364,22 @@ def test_an_interrupted_study_ends_with_the_same_numbers(study, tmp_path, monkey
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(VarianceConfig(**SMALL), out, command="tokencredit study variance", say=stop)
+        STUDY.run(VarianceConfig(**SMALL), out, command="tokencredit study variance", say=stop)
     assert not (out / "result.json").exists() and len(list(out.glob("stages/*/method_*.npz"))) == 3
-    again = run(VarianceConfig(**SMALL), out, command="tokencredit study variance")
-    assert {name: each["value"] for name, each in again.figures.items()} == pytest.approx(
-        {name: each["value"] for name, each in study.figures.items()}, nan_ok=True
+    again = STUDY.run(VarianceConfig(**SMALL), out, command="tokencredit study variance")
+    assert {name: each.value for name, each in again["figures"].items()} == pytest.approx(
+        {name: each.value for name, each in study[1]["figures"].items()}, nan_ok=True
     )
 
 
 def test_sketches_estimate_the_same_moments(study, tmp_path):
     """64 directions: squared norms within 4 standard errors, 4 √(2/64)."""
-    sketched = run(VarianceConfig(**SMALL | {"methods": ("grpo",), "directions": 64}), tmp_path / "sketch")
-    paths = {"whole": study.path, "sketch": sketched.path}
+    sketched = STUDY.run(VarianceConfig(**SMALL | {"methods": ("grpo",), "directions": 64}), tmp_path / "sketch")
+    paths = {"whole": study[0], "sketch": tmp_path / "sketch"}
     rows = {name: parquet.read_table(path / "prompts.parquet").to_pylist() for name, path in paths.items()}
     found = {name: sum(row["square"] for row in some if row["method"] == "grpo") for name, some in rows.items()}
     assert found["sketch"] == pytest.approx(found["whole"], rel=4 * math.sqrt(2 / 64))
-    assert sketched.study["checkpoints"][0]["directions"] == 64
+    assert sketched["checkpoints"][0]["directions"] == 64
 
 
 def test_the_page_opens_and_its_choices_work(opened):
@@ -398,7 +399,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
         VarianceConfig(methods=("ptw_entrop",))
     with pytest.raises(ValueError, match="at least 8 prompts"):
         VarianceConfig(prompts=4)
-    with pytest.raises(ValueError, match="exact, rloo or auto"):
+    with pytest.raises(ValueError, match="auto, exact, rloo, not 'q'"):
         VarianceConfig(truth="q")
     other = tmp_path / "other"
     other.mkdir()
@@ -419,7 +420,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
 def test_equal_rewards_give_nothing_to_compare(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(type(checkpoint.task), "verify", lambda *_: Verdict(False, True, "wrong"))
     with pytest.raises(ValueError, match="every group's rewards are equal"):
-        run(VarianceConfig(prompts=8, group=2, methods=("grpo",), truth="rloo"), tmp_path / "equal")
+        STUDY.run(VarianceConfig(prompts=8, group=2, methods=("grpo",), truth="rloo"), tmp_path / "equal")
 
 
 def test_methods_that_draw_are_left_out_of_the_enumeration():

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from tokencredit.argument_types import give_kinds
 from tokencredit.console import Parser, console, errors, visible, warn
+from tokencredit.figure import Figure
 from tokencredit.lifeline import end_with_parent
 from tokencredit.lm.arguments import add_policy, policy_config, training_arguments
 from tokencredit.pivotality import command as pivotality_command
@@ -323,7 +324,7 @@ def _figures(figures: dict) -> Table:
         table.add_column(name, justify="right")
     for name, figure in figures.items():
         if isinstance(figure, dict) and "low" in figure:
-            table.add_row(name, f"{figure['value']:.3f}", f"[{figure['low']:.3f}, {figure['high']:.3f}]")
+            table.add_row(name, *Figure.from_json(figure).numbers(".3f"))
     return table
 
 
@@ -416,8 +417,8 @@ def _show(args) -> int:
 
 def _report(args) -> int:
     from tokencredit import report
-    from tokencredit.report.kinds import sections_of
     from tokencredit.studies.learning import apart, compare, find_runs
+    from tokencredit.studies.table import sections_of
 
     runs, studies = apart(find_runs(args.runs))
     page = report.write(runs, args.out, compare(runs) if runs else {}, title=args.title, extra=sections_of(studies))

@@ -96,6 +96,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     replace_file(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
+def write_parquet(path: Path, table: Any) -> None:
+    """Write a Parquet file atomically: an Arrow table, or rows as mappings of one kind."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = table if isinstance(table, pyarrow.Table) else pyarrow.Table.from_pylist(list(table))
+    replace_file(path, lambda file: pyarrow.parquet.write_table(table, file, compression="zstd"))
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file, a byte-order mark apart. DamagedFile names the file and what it holds instead."""
     raw = Path(path).read_bytes()

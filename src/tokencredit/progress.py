@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 WATCHED = (
     ("pass_rate", "pass {:.2f}"),
@@ -14,6 +16,14 @@ WATCHED = (
     ("length", "length {:.0f}"),
     ("tokens_per_second", "{:,.0f} tok/s"),
 )
+
+
+def plain_table(title: str, *heads: str, **options: Any) -> Table:
+    """A table without lines; a column whose head begins with > is aligned to the right. Cells do not wrap."""
+    table = Table(title=title or None, box=None, pad_edge=False, title_justify="left", title_style="bold", **options)
+    for head in heads:
+        table.add_column(head.removeprefix(">"), justify="right" if head.startswith(">") else "left", no_wrap=True)
+    return table
 
 
 def columns() -> tuple:

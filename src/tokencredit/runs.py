@@ -1,6 +1,6 @@
 """The run directory: what a run was, its records and its results.
 
-    run.json                    what was run: method, task, model, config, seed, command, versions, status
+    run.json                    what was run: kind, method or study, task, model, config, seed, versions, status
     metrics.jsonl               one object per optimizer step
     evaluations.jsonl           one object per evaluation (step, split)
     tokens/step_000010.parquet  one row per completion, with every per-token score as a list
@@ -34,12 +34,21 @@ from tokencredit.durable import (
     read_rows,
     replace_file,
     write_json,
+    write_parquet,
 )
 
 __all__ = ["Run", "RunError", "plain", "read_json", "token_table", "write_json"]
 
 FORMAT = 1
-IDENTITY = ("name", "method", "method_name", "task", "model", "config", "seed")
+FORMER_STUDIES = {"entropy dynamics": "entropy", "noise-scale": "noise_scale"}
+"""What studies were called before, in files that are still there."""
+IDENTITY = {
+    "training": ("name", "method", "method_name", "task", "model", "config", "seed"),
+    "study": ("study", "task", "model", "config", "seed"),
+}
+"""Fields that make a run or a study this one and no other."""
+POSED = ("attribution", "compare", "correlation", "entropy dynamics", "kernel", "variance")
+"""Studies whose directory once named them where a training run has its method."""
 STATUSES = ("running", "finished", "failed")
 REQUIRED_COLUMNS = ("group", "prompt", "completion", "reward", "success", "token_ids", "tokens")
 PACKAGES = (
@@ -164,19 +173,32 @@ class Run:
         seed: int,
         command: str,
     ) -> Run:
-        """A new run, or the same run opened for resuming; a directory that holds a different run is refused."""
-        path = Path(path)
-        asked = plain(
-            {
-                "name": name,
-                "method": method,
-                "method_name": method_name,
-                "task": task,
-                "model": model,
-                "config": config,
-                "seed": seed,
-            }
-        )
+        """A new training run, or the same one opened for resuming; a directory that holds a different run is
+        refused.
+        """
+        own = {"name": name, "method": method, "method_name": method_name}
+        asked = {"kind": "training", **own, "task": task, "model": model, "config": config, "seed": seed}
+        return cls._make(Path(path), asked, command)
+
+    @classmethod
+    def create_study(
+        cls,
+        path: str | os.PathLike,
+        *,
+        study: str,
+        task: str,
+        model: str,
+        config: Mapping[str, Any],
+        seed: int,
+        command: str,
+    ) -> Run:
+        """A new study, or the same one opened to go on; a directory that holds another run or study is refused."""
+        asked = {"kind": "study", "study": study, "task": task, "model": model, "config": config, "seed": seed}
+        return cls._make(Path(path), asked, command)
+
+    @classmethod
+    def _make(cls, path: Path, asked: Mapping[str, Any], command: str) -> Run:
+        asked = plain(asked)
         if (path / "run.json").exists():
             return cls._resume(path, asked, command)
         if (path / "metrics.jsonl").exists() or (path / "evaluations.jsonl").exists():
@@ -199,7 +221,7 @@ class Run:
     @classmethod
     def _resume(cls, path: Path, asked: dict[str, Any], command: str) -> Run:
         run = cls.open(path)
-        differences = [line for field in IDENTITY for line in _differences(run.info.get(field), asked[field], field)]
+        differences = [line for field in asked for line in _differences(run.info.get(field), asked[field], field)]
         if differences:
             raise RunError(
                 "\n".join(
@@ -227,10 +249,23 @@ class Run:
             raise RunError(
                 f"{path} has format {info.get('format')!r}; this version of tokencredit reads format {FORMAT}."
             )
-        return cls(path, read_mapping(Path(path) / "run.json", *IDENTITY, "status"))
+        if info.get("method_name") in POSED and "kind" not in info:
+            info |= {"kind": "study", "study": FORMER_STUDIES.get(info["method_name"], info["method_name"])}
+        info = {"kind": "training", **info}
+        if absent := [name for name in (*IDENTITY[info["kind"]], "status") if name not in info]:
+            raise DamagedFile(
+                f"{Path(path) / 'run.json'} has no {', '.join(absent)}; it has {', '.join(info)}: restore it, or use"
+                " another directory."
+            )
+        return cls(path, info)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.info['status']})"
+
+    @property
+    def kind(self) -> str:
+        """training or study."""
+        return self.info["kind"]
 
     @property
     def status(self) -> str:
@@ -255,11 +290,8 @@ class Run:
 
     def write_tokens(self, step: int, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Write the completions of one step with their per-token scores; see `token_table` for the columns."""
-        import pyarrow.parquet as parquet
-
-        table = token_table(step, rows)
         path = self.path / "tokens" / f"step_{step:06d}.parquet"
-        replace_file(path, lambda file: parquet.write_table(table, file, compression="zstd"))
+        write_parquet(path, token_table(step, rows))
         return path
 
     def token_steps(self) -> list[int]:

@@ -5,7 +5,7 @@ not independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special, stats
@@ -20,9 +20,6 @@ class Estimate:
     high: float
     num: int
     level: float = 0.95
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"

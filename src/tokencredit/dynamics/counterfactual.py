@@ -24,7 +24,6 @@ from tokencredit.dynamics.vectors import norm, total
 from tokencredit.method import PARTS, Method, parse
 from tokencredit.methods import METHODS
 
-DEFAULT = ("grpo", "clip_cov", "kl_cov", "gtpo", "grpo_s", "entropy_advantage", "forking_tokens", "dapo", "ptw_entropy")
 SAME = 1e-6
 """Coefficients that differ by less than this share of the largest are the same: credit in float32 has no more
 digits.

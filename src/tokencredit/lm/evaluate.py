@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from tokencredit.figure import Figure
 from tokencredit.lm.completions import Completion
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.scoring import score
-from tokencredit.stats import mean_of_units, pass_at_k, share_of_units
+from tokencredit.stats import Estimate, mean_of_units, pass_at_k, share_of_units
 from tokencredit.tasks.task import Row
 
 
@@ -28,7 +29,7 @@ def evaluate(
     batch: int = 512,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Figures as {"value", "low", "high", "num", "level"}, clustered by prompt:
+    """Figures as JSON (`Figure.as_json`), clustered by prompt:
 
     "pass@k" for every k <= num_samples (unbiased), "greedy", "truncated", "length", "entropy" (mean over tokens of a
     prompt's samples), and where the task knows roles "entropy_by_role" {role: mean}; "reasons" counts the verdicts of
@@ -45,17 +46,21 @@ def evaluate(
     verdicts = [[policy.verdict(c.ids, row, c.truncated) for c in group] for row, group in zip(rows, sampled)]
     correct = np.array([[v.correct for v in group] for group in verdicts])
     figures: dict[str, Any] = {
-        f"pass@{k}": share_of_units(pass_at_k(correct.sum(1), num_samples, k)).as_dict() for k in ks if k <= num_samples
+        f"pass@{k}": _figure(share_of_units(pass_at_k(correct.sum(1), num_samples, k)), "share of prompts")
+        for k in ks
+        if k <= num_samples
     }
     if greedy:
         best = policy.complete(prompts, 1, seed=seed, batch=batch, greedy=True, progress=progress)
         right = [float(policy.verdict(c[0].ids, row, c[0].truncated).correct) for row, c in zip(rows, best)]
-        figures["greedy"] = share_of_units(right).as_dict()
-    figures["truncated"] = share_of_units([np.mean([c.truncated for c in group]) for group in sampled]).as_dict()
+        figures["greedy"] = _figure(share_of_units(right), "share of prompts")
+    cut = share_of_units([np.mean([c.truncated for c in group]) for group in sampled])
+    figures["truncated"] = _figure(cut, "share of samples")
     lengths = [float(np.mean([len(c.ids) for c in group])) for group in sampled]
-    figures["length"] = mean_of_units(lengths).as_dict()
+    figures["length"] = _figure(mean_of_units(lengths), "tokens")
     entropies, by_role = _entropies(policy, rows, prompts, sampled)
-    figures["entropy"] = mean_of_units([value for value in entropies if value is not None] or [0.0]).as_dict()
+    known = [value for value in entropies if value is not None] or [0.0]
+    figures["entropy"] = _figure(mean_of_units(known), "nats per token")
     figures |= {"entropy_by_role": by_role} if by_role else {}
     figures["by_prompt"] = {"correct": correct.sum(1).tolist(), "length": lengths, "entropy": entropies}
     reasons = Counter(verdict.reason for group in verdicts for verdict in group)
@@ -65,6 +70,10 @@ def evaluate(
         "num_samples": num_samples,
         "temperature": policy.temperature,
     }
+
+
+def _figure(estimate: Estimate, unit: str) -> dict[str, Any]:
+    return Figure.of(estimate, unit).as_json()
 
 
 def _entropies(

@@ -9,13 +9,15 @@ alternatives.parquet  one row per (token, alternative): rollouts and successes
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tokencredit.durable import plain, read_rows, replace_file
+from tokencredit.durable import plain, read_rows, write_parquet
+from tokencredit.figure import Figure
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.text import piece_after
 from tokencredit.pivotality.alternatives import max_alternative
@@ -34,7 +36,7 @@ def write(folder: Path, measured: Sequence[Measured], rows: Sequence[Row], polic
         tables["tokens"] += _tokens(number, m, policy)
         tables["alternatives"] += _alternatives(number, m, policy)
     for name, table in tables.items():
-        _write(folder / f"{name}.parquet", table)
+        write_parquet(folder / f"{name}.parquet", table)
 
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -43,14 +45,6 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
     if not file.exists():
         raise FileNotFoundError(f"{folder} has no {file.name}: it is no finished run of `tokencredit pivotality run`")
     return read_rows(file)
-
-
-def _write(file: Path, rows: list[dict]) -> None:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    table = arrow.Table.from_pylist(rows)
-    replace_file(file, lambda handle: parquet.write_table(table, handle))
 
 
 def _traces(measured: Sequence[Measured], rows: Sequence[dict]) -> list[dict]:
@@ -167,18 +161,17 @@ def figures(
         "skipped": (int(sum(m.estimate.design.skipped.sum() for m in measured)), "tokens"),
         "pivotal": (int(found.sum()), "tokens"),
         "standard_error_median": (
-            float(np.nanmedian(error)) if np.isfinite(error).any() else None,
+            float(np.nanmedian(error)) if np.isfinite(error).any() else math.nan,
             "success probability",
         ),
         "bias_worst": (float(max(m.estimate.design.bias.max() for m in measured)), "success probability"),
         "rollouts": (sum(m.rollouts for m in measured), "rollouts"),
         "generated": (sum(m.generated for m in measured), "tokens"),
     }
-    entries = {name: {**e.as_dict(), "unit": unit} for name, (e, unit) in named.items()}
-    entries |= {
-        name: {"value": value, "low": None, "high": None, "unit": unit} for name, (value, unit) in plain_ones.items()
-    }
-    return {name: entry | {"seed": seed, "command": command} for name, entry in entries.items()}
+    made = {"seed": seed, "command": command}
+    figures = {name: Figure.of(estimate, unit, **made) for name, (estimate, unit) in named.items()}
+    figures |= {name: Figure(value, unit=unit, **made) for name, (value, unit) in plain_ones.items()}
+    return {name: figure.as_json() for name, figure in figures.items()}
 
 
 def squared_increments(m: Measured) -> float:

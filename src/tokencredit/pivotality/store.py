@@ -22,7 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokencredit.durable import DamagedFile, plain, read_mapping, read_rows, replace_file, write_json
+from tokencredit.durable import (
+    DamagedFile,
+    plain,
+    read_mapping,
+    read_rows,
+    write_json,
+    write_parquet,
+)
 from tokencredit.lm.sampling import Request, Rollout, Sampler, Trace
 from tokencredit.tasks.verdict import Verdict, VerifierError, to_verdict
 
@@ -179,7 +186,6 @@ class RolloutStore:
         if self.path is None:
             return
         import pyarrow as arrow
-        import pyarrow.parquet as parquet
 
         types = {
             "trace": arrow.string(),
@@ -197,7 +203,7 @@ class RolloutStore:
         if not (self.path / "identity.json").exists():
             write_json(self.path / "identity.json", self.identity)
         table = arrow.table({key: arrow.array(found[key], type=kind) for key, kind in types.items()})
-        replace_file(self.path / "parts" / f"{name}.parquet", lambda file: parquet.write_table(table, file))
+        write_parquet(self.path / "parts" / f"{name}.parquet", table)
 
     def _sample(
         self, traces: Sequence[Trace], requests: Sequence[Request], sampler: Sampler, judge: Judge, stage: str

@@ -1,3 +1,4 @@
+// uses: plot.js
 // A plane with two axes: ticks, names, and where a value lies. For plots of anything against anything.
 
 function plane(frame, width, height, xRange, yRange, names, margin) {

@@ -1,3 +1,4 @@
+// uses: axes.js
 // Bars from zero with intervals, one plot per quantity.
 
 draw("bars.js", (section, data) => {

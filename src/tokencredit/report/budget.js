@@ -1,3 +1,4 @@
+// uses: axes.js plot.js
 // The naive correlation at thinned budgets, its fitted limit, and the exact value.
 
 draw("budget.js", (section, data) => {

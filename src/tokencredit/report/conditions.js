@@ -1,3 +1,4 @@
+// uses: axes.js
 // Calibration error against the agreement of entropy: one point per condition.
 
 const KIND_COLOURS = { temperature: "c0", policy: "c1", difficulty: "c2" };

@@ -1,3 +1,4 @@
+// uses: axes.js
 // Every point a rollout: what it adds to the change of entropy and of reward.
 
 function central(values) {

@@ -1,3 +1,4 @@
+// uses: plot.js
 // Small multiples of line plots that share a legend and a step under the pointer.
 
 function figure(panel, shareStep) {

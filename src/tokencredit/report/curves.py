@@ -57,4 +57,4 @@ def build(material: Material) -> Section | None:
         f'<p class="note">Line: the study’s estimate. Band: {text(interval)}. Thin lines: single seeds. '
         "Point at a plot, or focus it and use the arrow keys, to read the values.</p>"
     )
-    return Section("Learning curves", body, {"panels": panels}, "curves.js", ("plot.js",))
+    return Section("Learning curves", body, {"panels": panels}, "curves.js")

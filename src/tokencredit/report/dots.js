@@ -1,3 +1,4 @@
+// uses: axes.js
 // Rows of values with intervals on one scale: differences between methods, or several settings of each.
 
 draw("dots.js", (section, data) => {

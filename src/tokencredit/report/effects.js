@@ -1,3 +1,4 @@
+// uses: axes.js plot.js shade.js
 // The token view: signed effects on the text, faded by uncertainty; on pointing, the interval and the alternatives; V along the way below.
 
 const EFFECTS = ["before_after", "replace"];

@@ -22,7 +22,7 @@ def effects_section(view: Sequence[Mapping[str, Any]], threshold: float) -> Sect
         " the success rate of each. Below the text: the success probability after every token, with its band.</p>"
     )
     data = {"rows": rows, "threshold": threshold}
-    return Section("Tokens and their effects", note, data, "effects.js", ("plot.js", "shade.js", "axes.js"))
+    return Section("Tokens and their effects", note, data, "effects.js")
 
 
 def _cut(row: Mapping[str, Any]) -> dict[str, Any]:

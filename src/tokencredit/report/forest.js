@@ -1,3 +1,4 @@
+// uses: axes.js
 // Forest plot: one line per proxy, value and interval, by estimand and measure.
 
 const SOURCES = [["exact", "c0", "exact"], ["sampled", "c1", "from rollouts"], ["noise alone", "c6", "noise alone"]];

@@ -1,3 +1,4 @@
+// uses: axes.js
 // Predicted against real changes, one point per token or completion, at a learning rate that can be chosen.
 
 draw("influence.js", (section, data) => {

@@ -1,3 +1,4 @@
+// uses: axes.js
 // A symmetric matrix of cosines as shaded cells, with lines between its blocks.
 
 const CELL = { least: 5, most: 26, label: 11 };

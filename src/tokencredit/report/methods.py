@@ -2,53 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from tokencredit.report.section import Material, Section, number, scrolling, text
+from tokencredit.figure import Figure
+from tokencredit.report.figures import shown
+from tokencredit.report.section import Material, Section, scrolling, text
 
 WIDTH, HEIGHT = 96, 14
 
 
-def _interval(figure: Mapping[str, Any], low: float, high: float) -> str:
+def _interval(figure: Figure, low: float, high: float) -> str:
     """A dot on its interval, on the scale of its column."""
 
     def place(value: float) -> float:
         return 4 + (WIDTH - 8) * ((value - low) / (high - low) if high > low else 0.5)
 
-    value, ends = figure.get("value"), [figure.get("low"), figure.get("high")]
-    if value is None:
+    if not math.isfinite(figure.value):
         return ""
     bar = ""
-    if None not in ends:
-        bar = f'<line x1="{place(ends[0]):.1f}" x2="{place(ends[1]):.1f}" y1="{HEIGHT / 2}" y2="{HEIGHT / 2}"/>'
-    dot = f'<circle cx="{place(value):.1f}" cy="{HEIGHT / 2}" r="3.5"/>'
+    if math.isfinite(figure.low) and math.isfinite(figure.high):
+        ends = f'x1="{place(figure.low):.1f}" x2="{place(figure.high):.1f}"'
+        bar = f'<line {ends} y1="{HEIGHT / 2}" y2="{HEIGHT / 2}"/>'
+    dot = f'<circle cx="{place(figure.value):.1f}" cy="{HEIGHT / 2}" r="3.5"/>'
     return (
         f'<svg class="interval" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
         f' aria-hidden="true">{bar}{dot}</svg>'
     )
 
 
-def _figure(figure: Any) -> dict[str, Any]:
-    return dict(figure) if isinstance(figure, Mapping) else {"value": figure}
+def _figure(method: Mapping[str, Any], name: str) -> Figure:
+    """A figure of a method's summary; undefined where it has none of that name."""
+    found = method.get("summary", {}).get(name)
+    return Figure.from_json(found if isinstance(found, Mapping) else {"value": found})
 
 
-def _cell(figure: Mapping[str, Any], scale: tuple[float, float], name: str) -> str:
+def _cell(figure: Figure, scale: tuple[float, float], name: str) -> str:
     largest = max(map(abs, scale))
-    decimals = 3 if largest < 10 else 1 if largest < 1000 else 0
-    shown = {key: number(figure.get(key), decimals) for key in ("value", "low", "high")}
-    ends = "" if figure.get("low") is None else f'<span class="ends">[{shown["low"]}, {shown["high"]}]</span>'
-    return (
-        f'<td class="figure" data-name="{text(name)}">{_interval(figure, *scale)}<span>{shown["value"]}</span>'
-        f" {ends}</td>"
-    )
+    form = ".3f" if largest < 10 else ".1f" if largest < 1000 else ".0f"
+    return f'<td class="figure" data-name="{text(name)}">{_interval(figure, *scale)}{shown(figure, form)}</td>'
 
 
 def _scales(methods: Mapping[str, Mapping[str, Any]], names: list[str]) -> dict[str, tuple[float, float]]:
     scales = {}
     for name in names:
-        figures = [_figure(method.get("summary", {}).get(name)) for method in methods.values()]
-        values = [figure[key] for figure in figures for key in ("value", "low", "high") if figure.get(key) is not None]
+        figures = [_figure(method, name) for method in methods.values()]
+        values = [end for each in figures for end in (each.value, each.low, each.high) if math.isfinite(end)]
         scales[name] = (min(values, default=0.0), max(values, default=1.0))
     return scales
 
@@ -69,7 +69,7 @@ def _row(material: Material, name: str, names: list[str], scales: Mapping[str, t
         ("seeds", text(", ".join(map(str, seeds)))),
     ]
     described = "".join(f'<td data-name="{heading}">{value}</td>' for heading, value in cells)
-    figures = "".join(_cell(_figure(method.get("summary", {}).get(each)), scales[each], each) for each in names)
+    figures = "".join(_cell(_figure(method, each), scales[each], each) for each in names)
     return f'<tr class="c{material.colour(name)}">{label}{described}{figures}</tr>'
 
 

@@ -1,3 +1,4 @@
+// uses: axes.js plot.js
 // Every method a point: what its step does to entropy and to reward, with intervals; arrows from the first method.
 
 draw("methods_plane.js", (section, data) => {

@@ -1,3 +1,4 @@
+// uses: curves.js plot.js
 // Small multiples of one measure at a time: a panel per method, beside the baseline, all on one scale.
 
 draw("multiples.js", (section, data) => {

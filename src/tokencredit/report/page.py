@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -18,6 +18,9 @@ from tokencredit.report.section import Section, text
 # Inside <script>, JSON must hold neither the end of the element nor what opens a comment; the last two end a line in
 # old JavaScript.
 ESCAPES = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
+
+
+USES = "// uses:"
 
 
 def embedded_json(value: Any) -> str:
@@ -33,9 +36,24 @@ def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def _scripts(sections: Sequence[Section]) -> str:
-    names = dict.fromkeys(name for section in sections if section.script for name in (*section.parts, section.script))
-    return "\n".join(_asset(name) for name in ("dom.js", *names, "start.js"))
+def uses(name: str) -> tuple[str, ...]:
+    """The scripts that a script names in its first line."""
+    first = _asset(name).partition("\n")[0]
+    return tuple(first.removeprefix(USES).split()) if first.startswith(USES) else ()
+
+
+def scripts(names: Iterable[str]) -> list[str]:
+    """These scripts and all that they use, each after what it uses; what every page has first and last."""
+    found: dict[str, None] = {"dom.js": None}
+
+    def add(name: str) -> None:
+        for part in uses(name):
+            add(part)
+        found.setdefault(name)
+
+    for name in names:
+        add(name)
+    return [*found, "start.js"]
 
 
 def _section(section: Section) -> str:
@@ -51,7 +69,8 @@ def _section(section: Section) -> str:
 
 def page(title: str, sections: Sequence[Section]) -> str:
     """The whole document."""
-    style, script = _asset("page.css"), _scripts(sections)
+    style = _asset("page.css")
+    script = "\n".join(map(_asset, scripts(section.script for section in sections if section.script)))
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
     )

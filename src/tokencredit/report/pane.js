@@ -1,3 +1,4 @@
+// uses: shade.js strip.js
 // One completion: its verdict, its tokens, its strip; and the card of the token that is pointed at or focused.
 
 function makeCard() {

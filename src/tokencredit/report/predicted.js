@@ -1,3 +1,4 @@
+// uses: axes.js
 // Predicted against true, one point per update, and the errors of small predictions.
 
 draw("predicted.js", (section, data) => {

@@ -44,4 +44,4 @@ def build(material: Material) -> Section | None:
         f'<p class="note">Mean entropy of the tokens of each role, in nats. {line} The plots share one vertical'
         " scale.</p>"
     )
-    return Section("Entropy by role", body, {"panels": panels, "shared": True}, "curves.js", ("plot.js",))
+    return Section("Entropy by role", body, {"panels": panels, "shared": True}, "curves.js")

@@ -1,3 +1,4 @@
+// uses: axes.js plot.js
 // |ΔH| at ever smaller learning rates in two precisions, and the expansion that they leave.
 
 draw("rounding.js", (section, data) => {

@@ -1,3 +1,4 @@
+// uses: axes.js shade.js
 // Every point a token: a proxy's rank against an effect.
 
 draw("scatter.js", (section, data) => {

@@ -18,15 +18,15 @@ class Section:
     """A heading, a body and, where a script draws it, data.
 
     `body` is HTML and its builder escapes every text in it with `text`. `data` is JSON for `script`, the name of a .js
-    file of this package that calls `draw(script name, (element, data) => ...)`; `parts` are further files that it uses.
-    A script makes text with textContent alone, so that data can never become markup.
+    file of this package that calls `draw(script name, (element, data) => ...)` and names in its first line the files
+    that it uses, `// uses: plot.js axes.js`. A script makes text with textContent alone, so that data can never become
+    markup.
     """
 
     title: str
     body: str
     data: Any = None
     script: str | None = None
-    parts: tuple[str, ...] = ()
 
     @property
     def anchor(self) -> str:
@@ -70,11 +70,6 @@ def text(value: Any) -> str:
 def scrolling(label: str, table: str) -> str:
     """A table that scrolls sideways within the page, by keyboard too."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{text(label)}">{table}</div>'
-
-
-def number(value: Any, decimals: int = 3) -> str:
-    """A number for a reader: a fixed number of decimals, a true minus sign, a dash for what is not defined."""
-    return f"{value:.{decimals}f}".replace("-", "−") if isinstance(value, int | float) and math.isfinite(value) else "–"
 
 
 def duration(seconds: float) -> str:

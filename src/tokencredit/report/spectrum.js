@@ -1,3 +1,4 @@
+// uses: axes.js plot.js
 // Eigenvalues as shares of their sum, largest first.
 
 draw("spectrum.js", (section, data) => {

@@ -1,3 +1,4 @@
+// uses: plot.js shade.js
 // Bars of the scores along the positions of one completion, under its text; a ribbon of roles where they are known.
 
 const ROW = 46, GAP = 20, LEFT = 52, RIGHT = 8, RIBBON = 8;

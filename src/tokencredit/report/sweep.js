@@ -1,3 +1,4 @@
+// uses: axes.js plot.js
 // |ΔH| over learning rates on two logarithmic axes: truths by kind, lines for what is predicted.
 
 const TRUTHS = [["same", "c3", "same rollouts, reweighted"], ["independent", "c0", "independent rollouts, reweighted"], ["fresh", "c1", "fresh samples"]];

@@ -1,3 +1,4 @@
+// uses: pane.js shade.js
 // The token view: choose a run, a step and a completion, choose what colours the tokens, and compare two runs on one prompt.
 
 const FILTERS = { all: () => true, correct: (row) => row.success === true, incorrect: (row) => row.success === false };

@@ -86,6 +86,8 @@ def packed(row: dict[str, Any], num_tokens: int, prompts: dict[str, int], roles:
 
 
 def _describe(material: Material, run: Run) -> dict[str, Any]:
+    if run.kind == "study":
+        return {"label": run.info["study"], "name": run.path.name, "colour": 0}
     method = run.info["method_name"]
     return {
         "label": f"{material.label(method)}, seed {run.info['seed']}",
@@ -140,6 +142,4 @@ def build(material: Material) -> Section | None:
         data = _pack(material, size, read)
         if len(embedded_json(data).encode("utf-8", "backslashreplace")) <= MAX_BYTES:
             break
-    return Section(
-        "Tokens", f'<p class="note">{text(_left_out(data))}</p>', data, "tokens.js", ("shade.js", "strip.js", "pane.js")
-    )
+    return Section("Tokens", f'<p class="note">{text(_left_out(data))}</p>', data, "tokens.js")

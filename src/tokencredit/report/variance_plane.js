@@ -1,3 +1,4 @@
+// uses: axes.js plot.js
 // Every method a point: relative variance across, on a logarithmic scale, and the angle of its mean gradient up.
 
 draw("variance_plane.js", (section, data) => {

@@ -1,3 +1,4 @@
+// uses: axes.js plot.js
 // What keeping only some tokens costs, over the fraction that is kept: a line per way of choosing them.
 
 draw("variance_sampling.js", (section, data) => {

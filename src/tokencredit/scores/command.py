@@ -172,12 +172,11 @@ def write(
     Replaced whole, or left as it was.
     """
     import pyarrow
-    import pyarrow.parquet
 
-    from tokencredit.durable import replace_file
+    from tokencredit.durable import write_parquet
 
     table = {name: [row[name] for row in rows] for name in rows[0] if name != "row"}
     table["tokens"] = [tokens(row["completion_ids"]) for row in rows]
     floats = {name: pyarrow.array(values, pyarrow.list_(pyarrow.float32())) for name, values in columns.items()}
     arrays = pyarrow.table(table | floats).replace_schema_metadata({"tokencredit": json.dumps(about)})
-    replace_file(path, lambda file: pyarrow.parquet.write_table(arrays, file))
+    write_parquet(path, arrays)

@@ -4,46 +4,53 @@ optimizer.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from tokencredit.lm.arguments import add_policy, policy_config
+from tokencredit.studies.options import option
 
-OPTIMIZERS = ("adamw", "sgd")
-
-
-def add_common(
-    parser: argparse.ArgumentParser, *, out: str, prompts: int = 64, group: int = 8, optimizer: bool = True
-) -> None:
-    """The shared flags; `out`, `prompts` and `group` are the command's own defaults, `optimizer` whether its step is
-    asked about.
-    """
-    add_policy(parser, model=("--run", "--model"))
-    parser.add_argument(
-        "--checkpoint", type=int, metavar="N", help="its checkpoint of optimizer step N (default: the last one)"
-    )
-    parser.add_argument("--method", help="a name that `tokencredit methods` lists (default: the run's own)")
-    if optimizer:
-        parser.add_argument("--optimizer", choices=OPTIMIZERS, help="a fresh optimizer in place of the checkpoint's")
-    else:
-        parser.set_defaults(optimizer=None)
-    parser.add_argument("--prompts", type=int, default=prompts, help="prompts of the batch (default: %(default)s)")
-    parser.add_argument("--group", type=int, default=group, help="rollouts of every prompt (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of prompts, sampling and resampling (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(out), help="directory of the figures and the page (default: %(default)s)"
-    )
+if TYPE_CHECKING:
+    from tokencredit.lm.policy import PolicyConfig
 
 
-def open_from(asked: Any, **options: Any) -> Any:
-    """The checkpoint that arguments name, or a study's config by its `policy`, with the method and the optimizer that
-    they ask for; `options` as of `open_checkpoint`.
+def default_policy() -> PolicyConfig:
+    """The shipped model on the embedded world; a model library is imported when it is asked for, not before."""
+    from tokencredit.lm.policy import PolicyConfig
+
+    return PolicyConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy:
+    """A question about a policy, which the arguments that all commands share name."""
+
+    policy: PolicyConfig = field(default_factory=default_policy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(OnPolicy):
+    """A checkpoint of a run, or a model, and the rollouts that are asked about."""
+
+    checkpoint: int | None = option(None, "its checkpoint of optimizer step N (default: the last one)", metavar="N")
+    method: str | None = option(None, "a name that `tokencredit methods` lists (default: the run's own)")
+    prompts: int = option(64, "prompts of the batch")
+    group: int = option(8, "rollouts of every prompt")
+    seed: int = option(0, "of prompts, sampling and resampling (default: 0)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig(CheckpointConfig):
+    """The step that its optimizer makes, or that a fresh one would."""
+
+    optimizer: Literal["adamw", "sgd"] | None = option(None, "a fresh optimizer in place of the checkpoint's")
+
+
+def open_from(config: CheckpointConfig, **options: Any) -> Any:
+    """The checkpoint that a configuration names, with the method and the optimizer that it asks for; `options` as of
+    `open_checkpoint`.
     """
     from tokencredit.dynamics.checkpoint import open_checkpoint
 
-    policy = policy_config(asked) if isinstance(asked, argparse.Namespace) else asked.policy
-    checkpoint = open_checkpoint(policy, asked.checkpoint, method=asked.method, **options)
-    return checkpoint.fresh(asked.optimizer) if asked.optimizer else checkpoint
+    checkpoint = open_checkpoint(config.policy, config.checkpoint, method=config.method, **options)
+    fresh = config.optimizer if isinstance(config, StepConfig) else None
+    return checkpoint.fresh(fresh) if fresh else checkpoint

@@ -24,11 +24,13 @@ from rich.table import Table
 from tokencredit import report
 from tokencredit.durable import read_lines, write_json
 from tokencredit.exclusive import holds_out
+from tokencredit.figure import Figure, number
 from tokencredit.lifeline import tied
 from tokencredit.methods import METHODS
 from tokencredit.progress import columns, watched
 from tokencredit.studies import processes
 from tokencredit.studies.learning import compare
+from tokencredit.studies.study import status
 
 STEPS = 30
 UPDATES = 2
@@ -55,9 +57,9 @@ def demo(
         STEPS if steps is None else steps,
         max(1, min(os.cpu_count() or 1, 4)) if workers is None else workers,
     )
-    for name, number in (("seeds", seeds), ("steps", steps), ("workers", workers)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+    for name, count in (("seeds", seeds), ("steps", steps), ("workers", workers)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
     methods = list(dict.fromkeys(methods))
     for name in methods:
         METHODS[name]
@@ -86,16 +88,14 @@ def correlate(out: Path, run: Path, console: Console) -> list[report.Section]:
     """A small study of which tokens matter, on the base and on the checkpoints of one run: its sections of the
     report.
     """
-    from tokencredit.report.correlation import sections
-    from tokencredit.studies.correlation import study as correlation
-    from tokencredit.studies.correlation.command import SMALL
+    from tokencredit.studies.correlation.question import SMALL, STUDY, CorrelationConfig
 
-    config = correlation.CorrelationConfig(**SMALL, runs=(str(run),))
-    with console.status("which tokens matter") as status:
-        study = correlation.run(config, out / "correlation", command=f"tokencredit demo --out {out}", say=status.update)
-    for finding in study.study["findings"]:
+    config, directory = CorrelationConfig(**SMALL, runs=(str(run),)), out / "correlation"
+    with status(console) as say:
+        result = STUDY.run(config, directory, command=f"tokencredit demo --out {out}", say=say)
+    for finding in result["findings"]:
         console.print(f"- {finding}", soft_wrap=True)
-    return sections(study.path)
+    return STUDY.sections(directory)
 
 
 def run_all(
@@ -184,7 +184,4 @@ def show(figures: dict, console: Console) -> None:
 
 
 def _cell(figure: dict | None) -> str:
-    if not figure:
-        return "-"
-    fine, coarse = (3, 2) if abs(figure["value"]) < 10 else (1, 1)
-    return f"{figure['value']:.{fine}f} ({figure['low']:.{coarse}f}, {figure['high']:.{coarse}f})"
+    return number(None) if figure is None else Figure.from_json(figure).text()

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tokencredit.methods import METHODS
-from tokencredit.report.kinds import KINDS, kind_of
 from tokencredit.runs import Run, RunError
 from tokencredit.stats import Estimate, mean_of_units
 from tokencredit.studies.claims import findings
+from tokencredit.studies.table import study_in
 
 # What an evaluation's figures depend on besides the policy; the rest of a config is how the policy was made.
 SAME_FOR_ALL = ("task", "task_options", "model", "temperature", "max_new_tokens", "eval_prompts", "eval_samples")
@@ -56,10 +56,10 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 def apart(directories: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """(training runs, studies) among the directories found. ValueError names a study that has not finished."""
-    studies = [path for path in directories if kind_of(path)]
+    studies = [path for path in directories if study_in(path)]
     runs = [path for path in directories if path not in studies]
     for path in runs:
-        if Run.open(path).info["method_name"] in KINDS:
+        if Run.open(path).kind == "study":
             raise ValueError(
                 f"{path}: this study has no result yet; give its command again and it goes on where it was"
             )
@@ -67,7 +67,7 @@ def apart(directories: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _holds(path: Path) -> bool:
-    return (path / "run.json").exists() or kind_of(path) is not None
+    return (path / "run.json").exists() or study_in(path) is not None
 
 
 def compare(

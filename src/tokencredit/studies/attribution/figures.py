@@ -1,6 +1,6 @@
 """Arrays of the attribution -> named figures with intervals, and the blocks that the report draws.
 
-A figure is {value, low, high, unit, seed, command}; blocks refer to figures by name. Of what the step's own tokens add
+Blocks refer to figures by name. Of what the step's own tokens add
 up to, intervals are over the step's prompts, as if its rollouts were drawn again at the same gain; of whole changes
 they are over the evaluation's prompts.
 """

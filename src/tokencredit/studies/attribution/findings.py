@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from tokencredit.dynamics.exchange import THIS
+from tokencredit.figure import Figure
 
-Figures = Mapping[str, Mapping[str, Any]]
+Figures = Mapping[str, Figure]
 MILLI = 1e3
 HEAVY = 0.2
 
@@ -25,17 +25,9 @@ def findings(result: Mapping[str, Any], figures: Figures) -> list[str]:
     ]
 
 
-def shown(figure: Mapping[str, Any], scale: float = 1.0) -> str:
+def shown(figure: Figure, scale: float = 1.0) -> str:
     """Value and interval; `scale` 1000 for thousandths."""
-    low, high = figure["low"], figure["high"]
-    ends = "" if low is None or not math.isfinite(low) else f" [{scale * low:.3g}, {scale * high:.3g}]"
-    return f"{scale * figure['value']:.3g}{ends}".replace("-", "−")
-
-
-def sign(figure: Mapping[str, Any]) -> int:
-    """+1 or −1 where the interval excludes 0, else 0."""
-    low, high = figure["low"], figure["high"]
-    return 0 if low is None or high is None else int(low > 0) - int(high < 0)
+    return figure.text(".3g", scale)
 
 
 def _parts(result: Mapping[str, Any], figures: Figures) -> list[str]:
@@ -45,10 +37,9 @@ def _parts(result: Mapping[str, Any], figures: Figures) -> list[str]:
         f" {shown(total['entropy'], MILLI)} thousandths of a nat and expected reward by {shown(total['reward'], MILLI)}"
         " thousandths."
     ]
-    known = [goal for goal in total if sign(total[goal])]
+    known = [goal for goal in total if total[goal].sign]
     shares = [
-        f"{100 * figures[result['parts'][goal]['tokens']]['value'] / total[goal]['value']:.0f} % of the change of"
-        f" {goal}"
+        f"{100 * figures[result['parts'][goal]['tokens']].value / total[goal].value:.0f} % of the change of {goal}"
         for goal in known
     ]
     if shares:
@@ -90,8 +81,8 @@ def _covariance(result: Mapping[str, Any], figures: Figures) -> list[str]:
     ranks = {-1: "ranked as the picture says", 0: "not ranked by it", 1: "ranked against it"}
     return [
         (
-            f"The 2 % of tokens with the highest covariance {does[sign(top)]}: {shown(top, MILLI)} thousandths of a"
-            f" nat. Over all tokens, what they do to entropy is {ranks[sign(rank)]}: rank correlation {shown(rank)}."
+            f"The 2 % of tokens with the highest covariance {does[top.sign]}: {shown(top, MILLI)} thousandths of a"
+            f" nat. Over all tokens, what they do to entropy is {ranks[rank.sign]}: rank correlation {shown(rank)}."
         ),
         "The sign of what a token does to entropy is predicted by "
         + " and by ".join(
@@ -109,12 +100,10 @@ def _predictors(result: Mapping[str, Any], figures: Figures) -> list[str]:
         best = {}
         for target in ("entropy", "reward"):
             tested = {
-                name: figures[figure]
-                for name, figure in targets[target].items()
-                if (figures[figure]["holm"] or 1) < 0.05
+                name: figures[figure] for name, figure in targets[target].items() if figures[figure].more["holm"] < 0.05
             }
             if tested:
-                name = max(tested, key=lambda each: abs(tested[each]["value"]))
+                name = max(tested, key=lambda each: abs(tested[each].value))
                 best[target] = f"{target}: {name} ({shown(tested[name])})"
         if best:
             said.append(

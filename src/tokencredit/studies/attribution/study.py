@@ -8,84 +8,43 @@ A killed question goes on where it was and ends with the same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokencredit.durable import replace_file, write_json
+from tokencredit.durable import write_parquet
 from tokencredit.dynamics.ablation import token_sets, without
 from tokencredit.dynamics.attribution import GOALS, PARTS, Attribution, Goals, attribute, draw_goals
 from tokencredit.dynamics.batch import Batch, draw, roles
 from tokencredit.dynamics.checkpoint import Checkpoint
-from tokencredit.dynamics.counterfactual import DEFAULT, Coefficients, acting_parts, consequences, named_method
+from tokencredit.dynamics.counterfactual import Coefficients, acting_parts, consequences, named_method
 from tokencredit.dynamics.diagnostics import diagnostics
 from tokencredit.dynamics.pivotal import batch_of_run, from_trees
 from tokencredit.dynamics.update import Update, update_vector
-from tokencredit.exclusive import holds_out
 from tokencredit.lm.text import pieces
 from tokencredit.method import Method
 from tokencredit.runs import Run
+from tokencredit.studies.arguments import open_from
 from tokencredit.studies.attribution import figures as blocks
 from tokencredit.studies.attribution.findings import findings
-from tokencredit.studies.book import Book
+from tokencredit.studies.attribution.question import AttributeConfig
 from tokencredit.studies.stages import Stages
+from tokencredit.studies.study import Work
 from tokencredit.tasks.task import Walkable
 
-STUDY = "attribution"
 
-
-@dataclass(frozen=True)
-class AttributeConfig:
-    """What is asked. entropy, reward: (prompts, rollouts of each) that ∇H and ∇J are estimated on; trees: prompts with
-    both outcomes whose exact pivotality is computed, on the embedded world alone; pivotality: a directory of
-    `tokencredit pivotality run` to join instead."""
-
-    prompts: int = 64
-    group: int = 8
-    methods: tuple[str, ...] = DEFAULT
-    baseline: str = "grpo"
-    entropy: tuple[int, int] = (1024, 4)
-    reward: tuple[int, int] = (1024, 8)
-    trees: int = 32
-    pivotality: str | None = None
-    bootstraps: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.prompts < 3 or self.group < 2 or min(self.entropy[0], self.reward[0]) < 3 or self.reward[1] < 2:
-            raise ValueError(
-                "intervals need at least 3 prompts of the step and of either evaluation, and credit and the gradient of"
-                " the reward at least 2 rollouts of each"
-            )
-
-
-@holds_out
-def run(
-    checkpoint: Checkpoint, config: AttributeConfig, out: Path, *, command: str = "", say: Callable[[str], None] = print
-) -> dict:
-    """The whole question, in the directory `out`; what `result.json` holds."""
-    c = checkpoint
+def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
+    """The whole question: its blocks; tokens/ and sequences.parquet."""
+    c, say, book = open_from(config), work.say, work.book
     methods = [
         named_method(name).within(c.max_new_tokens) for name in dict.fromkeys((config.baseline, *config.methods))
     ]
-    identity = asdict(config) | {"checkpoint": str(c.path), "temperature": c.temperature, "optimizer": _optimizer(c)}
-    record = Run.create(
-        out,
-        name=out.name,
-        method=repr(c.method),
-        method_name=STUDY,
-        task=c.config.task,
-        model=str(c.path),
-        config=identity,
-        seed=config.seed,
-        command=command,
-    )
-    stages, book = Stages(out / "stages"), Book(command, config.seed)
+    about = {"checkpoint": str(c.path), "temperature": c.temperature, "optimizer": _optimizer(c)}
+    work.begin(task=c.config.task, model=str(c.path), **about)
+    stages = work.stages
     say("sampling the rollouts of the step")
     batch, stored = _rollouts(c, config, {name for method in (c.method, *methods) for name in method.needs})
     goals = cache(lambda: _goals(c, config, say))
@@ -111,15 +70,8 @@ def run(
         "without": blocks.without_block(view, sets, ablated, book),
         "pivotal": blocks.pivotal_block(view, known, stored is not None, book) if known else None,
     }
-    result["findings"] = findings(result, book.figures)
-    _write_tables(record, c, view, known)
-    result |= {"config": identity, "seconds": stages.seconds}
-    write_json(
-        out / "result.json",
-        {"study": STUDY, "command": command, "seed": config.seed, "figures": book.figures, **result},
-    )
-    record.finish()
-    return result | {"figures": book.figures}
+    _write_tables(work.record, c, view, known)
+    return result | {"findings": findings(result, book.figures)}
 
 
 def _rollouts(c: Checkpoint, config: AttributeConfig, needs: set[str]) -> tuple[Batch, dict[str, Tensor] | None]:
@@ -272,16 +224,8 @@ def _write_tables(record: Run, c: Checkpoint, view: blocks.View, known: Mapping[
             }
         )
     record.write_tokens(c.step, rows)
-    _write_parquet(record.path / "sequences.parquet", sequences)
+    write_parquet(record.path / "sequences.parquet", sequences)
 
 
 def _text(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
-
-
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    table = arrow.Table.from_pylist(rows)
-    replace_file(path, lambda file: parquet.write_table(table, file, compression="zstd"))

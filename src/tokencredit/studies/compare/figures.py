@@ -1,4 +1,4 @@
-"""The figures of a comparison, each {value, low, high, unit, seed, command}; blocks refer to them by name.
+"""The figures of a comparison; blocks refer to them by name.
 
 Intervals of what is measured on prompts are over seeds and prompts (`stats.OverSeedsAndPrompts`), those of times over
 seeds.
@@ -7,7 +7,7 @@ seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run
 from tokencredit.stats import Estimate, OverSeedsAndPrompts, mean_of_units
+from tokencredit.studies.book import Book
 from tokencredit.studies.compare.curves import PHASES, Curves, Prompts, area, budget_to
 from tokencredit.studies.compare.jobs import Job
 from tokencredit.studies.compare.verdicts import findings, verdicts
@@ -31,16 +32,15 @@ class Settings:
     draws: int = 400
 
 
-@dataclass
-class Book:
-    """Collects figures; `units` of measures by name."""
+@dataclass(frozen=True)
+class Measures:
+    """Enters figures of measures into a book; `units` of measures by name, `amount` of the budget."""
 
-    command: str
+    book: Book
     units: Mapping[str, str]
     amount: float
-    figures: dict[str, dict] = field(default_factory=dict)
 
-    def enter(self, name: str, measure: str, estimate: Estimate, seeds: Sequence[int]) -> str:
+    def enter(self, name: str, measure: str, estimate: Estimate, seeds: Sequence[int], **more: float) -> str:
         """Enters a figure and answers its name. Intervals of shares stay inside [0, 1], those of a budget inside what
         there is of it.
         """
@@ -50,16 +50,7 @@ class Book:
         least = 0.0 if np.isfinite(most) else -np.inf
         if not name.startswith("difference/"):
             estimate = replace(estimate, low=max(estimate.low, least), high=min(estimate.high, most))
-        self.figures[name] = {
-            "value": estimate.value,
-            "low": estimate.low,
-            "high": estimate.high,
-            "num": estimate.num,
-            "unit": self.units[measure],
-            "seed": list(seeds),
-            "command": self.command,
-        }
-        return name
+        return self.book.enter(name, estimate, self.units[measure], seed=list(seeds), **more)
 
 
 @dataclass(frozen=True)
@@ -80,9 +71,11 @@ def figures(
     baseline: str,
     chosen: Mapping[str, Mapping],
     settings: Settings,
-    command: str,
+    book: Book,
 ) -> dict[str, Any]:
-    """Everything that the runs say: {"figures", "methods", "curves", "verdicts", "rates", "findings", ...}."""
+    """Everything that the runs say: {"methods", "curves", "verdicts", "rates", "findings", ...}; figures go into the
+    book.
+    """
     runs: dict[str, dict[int, Run]] = {}
     for job in done:
         runs.setdefault(job.config.method, {})[job.config.seed] = Run.open(out / job.name)
@@ -103,10 +96,10 @@ def figures(
         )
         for method, each in curves.items()
     }
-    book = Book(command, _units(config), config.budget.amount)
+    measures = Measures(book, _units(config), config.budget.amount)
     found = {
         "methods": [
-            _about(book, m, curves, baseline, measured[m], chosen[m], config)
+            _about(measures, m, curves, baseline, measured[m], chosen[m], config)
             | _counts(lines[m]["entropy"][0], measured[m], config, settings)
             for m in curves
         ],
@@ -114,15 +107,14 @@ def figures(
             name: {m: _band(lines[m][name], curves[m].seeds, prompts["marks"].num_prompts) for m in curves}
             for name in first.marks
         },
-        "verdicts": verdicts(book, measured, {m: each.seeds for m, each in curves.items()}, baseline),
-        "rates": _rates(book, chosen, config, settings),
+        "verdicts": verdicts(measures, measured, {m: each.seeds for m, each in curves.items()}, baseline),
+        "rates": _rates(measures, chosen, config, settings),
         "target": {"value": target, "share": settings.reach, "start": started, "reached_at_start": target <= started},
         "prompts": {name: each.num_prompts for name, each in prompts.items()},
         "grid": np.linspace(0, config.budget.amount, config.budget.marks + 1).tolist(),
         "settings": {"reach": settings.reach, "collapse": settings.collapse, "draws": settings.draws},
     }
-    found |= {"figures": book.figures}
-    return found | {"findings": findings(found, config, baseline)}
+    return found | {"findings": findings({**found, "figures": book.figures}, config, baseline)}
 
 
 def _units(config: Any) -> dict[str, str]:
@@ -160,7 +152,7 @@ def _measures(
 
 
 def _about(
-    book: Book,
+    measures: Measures,
     method: str,
     curves: Mapping[str, Curves],
     baseline: str,
@@ -171,19 +163,20 @@ def _about(
     """A method: what it changes, its learning rate and its figures by name."""
     own, described = curves[method], METHODS[method]
     names = {
-        name: book.enter(f"{method}/{name}", name, draws.of(range(len(own.seeds))).estimate(), own.seeds)
+        name: measures.enter(f"{method}/{name}", name, draws.of(range(len(own.seeds))).estimate(), own.seeds)
         for name, draws in measured.items()
     }
     times = {"seconds": own.seconds} | {f"seconds_{phase}": x for phase, x in own.phases.items()}
     spent = {unit: own.spent[unit] for unit in ("rollouts", "tokens")}
     names |= {
-        name: book.enter(f"{method}/{name}", name, mean_of_units(x), own.seeds) for name, x in (times | spent).items()
+        name: measures.enter(f"{method}/{name}", name, mean_of_units(x), own.seeds)
+        for name, x in (times | spent).items()
     }
     if shared := sorted(set(own.seeds) & set(curves[baseline].seeds)) if method != baseline else []:
         cost = [each.seconds / each.spent["rollouts"] for each in (own.at(shared), curves[baseline].at(shared))]
         mean = mean_of_units(np.log(cost[0] / cost[1]))
         ratio = replace(mean, **{key: float(np.exp(getattr(mean, key))) for key in ("value", "low", "high")})
-        names["overhead"] = book.enter(f"{method}/overhead", "overhead", ratio, shared)
+        names["overhead"] = measures.enter(f"{method}/overhead", "overhead", ratio, shared)
     return {
         "name": method,
         "changes": described.summary,
@@ -220,7 +213,7 @@ def _band(lines: np.ndarray, seeds: Sequence[int], num_prompts: int) -> dict[str
 
 
 def _rates(
-    book: Book, chosen: Mapping[str, Mapping], config: Any, settings: Settings
+    measures: Measures, chosen: Mapping[str, Mapping], config: Any, settings: Settings
 ) -> dict[str, list[dict[str, Any]]]:
     """{method: its rates with their validation figures}; nothing where a single rate was taken without a check."""
     found: dict[str, list] = {}
@@ -230,7 +223,7 @@ def _rates(
             estimate = OverSeedsAndPrompts(
                 Prompts(values.shape[1], settings.draws, 2).means(values), values.shape[1]
             ).estimate()
-            name = book.enter(f"{method}/validation/x{factor:g}", "pass@1", estimate, choice["seeds"])
+            name = measures.enter(f"{method}/validation/x{factor:g}", "pass@1", estimate, choice["seeds"])
             found.setdefault(method, []).append(
                 {
                     "factor": factor,

@@ -13,6 +13,8 @@ of it stays as it is.
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,19 +22,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokencredit.budget import Budget
-from tokencredit.durable import append_line, read_lines, write_json
-from tokencredit.exclusive import exclusive
+from tokencredit import train_config
+from tokencredit.budget import UNITS, Budget
+from tokencredit.durable import append_line, read_lines
 from tokencredit.methods import METHODS
-from tokencredit.runs import Run
 from tokencredit.scores.table import available, names_of
 from tokencredit.studies.compare.figures import Settings, figures
 from tokencredit.studies.compare.jobs import Job, Tell, choose, finished, run_jobs
+from tokencredit.studies.compare.question import MOST_STEPS, QUICK_STEPS, STEPS, Comparison
+from tokencredit.studies.study import Work
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
 from tokencredit.train_config import TrainConfig
 
-STUDY = "compare"
+QUICK = ("grpo", "dapo", "gtpo", "ptw_gradient_norm", "exact_value")
+BASE = ("prompts=32", "group=8", "eval_prompts=128", "eval_samples=8", "record_every=0", "save_every=8", "threads=1")
+DECIDED = ("method", "method_options", "seed", "budget", "steps", "eval_part", "eval_every", "task", "model")
 COMPARED = (
     "grpo",
     "dapo",
@@ -117,36 +122,101 @@ def _cost(method: str) -> int:
     return 2 if "exact_value" in needs else 1 if needs & set(names_of("importance")) else 0
 
 
+def plan(asked: Comparison) -> tuple[CompareConfig, list[str], int]:
+    """(what is the same for all runs, methods, seeds) that are asked for."""
+    if decided := [
+        key for key in train_config.read_settings(asked.settings, "--set") if key.partition(".")[0] in DECIDED
+    ]:
+        raise ValueError(
+            f"--set {decided[0]}: that is for the study to decide; see --methods, --seeds, --budget, --steps, --task,"
+            " --model"
+        )
+    unit, given, amount = asked.budget.partition("=")
+    if unit not in UNITS:
+        raise ValueError(f"--budget is {', '.join(UNITS)}, each with =NUMBER if you like, not {asked.budget!r}")
+    if unit != "rollouts" and not given:
+        raise ValueError(
+            f"--budget {unit}: say how many, like --budget {unit}={'100000' if unit == 'tokens' else '20'}"
+        )
+    steps = (QUICK_STEPS if asked.quick else STEPS) if asked.steps is None else asked.steps
+    base = train_config.read_config(None, [*BASE, *asked.settings], steps=steps, **asked.training)
+    size = base.prompts * base.group
+    budget = Budget.of(train_config.read_settings([f"{unit}={amount}"], "--budget") if given else {unit: steps * size})
+    if asked.steps is None and given:
+        base = replace(base, steps=math.ceil(budget.amount / size) if unit == "rollouts" else MOST_STEPS)
+    rates = asked.rates or ((1.0,) if asked.quick else (1.0, 2.0, 4.0))
+    config = CompareConfig(base, budget, tuple(rates), asked.check_seeds, final_prompts=asked.final_prompts)
+    methods = asked.methods
+    if methods is None:
+        wanted = QUICK if asked.quick else COMPARED
+        absent = unavailable(wanted, load(base.task, **base.task_options))
+        methods = [name for name in wanted if name not in absent]
+    return config, list(methods), asked.seeds if asked.seeds is not None else 3 if asked.quick else 5
+
+
+def run(asked: Comparison, work: Work) -> dict[str, Any]:
+    """The whole study: its blocks; table.md."""
+    config, methods, seeds = plan(asked)
+    workers = _workers() if asked.workers is None else asked.workers
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    methods = check(config, methods, seeds, asked.baseline)
+    amount, unit = config.budget.amount, config.budget.unit
+    work.say(
+        f"{len(methods)} methods, {seeds} seeds, {amount:,g} {unit} each, {workers} side by side, on {config.base.task}"
+    )
+    settings = Settings(collapse=asked.collapse)
+    return compare(
+        config, work, methods=methods, seeds=seeds, baseline=asked.baseline, workers=workers, settings=settings
+    )
+
+
+def _workers() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def compare(
     config: CompareConfig,
-    out: Path,
+    work: Work,
     *,
     methods: Sequence[str],
     seeds: int,
     baseline: str,
     workers: int = 1,
-    command: str = "",
     settings: Settings | None = None,
-    tell: Tell | None = None,
 ) -> dict[str, Any]:
-    """The whole study, in the directory `out`: what its result.json holds. RunError where `out` holds a study with
+    """The runs and what they say: the blocks of the result; table.md. RunError where the directory holds a study with
     other settings.
 
     RuntimeError where the baseline has no finished run, so that there is nothing to compare with, or where another
     process is at it.
     """
-    methods, tell = check(config, methods, seeds, baseline), tell or Tell()
-    record = Run.create(
-        out,
-        name=out.resolve().name,
-        method="comparison of methods",
-        method_name=STUDY,
-        task=config.base.task,
-        model=config.base.model,
-        config=config.as_dict(),
-        seed=config.base.seed,
-        command=command,
-    )
+    methods, tell, out = check(config, methods, seeds, baseline), work.say, work.path
+    work.begin(task=config.base.task, model=config.base.model, config=config.as_dict())
+    with _sitting(out):
+        failed, chosen, runs = _train(config, out, methods, seeds, workers, tell if isinstance(tell, Tell) else Tell())
+    done = [job for job in runs if finished(out, job)]
+    if not any(job.config.method == baseline for job in done):
+        told = next((f": {why}" for name, why in failed.items() if name.startswith(f"runs/{baseline}-")), "")
+        raise RuntimeError(f"the baseline {baseline} has no finished run, so nothing can be compared with it{told}")
+    return {
+        "seeds": list(range(seeds)),
+        "baseline": baseline,
+        "failed": failed,
+        "workers": workers,
+        **figures(config, out, done, baseline, chosen, settings or Settings(), work.book),
+        "wall": sum(each["seconds"] for each in read_lines(out / SITTINGS)),
+    }
+
+
+def _train(
+    config: CompareConfig, out: Path, methods: Sequence[str], seeds: int, workers: int, tell: Tell
+) -> tuple[dict[str, str], dict[str, dict[str, Any]], list[Job]]:
+    """({run that failed: why}, what was chosen for every method, the runs that count), all runs made."""
     checks = (
         [
             config.job(method, factor, seed, final=False)
@@ -157,46 +227,22 @@ def compare(
         if len(config.rates) > 1
         else []
     )
-    with _sitting(out):
-        failed = run_jobs(out, checks, workers, "learning rates", tell)
-        chosen = choose(config, out, methods, checks)
-        runs = [
-            config.job(method, chosen[method]["factor"], seed, final=True)
-            for seed in range(seeds)
-            for method in methods
-        ]
-        failed |= run_jobs(out, runs, workers, "runs", tell)
-    done = [job for job in runs if finished(out, job)]
-    if not any(job.config.method == baseline for job in done):
-        told = next((f": {why}" for name, why in failed.items() if name.startswith(f"runs/{baseline}-")), "")
-        raise RuntimeError(f"the baseline {baseline} has no finished run, so nothing can be compared with it{told}")
-    result = figures(config, out, done, baseline, chosen, settings or Settings(), command)
-    result = {
-        "study": STUDY,
-        "command": command,
-        "seeds": list(range(seeds)),
-        "seed": config.base.seed,
-        "config": config.as_dict(),
-        "baseline": baseline,
-        "failed": failed,
-        "workers": workers,
-        **result,
-        "wall": sum(each["seconds"] for each in read_lines(out / SITTINGS)),
-    }
-    write_json(out / "result.json", result)
-    record.finish()
-    return result
+    failed = run_jobs(out, checks, workers, "learning rates", tell)
+    chosen = choose(config, out, methods, checks)
+    runs = [
+        config.job(method, chosen[method]["factor"], seed, final=True) for seed in range(seeds) for method in methods
+    ]
+    return failed | run_jobs(out, runs, workers, "runs", tell), chosen, runs
 
 
 @contextmanager
 def _sitting(out: Path) -> Iterator[None]:
-    """Holds the directory, and adds the seconds of this sitting to those of earlier ones, however it ends."""
+    """Adds the seconds of this sitting to those of earlier ones, however it ends."""
     start = time.perf_counter()
-    with exclusive(out):
-        try:
-            yield
-        finally:
-            append_line(out / SITTINGS, {"seconds": time.perf_counter() - start})
+    try:
+        yield
+    finally:
+        append_line(out / SITTINGS, {"seconds": time.perf_counter() - start})
 
 
 def check(config: CompareConfig, methods: Sequence[str], seeds: int, baseline: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tokencredit.figure import number
 from tokencredit.stats import OverSeedsAndPrompts, holm
 
 LEVEL = 0.05
@@ -25,7 +26,7 @@ MEASURES = {
 
 
 def verdicts(
-    book: Any, measured: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, Sequence[int]], baseline: str
+    measures: Any, measured: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, Sequence[int]], baseline: str
 ) -> list[dict[str, Any]]:
     """One entry per measure and method: {"measure", "method", "difference" (a figure), "p", "holm", "verdict",
     "seeds", "seen"}.
@@ -45,25 +46,18 @@ def verdicts(
                 for name in (method, baseline)
             ]
             difference = OverSeedsAndPrompts(pair[0].draws - pair[1].draws, pair[0].num_prompts)
-            name, first = f"difference/{measure}/{method}", difference.estimate(1 - LEVEL / others)
-            rows.append(
-                {
-                    "measure": measure,
-                    "method": method,
-                    "p": difference.p_value(),
-                    "seeds": shared,
-                    "seen": (first.high - first.low) / 2,
-                    "difference": book.enter(name, measure, difference.estimate(), shared),
-                }
-            )
-        for row, adjusted in zip(rows, holm([row["p"] for row in rows])):
-            value = book.figures[row["difference"]]["value"]
+            first = difference.estimate(1 - LEVEL / others)
+            seen = (first.high - first.low) / 2
+            row = {"measure": measure, "method": method, "seeds": shared, "seen": seen, "difference": difference}
+            rows.append(row)
+        p_values = [row["difference"].p_value() for row in rows]
+        for row, p, adjusted in zip(rows, p_values, holm(p_values)):
+            estimate = row["difference"].estimate()
+            name = f"difference/{measure}/{row['method']}"
+            row |= {"p": p, "holm": float(adjusted)}
+            row["difference"] = measures.enter(name, measure, estimate, row["seeds"], p=p, holm=float(adjusted))
             resolved = adjusted < LEVEL and len(row["seeds"]) > 1
-            row |= {
-                "holm": float(adjusted),
-                "verdict": ("better" if value * sign > 0 else "worse") if resolved else UNRESOLVED,
-            }
-            book.figures[row["difference"]] |= {"p": row["p"], "holm": row["holm"]}
+            row["verdict"] = ("better" if estimate.value * sign > 0 else "worse") if resolved else UNRESOLVED
         found += rows
     return found
 
@@ -102,11 +96,6 @@ def _verdict_line(what: str, rows: Sequence[Mapping], baseline: str, result: Map
 
 def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def number(value: float) -> str:
-    """Three decimals below 10, none from 100 on."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def _cautions(result: Mapping[str, Any], config: Any, baseline: str) -> list[str]:

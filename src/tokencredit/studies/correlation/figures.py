@@ -1,12 +1,12 @@
 """Draws of the correlation study -> named figures with intervals, and the blocks that the report draws.
 
-A figure is {value, low, high, unit, seed, command}; its name says source, estimand, measure and proxy. Blocks refer to
-figures by name.
+The name of a figure says source, estimand, measure and proxy. Blocks refer to figures by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ def estimand_block(
         proxy: book.enter(f"{prefix}/limit/{proxy}", few.estimate(draws), "correlation")
         for proxy, draws in curve.limit.items()
     }
-    points = {proxy: [few.estimate(draws).as_dict() for draws in each] for proxy, each in curve.draws.items()}
+    points = {proxy: [asdict(few.estimate(draws)) for draws in each] for proxy, each in curve.draws.items()}
     return block | {
         "noise_only": {
             proxy: book.null(f"{prefix}/noise_only/{proxy}", null) for proxy, null in sampled.noise_only.items()
@@ -133,7 +133,7 @@ def validation_block(book: Book, estimand: str, sampled: Sampled, known: Draws, 
             proxy: book.enter(f"validation/{estimand}/{name}/{proxy}", boot.estimate(each), "difference")
             for proxy, each in differences.items()
         }
-        covers = [book.figures[figure]["low"] <= 0 <= book.figures[figure]["high"] for figure in entered.values()]
+        covers = [book.figures[figure].low <= 0 <= book.figures[figure].high for figure in entered.values()]
         block[name] = {
             "differences": entered,
             "covers_zero": int(sum(covers)),

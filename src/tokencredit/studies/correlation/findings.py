@@ -11,6 +11,7 @@ import numpy as np
 
 from tokencredit.agreement.ranks import midranks
 from tokencredit.agreement.rollouts import ESTIMANDS, Rollouts
+from tokencredit.figure import Figure
 from tokencredit.studies.correlation.proxy_figures import Tokens
 
 POINTS = 500
@@ -21,7 +22,7 @@ ASKS = {
 }
 
 
-def findings(study: Mapping[str, Any], figures: Mapping[str, dict], config: Any) -> list[str]:
+def findings(study: Mapping[str, Any], figures: Mapping[str, Figure], config: Any) -> list[str]:
     """One sentence per question that the study can answer."""
     said = [_best(study, figures, estimand, config.top) for estimand in ("before_after", "spread", "replace")]
     said += [sentence for estimand in ESTIMANDS if (sentence := _noise(study, figures, estimand))]
@@ -29,16 +30,15 @@ def findings(study: Mapping[str, Any], figures: Mapping[str, dict], config: Any)
     return said + ([_calibration(tests, figures)] if tests["conditions"] >= 3 else [])
 
 
-def _calibration(tests: Mapping[str, Any], figures: Mapping[str, dict]) -> str:
+def _calibration(tests: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
     """The hypothesis is supported or contradicted only where the captured share and Spearman, both clear, say the
     same.
     """
     verdicts, parts = [], []
     for measure, label in (("captured", "the share captured by entropy"), ("spearman", "entropy's Spearman")):
         figure = figures[tests[measure]]
-        clear = figure["p"] <= 0.05 and np.isfinite(figure["low"]) and not figure["low"] <= 0 <= figure["high"]
-        verdicts.append(np.sign(figure["value"]) if clear else 0)
-        parts.append(f"{_shown(figure)} with {label} (permutation p = {figure['p']:.2f})")
+        verdicts.append(figure.sign if figure.more["p"] <= 0.05 else 0)
+        parts.append(f"{figure.text('.2f')} with {label} (permutation p = {figure.more['p']:.2f})")
     verdict = {(1, 1): "contradicts it", (-1, -1): "supports it"}.get(tuple(verdicts), "does not decide it")
     return (
         f"Hypothesis, entropy is a good proxy when the model is calibrated: over {tests['conditions']} policies and"
@@ -47,36 +47,30 @@ def _calibration(tests: Mapping[str, Any], figures: Mapping[str, dict]) -> str:
     )
 
 
-def _shown(figure: Mapping[str, Any]) -> str:
-    if figure["low"] is None or not np.isfinite(figure["low"]):
-        return f"{figure['value']:.2f}"
-    return f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
-
-
-def _best(study: Mapping[str, Any], figures: Mapping[str, dict], estimand: str, top: float) -> str:
+def _best(study: Mapping[str, Any], figures: Mapping[str, Figure], estimand: str, top: float) -> str:
     block = study["exact"].get(estimand) or study["sampled"][estimand]
     shares = {
         proxy: figures[name] for proxy, name in block["measures"]["captured"].items() if not proxy.startswith("(")
     }
-    order = sorted(shares, key=lambda proxy: -shares[proxy]["value"])
+    order = sorted(shares, key=lambda proxy: -shares[proxy].value)
     sentence = (
         f"For {ASKS[estimand]} the best proxy is {order[0]}: the {top:.0%} of tokens that it ranks highest hold "
-        f"{_shown(shares[order[0]])} of the squared effects"
+        f"{shares[order[0]].text('.2f')} of the squared effects"
     )
     if "entropy" in shares and order[0] != "entropy":
         test = block["comparisons"]["captured"].get(order[0], {}).get("holm", 1.0)
-        sentence += f"; entropy's hold {_shown(shares['entropy'])} (difference: Holm p = {test:.3f})"
+        sentence += f"; entropy's hold {shares['entropy'].text('.2f')} (difference: Holm p = {test:.3f})"
     return sentence + "."
 
 
-def _noise(study: Mapping[str, Any], figures: Mapping[str, dict], estimand: str) -> str | None:
+def _noise(study: Mapping[str, Any], figures: Mapping[str, Figure], estimand: str) -> str | None:
     sampled = study["sampled"][estimand]
     if not sampled["resolved"]:
         return f"{estimand}: {sampled['verdict']}; no corrected correlation is given."
     if "entropy" not in sampled["noise_only"]:
         return None
     naive, null = figures[sampled["measures"]["spearman"]["entropy"]], figures[sampled["noise_only"]["entropy"]]
-    sentence = f"{estimand}: entropy's naive Spearman is {_shown(naive)}; noise alone gives {_shown(null)}"
+    sentence = f"{estimand}: entropy's naive Spearman is {naive.text('.2f')}; noise alone gives {null.text('.2f')}"
     if estimand in study["validation"]:
         check = study["validation"][estimand]
         naive_error, corrected_error = (check[name]["mean_error"] for name in ("spearman (naive)", "corrected_ranks"))

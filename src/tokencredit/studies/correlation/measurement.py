@@ -20,20 +20,8 @@ from tokencredit.lm.sampling import Request, Trace
 from tokencredit.pivotality.exact import exact_effects
 from tokencredit.scores.proxies import proxies as score_proxies
 from tokencredit.scores.table import SCORES
+from tokencredit.studies.correlation.question import PROXIES
 from tokencredit.tasks.task import Row, Task
-
-PROXIES = (
-    "entropy",
-    "surprisal",
-    "varentropy",
-    "margin",
-    "head_norm",
-    "last_block_norm",
-    "gradient_norm",
-    "fisher_trace",
-    "perturbation_variance",
-    "attention",
-)
 
 
 def held_out(task: Task, num: int, seed: int) -> list[Row]:

@@ -11,9 +11,7 @@ A killed study goes on where it was and ends with the same numbers.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,7 @@ from tokencredit.agreement.moments import budget_law
 from tokencredit.agreement.posterior import Posterior
 from tokencredit.agreement.rollouts import ESTIMANDS, Rollouts
 from tokencredit.checkpoints import listed
-from tokencredit.durable import write_json
-from tokencredit.exclusive import holds_out
 from tokencredit.lm.distribution import seed_of
-from tokencredit.lm.policy import PolicyConfig
-from tokencredit.runs import Run
 from tokencredit.studies.book import Book
 from tokencredit.studies.correlation import conditions, measurement
 from tokencredit.studies.correlation.figures import (
@@ -39,85 +33,19 @@ from tokencredit.studies.correlation.figures import (
     validation_block,
 )
 from tokencredit.studies.correlation.findings import findings, scatter
-from tokencredit.studies.correlation.measurement import PROXIES
 from tokencredit.studies.correlation.proxy_figures import Tokens, everywhere_else_zero, exact_figures, sampled_figures
+from tokencredit.studies.correlation.question import CorrelationConfig
 from tokencredit.studies.correlation.token_view import token_view
-from tokencredit.studies.stages import Stages
-from tokencredit.tasks.task import Task, Walkable
+from tokencredit.studies.study import Work
 
 CHUNK = 8  # prompts per stored piece of the rollouts and trees
 
 
-@dataclass(frozen=True)
-class CorrelationConfig:
-    """What is measured. `exact`: "yes", "no" or "auto", which is yes on the embedded world; `threshold`: |effect| from
-    which a token is called pivotal; `top`, `few`: shares of tokens that a proxy may pick. `policies` are further models
-    by label, `runs` training runs whose checkpoints are compared."""
-
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    prompts: int = 96
-    completions: int = 2
-    rollouts: int = 32
-    exact: str = "auto"
-    threshold: float = 0.2
-    top: float = 0.2
-    few: float = 0.05
-    bootstraps: int = 1000
-    proxies: tuple[str, ...] = PROXIES
-    temperatures: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
-    policies: dict[str, str] = field(default_factory=dict)
-    runs: tuple[str, ...] = ()
-    condition_prompts: int = 64
-    condition_samples: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not all(0 < t < math.inf for t in self.temperatures):
-            raise ValueError(
-                "at temperature 0 every other token has probability 0: there is nothing to compare with. Use"
-                f" temperatures above 0, not {', '.join(f'{t:g}' for t in self.temperatures)}"
-            )
-        if self.prompts < 4 or self.completions < 1 or self.rollouts < 8 or self.condition_samples < 2:
-            raise ValueError(
-                "the study needs at least 4 prompts, 1 completion, 8 rollouts per token and 2 samples per condition"
-            )
-        if self.exact not in ("yes", "no", "auto"):
-            raise ValueError(f'exact is "yes", "no" or "auto", not {self.exact!r}')
-
-    def with_trees(self, task: Task) -> bool:
-        """Whether exact effects are taken from prefix trees; ValueError where they are asked for and cannot be had."""
-        if self.exact == "yes" and not isinstance(task, Walkable):
-            raise ValueError(f"exact effects need a world that prefix trees can walk, and {task.name} is none")
-        return self.exact != "no" and isinstance(task, Walkable)
-
-
-@dataclass(frozen=True)
-class Result:
-    """Where it is, the figures by name, and everything that the report draws (also in `result.json`)."""
-
-    path: Path
-    figures: dict[str, dict]
-    study: dict[str, Any]
-
-
-@holds_out
-def run(
-    config: CorrelationConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None
-) -> Result:
-    """The whole study, in the directory `out`."""
+def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
+    """The whole study: its blocks."""
     config = replace(config, policy=config.policy.settled())
-    record = Run.create(
-        out,
-        name=out.name,
-        method="correlation study",
-        method_name="correlation",
-        task=config.policy.task,
-        model=config.policy.model,
-        config=asdict(config),
-        seed=config.seed,
-        command=command,
-    )
-    stages = Stages(out / "stages")
+    work.begin(task=config.policy.task, model=config.policy.model, policy=config.policy.as_dict())
+    stages, say, book = work.stages, work.say, work.book
     policy = config.policy.open()
     rows = measurement.held_out(policy.task, config.prompts, config.seed)
 
@@ -131,14 +59,10 @@ def run(
     say("figures")
     posterior = Posterior.fit(rollouts, seed=config.seed)
     tokens = _tokens(drawn, proxies, rollouts, seed=config.seed)
-    book = Book(command, config.seed)
     study = _study(config, tokens, rollouts, posterior, exact, book)
-    law, expected = budget_law(
-        rollouts, np.ones(len(tokens.trace)), np.repeat(np.arange(len(rows)), config.completions)
-    )
-    study["law"] = law_block(
-        book, law, expected, np.repeat(np.arange(len(rows)), config.completions), config.bootstraps
-    )
+    prompt = np.repeat(np.arange(len(rows)), config.completions)
+    law, expected = budget_law(rollouts, np.ones(len(tokens.trace)), prompt)
+    study["law"] = law_block(book, law, expected, prompt, config.bootstraps)
     study["conditions"] = conditions_block(_conditions(config, policy, stages, say), book)
     study["view"] = token_view(policy, rows, drawn, rollouts, posterior, exact, proxies)
     study["findings"] = findings(study, book.figures, config)
@@ -149,13 +73,7 @@ def run(
         "correct": sum(each["correct"] for each in flat),
         "tokens": len(tokens.trace),
     }
-    study |= {"cost": cost | {"seconds": stages.seconds}, "config": asdict(config)}
-    write_json(
-        out / "result.json",
-        {"study": "correlation", "command": command, "seed": config.seed, "figures": book.figures, **study},
-    )
-    record.finish()
-    return Result(out, book.figures, study)
+    return study | {"cost": cost | {"seconds": stages.seconds}}
 
 
 def _rollouts(config, policy, rows, drawn, stages, say) -> tuple[Rollouts, dict[str, int]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tokencredit.durable import replace_file
+from tokencredit.durable import write_parquet
 from tokencredit.dynamics.measured import Measured, combined, mean
 from tokencredit.dynamics.to_go import BASELINES
 from tokencredit.dynamics.true_change import COLLAPSED
@@ -266,8 +266,7 @@ def write_rollouts(path: Path, updates: Sequence[Arrays]) -> None:
     """A row per evaluation rollout: its entropy and tokens, what it says of the step, and its prompt's fresh
     completions on either side.
     """
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
+    import pyarrow
 
     columns: dict[str, list[np.ndarray]] = {}
     for k, a in enumerate(updates):
@@ -287,5 +286,4 @@ def write_rollouts(path: Path, updates: Sequence[Arrays]) -> None:
         }
         for name, x in own.items():
             columns.setdefault(name, []).append(x)
-    table = arrow.table({name: np.concatenate(parts) for name, parts in columns.items()})
-    replace_file(path, lambda file: parquet.write_table(table, file, compression="zstd"))
+    write_parquet(path, pyarrow.table({name: np.concatenate(parts) for name, parts in columns.items()}))

@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Figures = Mapping[str, Mapping[str, Any]]
+from tokencredit.figure import Figure
+
+Figures = Mapping[str, Figure]
 
 
 def findings(result: Mapping[str, Any], figures: Figures) -> list[str]:
@@ -21,55 +23,44 @@ def findings(result: Mapping[str, Any], figures: Figures) -> list[str]:
     ]
 
 
-def shown(figure: Mapping[str, Any], form: str = ".3g") -> str:
-    if figure["value"] is None or figure["value"] != figure["value"]:
-        return "unknown"
-    low, high = figure["low"], figure["high"]
-    ends = "" if low is None or low != low else f" [{low:{form}}, {high:{form}}]"
-    return f"{figure['value']:{form}}{ends}"
-
-
 def _prediction(figures: Figures) -> list[str]:
     error, spread = (
         figures["relative_error_mean"],
         next(f for name, f in figures.items() if name.startswith("relative_error_spread_")),
     )
     size = next(name for name in figures if name.startswith("relative_error_spread_")).split("/")[0].rsplit("_", 1)[1]
-    verdict = "no error is resolved" if error["low"] <= 0 <= error["high"] else "the prediction is off"
+    verdict = "no error is resolved" if not error.sign else "the prediction is off"
     return [
         (
             "The linear prediction against fresh samples of the moved policy: mean relative error"
-            f" {shown(error, '+.3f')}; {verdict}. From {size} rollouts alone its spread is {shown(spread, '.2f')}."
+            f" {error.text('+.3f')}; {verdict}. From {size} rollouts alone its spread is {spread.text('.2f')}."
         ),
         (
             "Of the step itself, not its odd half: linear"
-            f" {shown(figures['relative_error_mean/whole/linear'], '+.3f')}, with the quadratic term"
-            f" {shown(figures['relative_error_mean/whole/quadratic'], '+.3f')}."
+            f" {figures['relative_error_mean/whole/linear'].text('+.3f')}, with the quadratic term"
+            f" {figures['relative_error_mean/whole/quadratic'].text('+.3f')}."
         ),
         (
-            f"Of what the batch adds to momentum and decay: {shown(figures['relative_error_mean/batch'], '+.3f')},"
-            f" spread {shown(figures[f'relative_error_spread_{size}/batch'], '.2f')}."
+            f"Of what the batch adds to momentum and decay: {figures['relative_error_mean/batch'].text('+.3f')},"
+            f" spread {figures[f'relative_error_spread_{size}/batch'].text('.2f')}."
         ),
     ]
 
 
 def _slope(figures: Figures) -> list[str]:
     return [
-        (
-            "|ΔH| of the step grows with the learning rate to the power"
-            f" {shown(figures['slope/independent/whole'], '.4f')} on independent rollouts. Its odd half-difference,"
-            f" which no quadratic term can enter, has {shown(figures['slope'], '.4f')} (R² at least"
-            f" {figures['r2']['value']:.5f}), by fresh samples {shown(figures['slope/fresh'], '.3f')} (R² at least"
-            f" {figures['r2/fresh']['value']:.3f})."
-        )
+        f"|ΔH| of the step grows with the learning rate to the power {figures['slope/independent/whole'].text('.4f')}"
+        " on independent rollouts. Its odd half-difference, which no quadratic term can enter, has"
+        f" {figures['slope'].text('.4f')} (R² at least {figures['r2'].value:.5f}), by fresh samples"
+        f" {figures['slope/fresh'].text('.3f')} (R² at least {figures['r2/fresh'].value:.3f})."
     ]
 
 
 def _range(figures: Figures) -> list[str]:
     return [
-        f"Changes are resolved from a learning rate of {figures['precision_floor']['value']:.1e} on in float32,"
-        f" {figures['precision_floor/float64']['value']:.1e} in float64; the quadratic term reaches half the linear one"
-        f" at {shown(figures['linear_range'], '.1e')}."
+        f"Changes are resolved from a learning rate of {figures['precision_floor'].value:.1e} on in float32,"
+        f" {figures['precision_floor/float64'].value:.1e} in float64; the quadratic term reaches half the linear one"
+        f" at {figures['linear_range'].text('.1e')}."
     ]
 
 
@@ -88,7 +79,7 @@ def _theory(result: Mapping[str, Any], figures: Figures) -> list[str]:
                 f"−η Cov of the tabular theory ({row['theory']}), pooled over tokens: {row['predicted']:.2g} on"
                 f" average where the batch’s own part makes {row['true']:.2g}; the units differ, the step is AdamW's."
                 f" The sign is right for {row['same_sign']} of {row['of']} updates, which are of one checkpoint and"
-                f" share it; over updates the two correlate by {shown(figures[row['correlation']], '.2f')}."
+                f" share it; over updates the two correlate by {figures[row['correlation']].text('.2f')}."
             )
     return said
 

@@ -25,26 +25,12 @@ from tokencredit.dynamics.update import Update, update_vector
 from tokencredit.dynamics.vectors import cosine, moved, norm
 from tokencredit.lm.distribution import seed_of
 from tokencredit.masked import zero_off
+from tokencredit.studies.entropy.question import Sizes
 
 Arrays = dict[str, np.ndarray]
 BEST = "position"
 """The baseline of the figures; the others stand beside it."""
 SIGNS = (1, -1)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Rollouts. prompts, group: of an update's batch; eval_prompts: one rollout each for the prediction; fresh: of each
-    of them, at the optimizer's own rate; sweep_prompts, sweep_fresh: the same at every other rate; sub_batch: rollouts
-    of a small prediction."""
-
-    prompts: int = 64
-    group: int = 8
-    eval_prompts: int = 8192
-    fresh: int = 2
-    sweep_prompts: int = 1024
-    sweep_fresh: int = 1
-    sub_batch: int = 256
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,10 @@ from tokencredit.dynamics.influence import over_prompts, r2_over_prompts, slope
 from tokencredit.dynamics.kernel import cosines
 from tokencredit.dynamics.kernel_pairs import effective_rank, pair_table, spectrum, top_share
 from tokencredit.dynamics.kernel_shares import EDGES, Change, share_figures
-from tokencredit.stats import Estimate
+from tokencredit.figure import Figure
 from tokencredit.studies.book import Book
-from tokencredit.studies.kernel.study import KernelConfig, Measured, at_units, unit_rows
+from tokencredit.studies.kernel.measurement import Measurement, at_units, unit_rows
+from tokencredit.studies.kernel.question import KernelConfig
 
 POINTS = 400
 SEQUENCES = 64
@@ -25,10 +26,9 @@ GOOD = 0.99
 
 
 def study_of(
-    checkpoint: Checkpoint, config: KernelConfig, m: Measured, command: str
-) -> tuple[dict, dict[str, Any], dict[str, list[dict]]]:
-    """(figures, what the page draws, {table: rows})."""
-    book = Book(command, config.seed)
+    checkpoint: Checkpoint, config: KernelConfig, m: Measurement, book: Book
+) -> tuple[dict[str, Any], dict[str, list[dict]]]:
+    """(what the page draws, {table: rows}); figures go into the book."""
     change = None if m.noise else Change.of(m.own, m.units)
     credit = at_units(-m.update.coefficient, m.units)
     tokens = config.level == "tokens"
@@ -38,7 +38,7 @@ def study_of(
     shares = {name: book.enter(f"change/{name}", e, _unit(name)) for name, e in found.items()}
     pairs = pair_table(m.kernel, m.units)
     spectra = {name: _spectrum(book, name, k, m) for name, k in (("kernel", m.kernel), ("cosines", cosines(m.kernel)))}
-    book.enter("noise", Estimate(m.noise, np.nan, np.nan, config.directions), "cosine")
+    book.number("noise", m.noise, "cosine", config.directions)
     parts = {"coefficient": -credit} | ({} if change is None else {**change.parts, "total": change.total})
     tables = {
         "pairs": [_pair_row(each) for each in pairs],
@@ -71,10 +71,10 @@ def study_of(
         "noise": m.noise,
         "heat": _heat(checkpoint, m, tokens),
     }
-    return book.figures, study | {"findings": findings(config, study, book.figures)}, tables
+    return study | {"findings": findings(config, study, book.figures)}, tables
 
 
-def _influence(config: KernelConfig, m: Measured, book: Book) -> dict[str, Any]:
+def _influence(config: KernelConfig, m: Measurement, book: Book) -> dict[str, Any]:
     """R² and slope at every rate, of tokens and of whole completions; the kernel against the forward pass; points to
     draw.
     """
@@ -98,11 +98,11 @@ def _influence(config: KernelConfig, m: Measured, book: Book) -> dict[str, Any]:
         rows.append({"factor": factor, "lr": factor * m.update.lr, **names})
     through, fresh = m.cross.sum(1).numpy(), m.held["fresh"]
     gap = float(np.abs(through - fresh).max() / np.abs(fresh).max())
-    book.enter("influence/kernel_gap", Estimate(gap, np.nan, np.nan, len(fresh)), "largest difference / largest change")
+    book.number("influence/kernel_gap", gap, "largest difference / largest change", len(fresh))
     return {"rates": rows, "points": _points(config, m)}
 
 
-def _points(config: KernelConfig, m: Measured) -> dict[str, Any]:
+def _points(config: KernelConfig, m: Measurement) -> dict[str, Any]:
     """Predicted and real changes of a few hundred units: those that change most, and others at random."""
     guess = m.held["all"]
     order = np.argsort(-np.abs(guess), kind="stable")
@@ -147,7 +147,7 @@ def _pair_row(each: Any) -> dict[str, Any]:
     return found
 
 
-def _spectrum(book: Book, name: str, k: Any, m: Measured) -> dict[str, Any]:
+def _spectrum(book: Book, name: str, k: Any, m: Measurement) -> dict[str, Any]:
     values = spectrum(k)
     return {
         "effective_rank": book.enter(
@@ -158,7 +158,7 @@ def _spectrum(book: Book, name: str, k: Any, m: Measured) -> dict[str, Any]:
     }
 
 
-def _heat(checkpoint: Checkpoint, m: Measured, tokens: bool) -> dict[str, Any]:
+def _heat(checkpoint: Checkpoint, m: Measurement, tokens: bool) -> dict[str, Any]:
     """Cosines of completions in the order of their prompts and, of tokens, those of two rollouts of one prompt, a right
     and a wrong one.
     """
@@ -195,9 +195,9 @@ def _two(rows: np.ndarray, outcome: list[bool], group: list[int]) -> list[int] |
     return None
 
 
-def findings(config: KernelConfig, study: Mapping[str, Any], figures: Mapping[str, dict]) -> list[str]:
+def findings(config: KernelConfig, study: Mapping[str, Any], figures: Mapping[str, Figure]) -> list[str]:
     """The study in sentences."""
-    value = lambda name: figures[name]["value"]  # noqa: E731
+    value = lambda name: figures[name].value  # noqa: E731
     rates, what = study["influence"]["rates"], "tokens" if config.level == "tokens" else "completions"
     good = [row["factor"] for row in rates if value(row["r2"]) >= GOOD]
     reach = f"at least {GOOD} from {good[0]:g} to {good[-1]:g} times the rate" if good else f"nowhere {GOOD}"
@@ -229,7 +229,5 @@ def findings(config: KernelConfig, study: Mapping[str, Any], figures: Mapping[st
     return said
 
 
-def _shown(figure: Mapping[str, Any]) -> str:
-    form = "{:.3g}" if abs(figure["value"]) < 100 else "{:.0f}"
-    ends = "" if not np.isfinite(figure["low"]) else f" [{form.format(figure['low'])}, {form.format(figure['high'])}]"
-    return form.format(figure["value"]) + ends
+def _shown(figure: Figure) -> str:
+    return figure.text(".3g" if abs(figure.value) < 100 else ".0f")

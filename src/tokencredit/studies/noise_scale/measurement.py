@@ -8,8 +8,10 @@ predictable for any group size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from tokencredit.dynamics.noise_scale import NoiseScale, noise_scale
 from tokencredit.dynamics.update import loss_coefficients
 from tokencredit.dynamics.variance_split import VarianceSplit, leave_one_out, leave_one_out_products
 from tokencredit.method import Method
+from tokencredit.rollouts import Rollouts
 
 PAIRS = 4
 """Rollouts of a prompt from which on the split can be told."""
@@ -38,8 +41,33 @@ class Measurement:
     sketched: int | None
 
 
+@dataclass(frozen=True, eq=False)
+class Products:
+    """What is kept of the gradients: own [P, P], products of the prompts' parts of the batch's gradient; plain [B, B],
+    those of the rollouts with leave-one-out weights, None for groups of fewer than 4. `sketched` as of `Measurement`.
+    """
+
+    own: Tensor
+    plain: Tensor | None
+    sketched: int | None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        found = {"own": self.own.numpy(), "sketched": np.array(self.sketched or 0)}
+        return found if self.plain is None else {**found, "plain": self.plain.numpy()}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Products:
+        plain = torch.from_numpy(arrays["plain"]) if "plain" in arrays else None
+        return cls(torch.from_numpy(arrays["own"]), plain, int(arrays["sketched"]) or None)
+
+
 def measure(checkpoint: Checkpoint, method: Method, batch: Batch, *, limit: int = LIMIT, seed: int = 0) -> Measurement:
     """The noise scales of these rollouts. ValueError where no rollout has credit or fewer than 3 prompts count."""
+    return measured(products_of(checkpoint, method, batch, limit=limit, seed=seed), batch.rollouts, seed=seed)
+
+
+def products_of(checkpoint: Checkpoint, method: Method, batch: Batch, *, limit: int = LIMIT, seed: int = 0) -> Products:
+    """The products of gradients, which take the time. ValueError as of `measure`."""
     part = credited(method, batch)
     coefficient, _ = loss_coefficients(method, part)
     if not coefficient.any():
@@ -52,22 +80,28 @@ def measure(checkpoint: Checkpoint, method: Method, batch: Batch, *, limit: int 
             f"a noise scale with an interval needs at least 3 prompts, {part.num_prompts} count here: draw more"
         )
     index, num = part.rollouts.group_index, part.num_prompts
-    gram, sketched = products(
+    own, sketched = products(
         part.passes(checkpoint), (_only(coefficient, index == p) for p in range(num)), num, limit=limit, seed=seed
     )
-    # Prompts' gradients add up to the batch's, which is their mean: a prompt's own is that many times its part.
-    own = noise_scale(gram * num**2, seed=seed)
-    sizes = torch.bincount(batch.rollouts.group_index)
-    if int(sizes.min()) < PAIRS:
-        return Measurement(own, num, None, None, sketched)
+    if int(torch.bincount(batch.rollouts.group_index).min()) < PAIRS:
+        return Products(own, None, sketched)
     weight = method.aggregate.weights(batch.rollouts).double() * len(batch)
     mixed = batch.rollouts.informative
     rows = (_only(weight, torch.arange(len(batch)) == i) * mixed[i] for i in range(len(batch)))
-    gram, sketched = products(batch.passes(checkpoint), rows, len(batch), limit=limit, seed=seed)
-    given = gram, batch.rollouts.reward, batch.rollouts.group_index
-    return Measurement(
-        own, num, noise_scale(leave_one_out_products(*given), seed=seed), leave_one_out(*given), sketched
-    )
+    plain, sketched = products(batch.passes(checkpoint), rows, len(batch), limit=limit, seed=seed)
+    return Products(own, plain, sketched)
+
+
+def measured(found: Products, rollouts: Rollouts, *, seed: int = 0) -> Measurement:
+    """The noise scales that products of gradients of these rollouts give."""
+    num = len(found.own)
+    # Prompts' gradients add up to the batch's, which is their mean: a prompt's own is that many times its part.
+    own = noise_scale(found.own * num**2, seed=seed)
+    if found.plain is None:
+        return Measurement(own, num, None, None, found.sketched)
+    given = found.plain, rollouts.reward, rollouts.group_index
+    plain = noise_scale(leave_one_out_products(*given), seed=seed)
+    return Measurement(own, num, plain, leave_one_out(*given), found.sketched)
 
 
 def _only(weight: Tensor, rows: Tensor) -> Tensor:

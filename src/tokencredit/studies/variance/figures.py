@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tokencredit.method import Method
@@ -45,15 +45,10 @@ LONG = 64
 
 @dataclass
 class Figures:
-    """Enters figures into one book; mean squared errors are those of `batch` prompts."""
+    """Enters figures into a book; mean squared errors are those of `batch` prompts."""
 
-    command: str
-    seed: int
+    book: Book
     batch: int
-    book: Book = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.book = Book(self.command, self.seed)
 
     def methods(self, label: str, moments: Mapping[str, Moments], baseline: str) -> dict[str, dict[str, Any]]:
         """{method: {"figures": {figure: name}, "resolved", "tokens": credited per group}}; a method without any

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tokencredit.checkpoints import listed
 from tokencredit.credit import Chain, Score
 from tokencredit.durable import read_mapping
 from tokencredit.dynamics.checkpoint import Checkpoint, open_checkpoint
-from tokencredit.lm.policy import PolicyConfig
 from tokencredit.method import Method
 from tokencredit.methods import METHODS
 from tokencredit.objective import LogProb, SequenceSum
 from tokencredit.scores.table import available
+from tokencredit.studies.variance.question import VarianceConfig
 from tokencredit.tasks.task import Task
 
 DEFAULT = (
@@ -38,7 +38,6 @@ DEFAULT = (
     "ptw_attention",
     "exact_value",
 )
-LEAST = 8
 EXACT = Method(
     "exact policy gradient",
     Chain(Score("exact_value")),
@@ -47,50 +46,6 @@ EXACT = Method(
     summary="Q − V of every token, summed",
 )
 TRUTHS = {"exact": EXACT, "rloo": METHODS["rloo"]}
-
-
-@dataclass(frozen=True)
-class VarianceConfig:
-    """What is measured.
-
-    runs, steps   training runs whose checkpoints of these steps (without: all) are looked at, beside the policy
-    baseline      the unweighted method: every token of the batch counts the same. GRPO's do not, they weigh 1 / |o|
-    methods       empty: all of DEFAULT that can be measured on the task
-    truth         "exact" (Q − V from prefix trees), "rloo" (leave-one-out REINFORCE), or "auto": exact where there are
-                  trees
-    prompts       each answered by two groups of `group` rollouts
-    batch         prompts at which mean squared errors are given
-    directions    0 for exact gradients, None: exact where they fit into memory
-    draws         subsets of tokens that are really drawn
-    """
-
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    runs: tuple[str, ...] = ()
-    steps: tuple[int, ...] = ()
-    methods: tuple[str, ...] = ()
-    baseline: str = "dapo"
-    truth: str = "auto"
-    prompts: int = 384
-    group: int = 8
-    batch: int = 64
-    directions: int | None = None
-    draws: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in (self.baseline, *self.methods):
-            METHODS[name]
-        if self.prompts < LEAST or self.group < 2:
-            raise ValueError(
-                f"an interval needs at least {LEAST} prompts, and groups of 2; got {self.prompts} and {self.group}"
-            )
-        if self.truth not in (*TRUTHS, "auto"):
-            raise ValueError(f"truth is {', '.join(TRUTHS)} or auto, not {self.truth!r}")
-        if self.batch < 1 or self.draws < 2 or (self.directions or 2) < 2:
-            raise ValueError(
-                f"the study needs a batch of 1, 2 draws and 0 or 2 directions at least; got {self.batch}, {self.draws}"
-                f" and {self.directions}"
-            )
 
 
 def checkpoints(config: VarianceConfig) -> dict[str, Callable[[], Checkpoint]]:

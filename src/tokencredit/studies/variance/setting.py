@@ -27,7 +27,8 @@ from tokencredit.studies.variance.gradients import (
     token_derivatives,
     weights_of,
 )
-from tokencredit.studies.variance.plan import TRUTHS, VarianceConfig, names_of
+from tokencredit.studies.variance.plan import TRUTHS, names_of
+from tokencredit.studies.variance.question import VarianceConfig
 
 ROOM = 400_000_000
 """Numbers that the gradients of all groups may hold, one method at a time; larger models are sketched."""

@@ -11,24 +11,23 @@ A killed study goes on where it was and ends with the same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from tokencredit.durable import replace_file, write_json
-from tokencredit.exclusive import holds_out
+from tokencredit.durable import write_parquet
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.prompts import prompt_text
 from tokencredit.methods import METHODS
-from tokencredit.runs import Run
 from tokencredit.studies.stages import Stages
+from tokencredit.studies.study import Work
 from tokencredit.studies.variance.estimators import Moments
 from tokencredit.studies.variance.figures import Figures
 from tokencredit.studies.variance.findings import findings
 from tokencredit.studies.variance.gradients import num_parameters, token_counts, weights_of
-from tokencredit.studies.variance.plan import TRUTHS, VarianceConfig, checkpoints, names_of
+from tokencredit.studies.variance.plan import TRUTHS, checkpoints, names_of
+from tokencredit.studies.variance.question import VarianceConfig
 from tokencredit.studies.variance.sampling import FRACTIONS, curves, drawn_check
 from tokencredit.studies.variance.setting import Setting, prepare
 
@@ -36,50 +35,24 @@ TRUE = "(true)"
 """What the estimator of the true policy gradient is called among the methods."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """Where it is, the figures by name, and everything that the report draws (also in `result.json`)."""
-
-    path: Path
-    figures: dict[str, dict]
-    study: dict[str, Any]
-
-
-@holds_out
-def run(config: VarianceConfig, out: Path, *, command: str = "", say: Callable[[str], None] = lambda _: None) -> Result:
-    """The whole study, in the directory `out`."""
+def run(config: VarianceConfig, work: Work) -> dict[str, Any]:
+    """The whole study: its blocks; prompts.parquet."""
     config = replace(config, policy=config.policy.settled())
     found = checkpoints(config)
-    record = Run.create(
-        out,
-        name=out.name,
-        method="variance study",
-        method_name="variance",
-        task=config.policy.task,
-        model=config.policy.model,
-        config=asdict(config),
-        seed=config.seed,
-        command=command,
-    )
-    figures = Figures(command, config.seed, config.batch)
+    work.begin(task=config.policy.task, model=config.policy.model, policy=config.policy.as_dict())
+    figures = Figures(work.book, config.batch)
     blocks, rows = [], []
     for label, opened in found.items():
-        stages = Stages(out / "stages" / f"{seed_of(label):016x}")
-        setting = prepare(config, label, opened(), stages, say)
-        tables = _tables(setting, stages, say)
+        stages = Stages(work.stages.folder / f"{seed_of(label):016x}")
+        setting = prepare(config, label, opened(), stages, work.say)
+        tables = _tables(setting, stages, work.say)
         blocks.append(_block(config, setting, tables, stages, figures) | {"seconds": sum(stages.seconds.values())})
         rows += _rows(setting, tables)
-    say("the exact world")
+    work.say("the exact world")
     exact = figures.exact_world([METHODS[name] for name in names_of(config, None)], METHODS[config.baseline])
-    _write_table(out / "prompts.parquet", rows)
-    study = {"checkpoints": blocks, "exact": exact, "config": asdict(config)}
-    book = figures.book.figures
-    study["findings"] = findings(study, book)
-    write_json(
-        out / "result.json", {"study": "variance", "command": command, "seed": config.seed, "figures": book, **study}
-    )
-    record.finish()
-    return Result(out, book, study)
+    write_parquet(work.path / "prompts.parquet", rows)
+    study = {"checkpoints": blocks, "exact": exact}
+    return study | {"findings": findings(study, work.book.figures, config.baseline)}
 
 
 def _tables(setting: Setting, stages: Stages, say: Callable[[str], None]) -> dict[str, dict[str, np.ndarray]]:
@@ -143,10 +116,3 @@ def _rows(setting: Setting, tables: dict[str, dict]) -> list[dict[str, Any]]:
         for name, table in tables.items()
         for i in range(len(table["square"]))
     ]
-
-
-def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    replace_file(path, lambda file: parquet.write_table(arrow.Table.from_pylist(rows), file, compression="zstd"))

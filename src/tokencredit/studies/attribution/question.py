@@ -1,0 +1,73 @@
+"""Who causes the next step's change of entropy and reward, and what would other methods have done with the same
+rollouts?
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokencredit.studies.arguments import StepConfig
+from tokencredit.studies.options import check_choices, option
+from tokencredit.studies.study import RUN, Study
+
+EXAMPLES = """\
+  tokencredit dynamics attribute --run runs/grpo
+  tokencredit dynamics attribute --run runs/grpo --checkpoint 20 --methods dapo gtpo "clip_cov(fraction=0.02)"
+  tokencredit dynamics attribute --run runs/grpo --optimizer sgd --trees 0
+  tokencredit dynamics attribute --run runs/grpo --pivotality runs/pivots"""
+COMPARED = (
+    "grpo",
+    "clip_cov",
+    "kl_cov",
+    "gtpo",
+    "grpo_s",
+    "entropy_advantage",
+    "forking_tokens",
+    "dapo",
+    "ptw_entropy",
+)
+SIZES = ("PROMPTS", "ROLLOUTS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeConfig(StepConfig):
+    """What is asked."""
+
+    methods: tuple[str, ...] = option(
+        COMPARED,
+        "methods to compare on the same rollouts: names, name(field=value), or reprs (default: grpo, the covariance"
+        " control, the entropy-shaped and the weighted ones, dapo)",
+    )
+    baseline: str = option("grpo", "the method that the others are compared with")
+    entropy: tuple[int, int] = option(
+        (1024, 4), "what the gradient of entropy is estimated on, prompts and rollouts of each", metavar=SIZES
+    )
+    reward: tuple[int, int] = option(
+        (1024, 8), "what the gradient of reward is estimated on, prompts and rollouts of each", metavar=SIZES
+    )
+    trees: int = option(32, "prompts with exact pivotality, on the embedded world; 0 for none")
+    pivotality: str | None = option(
+        None, "a run of `tokencredit pivotality run` on this checkpoint, in place of trees", metavar="DIR"
+    )
+    bootstraps: int = option(1000, "draws of prompts for the intervals")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.prompts < 3 or self.group < 2 or min(self.entropy[0], self.reward[0]) < 3 or self.reward[1] < 2:
+            raise ValueError(
+                "intervals need at least 3 prompts of the step and of either evaluation, and credit and the gradient of"
+                " the reward at least 2 rollouts of each"
+            )
+
+
+STUDY = Study(
+    __package__,
+    "Who causes the next step's change of entropy and reward, and what would other methods have done with the same"
+    " rollouts?",
+    "Who caused the change of entropy and reward",
+    AttributeConfig,
+    EXAMPLES,
+    group="dynamics",
+    shared=RUN,
+    action="attribute",
+)

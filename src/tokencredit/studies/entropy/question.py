@@ -1,0 +1,83 @@
+"""Does the change of entropy that is predicted of the next step come true, and over which learning rates?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokencredit.studies.arguments import StepConfig
+from tokencredit.studies.options import check_choices, option
+from tokencredit.studies.study import RUN, Study
+
+ABOVE = 0.5
+"""Decades of the sweep that lie above the optimizer's own rate, to the next step of it."""
+FEWEST = 8
+"""Evaluation prompts below which no interval is given (`measured.FEW`)."""
+SMALL = {"updates": 4, "eval_prompts": 2048, "sweep_prompts": 256}
+EXAMPLES = """\
+  tokencredit dynamics entropy --run runs/demo/grpo-0
+  tokencredit dynamics entropy --run runs/grpo --checkpoint 40 --updates 16 --workers 4
+  tokencredit dynamics entropy --run runs/grpo --small
+  tokencredit dynamics entropy --run runs/sft --optimizer sgd"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Numbers of prompts and rollouts: of an update's batch; of a prediction; of the truth at the optimizer's own rate
+    and at every other one.
+    """
+
+    prompts: int = option(64, "prompts of an update's batch")
+    group: int = option(8, "rollouts of each of them")
+    eval_prompts: int = option(8192, "prompts, with one rollout each, that a prediction is made on")
+    fresh: int = option(2, "fresh rollouts of each of them, on either side of the policy")
+    sweep_prompts: int = option(1024, "prompts at the other learning rates")
+    sweep_fresh: int = option(1, "fresh rollouts of each of these")
+    sub_batch: int = option(256, "rollouts of the small predictions whose spread is shown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Sizes, StepConfig):
+    """Which checkpoint and optimizer; how many updates; the sweep's rates and decades; the sizes."""
+
+    updates: int = option(8, "steps that are looked at, each on a batch of its own")
+    rates: int = option(12, "learning rates of the sweep")
+    decades: float = option(2.0, "that they span, half of one above the optimizer's own")
+    workers: int | None = option(
+        None, "updates side by side (default: one per core, at most 4; 1 on a GPU)", identity=False
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if min(self.eval_prompts, self.sweep_prompts) < FEWEST:
+            raise ValueError(
+                f"{min(self.eval_prompts, self.sweep_prompts)} evaluation prompts are too few for an interval: take"
+                f" {FEWEST} at least; hundreds are useful"
+            )
+        if self.updates < 1 or self.rates < 4 or not self.decades > ABOVE or min(self.fresh, self.sweep_fresh) < 1:
+            raise ValueError(
+                f"a sweep needs an update, at least 4 rates over more than {ABOVE:g} decades, and fresh rollouts"
+            )
+        if not 2 <= self.sub_batch <= self.eval_prompts // 2:
+            raise ValueError(
+                f"sub-batches hold 2 rollouts or more, and the {self.eval_prompts} evaluation prompts have to make at"
+                f" least two of them: {self.sub_batch} do not fit"
+            )
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """Rates of the sweep as multiples of the optimizer's own, which is one of them."""
+        step = self.decades / (self.rates - 1)
+        above = round(ABOVE / step)
+        return tuple(10 ** (step * k) for k in range(above - self.rates + 1, above + 1))
+
+
+STUDY = Study(
+    __package__,
+    "How does the next step change entropy, as predicted and in truth, over two decades of learning rates?",
+    "Predicted and true change of entropy",
+    SweepConfig,
+    EXAMPLES,
+    group="dynamics",
+    shared=RUN,
+    small=SMALL,
+)

@@ -1,0 +1,46 @@
+"""The noise of a checkpoint's gradient, from rollouts to the best batch for a cost. The products of gradients, which
+take the time, are stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokencredit.durable import write_parquet
+from tokencredit.dynamics.batch import draw
+from tokencredit.studies.arguments import open_from
+from tokencredit.studies.noise_scale.figures import blocks
+from tokencredit.studies.noise_scale.measurement import Products, measured, products_of
+from tokencredit.studies.noise_scale.question import NoiseScaleConfig
+from tokencredit.studies.study import Work
+
+
+def run(config: NoiseScaleConfig, work: Work) -> dict[str, Any]:
+    """The whole study: its blocks; grid.parquet."""
+    c = open_from(config)
+    work.say(f"{config.prompts} prompts x {config.group} rollouts")
+    batch = draw(c, config.prompts, config.group, config.seed, needs=sorted(c.method.needs))
+    work.begin(task=c.config.task, model=str(c.path), checkpoint=str(c.path))
+    work.say("products of gradients")
+    stored = work.stages.arrays("products", lambda: products_of(c, c.method, batch, seed=config.seed).arrays())
+    work.say("figures")
+    found = measured(Products.of(stored), batch.rollouts, seed=config.seed)
+    result = {
+        "checkpoint": str(c.path),
+        "step": c.step,
+        "task": c.config.task,
+        "temperature": c.temperature,
+        "method": c.method.name,
+        "prompts": config.prompts,
+        "group": config.group,
+        "prompts_counted": found.prompts,
+        "own_batch": {"prompts": c.config.prompts, "group": c.config.group},
+        "success": float(batch.rollouts.success.double().mean()),
+        "p_noise": found.own.p_noise,
+        "resolved": found.own.resolved,
+        "sketched": found.sketched,
+    }
+    result |= blocks(found, config, result["own_batch"], work.book)
+    if result["grid"]:
+        write_parquet(work.path / "grid.parquet", result["grid"])
+    return result

@@ -1,0 +1,205 @@
+"""The frame of a study: one question, asked with a configuration, answered in a directory.
+
+A study is a folder. Its parts, by name:
+
+    question.py   the question in words, the configuration, and `STUDY`; imports no model and no statistic
+    study.py      run(config, work) -> the blocks of the result; figures go into `work.book`
+    tables.py     tables(result) -> what the terminal shows
+    page.py       sections(result, directory) -> what the report shows
+
+Everything else is here: flags, the run directory, stages that are stored when they are made, result.json, terminal and
+page. A killed study goes on where it was and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tokencredit.exclusive import exclusive
+from tokencredit.lm.arguments import add_policy, policy_config
+from tokencredit.runs import Run
+from tokencredit.studies.book import Book
+from tokencredit.studies.options import add_flags, identity, read, told
+from tokencredit.studies.result import read_result, write_result
+from tokencredit.studies.stages import Stages
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tokencredit.report.section import Section
+
+Say = Callable[[str], Any]
+
+
+def silent(text: str) -> None:
+    """Says nothing."""
+
+
+@dataclass
+class Work:
+    """What a study works with: its directory, its figures, and whom it tells what it does.
+
+    Nothing is made before `begin`, so that whatever can be refused is refused without a trace.
+    """
+
+    study: str
+    config: Any
+    path: Path
+    book: Book
+    say: Say = silent
+    record: Run = field(init=False)
+    stages: Stages = field(init=False)
+
+    def begin(self, *, task: str, model: str, config: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """Makes the directory, or opens it to go on. What makes it this study and no other are the fields of its
+        configuration, or `config` in their place, and `more`.
+
+        RunError where the directory holds another run, with every field that differs.
+        """
+        own = identity(self.config) if config is None else config
+        self.record = Run.create_study(
+            self.path,
+            study=self.study,
+            task=task,
+            model=model,
+            config={**own, **more},
+            seed=self.book.seed,
+            command=self.book.command,
+        )
+        self.stages = Stages(self.path / "stages")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Flags that commands share: `add` adds them to a parser, `read` answers what they say by field of a
+    configuration.
+    """
+
+    add: Callable[[argparse.ArgumentParser], None]
+    read: Callable[[argparse.Namespace], Mapping[str, Any]]
+
+
+POLICY = Shared(add_policy, lambda args: {"policy": policy_config(args)})
+RUN = Shared(partial(add_policy, model=("--run", "--model")), POLICY.read)
+"""A policy; the same of a question about a run, which names it so."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question with its parts.
+
+    package   the folder that holds them
+    summary   the question in a line        title     of its page
+    config    a frozen dataclass with `seed`; its `option`s are the flags of the command
+    group     the command that it is an action of: "study" or "dynamics"
+    small     fields of the configuration in a quick look, for --small
+    shared    flags that it shares with other commands: those of a policy
+    """
+
+    package: str
+    summary: str
+    title: str
+    config: type
+    examples: str
+    group: str = "study"
+    action: str = ""
+    small: Mapping[str, Any] = field(default_factory=dict)
+    shared: Shared | None = None
+
+    @property
+    def name(self) -> str:
+        return self.package.rpartition(".")[2]
+
+    def part(self, name: str) -> ModuleType:
+        """A module of the folder, imported when it is needed: the command line has to start without a model."""
+        return import_module(f"{self.package}.{name}")
+
+    def run(self, config: Any, out: Path, *, command: str = "", say: Say = silent) -> dict[str, Any]:
+        """The whole study, in the directory `out`, which it holds meanwhile: its result, as `read_result` reads it."""
+        work = Work(self.name, config, Path(out), Book(command, config.seed), say)
+        with exclusive(work.path):
+            found = self.part("study").run(config, work)
+            result = {"study": self.name, "command": command, "seed": config.seed, "config": work.record.info["config"]}
+            write_result(work.path, {**result, "figures": work.book.figures, "seconds": work.stages.seconds, **found})
+            work.record.finish()
+        return read_result(work.path)
+
+    def sections(self, directory: str | Path) -> list[Section]:
+        """What the report shows of the study in a directory."""
+        return self.part("page").sections(read_result(directory), Path(directory))
+
+    def write_page(self, directory: str | Path) -> Path:
+        """The study's own page, in its directory."""
+        from tokencredit import report
+
+        out = Path(directory) / "report.html"
+        return report.write([], out, {}, title=self.title, extra=self.sections(directory))
+
+    def add_action(self, actions: Any) -> None:
+        """Adds the study's own command."""
+        action = self.action or self.name.replace("_", "-")
+        p = actions.add_parser(
+            action,
+            help=self.summary,
+            description=self.summary,
+            epilog=f"examples:\n{self.examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        p.set_defaults(run=self.command)
+        out = Path("runs") / self.name.replace("_", "-")
+        p.add_argument("--out", type=Path, default=out, help="directory of the study (default: %(default)s)")
+        if self.small:
+            p.add_argument("--small", action="store_true", help=f"a quick look: {told(self.small, self.config)}")
+        add_flags(p, self.config)
+        if self.shared:
+            self.shared.add(p)
+
+    def read(self, args: argparse.Namespace) -> Any:
+        """The configuration that the arguments ask for."""
+        given = self.shared.read(args) if self.shared else {}
+        return read(args, self.config, self.small, given)
+
+    def command(self, args: argparse.Namespace) -> int:
+        """Runs the study, prints its tables and findings, writes its page; 1 where the result names parts that
+        failed.
+        """
+        from tokencredit.console import console
+
+        config = self.read(args)
+        with self.display(console) as say:
+            result = self.run(config, args.out, command=args.command_line, say=say)
+        self.show(result, console)
+        page = self.write_page(args.out)
+        console.print(f"Report: {page}; figures: {args.out / 'result.json'}", soft_wrap=True)
+        if failed := result.get("failed"):
+            told = f"{len(failed)} failed and are not in it: {', '.join(failed)}"
+            console.print(told, style="red", soft_wrap=True)
+        return 1 if failed else 0
+
+    def display(self, console: Console) -> AbstractContextManager[Say]:
+        """Shows what is being done, which is told to what it yields."""
+        return status(console)
+
+    def show(self, result: Mapping[str, Any], console: Console) -> None:
+        """The tables and findings of a result, on the terminal."""
+        for each in self.part("tables").tables(result):
+            console.print(each)
+        for finding in result["findings"]:
+            console.print(f"- {finding}", soft_wrap=True)
+
+
+@contextmanager
+def status(console: Console) -> Iterator[Say]:
+    """One line that says what is being done; what it yields changes it."""
+    from rich.text import Text
+
+    with console.status(Text("loading")) as shown:
+        yield lambda text: shown.update(Text(text))
