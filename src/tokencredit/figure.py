@@ -62,7 +62,7 @@ class Figure:
         """A figure as it was written, by this version or an earlier one, which wrote an infinite number as null."""
         known = dict(stored)
         infinite = known.pop("infinite", {})
-        ends = {name: _number(infinite.get(name, known.pop(name, None))) for name in ENDS}
+        ends: dict[str, Any] = {name: _number(infinite.get(name, known.pop(name, None))) for name in ENDS}
         own = {name: known.pop(name) for name in ("unit", "num", "seed", "command", "label") if name in known}
         return cls(**ends, **own, more=known)
 

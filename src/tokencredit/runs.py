@@ -183,7 +183,7 @@ class Run:
     @classmethod
     def create_study(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
         study: str,
         task: str,
@@ -197,8 +197,8 @@ class Run:
         return cls._make(Path(path), asked, command)
 
     @classmethod
-    def _make(cls, path: Path, asked: Mapping[str, Any], command: str) -> Run:
-        asked = plain(asked)
+    def _make(cls, path: Path, own: Mapping[str, Any], command: str) -> Run:
+        asked: dict[str, Any] = plain(dict(own))
         if (path / "run.json").exists():
             return cls._resume(path, asked, command)
         if (path / "metrics.jsonl").exists() or (path / "evaluations.jsonl").exists():
@@ -265,7 +265,7 @@ class Run:
     @property
     def kind(self) -> str:
         """training or study."""
-        return self.info["kind"]
+        return str(self.info["kind"])
 
     @property
     def status(self) -> str:

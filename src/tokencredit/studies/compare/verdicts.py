@@ -36,7 +36,8 @@ def verdicts(
     """
     found = []
     for measure, (_, sign) in MEASURES.items():
-        rows, others = [], max(len(measured) - 1, 1)
+        rows: list[dict[str, Any]] = []
+        others = max(len(measured) - 1, 1)
         for method in measured:
             shared = [seed for seed in seeds[method] if seed in seeds[baseline]]
             if method == baseline or not shared or measure not in measured[baseline]:
