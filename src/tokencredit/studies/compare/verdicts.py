@@ -51,9 +51,10 @@ def verdicts(
             seen = (first.high - first.low) / 2
             row = {"measure": measure, "method": method, "seeds": shared, "seen": seen, "difference": difference}
             rows.append(row)
-        p_values = [row["difference"].p_value() for row in rows]
-        for row, p, adjusted in zip(rows, p_values, holm(p_values)):
-            estimate = row["difference"].estimate()
+        apart: list[OverSeedsAndPrompts] = [row["difference"] for row in rows]
+        p_values = [each.p_value() for each in apart]
+        for row, each, p, adjusted in zip(rows, apart, p_values, holm(p_values)):
+            estimate = each.estimate()
             name = f"difference/{measure}/{row['method']}"
             row |= {"p": p, "holm": float(adjusted)}
             row["difference"] = measures.enter(name, measure, estimate, row["seeds"], p=p, holm=float(adjusted))
