@@ -105,7 +105,7 @@ class TokenLeaveOneOut(Transform):
     The factor meets the token's own reward as well, as in the released code. A group of one gets 0. Source: PRIME
     (arXiv:2502.01456), released masked_rloo.
 
-    >>> TokenLeaveOneOut()(credit, rollouts)     # rewards 3, 1 and 0 -> 4, 0 and −2: the means are 2 and 0
+        TokenLeaveOneOut()(credit, rollouts)     # rewards 3, 1 and 0 -> 4, 0 and −2: the means are 2 and 0
     """
 
     laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
@@ -130,7 +130,7 @@ class ColumnCenter(Transform):
     one, nothing stays. `OptimalTokenBaseline` weighs the rollouts. Source: SPRO's masked step advantage
     (arXiv:2507.01551), of which no equation could be read.
 
-    >>> ColumnCenter()(credit, rollouts)     # [0.5, 0.25, 0.1] and [0, 0.25] -> [0.25, 0, 0] and [-0.25, 0]
+        ColumnCenter()(credit, rollouts)     # [0.5, 0.25, 0.1] and [0, 0.25] -> [0.25, 0, 0] and [-0.25, 0]
     """
 
     laws: ClassVar[frozenset[str]] = frozenset({"group_local", "idempotent"})

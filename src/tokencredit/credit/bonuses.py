@@ -60,7 +60,7 @@ class ConfidenceBonus(Transform):
     α = 0 is the identity, an empty rollout has c = 0. Source: ProGRPO (arXiv:2602.05281), whose mechanism is called
     ARM, in three digests that state neither α nor the gradient: a reconstruction.
 
-    >>> ConfidenceBonus(0.3, 0.5)(credit, rollouts)     # log π −0.1, −2, −0.1, −1 -> −0.3 · exp(−1.5) = −0.067
+        ConfidenceBonus(0.3, 0.5)(credit, rollouts)     # log π −0.1, −2, −0.1, −1 -> −0.3 · exp(−1.5) = −0.067
     """
 
     alpha: float = 0.3
@@ -120,7 +120,7 @@ class EntropyGradient(Transform):
     (arXiv:2505.22312) for the controller, with the constants of TRL's code. Differs: theirs has the gradient of H
     itself and moves α at every optimizer step, this one once per rollout batch.
 
-    >>> EntropyGradient(0.1)(credit, rollouts)     # H = 1, log π = −3 -> +0.2; log π = −0.5 -> −0.05
+        EntropyGradient(0.1)(credit, rollouts)     # H = 1, log π = −3 -> +0.2; log π = −0.5 -> −0.05
     """
 
     coef: float = 0.001

@@ -24,7 +24,7 @@ class Amplify(Transform):
     bounds nothing, as TGDPO's weights are released. Source: HICRA (arXiv:2509.03646), in a third party's formula; TGDPO
     (arXiv:2506.14574), released code.
 
-    >>> Amplify("x", 0.2, 0.2)(credit, rollouts)     # credit 1, −1 where x is 1 -> 1.2, −0.8
+        Amplify("x", 0.2, 0.2)(credit, rollouts)     # credit 1, −1 where x is 1 -> 1.2, −0.8
     """
 
     score: str
@@ -54,7 +54,7 @@ class Tilt(Transform):
     x = 0, or low = high = 0, is the identity. Source: TIS-DPO (arXiv:2410.04350), where x is a log-ratio of two
     policies, one trained to write what is chosen and one what is rejected; its bounds could not be checked.
 
-    >>> Tilt("x")(credit, rollouts)     # credit 1, −1, x 0.5 -> 1.649, −0.607
+        Tilt("x")(credit, rollouts)     # credit 1, −1, x 0.5 -> 1.649, −0.607
     """
 
     score: str

@@ -25,7 +25,7 @@ class ToGo(Transform):
     telescopes: an exact baseline removes it, and only bound and scale act. Source: returns (Sutton and Barto 2018, eq.
     3.8); RTO (arXiv:2404.18922), released code.
 
-    >>> ToGo("x", 0.05, clip=0.05)(credit, rollouts)     # credit 2, x 0.1, 0.5, 9 -> 2.08, 2.075, 2.05
+        ToGo("x", 0.05, clip=0.05)(credit, rollouts)     # credit 2, x 0.1, 0.5, 9 -> 2.08, 2.075, 2.05
     """
 
     score: str
@@ -55,7 +55,7 @@ class Returns(Transform):
 
     γ counts tokens, not positions; γ = 0 is the identity. Source: Sutton and Barto 2018, eq. 3.8.
 
-    >>> Returns()(credit, rollouts)     # 1, 2, 3 -> 6, 5, 3
+        Returns()(credit, rollouts)     # 1, 2, 3 -> 6, 5, 3
     """
 
     gamma: float = 1.0
@@ -78,7 +78,7 @@ class Redistribute(Transform):
     Source: attention-based credit (ABC, arXiv:2402.00782), released code: there x is the attention of a reward model,
     in its variant ABC-D that of the policy.
 
-    >>> Redistribute("x", 0.8)(credit, rollouts)     # credit 2, x 0.1, 0.3, 0.6 -> 2, 1.84, 1.36
+        Redistribute("x", 0.8)(credit, rollouts)     # credit 2, x 0.1, 0.3, 0.6 -> 2, 1.84, 1.36
     """
 
     score: str

@@ -77,7 +77,7 @@ def log_ratio(policy: Any, reference: Any) -> Scorer:
     As `implicit_reward` of a policy trained on preferences and its reference, as `self_reward` of None and the
     reference. Two forward passes per rollout batch; the models are the caller's to place, and are not trained.
 
-    >>> CreditTrainer(method="rto_group", scorers={"implicit_reward": log_ratio(dpo_policy, reference)}, ...)
+        CreditTrainer(method="rto_group", scorers={"implicit_reward": log_ratio(dpo_policy, reference)}, ...)
     """
 
     def scorer(trainer: Any, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:

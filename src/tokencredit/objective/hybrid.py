@@ -29,7 +29,7 @@ class HybridClip(Surrogate):
     that each branch is clipped before they are mixed, the average and the entropy mix are theirs; λ's branch and its
     range, the bounds and the outer form are not known. A reconstruction.
 
-    >>> HybridClip()(logprob, old_logprob, credit, mask)     # w 0.5, s 1.2, c 1 -> −0.85; the others −0.7502, −0.9002
+        HybridClip()(logprob, old_logprob, credit, mask)     # w 0.5, s 1.2, c 1 -> −0.85; the others −0.7502, −0.9002
     """
 
     low: float = 0.2
