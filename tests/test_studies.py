@@ -30,7 +30,7 @@ SAME = {"task": "reckon", "model": "reckon", "config": {"prompts": 8}, "seed": 0
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("study", STUDIES.values(), ids=str)
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
 def test_every_study_has_its_parts(study):
     assert (PACKAGE / "studies" / study.name / "question.py").exists()
     assert callable(study.part("study").run) and callable(study.part("tables").tables)
