@@ -20,7 +20,7 @@ from _result import finish
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.influence import r2, r2_over_prompts, slope
 from tokencredit.dynamics.kernel import of_update
-from tokencredit.dynamics.kernel_shares import Change, share_figures
+from tokencredit.dynamics.kernel_shares import SharedChange, share_figures
 from tokencredit.dynamics.vectors import scaled
 from tokencredit.studies.kernel.measurement import at_units, measure
 from tokencredit.studies.kernel.question import KernelConfig
@@ -60,7 +60,7 @@ def one_batch(checkpoint, seed: int) -> dict:
     rates = {
         f"{factor:g}": r2(each, factor * (through + carried)) for factor, each in zip(config.factors, m.held["real"])
     }
-    shares = share_figures(Change.of(m.own, m.units), at_units(-m.update.coefficient, m.units))
+    shares = share_figures(SharedChange.of(m.own, m.units), at_units(-m.update.coefficient, m.units))
     return {
         "estimate": r2_over_prompts(real, SMALL * (through + carried), m.held_units.prompt),
         "rates": rates,

@@ -17,7 +17,7 @@ from _result import finish
 from tokencredit.agreement import moments
 from tokencredit.agreement.moments import Squares, corrected_draws, exact_draws
 from tokencredit.agreement.resampling import Bootstrap
-from tokencredit.agreement.rollouts import Rollouts
+from tokencredit.agreement.rollouts import AlternativeRollouts
 from tokencredit.tasks.exact import ExactWorld, TabularPolicy
 
 HORIZON, WORLDS, REPETITIONS = 4, 60, 40
@@ -62,7 +62,7 @@ def covered(worlds, prompts, n, rep):
         np.array(x) for x in zip(*(token for _, tokens in rows for token in tokens))
     )
     trace = np.repeat(np.arange(len(rows)), HORIZON)
-    rollouts = Rollouts(trace, pi, np.array([reward for reward, _ in rows]), rewards, drawn, share)
+    rollouts = AlternativeRollouts(trace, pi, np.array([reward for reward, _ in rows]), rewards, drawn, share)
     boot, exact = Bootstrap(trace // 2, num=200, seed=rep), {"before_after": before_after, "spread": spread}
     squares = Squares.of(rollouts, tuple(exact), partitions=8)
     found = {name: {} for name in exact}

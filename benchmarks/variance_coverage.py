@@ -7,7 +7,13 @@ import torch
 
 from _result import finish
 from tokencredit.methods import METHODS
-from tokencredit.studies.variance.estimators import Moments, exact_figures_of, figures_of, interval, statistics_of
+from tokencredit.studies.variance.estimators import (
+    GradientMoments,
+    exact_figures_of,
+    figures_of,
+    interval,
+    statistics_of,
+)
 from tokencredit.studies.variance.exact import Law, World
 
 SAMPLES = {40: 300, 128: 300, 384: 200}
@@ -15,7 +21,7 @@ FIGURES = ("relative_variance", "cosine", "truth_cosine", "mse", "length", "ess_
 OWN, BASE, TRUTH = "ptw_entropy", "grpo", "rloo"
 
 
-def plain(own: Moments, base: Moments) -> dict:
+def plain(own: GradientMoments, base: GradientMoments) -> dict:
     """The jackknife interval of the cosines themselves, for comparison."""
     found = statistics_of(own, base, 64)
     return {f"{name}, plain jackknife": interval(found[name]) for name in ("cosine", "truth_cosine")}

@@ -19,7 +19,7 @@ from tokencredit.agreement.moments import (
 )
 from tokencredit.agreement.posterior import Posterior, ceiling_draws
 from tokencredit.agreement.resampling import Bootstrap, compare
-from tokencredit.agreement.rollouts import Rollouts
+from tokencredit.agreement.rollouts import AlternativeRollouts
 from tokencredit.tasks.exact import ExactWorld, TabularPolicy
 
 
@@ -188,7 +188,7 @@ def world(seed, n=16, prompts=40, length=12, effects=True, alternatives=3):
     entropy = (
         before * (1 - before) + 0.3 * rng.random(len(pi)) + 0.25 * matters * rng.random(len(pi)) + 0.1 * (pi < 0.9)
     )
-    return Rollouts(trace, pi, reward, rewards, chosen, share[chosen]), truth, trace // 2, entropy, ~last
+    return AlternativeRollouts(trace, pi, reward, rewards, chosen, share[chosen]), truth, trace // 2, entropy, ~last
 
 
 def test_effects_are_unbiased_with_exact_variances():
@@ -202,7 +202,7 @@ def test_effects_are_unbiased_with_exact_variances():
     for _ in range(reps):
         chosen = rng.integers(0, 3, base.rewards.shape)
         rewards = (rng.random(chosen.shape) < np.take_along_axis(value, chosen, 1)).astype(float)
-        e = Rollouts(base.trace, base.pi, base.reward, rewards, chosen, base.share).effects()
+        e = AlternativeRollouts(base.trace, base.pi, base.reward, rewards, chosen, base.share).effects()
         for name, array in zip(
             found, (e.replace, e.before_after, e.spread_squared, e.square("replace"), e.replace_variance)
         ):
@@ -250,7 +250,7 @@ def test_the_recursion_is_the_hand_derived_one():
     undefined token.
     """
     rewards = np.array([[0, 1, 0, 0], [0, 1, 0, 1], [np.nan] * 4])
-    r = Rollouts(
+    r = AlternativeRollouts(
         np.array([0, 0, 1]),
         np.array([0.5, 0.8, 1.0]),
         np.array([1.0, 0.0]),
@@ -265,7 +265,7 @@ def test_the_recursion_is_the_hand_derived_one():
     # Var V₋ = p(1 − p)/(n − 1): .0625 and .08333; Var V₁ = .2² · .08333; Var replace₀ = .0625 + that.
     assert e.replace_variance[:2].tolist() == pytest.approx([0.0625 + 0.04 / 12, 1 / 12])
     with pytest.raises(ValueError, match="at least 4"):
-        Rollouts(
+        AlternativeRollouts(
             np.array([0]), np.array([0.5]), np.array([1.0]), rewards[:1, :3], np.zeros((1, 3), int), np.ones((1, 3))
         )
 
@@ -366,7 +366,7 @@ def enumerated(seed, prompts, n, worlds):
             prefix = prefix * len(p) + token
         reward.append(values[token])
     pi, rewards, drawn, share = (np.array(x) for x in zip(*columns))
-    rollouts = Rollouts(np.array(trace), pi, np.array(reward), rewards, drawn, share)
+    rollouts = AlternativeRollouts(np.array(trace), pi, np.array(reward), rewards, drawn, share)
     return rollouts, np.array(spread), np.array(prompt), np.array(entropy)
 
 
@@ -438,7 +438,7 @@ def test_posterior_labels_are_calibrated_and_sharp():
     naive = (np.abs(r.effects().replace[counts]) >= 0.2).astype(float)
     assert ((label - real) ** 2).mean() < 0.6 * ((naive - real) ** 2).mean()
     with pytest.raises(ValueError, match="0 and 1"):
-        Posterior.fit(Rollouts(r.trace, r.pi, r.reward, r.rewards / 2, r.alternative, r.share))
+        Posterior.fit(AlternativeRollouts(r.trace, r.pi, r.reward, r.rewards / 2, r.alternative, r.share))
 
 
 def test_the_ceiling_is_what_the_truth_itself_reaches():
@@ -483,7 +483,7 @@ def test_the_budget_law_holds_where_completions_are_sampled():
     pi = np.stack([np.full(b, 0.5), np.where(second, 0.3, 0.7)], 1).ravel()
     other = np.stack([np.where(first, 0, 0.3), np.where(second, 0, first)], 1).ravel()
     rewards = (rng.random((2 * b, n)) < other[:, None]).astype(float)
-    r = Rollouts(
+    r = AlternativeRollouts(
         np.repeat(np.arange(b), 2),
         pi,
         (first & second).astype(float),

@@ -27,7 +27,7 @@ from tokencredit.dynamics.diagnostics import (
     rank_correlations,
 )
 from tokencredit.dynamics.entropy import terms_of
-from tokencredit.dynamics.exchange import ANY, STEPS, THIS, Change, fieller, rate, verdict
+from tokencredit.dynamics.exchange import ANY, STEP_KINDS, THIS, Change, fieller, rate, verdict
 from tokencredit.dynamics.optimizer import Moments, OptimizerState, Rule
 from tokencredit.dynamics.pivotal import batch_of_run, carried, from_trees
 from tokencredit.dynamics.to_go import baseline_of
@@ -433,7 +433,7 @@ def test_equal_length_scales_the_fresh_part_alone():
     found = {"length": np.array(4.0)} | {
         f"{part}/{goal}": np.arange(3.0) for part in ("fresh", "rest", "shares") for goal in GOALS
     }
-    whole, fresh, equal = (Change.of(found, step, 2.0) for step in STEPS)
+    whole, fresh, equal = (Change.of(found, step, 2.0) for step in STEP_KINDS)
     assert whole.value[0] == 2.0 and fresh.value[0] == 1.0 and equal.value[0] == 0.5
     assert equal.update[0].tolist() == [0, 0.5, 1] and whole.update[0].tolist() == [0, 1, 2]
 

@@ -29,7 +29,7 @@ from tokencredit.stats import OverSeedsAndPrompts
 from tokencredit.studies.book import Book
 from tokencredit.studies.compare import jobs as compare_jobs
 from tokencredit.studies.compare.curves import Curves, Prompts, area, budget_to, on_grid
-from tokencredit.studies.compare.figures import Settings, figures
+from tokencredit.studies.compare.figures import Marks, figures
 from tokencredit.studies.compare.jobs import FINAL, Tell, choose, command_of, finished, run_jobs
 from tokencredit.studies.compare.question import STUDY
 from tokencredit.studies.compare.study import CHECK_SEED, COMPARED, CompareConfig, compare, plan, unavailable
@@ -265,7 +265,7 @@ def made_study(folder, levels, seeds=4, by_seed=0.0, study=None, **more):
     assert all(finished(folder, job) for job in jobs)
     chosen = choose(study, folder, list(levels), [])
     book = Book("tokencredit study compare", 0)
-    found = figures(study, folder, jobs, "grpo", chosen, Settings(), book)
+    found = figures(study, folder, jobs, "grpo", chosen, Marks(), book)
     return found | {
         "figures": book.figures,
         "command": "tokencredit study compare",

@@ -17,7 +17,7 @@ from tokencredit.dynamics.measured import Measured, combined, jackknifed, mean, 
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.precision import expansion, rounding
 from tokencredit.dynamics.reweighting import (
-    Tangents,
+    PrefixTangents,
     at_rest,
     curvatures,
     effective_sample_size,
@@ -65,7 +65,7 @@ def world():
             return float(rules.enumerate(policy).entropy)
 
     gradient = dict(zip(passes.parameters, exact.entropy_gradient(passes.parameters.values())))
-    first, second = Tangents(*passes.forward(direction)), second_derivatives(passes, direction, 0.01)
+    first, second = PrefixTangents(*passes.forward(direction)), second_derivatives(passes, direction, 0.01)
     return SimpleNamespace(
         mask=mask,
         probability=probability.detach(),
@@ -162,7 +162,7 @@ def test_the_quadratic_term_needs_the_moving_prefixes(world):
 
 
 def replace_logprob(world):
-    still = [Tangents(0 * t.logprob, t.entropy) for t in (world.first, world.second)]
+    still = [PrefixTangents(0 * t.logprob, t.entropy) for t in (world.first, world.second)]
     return SimpleNamespace(**{**vars(world), "first": still[0], "second": still[1]})
 
 
@@ -179,7 +179,7 @@ def test_predictions_from_samples_are_right_on_average_and_their_intervals_cover
     for seed in range(200):
         rollouts, rows = sampled(world, 200, seed)
         entropy, mask = rollouts.score("entropy"), rollouts.mask
-        parts = slopes(Tangents(*(x[rows] for x in world.first)), entropy, mask, baseline_of(rollouts, name))
+        parts = slopes(PrefixTangents(*(x[rows] for x in world.first)), entropy, mask, baseline_of(rollouts, name))
         rest = at_rest(entropy, mask)
         slope, longer = (sum(getattr(part, key) for part in parts.values()).numpy() for key in ("entropy", "length"))
         found.append(
@@ -196,7 +196,7 @@ def test_the_position_baseline_has_less_noise_than_none(world):
     rollouts, rows = sampled(world, 2000, 1)
     errors = {}
     for name in ("none", "position"):
-        first, baseline = Tangents(*(x[rows] for x in world.first)), baseline_of(rollouts, name)
+        first, baseline = PrefixTangents(*(x[rows] for x in world.first)), baseline_of(rollouts, name)
         errors[name] = float(slopes(first, rollouts.score("entropy"), rollouts.mask, baseline)["path"].entropy.std())
     assert errors["position"] < 0.8 * errors["none"]
 
@@ -255,7 +255,11 @@ def test_weights_of_a_batch_are_its_terms_and_its_prediction(checkpoint):
         name: 1e-3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         for name, p in passes.parameters.items()
     }
-    first, mask, entropy = Tangents(*passes.forward(direction)), batch.rollouts.mask, batch.rollouts.score("entropy")
+    first, mask, entropy = (
+        PrefixTangents(*passes.forward(direction)),
+        batch.rollouts.mask,
+        batch.rollouts.score("entropy"),
+    )
     for name in BASELINES:
         weights = entropy_weights(batch, name)
         assert torch.equal(weights.logprob, sum(t.logprob for t in entropy_terms(batch, name).values()))

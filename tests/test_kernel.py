@@ -24,7 +24,7 @@ from tokencredit.dynamics.kernel import (
     token_features,
 )
 from tokencredit.dynamics.kernel_pairs import Units, effective_rank, pair_table, spectrum, top_share
-from tokencredit.dynamics.kernel_shares import RANGES, Change, share_figures
+from tokencredit.dynamics.kernel_shares import RANGES, SharedChange, share_figures
 from tokencredit.dynamics.kernel_sketch import sketched_features, without_noise
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, match_state
 from tokencredit.dynamics.passes import Passes
@@ -495,7 +495,7 @@ def test_effective_rank_and_top_share(some_kernel, units):
 
 def test_parts_of_a_change_add_up_and_a_diagonal_kernel_has_one(units):
     c = torch.randn(14, 14, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    change = Change.of(c, units)
+    change = SharedChange.of(c, units)
     assert np.allclose(sum(change.parts.values()), c.sum(1)) and np.allclose(change.total, c.sum(1))
     i = 4
     others = [j for j in range(14) if units.prompt[j] != units.prompt[i]]
@@ -504,7 +504,9 @@ def test_parts_of_a_change_add_up_and_a_diagonal_kernel_has_one(units):
     figures = share_figures(change, np.arange(14.0), np.linspace(0.01, 0.999, 14))
     assert sum(figures[f"share/{name}"].value for name in change.parts) == pytest.approx(1)
     assert sum(e.value for name, e in figures.items() if name.startswith("of_squared_change")) == pytest.approx(1)
-    own = share_figures(Change.of(torch.diag(torch.arange(1.0, 15, dtype=torch.float64)), units), np.arange(1.0, 15))
+    own = share_figures(
+        SharedChange.of(torch.diag(torch.arange(1.0, 15, dtype=torch.float64)), units), np.arange(1.0, 15)
+    )
     for name in (
         "share/own",
         "mass/own",
@@ -521,12 +523,12 @@ def test_parts_of_a_change_add_up_and_a_diagonal_kernel_has_one(units):
 def test_a_prompt_left_out_neither_receives_nor_sends(units):
     c = torch.randn(14, 14, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     credit, probability = np.arange(14.0) % 5, np.linspace(0.01, 0.999, 14)
-    figures = share_figures(Change.of(c, units), credit, probability)
+    figures = share_figures(SharedChange.of(c, units), credit, probability)
     left_out = []
     for p in range(4):
         keep = np.flatnonzero(units.prompt != p)
         left_out.append(
-            share_figures(Change.of(c[keep][:, keep], subset(units, keep)), credit[keep], probability[keep])
+            share_figures(SharedChange.of(c[keep][:, keep], subset(units, keep)), credit[keep], probability[keep])
         )
     for name, figure in figures.items():
         values = [each[name].value for each in left_out]
@@ -541,7 +543,11 @@ def test_a_prompt_left_out_neither_receives_nor_sends(units):
 
 def test_whole_completions_have_no_share_of_their_own_other_tokens():
     units = Units(np.arange(4), np.full(4, -1), np.array([0, 0, 1, 1]), {"outcome": np.array([0, 1, 0, 1])})
-    assert set(Change.of(torch.eye(4, dtype=torch.float64), units).parts) == {"own", "same prompt", "other prompts"}
+    assert set(SharedChange.of(torch.eye(4, dtype=torch.float64), units).parts) == {
+        "own",
+        "same prompt",
+        "other prompts",
+    }
     kinds = {(each.scope, each.likeness) for each in pair_table(torch.eye(4, dtype=torch.float64), units)}
     assert ("other prompts", "same outcome") in kinds and not any(
         scope == "same completion" or "position" in like for scope, like in kinds

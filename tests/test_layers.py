@@ -163,3 +163,29 @@ def test_the_checks_of_the_house_can_fail():
     assert arrows_up(graph | {"lm.text": {"studies.book"}}) == ["lm.text -> studies.book"]
     wrong = graph | {"masked": {"rollouts"}, "rollouts": {"credit.transform"}, "credit.transform": {"masked"}}
     assert {"credit.transform", "masked", "rollouts"} in [set(circle) for circle in circles(wrong)]
+
+
+def test_a_class_name_means_one_thing():
+    """Public classes of two modules do not share a name."""
+    package = Path(tokencredit.__file__).parent
+    homes: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(path.relative_to(package)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
+def test_models_tokenizers_tasks_and_trainers_have_types():
+    """No parameter of these names is without a type, or of any type."""
+    package = Path(tokencredit.__file__).parent
+    loose = []
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            for each in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
+                kind = ast.unparse(each.annotation) if each.annotation else None
+                if each.arg in ("model", "tokenizer", "task", "trainer") and kind in (None, "Any", "Any | None"):
+                    loose.append(f"{path.relative_to(package)}:{node.lineno} {node.name}({each.arg})")
+    assert loose == []

@@ -15,7 +15,7 @@ from trl import GRPOTrainer
 from tokencredit import METHODS
 from tokencredit.engines.trl import CreditTrainer
 from tokencredit.engines.trl_figures import rollout_figures, update_figures
-from tokencredit.engines.trl_groups import Batch
+from tokencredit.engines.trl_groups import GatheredBatch
 from trl_tiny import (
     CHAT,
     EOS,
@@ -353,7 +353,7 @@ def test_reward_is_never_asked_for_what_it_does_not_get(tmp_path):
 def test_figures_of_rollouts_by_hand():
     mask = torch.ones(2, 2, dtype=torch.bool)
     sizes = {"length": torch.tensor([2, 2]), "truncated": torch.tensor([True, False]), "group": torch.tensor([0, 0])}
-    batch = Batch(
+    batch = GatheredBatch(
         reward=torch.tensor([1.0, 0.0]),
         mask=mask,
         success_above=0.5,

@@ -18,7 +18,7 @@ from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.update import loss_coefficients
 from tokencredit.methods import METHODS
 from tokencredit.studies.variance.estimators import (
-    Moments,
+    GradientMoments,
     exact_figures_of,
     figures_of,
     inverse,
@@ -161,7 +161,7 @@ def test_without_a_prompt_is_what_it_says(world):
         rows = torch.cat([keep, keep + 6])
         reference = Reference(by_prompt(base[rows]), by_prompt(truth[rows]))
         some = {name: each[keep] for name, each in counts.items()}
-        return Moments.of(reference.products(x[rows]) | some, reference.products(truth[rows]) | some)
+        return GradientMoments.of(reference.products(x[rows]) | some, reference.products(truth[rows]) | some)
 
     whole = moments(torch.arange(6))
     for p in range(6):
@@ -204,7 +204,8 @@ def test_a_mean_that_may_be_zero_has_no_direction():
     reference = Reference(by_prompt(truth) + 1, by_prompt(truth) + 1)
     counts = {"credited": np.ones(20), "tokens_apart": np.ones(20)}
     own, base = (
-        Moments.of(reference.products(each) | counts, reference.products(truth + 1) | counts) for each in (x, truth + 1)
+        GradientMoments.of(reference.products(each) | counts, reference.products(truth + 1) | counts)
+        for each in (x, truth + 1)
     )
     found = figures_of(own, base, 8)
     assert all(

@@ -13,7 +13,7 @@ import numpy as np
 
 from tokencredit.agreement.ranks import midranks, spearman_matrix
 from tokencredit.agreement.resampling import Bootstrap
-from tokencredit.agreement.rollouts import Rollouts
+from tokencredit.agreement.rollouts import AlternativeRollouts
 
 DRAWS = 200
 
@@ -46,7 +46,7 @@ def _standard_ranks(columns: np.ndarray) -> np.ndarray:
 
 
 def noise_only(
-    rollouts: Rollouts,
+    rollouts: AlternativeRollouts,
     proxies: Mapping[str, np.ndarray],
     estimands: Sequence[str],
     tokens: np.ndarray,
@@ -104,7 +104,7 @@ class BudgetCurve:
 
 
 def budget_curve(
-    rollouts: Rollouts,
+    rollouts: AlternativeRollouts,
     proxies: Mapping[str, np.ndarray],
     estimand: str,
     tokens: np.ndarray,

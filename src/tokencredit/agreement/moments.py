@@ -19,7 +19,7 @@ import numpy as np
 
 from tokencredit.agreement.ranks import midranks
 from tokencredit.agreement.resampling import Bootstrap
-from tokencredit.agreement.rollouts import Rollouts
+from tokencredit.agreement.rollouts import AlternativeRollouts
 
 PARTITIONS = 24
 UNRESOLVED = "unresolved at this budget"
@@ -44,7 +44,7 @@ class Squares:
 
     @classmethod
     def of(
-        cls, rollouts: Rollouts, estimands: tuple[str, ...], seed: int = 0, partitions: int = PARTITIONS
+        cls, rollouts: AlternativeRollouts, estimands: tuple[str, ...], seed: int = 0, partitions: int = PARTITIONS
     ) -> dict[str, Squares]:
         """One for each estimand, from the same partitions."""
         whole = rollouts.effects()
@@ -114,7 +114,9 @@ def exact_draws(x: np.ndarray, effect: np.ndarray, bootstrap: Bootstrap, *, rank
     return (sxu / n - sx * su / n**2) / np.sqrt(np.where(scale > 0, scale, np.nan))
 
 
-def reliability(rollouts: Rollouts, estimand: str, tokens: np.ndarray, bootstrap: Bootstrap) -> dict[str, np.ndarray]:
+def reliability(
+    rollouts: AlternativeRollouts, estimand: str, tokens: np.ndarray, bootstrap: Bootstrap
+) -> dict[str, np.ndarray]:
     """Draws of two shares: how much of the variance over tokens is the effects' own and not the rollouts' noise.
 
     signed    1 − mean Var̂(effect̂) / Var(effect̂), of the signed effect (not for `spread`, which has no sign)
@@ -135,7 +137,7 @@ def _variance(values: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
     return np.where(ss / n - (s / n) ** 2 > 0, ss / n - (s / n) ** 2, np.nan)
 
 
-def budget_law(rollouts: Rollouts, reached: np.ndarray, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def budget_law(rollouts: AlternativeRollouts, reached: np.ndarray, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(Σᵢ before_after², V̂₀(1 − V̂₀)) per completion [B], both unbiased; on-policy their means agree: E Σ (Vᵢ −
     V_{i−1})² = V₀(1 − V₀).
 

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 from tokencredit.agreement.ranks import spearman
-from tokencredit.agreement.rollouts import Rollouts
+from tokencredit.agreement.rollouts import AlternativeRollouts
 
 GRID = np.concatenate([[0.0, 0.005, 0.02], np.linspace(0.05, 0.95, 19), [0.98, 0.995, 1.0]])
 ITERATIONS = 12
@@ -32,7 +32,7 @@ class Posterior:
     prior: np.ndarray
 
     @classmethod
-    def fit(cls, rollouts: Rollouts, draws: int = 200, seed: int = 0) -> Posterior:
+    def fit(cls, rollouts: AlternativeRollouts, draws: int = 200, seed: int = 0) -> Posterior:
         """Rewards must be 0 or 1."""
         seen = rollouts.rewards[np.isfinite(rollouts.rewards)]
         if not np.isin(seen, (0, 1)).all():
@@ -58,7 +58,7 @@ def _likelihood(successes: np.ndarray, count: np.ndarray, p: np.ndarray) -> np.n
 
 
 def _sweep(
-    rollouts: Rollouts, prior: np.ndarray, draws: int, rng: np.random.Generator
+    rollouts: AlternativeRollouts, prior: np.ndarray, draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(V after [D,N], V₋ [D,N], expected prior [1 + G]): particles go backwards through all completions at once.
 
@@ -116,7 +116,7 @@ def _systematic(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def ceiling_draws(
-    rollouts: Rollouts, posterior: Posterior, estimand: str, tokens: np.ndarray, seed: int = 0, num: int = 50
+    rollouts: AlternativeRollouts, posterior: Posterior, estimand: str, tokens: np.ndarray, seed: int = 0, num: int = 50
 ) -> np.ndarray:
     """[num]: Spearman of |effect| with its own estimate at this budget, when a posterior draw is the truth: no proxy
     can do better.
@@ -131,7 +131,7 @@ def ceiling_draws(
     return np.array(found)
 
 
-def redraw(rollouts: Rollouts, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def redraw(rollouts: AlternativeRollouts, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """[N]: means of fresh rollouts, as many as there were, that succeed with probability p [N]; NaN where there were
     none.
     """

@@ -49,7 +49,7 @@ class Effects:
 
 
 @dataclass(frozen=True)
-class Rollouts:
+class AlternativeRollouts:
     """The tokens of several completions, one after the other, and the rollouts that started with something else at
     each.
 
@@ -174,13 +174,13 @@ class Rollouts:
         size = self.count[:, None] // parts
         return np.stack([(rank >= part * size) & (rank < (part + 1) * size) for part in range(parts)], 1)
 
-    def with_rewards(self, rewards: np.ndarray) -> Rollouts:
+    def with_rewards(self, rewards: np.ndarray) -> AlternativeRollouts:
         """The same rollouts with other rewards [N,n], undefined at the same places."""
         other = replace(self, rewards=rewards)
         other.__dict__["_pairs"] = self._pairs  # it depends on the alternatives alone, and is large
         return other
 
-    def at(self, tokens: np.ndarray) -> Rollouts:
+    def at(self, tokens: np.ndarray) -> AlternativeRollouts:
         """Only some completions: `tokens` [N] is True at all tokens of those that stay."""
         traces = np.unique(self.trace[tokens])
         numbers = np.searchsorted(traces, self.trace[tokens])

@@ -18,9 +18,8 @@ from tokencredit.lm.packing import grid
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
 from tokencredit.scores.measure import measure
+from tokencredit.scores.table import FREE
 from tokencredit.tasks.task import Endless, Row
-
-FREE = ("logprob", "entropy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +109,7 @@ def scored(
     ids, own = [completion.ids for completion in completions], [list(prompt) for prompt in prompts]
     passes = Passes(c.model, own, ids, temperature=c.temperature)
     mask = passes.grid(torch.ones(len(passes.batch), dtype=torch.float64)) > 0
-    scores = dict(zip(FREE, passes.values()))
+    scores = dict(zip(("logprob", "entropy"), passes.values()))
     if beyond := sorted(set(needs) - set(FREE)):
         found = measure(c.policy, rows, own, ids, beyond, seed=seed, step=c.step)
         scores |= {name: grid(values, mask.shape[1]) for name, values in found.items()}

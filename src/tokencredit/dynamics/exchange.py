@@ -20,7 +20,7 @@ from tokencredit.dynamics.attribution import GOALS
 from tokencredit.stats import Estimate
 
 THIS, ANY = "this batch", "any batch"
-STEPS = ("whole", "fresh", "equal")
+STEP_KINDS = ("whole", "fresh", "equal")
 NEAR = 0.02
 """Differences that are within this share of the baseline's changes, interval and all, are no difference to anybody."""
 

@@ -64,7 +64,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class SenderPairs:
     """Cosines of the pairs of one kind: how many, mean, mean of |cos|, standard deviation."""
 
     scope: str
@@ -75,7 +75,7 @@ class Pairs:
     deviation: Estimate
 
 
-def pair_table(k: Tensor, units: Units) -> list[Pairs]:
+def pair_table(k: Tensor, units: Units) -> list[SenderPairs]:
     """The kinds of pairs that occur, with intervals over prompts; a likeness that every pair of a scope has is left
     out.
     """
@@ -94,7 +94,7 @@ def pair_table(k: Tensor, units: Units) -> list[Pairs]:
                 mean = first / num
                 columns = (mean, size / num, np.sqrt(np.maximum(second / num - mean**2, 0)))
             estimates = (interval(x[0], x[1:], within) for x, within in zip(columns, ((-1, 1), (0, 1), (0, 1))))
-            found.append(Pairs(scope, name, round(num[0] / 2), *estimates))
+            found.append(SenderPairs(scope, name, round(num[0] / 2), *estimates))
     return found
 
 

@@ -37,7 +37,7 @@ RANGES = {"share": (-math.inf, math.inf), "correlation": (-1, 1), "rank_correlat
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class SharedChange:
     """The predicted change of N senders: parts {own, every scope: [N]}; by_prompt and, of |C|, mass [N, P], by the
     prompt that sends.
     """
@@ -48,7 +48,7 @@ class Change:
     units: Units
 
     @classmethod
-    def of(cls, contribution: Tensor, units: Units) -> Change:
+    def of(cls, contribution: Tensor, units: Units) -> SharedChange:
         """From C [N, N]."""
         c = contribution.numpy()
         parts = {"own": c.diagonal().copy()} | {scope: (c * inside).sum(1) for scope, inside in units.scopes().items()}
@@ -68,7 +68,9 @@ class Change:
         return parts, self.mass[left].sum(1) - self.mass[left, prompt], left
 
 
-def share_figures(change: Change, credit: np.ndarray, probability: np.ndarray | None = None) -> dict[str, Estimate]:
+def share_figures(
+    change: SharedChange, credit: np.ndarray, probability: np.ndarray | None = None
+) -> dict[str, Estimate]:
     """Every figure with its interval over prompts. credit [N] is −κ: what a tabular policy would follow; with
     `probability` [N] also the own share and the agreement of signs of the tokens between EDGES."""
     every = np.ones(len(credit), bool)

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tokencredit.lm.models import CausalModel
+
 FILE = "optimizer.pt"
 ADAM = frozenset({"lr", "betas", "eps", "weight_decay", "params"})
 SGD = frozenset({"lr", "momentum", "dampening", "nesterov", "weight_decay", "params"})
@@ -128,7 +130,7 @@ def _sgd(rule: Rule, later: bool) -> tuple[float, float]:
     return (1 + mu * fresh, mu * mu) if rule.nesterov else (fresh, mu)
 
 
-def read_optimizer(path: str | Path, model: Any, kind: str | None = None) -> OptimizerState:
+def read_optimizer(path: str | Path, model: CausalModel, kind: str | None = None) -> OptimizerState:
     """The state in a checkpoint folder (its optimizer.pt) or file, matched to the model's trainable parameters.
 
     kind  "adam" or "adamw" where the file does not say (torch before 2.7) and weight decay makes a difference
@@ -156,7 +158,7 @@ def read_optimizer(path: str | Path, model: Any, kind: str | None = None) -> Opt
     return match_state(saved, model, kind)
 
 
-def match_state(saved: Mapping[str, Any], model: Any, kind: str | None = None) -> OptimizerState:
+def match_state(saved: Mapping[str, Any], model: CausalModel, kind: str | None = None) -> OptimizerState:
     """A `state_dict` of a torch optimizer over the trainable parameters of `model`, by name; see `read_optimizer`."""
     groups, states = saved["param_groups"], saved["state"]
     names = _names(groups, states, model)
@@ -209,7 +211,7 @@ def _moments(state: Mapping[str, Any]) -> Moments:
     return Moments(0, state.get("momentum_buffer"))
 
 
-def _names(groups: Sequence[Mapping], states: Mapping, model: Any) -> list[list[str]]:
+def _names(groups: Sequence[Mapping], states: Mapping, model: CausalModel) -> list[list[str]]:
     """Names of every group's parameters: as saved, in the order of transformers' Trainer, or in the order of the
     model.
     """
@@ -235,7 +237,7 @@ def _names(groups: Sequence[Mapping], states: Mapping, model: Any) -> list[list[
     )
 
 
-def _trainer_order(model: Any, trainable: Mapping[str, Tensor], num_groups: int) -> list[list[str]]:
+def _trainer_order(model: CausalModel, trainable: Mapping[str, Tensor], num_groups: int) -> list[list[str]]:
     """transformers' Trainer: parameters with weight decay, then those without (biases and norms)."""
     from torch import nn
     from transformers.trainer_pt_utils import get_parameter_names

@@ -13,7 +13,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch.func import functional_call
 from tokencredit.dynamics.vectors import Vector
 from tokencredit.lm.attention import differentiable_attention
 from tokencredit.lm.head import Head, head_statistics
+from tokencredit.lm.models import CausalModel
 from tokencredit.lm.readout import Readout, Sequences, evaluating, find_readout
 from tokencredit.lm.scoring import pad
 
@@ -39,7 +39,7 @@ class Passes:
 
     def __init__(
         self,
-        model: Any,
+        model: CausalModel,
         prompts: Sequence[Sequence[int]],
         completions: Sequence[Sequence[int]],
         *,

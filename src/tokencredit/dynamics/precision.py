@@ -20,7 +20,7 @@ from torch import Tensor
 from tokencredit.dynamics.batch import Batch
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.reweighting import (
-    Tangents,
+    PrefixTangents,
     at_rest,
     curvatures,
     linear_change,
@@ -52,7 +52,7 @@ def expansion(
     """(a, b): first and second order of ΔH along a direction on these rollouts."""
     passes, mask = batch.passes(checkpoint), batch.rollouts.mask
     entropy = passes.values()[1]
-    first = Tangents(*passes.forward(direction))
+    first = PrefixTangents(*passes.forward(direction))
     rest, moved = at_rest(entropy, mask), slopes(first, entropy, mask, baseline)
     bend = curvatures(first, second_derivatives(passes, direction), entropy, mask, baseline)
     slope, longer = (sum(getattr(part, name).sum() for part in moved.values()) for name in ("entropy", "length"))

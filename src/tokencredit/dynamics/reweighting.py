@@ -38,7 +38,7 @@ class Sums(NamedTuple):
     length: Tensor
 
 
-class Tangents(NamedTuple):
+class PrefixTangents(NamedTuple):
     """[B, T] each: derivatives of log π and H of every token along a direction."""
 
     logprob: Tensor
@@ -60,7 +60,7 @@ def reweighted(log_ratio: Tensor, entropy: Tensor, mask: Tensor, baseline: Basel
     )
 
 
-def slopes(first: Tangents, entropy: Tensor, mask: Tensor, baseline: Baseline) -> dict[str, Sums]:
+def slopes(first: PrefixTangents, entropy: Tensor, mask: Tensor, baseline: Baseline) -> dict[str, Sums]:
     """S′(0), L′(0) in three parts: "direct" the tokens' own entropies, "path" the prefixes they are met at, "length"
     how many there are.
     """
@@ -74,7 +74,9 @@ def slopes(first: Tangents, entropy: Tensor, mask: Tensor, baseline: Baseline) -
     }
 
 
-def curvatures(first: Tangents, second: Tangents, entropy: Tensor, mask: Tensor, baseline: Baseline) -> Sums:
+def curvatures(
+    first: PrefixTangents, second: PrefixTangents, entropy: Tensor, mask: Tensor, baseline: Baseline
+) -> Sums:
     """S″(0), L″(0). With c = Σ_{k<t} ∂log π and q = Σ_{k<t} ∂²log π + c²: ρ<t = 1 + α c + α² q/2 + …"""
     slope, bend, entropy = (zero_off(x, mask) for x in (first.logprob, second.logprob, entropy))
     so_far = before(slope, mask)
@@ -97,7 +99,7 @@ def quadratic_change(entropy, length, slope, longer, bend, bend_length):
     )
 
 
-def second_derivatives(passes: Passes, direction: Mapping[str, Tensor], step: float = STEP) -> Tangents:
+def second_derivatives(passes: Passes, direction: Mapping[str, Tensor], step: float = STEP) -> PrefixTangents:
     """∂²log π, ∂²H [B, T] along a direction: the symmetric difference of two forward-mode passes at θ ± step · u.
 
     A second forward mode inside the first would be exact. Through SiLU, which most language models use, torch has one
@@ -107,7 +109,7 @@ def second_derivatives(passes: Passes, direction: Mapping[str, Tensor], step: fl
     for sign in (1, -1):
         with moved(passes.parameters, direction, sign * step):
             ends.append(passes.forward(direction))
-    return Tangents(*((plus - minus) / (2 * step) for plus, minus in zip(*ends)))
+    return PrefixTangents(*((plus - minus) / (2 * step) for plus, minus in zip(*ends)))
 
 
 def effective_sample_size(log_ratio: Tensor, mask: Tensor) -> float:

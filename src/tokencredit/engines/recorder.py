@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from tokencredit.budget import UNITS, Budget
 from tokencredit.checkpoints import keep_newest, seal
+from tokencredit.engines.trainer import Trainer
 from tokencredit.lm.evaluate import evaluate
+from tokencredit.lm.models import CausalModel
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.prompts import completion_text, prompt_text
 from tokencredit.runs import Run
@@ -62,7 +63,7 @@ class Diverged(RuntimeError):
     """A run whose weights or loss are no longer numbers."""
 
 
-def refuse_divergence(step: int, loss: float, model: Any, learning_rate: float) -> None:
+def refuse_divergence(step: int, loss: float, model: CausalModel, learning_rate: float) -> None:
     """Diverged where the loss or a trained weight is NaN or infinite; before a checkpoint of the step is written."""
     sums = [p.detach().sum(dtype=torch.float32).cpu() for p in model.parameters() if p.requires_grad]
     wrong = ["the loss"] * (not math.isfinite(loss)) + ["the weights"] * (not torch.stack(sums).isfinite().all())
@@ -105,7 +106,7 @@ class Recorder(TrainerCallback):
         self.mark = self.budget.mark(self.spent) if self.budget else 0
         self.seen = {(e["step"], e.get("split")) for e in run.evaluations()}
 
-    def on_train_begin(self, args, state, control, model=None, **_):
+    def on_train_begin(self, args, state, control, model: CausalModel | None = None, **_):
         self.began = True
         if state.global_step == 0:
             self._evaluate(0, model)
@@ -116,7 +117,7 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         self.spent["seconds"] += time.perf_counter() - self._since
 
-    def on_log(self, args, state, control, logs=None, model=None, **_):
+    def on_log(self, args, state, control, logs=None, model: CausalModel | None = None, **_):
         if not logs or "loss" not in logs:
             return
         if (state.global_step - 1) % self.every == 0:  # the other steps use the same rollouts again
@@ -172,7 +173,7 @@ class Recorder(TrainerCallback):
         roles = self.policy.roles(batch["rows"][i], ids)
         return row if roles is None else row | {"role": roles}
 
-    def _evaluate(self, step: int, model: Any) -> None:
+    def _evaluate(self, step: int, model: CausalModel) -> None:
         if not self.config.eval_every or (step, "test") in self.seen:
             return
         c = self.config
@@ -195,7 +196,7 @@ class RoundsLeft(TrainerCallback):
     the same.
     """
 
-    def __init__(self, trainer: Any, recorder: Recorder):
+    def __init__(self, trainer: Trainer, recorder: Recorder):
         self.trainer, self.recorder, self.most = trainer, recorder, trainer.max_rounds
 
     def on_step_begin(self, args, state, control, **_):

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokencredit.lm.models import Tokenizer
+from tokencredit.engines.trainer import Trainer
+from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.scores.draws import uniform_draws
 from tokencredit.scores.table import available, names_of
 from tokencredit.tasks.task import Row, Task
@@ -43,7 +44,7 @@ def importance_scorers(
     return {kind: _Proxy(kind, options) for kind in (*names_of("importance"), *FREE_PROXIES)}
 
 
-def uniform(trainer: Any, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+def uniform(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
     """[B, T] uniform in [0, 1): what a method draws with. A function of the trainer's seed, its step and the row among
     all processes.
     """
@@ -80,7 +81,7 @@ def log_ratio(policy: Any, reference: Any) -> Scorer:
         CreditTrainer(method="rto_group", scorers={"implicit_reward": log_ratio(dpo_policy, reference)}, ...)
     """
 
-    def scorer(trainer: Any, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+    def scorer(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
         trained = trainer.accelerator.unwrap_model(trainer.model)
         own, other = (_logprob(trainer, trained if model is None else model, batch) for model in (policy, reference))
         return own - other
@@ -88,7 +89,7 @@ def log_ratio(policy: Any, reference: Any) -> Scorer:
     return scorer
 
 
-def _logprob(trainer: Any, model: Any, batch: dict[str, Tensor]) -> Tensor:
+def _logprob(trainer: Trainer, model: CausalModel, batch: dict[str, Tensor]) -> Tensor:
     """[B, T]: log-probs of the completions under a model, 0 off them."""
     from tokencredit.lm.packing import grid
     from tokencredit.lm.scoring import score
@@ -104,7 +105,7 @@ class _Proxy:
     kind: str
     options: dict[str, Any]
 
-    def __call__(self, trainer: Any, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+    def __call__(self, trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
         from tokencredit.lm.proxies import importance
 
         began = time.perf_counter()
@@ -133,7 +134,7 @@ class _OfTask:
     max_new_tokens: int
     batch: int
 
-    def __call__(self, trainer: Any, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+    def __call__(self, trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
         from tokencredit.lm.distribution import seed_of
         from tokencredit.lm.packing import grid
         from tokencredit.lm.policy import Policy

@@ -29,7 +29,7 @@ from accelerate.utils import gather_object
 
 from tokencredit.engines.scorers import importance_scorers, uniform
 from tokencredit.engines.trl_figures import Clock, rollout_figures, update_figures
-from tokencredit.engines.trl_groups import Batch, Stash, draw_again, loss_mask, rewrite_table, trimmed
+from tokencredit.engines.trl_groups import GatheredBatch, Stash, draw_again, loss_mask, rewrite_table, trimmed
 from tokencredit.engines.trl_noise import NoiseProbe
 from tokencredit.engines.trl_rewards import checked
 from tokencredit.engines.trl_scoring import Scoring, checked_scoring, without_dropout
@@ -38,9 +38,8 @@ from tokencredit.lm.models import CausalModel
 from tokencredit.masked import over, zero_off
 from tokencredit.methods import METHODS, Method, Plan
 from tokencredit.objective.surrogates import token_mean
-from tokencredit.scores.table import UNMEASURED
+from tokencredit.scores.table import FREE, UNMEASURED
 
-FREE = frozenset({"entropy", "logprob"})
 EXTRAS = (
     "pixel_values",
     "image_grid_thw",
@@ -81,7 +80,7 @@ class CreditTrainer(Steered, GRPOTrainer):
 
     def __init__(
         self,
-        model,
+        model: CausalModel | str,
         reward_funcs=None,
         args: GRPOConfig | None = None,
         *positional,
@@ -185,9 +184,9 @@ class CreditTrainer(Steered, GRPOTrainer):
                 raise ValueError(f'the scorer of "{name}" must return [B, T] = {shape}, got shape {list(score.shape)}')
             stash.scores[name] = score
         group_size = self.num_generations if self.model.training else self.num_generations_eval
-        return out, Batch.gather(self, inputs, out, stash, group_size, self._with_text)
+        return out, GatheredBatch.gather(self, inputs, out, stash, group_size, self._with_text)
 
-    def _assign(self, batch: Batch) -> tuple[Tensor, Plan]:
+    def _assign(self, batch: GatheredBatch) -> tuple[Tensor, Plan]:
         """Credit and plan of the whole gathered batch; the same on every process."""
         credit = self.method.credit(batch.rollouts)
         logprob = batch.scores.get("logprob", torch.zeros_like(credit))
@@ -212,7 +211,7 @@ class CreditTrainer(Steered, GRPOTrainer):
             self._stash.scores |= {"logprob": logprob, "entropy": entropy}
         return logprob, entropy if wanted else None, *rest
 
-    def _scored(self, scoring: Scoring, model, *args, **kwargs):
+    def _scored(self, scoring: Scoring, model: CausalModel, *args, **kwargs):
         """TRL's (log-probs, entropies, ...) of completions, the way that `trl_scoring` has found right."""
         return super()._get_per_token_logps_and_entropies(scoring.of(model, self.temperature), *args, **kwargs)
 
@@ -347,7 +346,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         first = step % every == 0 and step // self.record_every != (step - every) // self.record_every
         return self._records and self.model.training and first and step != self._recorded
 
-    def _log_rollouts(self, batch: Batch, credit: Tensor) -> None:
+    def _log_rollouts(self, batch: GatheredBatch, credit: Tensor) -> None:
         figures = rollout_figures(batch, batch.rollouts, credit)
         for name, value in figures.items():
             if name != "reward":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from tokencredit.engines.trl_groups import Batch
+from tokencredit.engines.trl_groups import GatheredBatch
 from tokencredit.masked import over, zero_off
 from tokencredit.rollouts import Rollouts
 
@@ -61,7 +61,7 @@ class Clock(TrainerCallback):
         return figures
 
 
-def rollout_figures(batch: Batch, rollouts: Rollouts, credit: Tensor) -> dict[str, float]:
+def rollout_figures(batch: GatheredBatch, rollouts: Rollouts, credit: Tensor) -> dict[str, float]:
     """Figures of a rollout batch, moved off the device at once.
 
     reward, pass_rate, length, truncated and the two sampled_ numbers describe everything that was sampled, what dynamic

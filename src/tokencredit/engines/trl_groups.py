@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tokencredit.engines.trainer import Trainer
 from tokencredit.engines.trl_rewards import check_scored
 from tokencredit.rollouts import Rollouts
 
@@ -32,7 +33,7 @@ class Stash:
 
 
 @dataclass
-class Batch:
+class GatheredBatch:
     """One gathered rollout batch, the same on every process: rows in group order, [N] and [N, T].
 
     length and truncated are those of the sampled text, whatever the mask leaves of it. Token ids, prompts, texts and
@@ -52,7 +53,7 @@ class Batch:
     texts: list = field(default_factory=list)
     rows: list[dict] = field(default_factory=list)
     table: dict[tuple[str, ...], list] = field(default_factory=dict)
-    drawn: tuple[Batch, ...] = ()
+    drawn: tuple[GatheredBatch, ...] = ()
 
     @cached_property
     def rollouts(self) -> Rollouts:
@@ -61,7 +62,9 @@ class Batch:
         )
 
     @classmethod
-    def gather(cls, trainer, inputs: list[dict], out: dict, stash: Stash, group_size: int, with_text: bool) -> Batch:
+    def gather(
+        cls, trainer: Trainer, inputs: list[dict], out: dict, stash: Stash, group_size: int, with_text: bool
+    ) -> GatheredBatch:
         check_scored(stash.rewards, trainer.reward_func_names)
         reward = (stash.rewards * trainer.reward_weights.to(stash.rewards.device)).nansum(1)
         mask = loss_mask(out)
@@ -91,7 +94,7 @@ class Batch:
             **text,
         )
 
-    def record(self, trainer, credit: Tensor) -> dict:
+    def record(self, trainer: Trainer, credit: Tensor) -> dict:
         """Everything a token view needs, as CPU tensors and lists; prompts and texts as TRL has them, messages
         included.
         """
@@ -131,7 +134,7 @@ def trimmed(inputs: dict, rows: Tensor) -> dict:
     return kept
 
 
-def gather_rows(trainer, x: Tensor, pad=0) -> Tensor:
+def gather_rows(trainer: Trainer, x: Tensor, pad=0) -> Tensor:
     """[b, t] of every process -> [N, T], right-padded to the longest, in process order."""
     accelerator = trainer.accelerator
     # Booleans travel as integers: where accelerate pads them, it makes integers of them, on the processes that are
@@ -140,7 +143,7 @@ def gather_rows(trainer, x: Tensor, pad=0) -> Tensor:
     return accelerator.gather(accelerator.pad_across_processes(sent.contiguous(), dim=1, pad_index=pad)).to(x.dtype)
 
 
-def rewrite_table(trainer, batch: Batch, credit: Tensor) -> None:
+def rewrite_table(trainer: Trainer, batch: GatheredBatch, credit: Tensor) -> None:
     """TRL's table of completions: the rollouts that are trained on, with a rollout's mean credit where TRL shows its
     advantage.
     """
@@ -154,7 +157,7 @@ def rewrite_table(trainer, batch: Batch, credit: Tensor) -> None:
             column.extend(batch.table.get(name, [None] * len(batch.reward)))
 
 
-def draw_again(trainer, out: dict, batch: Batch) -> tuple[dict, Batch]:
+def draw_again(trainer: Trainer, out: dict, batch: GatheredBatch) -> tuple[dict, GatheredBatch]:
     """DAPO's dynamic sampling: further rounds of fresh prompts until every group holds both outcomes, or the rounds are
     used up.
 
@@ -187,7 +190,7 @@ def draw_again(trainer, out: dict, batch: Batch) -> tuple[dict, Batch]:
     return _choose_out(trainer, outs, chosen), _choose_batch(trainer, rounds, chosen)
 
 
-def _fresh_inputs(trainer, num_prompts: int, turn: int) -> list[dict]:
+def _fresh_inputs(trainer: Trainer, num_prompts: int, turn: int) -> list[dict]:
     """This process's rows of a fresh draw of prompts, each repeated for its group."""
     draw = random.Random(f"{trainer.args.seed} {trainer.state.global_step} {turn}")
     prompts = range(len(trainer.train_dataset))
@@ -198,13 +201,13 @@ def _fresh_inputs(trainer, num_prompts: int, turn: int) -> list[dict]:
     return [dict(read[i]) for i in mine]
 
 
-def _share(trainer, rows: int) -> slice:
+def _share(trainer: Trainer, rows: int) -> slice:
     """This process's part of gathered rows."""
     each = rows // trainer.accelerator.num_processes
     return slice(trainer.accelerator.process_index * each, (trainer.accelerator.process_index + 1) * each)
 
 
-def _choose_out(trainer, outs: list[dict], chosen: Tensor) -> dict:
+def _choose_out(trainer: Trainer, outs: list[dict], chosen: Tensor) -> dict:
     """TRL's tensors of the chosen rows, this process's share. Images, which have no row of their own, are refused."""
     if any(out.get(k) is not None for out in outs for k in ("pixel_values", "image_grid_thw", "num_images")):
         raise ValueError("dynamic sampling does not reorder images: use max_rounds=1, or a method without it")
@@ -223,7 +226,7 @@ def _choose_out(trainer, outs: list[dict], chosen: Tensor) -> dict:
     return mine
 
 
-def _choose_batch(trainer, rounds: list[Batch], chosen: Tensor) -> Batch:
+def _choose_batch(trainer: Trainer, rounds: list[GatheredBatch], chosen: Tensor) -> GatheredBatch:
     picks = chosen.tolist()
     ids = [b.completion_ids for b in rounds if b.completion_ids is not None]
     return replace(
@@ -253,7 +256,7 @@ def _pick(lists: list[list], picks: list[int]) -> list:
     return [together[i] for i in picks] if together else []
 
 
-def _columns(trainer) -> dict[tuple[str, ...], MutableSequence]:
+def _columns(trainer: Trainer) -> dict[tuple[str, ...], MutableSequence]:
     """The columns of TRL's table of completions, but for the advantages; none where it is not logged."""
     if not trainer.log_completions:
         return {}
@@ -262,7 +265,7 @@ def _columns(trainer) -> dict[tuple[str, ...], MutableSequence]:
     return plain | {(name, inner): column for name in ("rewards", "extra") for inner, column in logs[name].items()}
 
 
-def _eos_token_ids(trainer) -> list[int]:
+def _eos_token_ids(trainer: Trainer) -> list[int]:
     found = getattr(trainer, "eos_token_ids", None)
     return found if found is not None else [trainer._tokenizer.eos_token_id]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.dynamics.noise_scale import from_pieces
+from tokencredit.engines.trainer import Trainer
 from tokencredit.engines.trl_groups import trimmed
 
 EVERY = 20
@@ -32,7 +33,7 @@ class NoiseProbe:
     every   optimizer steps between measurements; 0 for none
     """
 
-    def __init__(self, every: int, trainer):
+    def __init__(self, every: int, trainer: Trainer):
         if every < 0:
             raise ValueError(f"noise_scale_every must be 0 (off) or a number of optimizer steps, got {every}")
         self.every = every
@@ -51,7 +52,7 @@ class NoiseProbe:
                 " two: leave it 0, or make larger steps"
             )
 
-    def before_loss(self, trainer) -> None:
+    def before_loss(self, trainer: Trainer) -> None:
         """Called before every micro-batch; measures where a step is due and has not been measured."""
         step = trainer.state.global_step
         if not self.every or not trainer.model.training or step % self.every or step == self._measured:
@@ -60,7 +61,7 @@ class NoiseProbe:
         for name, value in self.measure(trainer).items():
             trainer._metrics["train"][name].append(value)
 
-    def measure(self, trainer) -> dict[str, float]:
+    def measure(self, trainer: Trainer) -> dict[str, float]:
         """The figures of the optimizer step that is about to begin."""
         accumulated, split = trainer.current_gradient_accumulation_steps, trainer.args.steps_per_generation
         first = trainer._step % split
@@ -84,7 +85,7 @@ class NoiseProbe:
         return figures | ({"noise_scale": self._noise / self._signal} if self._signal > 0 else {})
 
 
-def _pieces(trainer, parts: Sequence[dict]) -> tuple[list[float], list[int], float]:
+def _pieces(trainer: Trainer, parts: Sequence[dict]) -> tuple[list[float], list[int], float]:
     """(squared norms of the pieces' gradients, prompts of each, squared norm of their sum), the same in every
     process.
     """
@@ -106,7 +107,7 @@ def _pieces(trainer, parts: Sequence[dict]) -> tuple[list[float], list[int], flo
     return squares, [int((groups % PIECES == piece).sum()) for piece in range(PIECES)], _square(total)
 
 
-def _taken(trainer, parameters: Sequence[Tensor]) -> list[Tensor]:
+def _taken(trainer: Trainer, parameters: Sequence[Tensor]) -> list[Tensor]:
     """The parameters' gradients, averaged over processes as the step's are, and none left behind."""
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     for p in parameters:
@@ -119,7 +120,7 @@ def _square(gradient: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _untouched(trainer) -> Iterator[None]:
+def _untouched(trainer: Trainer) -> Iterator[None]:
     """Gradients and random states are after it what they were before."""
     parameters = list(trainer.model.parameters())
     kept = [p.grad for p in parameters]

@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokencredit.engines.trainer import Trainer
+from tokencredit.lm.models import CausalModel
+
 PROMPTS, COMPLETION = (3, 7, 12), 8
 """Tokens of the prompts and of the completions that the comparison draws."""
 ALLOWED = {torch.float64: 1e-3, torch.float32: 1e-3}
@@ -34,13 +37,13 @@ class Scoring:
     moved: bool = False
     plain: bool = False
 
-    def of(self, model: Any, temperature: float) -> Any:
+    def of(self, model: CausalModel, temperature: float) -> Any:
         """The model as TRL's scoring calls it."""
         return _Scored(self, model, temperature) if self.moved or self.plain else model
 
 
 class _Scored:
-    def __init__(self, scoring: Scoring, model: Any, temperature: float) -> None:
+    def __init__(self, scoring: Scoring, model: CausalModel, temperature: float) -> None:
         self.scoring, self.model, self.temperature = scoring, model, temperature
 
     def __call__(
@@ -86,7 +89,7 @@ def _from_logits(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Te
 
 
 @contextmanager
-def without_dropout(model: Any) -> Iterator[None]:
+def without_dropout(model: CausalModel) -> Iterator[None]:
     """Evaluation mode inside for everything within `model` but itself: TRL reads its phase from the model's own flag.
 
     A model that is in evaluation mode already is left alone.
@@ -101,7 +104,7 @@ def without_dropout(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def checked_scoring(trainer: Any) -> Scoring:
+def checked_scoring(trainer: Trainer) -> Scoring:
     """The way of scoring that gives the plain model's log-probs and entropies; every process takes part.
 
     Warns where that is not TRL's own, with the nats by which TRL's is off, and where dropout moves the update's
@@ -114,7 +117,7 @@ def checked_scoring(trainer: Any) -> Scoring:
         return _compared(trainer, _ragged(trainer))
 
 
-def _compared(trainer: Any, rows: tuple[Tensor, Tensor, int]) -> Scoring:
+def _compared(trainer: Trainer, rows: tuple[Tensor, Tensor, int]) -> Scoring:
     with without_dropout(trainer.model):
         truth = _plain(trainer, rows)
         off: dict[Scoring, float] = {}
@@ -132,12 +135,12 @@ def _compared(trainer: Any, rows: tuple[Tensor, Tensor, int]) -> Scoring:
     return scoring
 
 
-def _warn(trainer: Any, text: str) -> None:
+def _warn(trainer: Trainer, text: str) -> None:
     if trainer.accelerator.is_main_process:
         warnings.warn(text, stacklevel=4)
 
 
-def _ragged(trainer: Any) -> tuple[Tensor, Tensor, int]:
+def _ragged(trainer: Trainer) -> tuple[Tensor, Tensor, int]:
     """(ids, attention [3, L], scored tokens): random tokens, prompts padded on the left as TRL does."""
     config, device = trainer.model.config.get_text_config(), trainer.accelerator.device
     context = getattr(config, "max_position_embeddings", None) or 1 << 20
@@ -149,7 +152,7 @@ def _ragged(trainer: Any) -> tuple[Tensor, Tensor, int]:
     return ids.to(device), there.long().to(device), COMPLETION
 
 
-def _plain(trainer: Any, rows: tuple[Tensor, Tensor, int]) -> tuple[Tensor, Tensor]:
+def _plain(trainer: Trainer, rows: tuple[Tensor, Tensor, int]) -> tuple[Tensor, Tensor]:
     """(log-probs, entropies) [3, COMPLETION] of the model on each row alone, without padding."""
     ids, there, scored = rows
     found = []
@@ -167,12 +170,12 @@ def _apart(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> float:
     return max(gaps) if all(gap == gap for gap in gaps) else float("inf")
 
 
-def _allowed(trainer: Any) -> float:
+def _allowed(trainer: Trainer) -> float:
     half = trainer.args.bf16 or trainer.args.fp16
     return 0.15 if half else ALLOWED.get(next(trainer.model.parameters()).dtype, 0.15)
 
 
-def _message(trainer: Any, off: dict[Scoring, float]) -> str:
+def _message(trainer: Trainer, off: dict[Scoring, float]) -> str:
     moved = off.get(Scoring(moved=True))
     after = "" if moved is None else f", {moved:.2g} without padding on the left"
     name = type(trainer.accelerator.unwrap_model(trainer.model)).__name__
@@ -191,14 +194,14 @@ def _mended(scoring: Scoring) -> str:
     return ": padding on the left moves its positions. Rows are moved to the left before they are scored"
 
 
-def _refusal(trainer: Any) -> str:
+def _refusal(trainer: Trainer) -> str:
     return (
         ", and neither rows moved to the left nor the model's own logits give them: it cannot be trained here. Check"
         " that the model is causal and that its forward pass is deterministic in evaluation mode"
     )
 
 
-def _warn_of_dropout(trainer: Any, scoring: Scoring, rows: tuple, truth: tuple[Tensor, Tensor]) -> None:
+def _warn_of_dropout(trainer: Trainer, scoring: Scoring, rows: tuple, truth: tuple[Tensor, Tensor]) -> None:
     """Where dropout, or other noise of training mode, moves the log-probs that the update sees."""
     device = trainer.accelerator.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

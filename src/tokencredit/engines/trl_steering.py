@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokencredit.lm.models import CausalModel
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
 
@@ -22,8 +23,11 @@ class Steered:
     """
 
     method: Method
+    args: Any
+    state: Any
     _start: Method
     _metrics: Any
+    _get_output_dir: Any
 
     def _steer(self, rollouts: Rollouts) -> None:
         """On to the next method; logs the values that this batch was given credit with."""
@@ -32,7 +36,7 @@ class Steered:
             self._metrics["train"][f"steered/{name}"].append(float(own[name]))
         self.method = then
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: CausalModel, trial):
         super()._save_checkpoint(model, trial)
         state = self.method.state(self._start)
         if state and self.args.should_save:

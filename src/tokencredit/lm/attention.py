@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tokencredit.lm.models import CausalModel
 from tokencredit.lm.readout import Readout, Sequences
 
 
-def implementation(model: Any) -> str:
+def implementation(model: CausalModel) -> str:
     """The attention implementation of a Hugging Face model: "eager", "sdpa", "flash_attention_2", ..."""
     return getattr(model.config, "_attn_implementation", None) or "eager"
 
 
 @contextmanager
-def attention_as(model: Any, name: str) -> Iterator[None]:
+def attention_as(model: CausalModel, name: str) -> Iterator[None]:
     """Another attention implementation inside, the former one after. ValueError where the model has none of that
     name.
     """
@@ -42,7 +42,7 @@ def attention_as(model: Any, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def differentiable_attention(model: Any) -> Iterator[None]:
+def differentiable_attention(model: CausalModel) -> Iterator[None]:
     """Attention with forward-mode derivatives inside: sdpa keeps its implementation with the math kernel, other kernels
     become eager.
     """

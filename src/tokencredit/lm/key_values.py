@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from tokencredit.lm.models import CausalModel
+
 ROOM = 32  # columns kept free for the next tokens
 
 
@@ -49,7 +51,7 @@ def _widen(old: Tensor, capacity: int) -> Tensor:
     return new
 
 
-def check_shareable(model: Any) -> None:
+def check_shareable(model: CausalModel) -> None:
     """ValueError for a model whose memory of a prefix is not keys and values of each token, and so cannot be cut back
     to a prefix.
     """
@@ -68,13 +70,13 @@ def check_shareable(model: Any) -> None:
         )
 
 
-def takes(model: Any, argument: str) -> bool:
+def takes(model: CausalModel, argument: str) -> bool:
     """Does the model's forward name this argument? Wrappers (PEFT) are looked through."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return argument in inspect.signature(inner.forward).parameters
 
 
-def prefill(model: Any, sequences: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+def prefill(model: CausalModel, sequences: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of every layer [R, heads, L, size] for token sequences, flush left; what stands past a sequence's
     end is padding.
     """
@@ -148,7 +150,7 @@ class RowCache:
             _fill(layer, slots, piece, depth)
         self.length[slots] = piece.num
 
-    def forward(self, model: Any, token: Tensor, alive: Tensor) -> Tensor:
+    def forward(self, model: CausalModel, token: Tensor, alive: Tensor) -> Tensor:
         """Next-token logits [n,V] after adding one token [n] to every row. Columns that only rows not `alive` [n] use
         are left out.
         """

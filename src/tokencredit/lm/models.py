@@ -30,6 +30,10 @@ class CausalModel(Protocol):
 
     def eval(self) -> Any: ...
 
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else an architecture has: embeddings, adapters, a generation config."""
+        ...
+
 
 class Tokenizer(Protocol):
     """A tokenizer, as `AutoTokenizer` loads it."""
@@ -43,6 +47,8 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], **options: Any) -> str: ...
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any: ...
 
     def apply_chat_template(self, conversation: Sequence[Mapping[str, Any]], **options: Any) -> Any: ...
 

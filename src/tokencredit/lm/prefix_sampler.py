@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from tokencredit.lm.distribution import Settings, draw, entropy, log_probs, uniforms
 from tokencredit.lm.key_values import Piece, RowCache, check_shareable, prefill
+from tokencredit.lm.models import CausalModel
 from tokencredit.lm.sampling import Request, Rollout, Trace
 
 CHUNK_CELLS = 1 << 25  # logits held at once while reading traces
@@ -34,7 +35,7 @@ class PrefixSampler:
 
     def __init__(
         self,
-        model: Any,
+        model: CausalModel,
         *,
         ends: Sequence[int],
         settings: Settings | None = None,
@@ -220,7 +221,7 @@ class _Rows:
         self.heard[slots] = False
         self.num_alive += len(index)
 
-    def step(self, model: Any, settings: Settings, ends: tuple[int, ...]) -> None:
+    def step(self, model: CausalModel, settings: Settings, ends: tuple[int, ...]) -> None:
         """One more token for every row; rows that have ended write on, and are not heard."""
         token, seed, step, left, count = self.state
         log_p = log_probs(self.cache.forward(model, token, self.alive), settings)
@@ -286,7 +287,7 @@ class _evaluating:
     was entered in.)
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalModel) -> None:
         self.model, self.training = model, model.training
 
     def __enter__(self) -> None:

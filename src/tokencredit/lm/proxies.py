@@ -13,16 +13,17 @@ from tokencredit.lm import exact
 from tokencredit.lm.attention import attention_received
 from tokencredit.lm.directions import LORA, Coverage, select_parameters
 from tokencredit.lm.last_block import last_block_norms2
+from tokencredit.lm.models import CausalModel
 from tokencredit.lm.noise import sampled_variance
 from tokencredit.lm.readout import Readout, Sequences, check_finite, evaluating, find_readout, sequences, unwrap
 from tokencredit.lm.scoring import kl_divergence, token_scores
-from tokencredit.lm.sketch import Sketch, Step, sketch
+from tokencredit.lm.sketch import DifferenceStep, Sketch, sketch
 from tokencredit.lm.tangents import head_norms
 
-FREE = ("entropy", "surprisal", "varentropy", "margin", "sum_p2", "head_norm", "kl_to_ref")
+FORWARD = ("entropy", "surprisal", "varentropy", "margin", "sum_p2", "head_norm", "kl_to_ref")
 SKETCHED = ("gradient_norm", "fisher_trace", "perturbation_variance")
-KINDS = (*FREE, "last_block_norm", *SKETCHED, "attention")
-METHODS = ("auto", "exact", "sketch", "jvp", "finite_difference")
+KINDS = (*FORWARD, "last_block_norm", *SKETCHED, "attention")
+WAYS = ("auto", "exact", "sketch", "jvp", "finite_difference")
 PERTURBATIONS = ("first_order", "gaussian", "dropout")
 SHORT, SHORT_LORA, SMALL_LORA = 64, 256, 1_000_000
 """`auto` is exact for rows with fewer scored tokens than SHORT, or than SHORT_LORA where at most SMALL_LORA adapter
@@ -59,7 +60,7 @@ class Importance(Mapping):
     selection: str | tuple[str, ...]
     num_directions: int
     seed: int
-    step: Step | None = None
+    step: DifferenceStep | None = None
 
     def __getitem__(self, kind: str) -> Proxy:
         if kind not in self.proxies:
@@ -74,7 +75,7 @@ class Importance(Mapping):
 
 
 def importance(
-    model: Any,
+    model: CausalModel,
     input_ids: Tensor,
     attention_mask: Tensor,
     completion_mask: Tensor,
@@ -170,7 +171,7 @@ def _check(
 ) -> None:
     for what, value, known in (
         *(("kind", kind, KINDS) for kind in ([kinds] if isinstance(kinds, str) else kinds)),
-        ("method", method, METHODS),
+        ("method", method, WAYS),
         ("perturbation", perturbation, PERTURBATIONS),
         ("uncovered", uncovered, ("refuse", "report")),
     ):
@@ -193,7 +194,7 @@ def _free(
     readout: Readout, coverage: Coverage, batch: Sequences, kinds: Sequence[str], ref_model: Any, tokens: int
 ) -> dict[str, tuple]:
     """{kind: (value [N], standard error [N], method)} for the kinds that one forward pass gives."""
-    free = [kind for kind in FREE if kind in kinds]
+    free = [kind for kind in FORWARD if kind in kinds]
     if "perturbation_variance" in kinds and "surprisal" not in free:
         free.append("surprisal")
     if "head_norm" in free and readout.whole:
@@ -228,7 +229,7 @@ def _gradients(
     method: str,
     seed: int,
     tokens: int,
-) -> Step | None:
+) -> DifferenceStep | None:
     """Adds the kinds that need gradients over parameters; the step, where finite differences were taken."""
     longest = int(torch.bincount(batch.row).max())
     small = coverage.num_parameters <= SMALL_LORA and all(LORA in name for name in coverage.named)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tokencredit.lm.head import Head
+from tokencredit.lm.models import CausalModel
 from tokencredit.masked import wide
 
 PROBE = 32
@@ -48,7 +49,7 @@ class Readout:
         return out.logits if self.whole else out[0]
 
 
-def find_readout(model: Any, ids: Tensor, temperature: float = 1.0) -> Readout:
+def find_readout(model: CausalModel, ids: Tensor, temperature: float = 1.0) -> Readout:
     """The readout of a model, checked on the first tokens of `ids` [L]: wherever its head does not reproduce its
     logits, the whole model.
 
@@ -78,7 +79,7 @@ class _Pass:
     head_out: Tensor | None
 
 
-def _watched_pass(model: Any, ids: Tensor) -> _Pass:
+def _watched_pass(model: CausalModel, ids: Tensor) -> _Pass:
     layer, body = _output_layer(model), getattr(model, "base_model", None)
     tape: dict[Any, list] = {layer: [], body: []}
     hooks = [
@@ -102,7 +103,7 @@ def _watched_pass(model: Any, ids: Tensor) -> _Pass:
     return _Pass(logits, states, inputs, outputs)
 
 
-def _readout(model: Any, seen: _Pass, temperature: float) -> Readout:
+def _readout(model: CausalModel, seen: _Pass, temperature: float) -> Readout:
     layer = _output_layer(model)
     why = ""
     if type(layer) is not nn.Linear or not layer.weight.is_floating_point():
@@ -120,7 +121,7 @@ def _readout(model: Any, seen: _Pass, temperature: float) -> Readout:
     return Readout(model, model.base_model, Head(layer.weight, layer.bias, temperature, *transform), False)
 
 
-def _output_layer(model: Any) -> Any:
+def _output_layer(model: CausalModel) -> Any:
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
@@ -181,7 +182,7 @@ def _check_causal(readout: Readout, ids: Tensor, logits: Tensor) -> None:
         )
 
 
-def unwrap(model: Any) -> Any:
+def unwrap(model: CausalModel) -> Any:
     """The Hugging Face model inside a PEFT model whose adapters are layers of it; the model itself otherwise."""
     if hasattr(model, "get_base_model") and not getattr(
         getattr(model, "active_peft_config", None), "is_prompt_learning", False
@@ -198,7 +199,7 @@ def check_finite(x: Tensor, what: str) -> None:
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: CausalModel) -> Iterator[None]:
     """Evaluation mode inside, the former mode of every module after."""
     training = [module for module in model.modules() if module.training]
     model.eval()

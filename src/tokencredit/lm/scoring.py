@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from tokencredit.lm.head import Fold, Head, target_logits, tile_size, tiles
+from tokencredit.lm.models import CausalModel
 from tokencredit.lm.packing import Ids, pack
 from tokencredit.lm.readout import Sequences, check_finite, evaluating, find_readout, sequences
 from tokencredit.masked import wide
 
-SCORES = ("logprob", "entropy", "sum_p2", "varentropy", "margin")
+FORWARD_SCORES = ("logprob", "entropy", "sum_p2", "varentropy", "margin")
 
 
 @torch.no_grad()
 def score(
-    model: Any,
+    model: CausalModel,
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     *,
@@ -35,9 +36,9 @@ def score(
     """
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
-    unknown = sorted(set(names) - set(SCORES))
+    unknown = sorted(set(names) - set(FORWARD_SCORES))
     if unknown:
-        raise ValueError(f"no score is called {', '.join(unknown)}; there are: {', '.join(SCORES)}")
+        raise ValueError(f"no score is called {', '.join(unknown)}; there are: {', '.join(FORWARD_SCORES)}")
     if temperature <= 0:
         raise ValueError(
             f"scores are those of a sampling distribution: temperature must be positive, got {temperature}"
@@ -74,7 +75,9 @@ def pad(prompts: Ids, completions: Ids, device: Any = "cpu") -> Sequences:
 
 
 @torch.no_grad()
-def token_scores(hidden: Tensor, head: Head, targets: Tensor, names: Sequence[str] = SCORES) -> dict[str, Tensor]:
+def token_scores(
+    hidden: Tensor, head: Head, targets: Tensor, names: Sequence[str] = FORWARD_SCORES
+) -> dict[str, Tensor]:
     """{name of SCORES: [N]} from hidden states [N, D], in one pass over the vocabulary, tile by tile."""
     h, found = wide(hidden), []
     for rows, pieces in tiles(len(h), head.vocabulary(h), tile_size(h)):

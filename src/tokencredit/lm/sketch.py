@@ -49,7 +49,7 @@ JUMPS = 10.0
 
 
 @dataclass(frozen=True)
-class Step:
+class DifferenceStep:
     """The step of a finite difference; its relative error along one direction, and what it was compared with."""
 
     eps: float
@@ -69,7 +69,7 @@ class Sketch:
     local_norm2: Tensor
     local_logprob: Tensor
     method: str
-    step: Step | None
+    step: DifferenceStep | None
 
     def norm2(self) -> Tensor:
         """[K, N]: unbiased samples of ‖∇log p_t‖²."""
@@ -183,7 +183,7 @@ def _forward_mode(readout: Readout, moved: Moved, directions: Directions, part: 
     return found[0][0], torch.stack([tangent for _, tangent in found])
 
 
-def _differences(step: Step):
+def _differences(step: DifferenceStep):
     @torch.no_grad()
     def push(readout, moved, directions, part):
         hidden, decisions = _unmoved(readout, part)
@@ -224,7 +224,7 @@ def _difference(readout, moved, part, direction, eps: float, central: bool, hidd
 
 
 @torch.no_grad()
-def calibrate(readout: Readout, moved: Moved, directions: Directions, batch: Sequences) -> Step:
+def calibrate(readout: Readout, moved: Moved, directions: Directions, batch: Sequences) -> DifferenceStep:
     """The step that changes hidden states by about TARGET, checked on one short row and direction against forward mode.
 
     Where the model has no forward mode, against twice the step. Where the error exceeds GOOD, smaller and larger steps
@@ -255,7 +255,7 @@ def calibrate(readout: Readout, moved: Moved, directions: Directions, batch: Seq
             f"finite differences disagree with {against} by {errors[best]:.0%} at the best step {best:.1e}: use"
             " method='jvp'"
         )
-    return Step(best, central, errors[best], against)
+    return DifferenceStep(best, central, errors[best], against)
 
 
 def _true_tangent(readout: Readout, moved: Moved, small: Sequences, u: dict, hidden: Tensor) -> Tensor | None:

@@ -11,10 +11,10 @@ a better guide than it is.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
 
 import torch
 
+from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.pivotality.tree import PrefixTree, grow_forest, on_text
 from tokencredit.tasks.reckon import MAX_NEW_TOKENS, STEPS, Expression, Reckon, expression_after, is_valid
 
@@ -23,7 +23,7 @@ DECISIVE = 0.3
 
 
 @torch.no_grad()
-def draw(model: Any, tokenizer: Any, row: dict, samples: int) -> list[list[int]]:
+def draw(model: CausalModel, tokenizer: Tokenizer, row: dict, samples: int) -> list[list[int]]:
     """Completions of one prompt at temperature 1, as ids up to and with `<eos>`, at most `MAX_NEW_TOKENS`."""
     inputs = tokenizer([row["prompt"]] * samples, return_tensors="pt", return_token_type_ids=False)
     out = model.generate(**inputs, do_sample=True, max_new_tokens=MAX_NEW_TOKENS)[
@@ -49,7 +49,14 @@ def decisive(tree: PrefixTree, prefix: list[int], expression: Expression, steps:
 
 
 def anatomy(
-    model: Any, tokenizer: Any, task: Reckon, *, prompts: int = 64, samples: int = 4, seed: int = 0, eps: float = 1e-4
+    model: CausalModel,
+    tokenizer: Tokenizer,
+    task: Reckon,
+    *,
+    prompts: int = 64,
+    samples: int = 4,
+    seed: int = 0,
+    eps: float = 1e-4,
 ) -> dict:
     """Of sampled completions of held-out prompts: `tokens`, `confident_pivots` (share of tokens), `prompts_with_one`,
     and per role its `share`, mean `entropy` (nats) and mean absolute `credit`. Draws from torch's generator; trees are

@@ -128,7 +128,7 @@ def allocate(
 
 
 @dataclass(frozen=True)
-class Plan:
+class Forecast:
     """What a budget will cost and give. Standard errors are of `replace`, over tokens with alternatives, for rewards of
     variance V(1−V).
     """
@@ -144,7 +144,7 @@ class Plan:
     bias_worst: float
 
 
-def plan(designs: Sequence[Design], budget: Budget, *, tokens_per_second: float, success: float = 0.5) -> Plan:
+def plan(designs: Sequence[Design], budget: Budget, *, tokens_per_second: float, success: float = 0.5) -> Forecast:
     """Predicted from the sampler's distribution along the traces alone. A rollout is taken to be as long as the rest of
     its trace.
 
@@ -167,7 +167,7 @@ def plan(designs: Sequence[Design], budget: Budget, *, tokens_per_second: float,
     flat = np.concatenate(errors)
     flat = flat[~np.isnan(flat)]
     middle, worst = (float(np.median(flat)), float(flat.max())) if len(flat) else (float("nan"),) * 2
-    return Plan(
+    return Forecast(
         sum(len(d.pi) for d in designs),
         int(sum((d.rest <= 0).sum() for d in designs)),
         int(sum(d.skipped.sum() for d in designs)),

@@ -42,7 +42,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TraceEstimate:
     """What is known about one trace. value, value_error [..., T+1]: V after 0 … T tokens; v_not [..., T].
 
     C_replace [T,H] is the linear map of the proportions; `covariance` makes the joint covariance of all tokens of it.
@@ -81,7 +81,7 @@ def proportion_variance(proportion: np.ndarray, num: np.ndarray) -> np.ndarray:
     return np.where(num > 1, proportion * (1 - proportion) / np.maximum(num - 1, 1), 0.25)
 
 
-def estimate(design: Design, successes: np.ndarray, reward: float, level: float = 0.95) -> Estimate:
+def estimate(design: Design, successes: np.ndarray, reward: float, level: float = 0.95) -> TraceEstimate:
     """The alternatives-only estimator: successes [..., H] (sums of rewards in [0, 1]) of a trace whose own reward is
     `reward`.
     """
@@ -101,7 +101,7 @@ def estimate(design: Design, successes: np.ndarray, reward: float, level: float 
         effects[name] = _effect(maps[name], p, variance, limits, offset * reward, sampled, wide, level)
     value = p @ maps["value"].T + path.b * reward
     spread = _spread(design, p, variance, W, maps["replace"], effects["replace"], v_not)
-    return Estimate(
+    return TraceEstimate(
         design,
         p,
         variance,

@@ -17,6 +17,7 @@ import numpy as np
 
 from tokencredit.durable import replace_file
 from tokencredit.lm.distribution import seed_of
+from tokencredit.lm.models import Tokenizer
 from tokencredit.lm.sampling import Request, Sampler, Trace
 from tokencredit.pivotality.estimator import wilson
 from tokencredit.pivotality.store import Judge, RolloutStore, prefix_digest
@@ -114,7 +115,7 @@ def _pair(k: int, i: int, alternative: int, trace: Trace, written_rate: float, o
     )
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair], tokenizer: Any, form: str = "dpo") -> None:
+def write_pairs(path: Path, pairs: Sequence[Pair], tokenizer: Tokenizer, form: str = "dpo") -> None:
     """`dpo`: JSON lines with prompt, chosen and rejected as TRL's DPOTrainer reads them, one token each; `jsonl`:
     everything.
     """
@@ -126,7 +127,7 @@ def write_pairs(path: Path, pairs: Sequence[Pair], tokenizer: Any, form: str = "
     replace_file(path, lambda file: file.write("".join(line + "\n" for line in lines).encode()))
 
 
-def _dpo(pair: Pair, tokenizer: Any) -> dict[str, Any]:
+def _dpo(pair: Pair, tokenizer: Tokenizer) -> dict[str, Any]:
     """Text is for trainers that read text; the ids are what was verified, and re-tokenising the text need not give them
     back.
     """

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokencredit.lm.models import CausalModel
+
 
 class Frontier:
     """Prefixes of equal length under one model. `start` gives the logits after the prompts, `advance` those one token
@@ -24,7 +26,7 @@ class Frontier:
     use_cache   False calls model(input_ids=whole prefixes) instead: slower, and asks nothing of the model but `.logits`
     """
 
-    def __init__(self, model: Any, prompts: Tensor, batch: int, use_cache: bool) -> None:
+    def __init__(self, model: CausalModel, prompts: Tensor, batch: int, use_cache: bool) -> None:
         if prompts.numel() == 0:
             raise ValueError("a prompt needs at least one token, such as <bos>, for the model to predict from")
         self.model, self.batch, self.use_cache = model, batch, use_cache
@@ -80,7 +82,7 @@ class Frontier:
 
 
 @contextmanager
-def measuring(model: Any) -> Iterator[None]:
+def measuring(model: CausalModel) -> Iterator[None]:
     """No gradients and no dropout inside; the model's own mode afterwards."""
     training = getattr(model, "training", False)
     if training:

@@ -18,12 +18,12 @@ from tokencredit.pivotality.allocation import REST, Design, make_design
 from tokencredit.pivotality.alternatives import AlternativeTable, substitute
 from tokencredit.pivotality.budgets import Budget, Fixed, TwoStage, allocate, choose, skip
 from tokencredit.pivotality.estimands import PathMap
-from tokencredit.pivotality.estimator import Effect, Estimate, estimate
+from tokencredit.pivotality.estimator import Effect, TraceEstimate, estimate
 from tokencredit.pivotality.store import Judge, Outcomes, RolloutStore, judged, prefix_digest
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTrace:
     """One trace and what was found. [T] arrays, one value per completion token.
 
     estimate      from the fresh second stage where there was one
@@ -41,7 +41,7 @@ class Measured:
     reward: float
     reason: str
     truncated: bool
-    estimate: Estimate
+    estimate: TraceEstimate
     inclusion: np.ndarray
     chosen: np.ndarray
     substitute: Effect
@@ -80,7 +80,7 @@ def measure(
     store: RolloutStore,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
-) -> list[Measured]:
+) -> list[MeasuredTrace]:
     """The pivotality of every token of every trace; see `budgets` for how rollouts are spent and `store` for how they
     are kept.
     """
@@ -201,7 +201,7 @@ def _coins(trace: Trace, seed: int, name: str) -> np.ndarray:
     return uniforms(key, torch.arange(len(trace.completion))).numpy()
 
 
-def _second_numbers(found: Sequence[Estimate], chosen: Sequence[np.ndarray], budget: TwoStage) -> list[np.ndarray]:
+def _second_numbers(found: Sequence[TraceEstimate], chosen: Sequence[np.ndarray], budget: TwoStage) -> list[np.ndarray]:
     """Rollouts of the second stage [T] per trace, from the screened success rates."""
     defined = [e.design.defined for e in found]
     paths = [PathMap.of(np.where(d, e.design.pi, 1.0), np.where(d, e.design.rest, 0.0)) for e, d in zip(found, defined)]
@@ -224,12 +224,12 @@ def _gather(
     reward: float,
     reason: str,
     ends: Sequence[int],
-    found: Estimate,
+    found: TraceEstimate,
     inclusion: np.ndarray,
     chosen: np.ndarray,
     swapped: Effect,
     halves: Sequence[tuple[Stage, Outcomes, np.ndarray]],
-) -> Measured:
+) -> MeasuredTrace:
     pieces = [
         [
             (r.prefix, r.token, half, reward)
@@ -241,7 +241,7 @@ def _gather(
     ]
     table = AlternativeTable.of([row for piece in pieces for row in piece])
     generated = sum(int(outcomes.length[stage.of(k)].sum()) for stage, outcomes, _ in halves)
-    return Measured(
+    return MeasuredTrace(
         trace,
         reward,
         reason,

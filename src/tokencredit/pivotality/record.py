@@ -23,13 +23,13 @@ from tokencredit.lm.text import piece_after
 from tokencredit.pivotality.alternatives import max_alternative
 from tokencredit.pivotality.estimands import total_variance
 from tokencredit.pivotality.estimator import discoveries
-from tokencredit.pivotality.measure import Measured
+from tokencredit.pivotality.measure import MeasuredTrace
 from tokencredit.pivotality.store import prefix_digest
 from tokencredit.stats import Estimate, mean_of_units
 from tokencredit.tasks.task import Row
 
 
-def write(folder: Path, measured: Sequence[Measured], rows: Sequence[Row], policy: Policy) -> None:
+def write(folder: Path, measured: Sequence[MeasuredTrace], rows: Sequence[Row], policy: Policy) -> None:
     """The three tables; `rows` are the task's, one per trace."""
     tables = {"traces": _traces(measured, rows), "tokens": [], "alternatives": []}
     for number, m in enumerate(measured):
@@ -47,7 +47,7 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
     return read_rows(file)
 
 
-def _traces(measured: Sequence[Measured], rows: Sequence[dict]) -> list[dict]:
+def _traces(measured: Sequence[MeasuredTrace], rows: Sequence[dict]) -> list[dict]:
     return [
         {
             "trace": k,
@@ -67,7 +67,7 @@ def _traces(measured: Sequence[Measured], rows: Sequence[dict]) -> list[dict]:
     ]
 
 
-def _tokens(number: int, m: Measured, policy: Policy) -> list[dict]:
+def _tokens(number: int, m: MeasuredTrace, policy: Policy) -> list[dict]:
     e, d = m.estimate, m.estimate.design
     largest, which = max_alternative(m.alternatives, e.value, e.value_error)
     found = {
@@ -114,7 +114,7 @@ def _tokens(number: int, m: Measured, policy: Policy) -> list[dict]:
     ]
 
 
-def _alternatives(number: int, m: Measured, policy: Policy) -> list[dict]:
+def _alternatives(number: int, m: MeasuredTrace, policy: Policy) -> list[dict]:
     t = m.alternatives
     return [
         {
@@ -132,7 +132,7 @@ def _alternatives(number: int, m: Measured, policy: Policy) -> list[dict]:
 
 
 def figures(
-    measured: Sequence[Measured], prompts: Sequence[Any], *, seed: int = 0, command: str = ""
+    measured: Sequence[MeasuredTrace], prompts: Sequence[Any], *, seed: int = 0, command: str = ""
 ) -> dict[str, dict[str, Any]]:
     """The figures of a run: {"value", "low", "high", "unit", "seed", "command"}, with 95 % intervals over prompts; a
     count has none.
@@ -174,7 +174,7 @@ def figures(
     return {name: figure.as_json() for name, figure in figures.items()}
 
 
-def squared_increments(m: Measured) -> float:
+def squared_increments(m: MeasuredTrace) -> float:
     """Σ (Vᵢ − Vᵢ₋₁)² of a trace, unbiased: each square less its own variance."""
     effect = m.estimate.before_after
     return float(np.nansum(effect.value**2 - effect.standard_error**2))

@@ -30,6 +30,7 @@ from tokencredit.durable import (
     write_json,
     write_parquet,
 )
+from tokencredit.lm.models import CausalModel
 from tokencredit.lm.sampling import Request, Rollout, Sampler, Trace
 from tokencredit.tasks.verdict import Verdict, VerifierError, to_verdict
 
@@ -59,7 +60,7 @@ class Outcomes:
     ids: list[tuple[int, ...]]
 
 
-def model_hash(model: Any) -> str:
+def model_hash(model: CausalModel) -> str:
     """32 hex digits of a model's parameters and buffers, names included, and of its architecture."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(type(model).__name__.encode())

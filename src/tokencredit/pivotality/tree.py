@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.pivotality.frontier import Frontier
 from tokencredit.pivotality.growth import Nodes, Pruning, Verify, grow_block
 
@@ -94,7 +95,7 @@ class PrefixTree:
     @classmethod
     def grow(
         cls,
-        model: Any,
+        model: CausalModel,
         prompt_ids: Sequence[int],
         verify: Verify,
         *,
@@ -199,7 +200,7 @@ class PrefixTree:
 
 
 def grow_forest(
-    model: Any,
+    model: CausalModel,
     prompts: Sequence[Sequence[int]],
     verify: Verify | Sequence[Verify],
     *,
@@ -249,7 +250,7 @@ def _blocks(lengths: list[int], size: int) -> Iterator[list[int]]:
             yield block
 
 
-def on_text(verify: Callable[..., Any], tokenizer: Any, row: dict) -> Verify:
+def on_text(verify: Callable[..., Any], tokenizer: Tokenizer, row: dict) -> Verify:
     """A task's verifier of text, `verify(text, row, truncated)` answering a verdict or a bool, as a verifier of token
     ids: 1 if correct.
     """
@@ -262,7 +263,7 @@ def on_text(verify: Callable[..., Any], tokenizer: Any, row: dict) -> Verify:
 
 
 def exact_value(
-    model: Any,
+    model: CausalModel,
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[Sequence[int]]],
     verify: Verify | Sequence[Verify],
@@ -276,7 +277,7 @@ def exact_value(
 
 
 def exact_value_scores(
-    model: Any,
+    model: CausalModel,
     prompts: Sequence[Sequence[int]],
     completions: Tensor,
     mask: Tensor,

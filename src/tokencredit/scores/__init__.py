@@ -1,5 +1,5 @@
 """Scores of tokens: which there are, what each is, and who measures it. The only place that knows."""
 
-from tokencredit.scores.table import SCORES, Score, available
+from tokencredit.scores.table import SCORES, ScoreKind, available
 
-__all__ = ["SCORES", "Score", "available"]
+__all__ = ["SCORES", "ScoreKind", "available"]

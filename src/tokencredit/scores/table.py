@@ -21,7 +21,7 @@ SOURCES: dict[Source, str] = {
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreKind:
     """One score: its name, what it is, in which unit, who measures it.
 
     falling   whether a small number is what makes a token stand out
@@ -34,37 +34,43 @@ class Score:
     falling: bool = False
 
 
-SCORES: dict[str, Score] = {
+SCORES: dict[str, ScoreKind] = {
     score.name: score
     for score in (
-        Score("logprob", "log π of the token", "nats", "forward"),
-        Score("entropy", "entropy of the distribution that sampled the token", "nats", "forward"),
-        Score("sum_p2", "sum of squared probabilities, Σ p²", "1", "forward"),
-        Score("varentropy", "variance of log p", "nats²", "forward"),
-        Score("margin", "largest probability less the second", "1", "forward", falling=True),
-        Score("surprisal", "−log π of the token", "nats", "importance"),
-        Score("head_norm", "norm of the gradient of log π over the LM head", "1", "importance"),
-        Score("last_block_norm", "the same over the last block's position-local part and the head", "1", "importance"),
-        Score("gradient_norm", "norm of the gradient of log π over the parameters", "1", "importance"),
-        Score("fisher_trace", "trace of the Fisher information of the token's distribution", "1", "importance"),
-        Score("perturbation_variance", "variance of π under perturbed parameters", "1", "importance"),
-        Score("attention", "attention received from later tokens, per later query", "1", "importance"),
-        Score("uniform", "uniform in [0, 1), of seed, step and row", "1", "draw"),
-        Score("exact_value", "Q − V from the policy's own prefix trees", "reward", "task"),
-        Score("oracle_positions", "1 where some choice can change the outcome, else 0", "0/1", "task"),
-        Score("step_gain", "gain of the reasoning step, by Monte-Carlo values (VinePPO)", "reward", "steps"),
+        ScoreKind("logprob", "log π of the token", "nats", "forward"),
+        ScoreKind("entropy", "entropy of the distribution that sampled the token", "nats", "forward"),
+        ScoreKind("sum_p2", "sum of squared probabilities, Σ p²", "1", "forward"),
+        ScoreKind("varentropy", "variance of log p", "nats²", "forward"),
+        ScoreKind("margin", "largest probability less the second", "1", "forward", falling=True),
+        ScoreKind("surprisal", "−log π of the token", "nats", "importance"),
+        ScoreKind("head_norm", "norm of the gradient of log π over the LM head", "1", "importance"),
+        ScoreKind(
+            "last_block_norm", "the same over the last block's position-local part and the head", "1", "importance"
+        ),
+        ScoreKind("gradient_norm", "norm of the gradient of log π over the parameters", "1", "importance"),
+        ScoreKind("fisher_trace", "trace of the Fisher information of the token's distribution", "1", "importance"),
+        ScoreKind("perturbation_variance", "variance of π under perturbed parameters", "1", "importance"),
+        ScoreKind("attention", "attention received from later tokens, per later query", "1", "importance"),
+        ScoreKind("uniform", "uniform in [0, 1), of seed, step and row", "1", "draw"),
+        ScoreKind("exact_value", "Q − V from the policy's own prefix trees", "reward", "task"),
+        ScoreKind("oracle_positions", "1 where some choice can change the outcome, else 0", "0/1", "task"),
+        ScoreKind("step_gain", "gain of the reasoning step, by Monte-Carlo values (VinePPO)", "reward", "steps"),
     )
 }
-UNMEASURED: dict[str, Score] = {
+UNMEASURED: dict[str, ScoreKind] = {
     score.name: score
     for score in (
-        Score("implicit_reward", "log π_r − log π_ref of the token, π_r trained on preferences", "nats", "caller"),
-        Score("contrast", "log π⁺ − log π⁻ of two policies, trained on what is chosen and rejected", "nats", "caller"),
-        Score("before_after", "V after the token less V before it, re-sampled (`pivotality run`)", "reward", "caller"),
-        Score("self_reward", "log π − log π_ref of the token, π the policy that sampled", "nats", "caller"),
-        Score("js_divergence", "Jensen-Shannon divergence of the group's living distributions", "nats", "caller"),
-        Score("planning", "1 on tokens of phrases that plan, else 0", "0/1", "caller"),
-        Score("prompt_confidence", "exp(mean log π) of the prompt's 20 % least likely tokens", "1", "caller"),
+        ScoreKind("implicit_reward", "log π_r − log π_ref of the token, π_r trained on preferences", "nats", "caller"),
+        ScoreKind(
+            "contrast", "log π⁺ − log π⁻ of two policies, trained on what is chosen and rejected", "nats", "caller"
+        ),
+        ScoreKind(
+            "before_after", "V after the token less V before it, re-sampled (`pivotality run`)", "reward", "caller"
+        ),
+        ScoreKind("self_reward", "log π − log π_ref of the token, π the policy that sampled", "nats", "caller"),
+        ScoreKind("js_divergence", "Jensen-Shannon divergence of the group's living distributions", "nats", "caller"),
+        ScoreKind("planning", "1 on tokens of phrases that plan, else 0", "0/1", "caller"),
+        ScoreKind("prompt_confidence", "exp(mean log π) of the prompt's 20 % least likely tokens", "1", "caller"),
     )
 }
 """What methods read and nobody here measures: CreditTrainer(scorers=...) takes it."""

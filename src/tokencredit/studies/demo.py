@@ -32,7 +32,7 @@ from tokencredit.studies import processes
 from tokencredit.studies.learning import compare
 from tokencredit.studies.study import status
 
-STEPS = 30
+DEMO_STEPS = 30
 UPDATES = 2
 Job = tuple[str, str, int]
 
@@ -54,7 +54,7 @@ def demo(
     `settings` are further "key=value" of TrainConfig, the same for all. RuntimeError where no run succeeded.
     """
     steps, workers = (
-        STEPS if steps is None else steps,
+        DEMO_STEPS if steps is None else steps,
         max(1, min(os.cpu_count() or 1, 4)) if workers is None else workers,
     )
     for name, count in (("seeds", seeds), ("steps", steps), ("workers", workers)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokencredit.durable import not_utf8, read_rows
+from tokencredit.tasks.task import Task
 
 Split = Literal["train", "test"]
 SUFFIXES = (".jsonl", ".parquet")
@@ -74,7 +75,7 @@ def part_of(prompt: Any) -> Literal["validation", "final"]:
     return "validation" if _digest(["part", prompt]) % 4 == 0 else "final"
 
 
-def held_out(task: Any, num: int, part: str = "all", seed: int = 0) -> list[dict[str, Any]]:
+def held_out(task: Task, num: int, part: str = "all", seed: int = 0) -> list[dict[str, Any]]:
     """`num` prompts of a task's test split; of one part of it, `num` different ones, drawn by `seed` (fewer where it
     has fewer).
     """

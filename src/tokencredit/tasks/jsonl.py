@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from tokencredit.tasks import answers, data
 from tokencredit.tasks.answers import Limits
-from tokencredit.tasks.task import MAX_NEW_TOKENS
+from tokencredit.tasks.task import MAX_NEW_TOKENS, Task
 from tokencredit.tasks.templates import template_of
 from tokencredit.tasks.verdict import Validation, Verdict, as_verifier
 
@@ -112,7 +112,7 @@ class Jsonl:
         return {**row, "prompt": prompt, "answer": answer, "row_id": name}
 
 
-def check_golds(task: Any, answer_form: Callable[[str], str]) -> Validation:
+def check_golds(task: Task, answer_form: Callable[[str], str]) -> Validation:
     """The validation of a task with files: every row of both parts that has a gold answer, answered by it."""
     failures, checked = [], 0
     for split in ("train", "test"):

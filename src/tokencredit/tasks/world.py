@@ -154,7 +154,14 @@ def train(
 
 
 @torch.no_grad()
-def sample(model, tokenizer, rows: list[dict], *, greedy: bool = False, batch: int = 256) -> list[tuple[str, bool]]:
+def sample(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[dict],
+    *,
+    greedy: bool = False,
+    batch: int = 256,
+) -> list[tuple[str, bool]]:
     """One completion per row at temperature 1 (or greedy), and whether it was cut off at `MAX_NEW_TOKENS`."""
     completions = []
     for start in range(0, len(rows), batch):
@@ -168,7 +175,15 @@ def sample(model, tokenizer, rows: list[dict], *, greedy: bool = False, batch: i
     return completions
 
 
-def pass_rate(model, tokenizer, task: Reckon, num: int = 512, *, seed: int = 0, greedy: bool = False) -> float:
+def pass_rate(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    task: Reckon,
+    num: int = 512,
+    *,
+    seed: int = 0,
+    greedy: bool = False,
+) -> float:
     """Share of correct completions, one per prompt, on the first `num` held-out prompts of a stream."""
     rows = task.rows("test", num, seed)
     completions = sample(model, tokenizer, rows, greedy=greedy)

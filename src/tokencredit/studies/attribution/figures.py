@@ -20,7 +20,7 @@ from tokencredit.agreement.ranks import share_of_top
 from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.dynamics import diagnostics as of
 from tokencredit.dynamics.attribution import GOALS, PARTS, Attribution
-from tokencredit.dynamics.exchange import ANY, STEPS, THIS, Change, rate, verdict
+from tokencredit.dynamics.exchange import ANY, STEP_KINDS, THIS, Change, rate, verdict
 from tokencredit.dynamics.pivotal import ESTIMANDS, TOP, carried
 from tokencredit.masked import row_mean
 from tokencredit.method import Method
@@ -232,7 +232,7 @@ def _concentration(view: View, book: Book) -> dict[str, str]:
 def methods_block(found: Sequence[Counterfactual], book: Book) -> list[dict[str, Any]]:
     """Every method against the first one, by step and over this batch or any batch. An undefined ratio is None."""
     length = float(found[0].arrays["length"])
-    baseline = {step: Change.of(found[0].arrays, step, length) for step in STEPS}
+    baseline = {step: Change.of(found[0].arrays, step, length) for step in STEP_KINDS}
     block = []
     for each in found:
         entry: dict[str, Any] = {
@@ -245,7 +245,7 @@ def methods_block(found: Sequence[Counterfactual], book: Book) -> list[dict[str,
             "clip": float(each.arrays["clip"]),
             "steps": {},
         }
-        for step in STEPS:
+        for step in STEP_KINDS:
             own = Change.of(each.arrays, step, length)
             entry["steps"][step] = {
                 over: _step(f"method/{each.method.name}/{step}/{over}", own, baseline[step], over, book)

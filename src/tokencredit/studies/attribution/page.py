@@ -19,7 +19,7 @@ from tokencredit.runs import Run
 
 MILLI = 1000
 GOALS = {"entropy": "entropy (10⁻³ nats)", "reward": "reward (10⁻³)"}
-STEPS = {"equal": "rollouts, equal length", "fresh": "rollouts", "whole": "whole step"}
+STEP_NAMES = {"equal": "rollouts, equal length", "fresh": "rollouts", "whole": "whole step"}
 MEANINGS = {
     "equal": "What these rollouts add, at the baseline’s length of step",
     "fresh": "What these rollouts add to the step",
@@ -180,7 +180,9 @@ def _plane(result: Mapping[str, Any]) -> Section:
     methods = [
         {
             "name": each["name"],
-            "steps": {step: {over: points(found) for over, found in each["steps"][step].items()} for step in STEPS},
+            "steps": {
+                step: {over: points(found) for over, found in each["steps"][step].items()} for step in STEP_NAMES
+            },
         }
         for each in result["methods"]
     ]
@@ -193,7 +195,7 @@ def _plane(result: Mapping[str, Any]) -> Section:
         f"{text(result['about']['baseline'])}.</p>"
     )
     shown = {"gaps": f"less {result['about']['baseline']}", "changes": "changes"}
-    data = {"methods": methods, "shown": shown, "steps": STEPS, "over": OVER}
+    data = {"methods": methods, "shown": shown, "steps": STEP_NAMES, "over": OVER}
     return Section("Other methods on the same rollouts", note, compact(data), "methods_plane.js")
 
 

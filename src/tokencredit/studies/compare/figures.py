@@ -23,7 +23,7 @@ from tokencredit.studies.compare.verdicts import findings, verdicts
 
 
 @dataclass(frozen=True)
-class Settings:
+class Marks:
     """How the runs are read. `reach`: the share of the baseline's final pass@1 whose cost is compared; `collapse`: the
     share of the initial policy's entropy under which a run counts as collapsed; `draws` of prompts with replacement."""
 
@@ -70,7 +70,7 @@ def figures(
     done: Sequence[Job],
     baseline: str,
     chosen: Mapping[str, Mapping],
-    settings: Settings,
+    settings: Marks,
     book: Book,
 ) -> dict[str, Any]:
     """Everything that the runs say: {"methods", "curves", "verdicts", "rates", "findings", ...}; figures go into the
@@ -138,7 +138,7 @@ def _measures(
     prompts: Mapping[str, Prompts],
     target: float | None,
     amount: float,
-    settings: Settings,
+    settings: Marks,
 ) -> dict[str, Draws]:
     """Every measure of a method that prompts enter into."""
     final, marks = prompts["final"].num_prompts, prompts["marks"].num_prompts
@@ -189,9 +189,7 @@ def _about(
     }
 
 
-def _counts(
-    entropy: np.ndarray, measured: Mapping[str, Draws], config: Any, settings: Settings
-) -> dict[str, int | None]:
+def _counts(entropy: np.ndarray, measured: Mapping[str, Draws], config: Any, settings: Marks) -> dict[str, int | None]:
     """How many seeds collapsed, by their entropy [S, G], and how many never reached the target (None where there is
     none).
     """
@@ -213,7 +211,7 @@ def _band(lines: np.ndarray, seeds: Sequence[int], num_prompts: int) -> dict[str
 
 
 def _rates(
-    measures: Measures, chosen: Mapping[str, Mapping], config: Any, settings: Settings
+    measures: Measures, chosen: Mapping[str, Mapping], config: Any, settings: Marks
 ) -> dict[str, list[dict[str, Any]]]:
     """{method: its rates with their validation figures}; nothing where a single rate was taken without a check."""
     found: dict[str, list] = {}

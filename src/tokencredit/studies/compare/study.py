@@ -27,12 +27,13 @@ from tokencredit.budget import UNITS, Budget
 from tokencredit.durable import append_line, read_lines
 from tokencredit.methods import METHODS
 from tokencredit.scores.table import available, names_of
-from tokencredit.studies.compare.figures import Settings, figures
+from tokencredit.studies.compare.figures import Marks, figures
 from tokencredit.studies.compare.jobs import Job, Tell, choose, finished, run_jobs
 from tokencredit.studies.compare.question import MOST_STEPS, QUICK_STEPS, STEPS, Comparison
 from tokencredit.studies.study import Work
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
+from tokencredit.tasks.task import Task
 from tokencredit.train_config import TrainConfig
 
 QUICK = ("grpo", "dapo", "gtpo", "ptw_gradient_norm", "exact_value")
@@ -56,7 +57,6 @@ COMPARED = (
     "kl_cov",
     "exact_value",
 )
-FREE = frozenset({"entropy", "logprob"})
 SITTINGS = "sittings.jsonl"
 CHECK_SEED = 1000  # seeds of the rate check begin here: no run that counts has one of these
 
@@ -165,7 +165,7 @@ def run(asked: Comparison, work: Work) -> dict[str, Any]:
     work.say(
         f"{len(methods)} methods, {seeds} seeds, {amount:,g} {unit} each, {workers} side by side, on {config.base.task}"
     )
-    settings = Settings(collapse=asked.collapse)
+    settings = Marks(collapse=asked.collapse)
     return compare(
         config, work, methods=methods, seeds=seeds, baseline=asked.baseline, workers=workers, settings=settings
     )
@@ -187,7 +187,7 @@ def compare(
     seeds: int,
     baseline: str,
     workers: int = 1,
-    settings: Settings | None = None,
+    settings: Marks | None = None,
 ) -> dict[str, Any]:
     """The runs and what they say: the blocks of the result; table.md. RunError where the directory holds a study with
     other settings.
@@ -208,7 +208,7 @@ def compare(
         "baseline": baseline,
         "failed": failed,
         "workers": workers,
-        **figures(config, out, done, baseline, chosen, settings or Settings(), work.book),
+        **figures(config, out, done, baseline, chosen, settings or Marks(), work.book),
         "wall": sum(each["seconds"] for each in read_lines(out / SITTINGS)),
     }
 
@@ -273,6 +273,6 @@ def check(config: CompareConfig, methods: Sequence[str], seeds: int, baseline: s
     return methods
 
 
-def unavailable(methods: Sequence[str], task: Any) -> dict[str, list[str]]:
+def unavailable(methods: Sequence[str], task: Task) -> dict[str, list[str]]:
     """{method: scores that neither an engine nor this task can give}."""
     return {name: missing for name in methods if (missing := sorted(METHODS[name].needs - available(task)))}

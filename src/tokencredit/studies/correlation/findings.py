@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tokencredit.agreement.ranks import midranks
-from tokencredit.agreement.rollouts import ESTIMANDS, Rollouts
+from tokencredit.agreement.rollouts import ESTIMANDS, AlternativeRollouts
 from tokencredit.figure import Figure
 from tokencredit.studies.correlation.proxy_figures import Tokens
 
@@ -82,7 +82,11 @@ def _noise(study: Mapping[str, Any], figures: Mapping[str, Figure], estimand: st
 
 
 def scatter(
-    tokens: Tokens, rollouts: Rollouts, exact: Mapping[str, np.ndarray] | None, defined: np.ndarray, seed: int
+    tokens: Tokens,
+    rollouts: AlternativeRollouts,
+    exact: Mapping[str, np.ndarray] | None,
+    defined: np.ndarray,
+    seed: int,
 ) -> dict[str, Any]:
     """A random sample of tokens: each proxy's rank in [0, 1] and the effects, exact where they are known, with their
     role.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokencredit.agreement.rollouts import Rollouts
+from tokencredit.agreement.rollouts import AlternativeRollouts
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.sampling import Request, Trace
@@ -110,7 +110,7 @@ def roll_out(
     num: int,
     seed: int,
     on_done: Callable[[int], None] | None = None,
-) -> tuple[Rollouts, dict[str, int]]:
+) -> tuple[AlternativeRollouts, dict[str, int]]:
     """`num` rollouts per token that start with another token: drawn from π without the written one, continued
     on-policy, verified.
 
@@ -151,7 +151,7 @@ def roll_out(
             on_done(500)
     trace = np.repeat(np.arange(len(traces)), [len(t.completion) for t in traces])
     reward = np.array([each["correct"] for group in completions for each in group], float)
-    return Rollouts(trace, np.array(pi), reward, rewards, alternative, np.stack(share)), cost
+    return AlternativeRollouts(trace, np.array(pi), reward, rewards, alternative, np.stack(share)), cost
 
 
 def exact(

@@ -16,7 +16,7 @@ from tokencredit.agreement.controls import BudgetCurve, Null, budget_curve, perm
 from tokencredit.agreement.moments import Squares, corrected_draws, exact_draws, reliability
 from tokencredit.agreement.posterior import Posterior, ceiling_draws
 from tokencredit.agreement.resampling import Bootstrap
-from tokencredit.agreement.rollouts import Rollouts
+from tokencredit.agreement.rollouts import AlternativeRollouts
 
 Draws = dict[str, dict[str, np.ndarray]]
 
@@ -110,7 +110,7 @@ class Sampled:
 
 def sampled_figures(
     tokens: Tokens,
-    rollouts: Rollouts,
+    rollouts: AlternativeRollouts,
     posterior: Posterior,
     estimand: str,
     defined: np.ndarray,

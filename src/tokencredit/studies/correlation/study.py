@@ -20,7 +20,7 @@ import numpy as np
 from tokencredit.agreement.controls import noise_only
 from tokencredit.agreement.moments import budget_law
 from tokencredit.agreement.posterior import Posterior
-from tokencredit.agreement.rollouts import ESTIMANDS, Rollouts
+from tokencredit.agreement.rollouts import ESTIMANDS, AlternativeRollouts
 from tokencredit.checkpoints import listed
 from tokencredit.lm.distribution import seed_of
 from tokencredit.studies.book import Book
@@ -76,7 +76,7 @@ def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
     return study | {"cost": cost | {"seconds": stages.seconds}}
 
 
-def _rollouts(config, policy, rows, drawn, stages, say) -> tuple[Rollouts, dict[str, int]]:
+def _rollouts(config, policy, rows, drawn, stages, say) -> tuple[AlternativeRollouts, dict[str, int]]:
     """Rollouts of all completions, stored a few prompts at a time."""
     pieces = []
     for start in range(0, len(rows), CHUNK):
@@ -96,7 +96,7 @@ def _rollouts(config, policy, rows, drawn, stages, say) -> tuple[Rollouts, dict[
         offset += len(piece["reward"])
     names = ("trace", "pi", "reward", "rewards", "alternative", "share")
     cost = {name: int(sum(piece[name] for piece in pieces)) for name in ("rollouts", "tokens")}
-    return Rollouts(*(np.concatenate([piece[name] for piece in pieces]) for name in names)), cost
+    return AlternativeRollouts(*(np.concatenate([piece[name] for piece in pieces]) for name in names)), cost
 
 
 def _exact(config, policy, rows, drawn, stages, say) -> dict[str, np.ndarray]:
@@ -113,7 +113,7 @@ def _exact(config, policy, rows, drawn, stages, say) -> dict[str, np.ndarray]:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _tokens(drawn: list, proxies: dict[str, np.ndarray], rollouts: Rollouts, seed: int) -> Tokens:
+def _tokens(drawn: list, proxies: dict[str, np.ndarray], rollouts: AlternativeRollouts, seed: int) -> Tokens:
     """The table of tokens, with the groups that figures are split by and a proxy that knows nothing."""
     flat = [(prompt, each) for prompt, group in enumerate(drawn) for each in group]
     lengths = [len(each["ids"]) for _, each in flat]
@@ -141,7 +141,7 @@ def _tokens(drawn: list, proxies: dict[str, np.ndarray], rollouts: Rollouts, see
 
 
 def _study(
-    config: CorrelationConfig, tokens: Tokens, rollouts: Rollouts, posterior: Posterior, exact, book: Book
+    config: CorrelationConfig, tokens: Tokens, rollouts: AlternativeRollouts, posterior: Posterior, exact, book: Book
 ) -> dict[str, Any]:
     """Every estimand from both sources, over the same tokens and the same draws of prompts."""
     defined = rollouts.defined

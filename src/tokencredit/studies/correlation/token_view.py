@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tokencredit.agreement.posterior import Posterior
-from tokencredit.agreement.rollouts import Rollouts
+from tokencredit.agreement.rollouts import AlternativeRollouts
 
 SHOWN = 16
 NEGLIGIBLE = 0.02
@@ -23,7 +23,7 @@ def token_view(
     policy: Any,
     rows: Sequence[dict],
     drawn: Sequence[Sequence[dict]],
-    rollouts: Rollouts,
+    rollouts: AlternativeRollouts,
     posterior: Posterior,
     exact: dict[str, np.ndarray] | None,
     proxies: dict[str, np.ndarray],
@@ -86,7 +86,7 @@ def _effect(estimate: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _alternatives(policy: Any, rollouts: Rollouts, token: int) -> list[dict[str, Any]]:
+def _alternatives(policy: Any, rollouts: AlternativeRollouts, token: int) -> list[dict[str, Any]]:
     """What else could have been said, most often sampled first: text, share of the other tokens' mass, rollouts and
     successes.
     """

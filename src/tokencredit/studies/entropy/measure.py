@@ -18,7 +18,14 @@ from torch import Tensor
 from tokencredit.dynamics.batch import Batch, draw, prompts_of, roll_out
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.passes import Passes
-from tokencredit.dynamics.reweighting import Tangents, at_rest, curvatures, linear_change, second_derivatives, slopes
+from tokencredit.dynamics.reweighting import (
+    PrefixTangents,
+    at_rest,
+    curvatures,
+    linear_change,
+    second_derivatives,
+    slopes,
+)
 from tokencredit.dynamics.to_go import BASELINES, Baseline, baseline_of, hidden_states, places
 from tokencredit.dynamics.true_change import by_reweighting, by_sampling
 from tokencredit.dynamics.update import Update, update_vector
@@ -94,7 +101,7 @@ def _predicted(evaluation: Evaluation, direction: Mapping[str, Tensor], sizes: S
     """Sums of the linear prediction by baseline, and of the quadratic one; predictions of sub-batches that know nothing
     of one another.
     """
-    first = Tangents(*evaluation.passes.forward(direction))
+    first = PrefixTangents(*evaluation.passes.forward(direction))
     entropy, mask, rollouts = evaluation.entropy, evaluation.mask, evaluation.batch.rollouts
     names = (BEST,) if short else BASELINES
     rest = at_rest(entropy, mask)
@@ -123,10 +130,10 @@ def _predicted(evaluation: Evaluation, direction: Mapping[str, Tensor], sizes: S
     }
 
 
-def _linear(first: Tangents, rollouts: Any, keep: Tensor, hidden: Tensor, name: str) -> float:
+def _linear(first: PrefixTangents, rollouts: Any, keep: Tensor, hidden: Tensor, name: str) -> float:
     """The linear prediction from some rollouts alone, baselines included."""
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
-    parts = slopes(Tangents(*(x[keep] for x in first)), entropy, mask, baseline_of(rollouts, name, hidden[keep]))
+    parts = slopes(PrefixTangents(*(x[keep] for x in first)), entropy, mask, baseline_of(rollouts, name, hidden[keep]))
     return linear_change(
         *(float(x.sum()) for x in at_rest(entropy, mask)), *(float(sum(x).sum()) for x in zip(*parts.values()))
     )

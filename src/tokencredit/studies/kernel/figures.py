@@ -13,10 +13,10 @@ from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.influence import over_prompts, r2_over_prompts, slope
 from tokencredit.dynamics.kernel import cosines
 from tokencredit.dynamics.kernel_pairs import effective_rank, pair_table, spectrum, top_share
-from tokencredit.dynamics.kernel_shares import EDGES, Change, share_figures
+from tokencredit.dynamics.kernel_shares import EDGES, SharedChange, share_figures
 from tokencredit.figure import Figure
 from tokencredit.studies.book import Book
-from tokencredit.studies.kernel.measurement import Measurement, at_units, unit_rows
+from tokencredit.studies.kernel.measurement import KernelMeasurement, at_units, unit_rows
 from tokencredit.studies.kernel.question import KernelConfig
 
 POINTS = 400
@@ -26,10 +26,10 @@ GOOD = 0.99
 
 
 def study_of(
-    checkpoint: Checkpoint, config: KernelConfig, m: Measurement, book: Book
+    checkpoint: Checkpoint, config: KernelConfig, m: KernelMeasurement, book: Book
 ) -> tuple[dict[str, Any], dict[str, list[dict]]]:
     """(what the page draws, {table: rows}); figures go into the book."""
-    change = None if m.noise else Change.of(m.own, m.units)
+    change = None if m.noise else SharedChange.of(m.own, m.units)
     credit = at_units(-m.update.coefficient, m.units)
     tokens = config.level == "tokens"
     probability = np.exp(at_units(m.update.batch.rollouts.score("logprob").double(), m.units)) if tokens else None
@@ -74,7 +74,7 @@ def study_of(
     return study | {"findings": findings(config, study, book.figures)}, tables
 
 
-def _influence(config: KernelConfig, m: Measurement, book: Book) -> dict[str, Any]:
+def _influence(config: KernelConfig, m: KernelMeasurement, book: Book) -> dict[str, Any]:
     """R² and slope at every rate, of tokens and of whole completions; the kernel against the forward pass; points to
     draw.
     """
@@ -102,7 +102,7 @@ def _influence(config: KernelConfig, m: Measurement, book: Book) -> dict[str, An
     return {"rates": rows, "points": _points(config, m)}
 
 
-def _points(config: KernelConfig, m: Measurement) -> dict[str, Any]:
+def _points(config: KernelConfig, m: KernelMeasurement) -> dict[str, Any]:
     """Predicted and real changes of a few hundred units: those that change most, and others at random."""
     guess = m.held["all"]
     order = np.argsort(-np.abs(guess), kind="stable")
@@ -147,7 +147,7 @@ def _pair_row(each: Any) -> dict[str, Any]:
     return found
 
 
-def _spectrum(book: Book, name: str, k: Any, m: Measurement) -> dict[str, Any]:
+def _spectrum(book: Book, name: str, k: Any, m: KernelMeasurement) -> dict[str, Any]:
     values = spectrum(k)
     return {
         "effective_rank": book.enter(
@@ -158,7 +158,7 @@ def _spectrum(book: Book, name: str, k: Any, m: Measurement) -> dict[str, Any]:
     }
 
 
-def _heat(checkpoint: Checkpoint, m: Measurement, tokens: bool) -> dict[str, Any]:
+def _heat(checkpoint: Checkpoint, m: KernelMeasurement, tokens: bool) -> dict[str, Any]:
     """Cosines of completions in the order of their prompts and, of tokens, those of two rollouts of one prompt, a right
     and a wrong one.
     """

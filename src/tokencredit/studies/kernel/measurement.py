@@ -38,7 +38,7 @@ from tokencredit.studies.study import Say
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
+class KernelMeasurement:
     """Everything the figures are made of. K [N, N] of the senders, C [N, N] and [N', N] what they do to themselves and
     to the held-out units, `held` {fresh, all: [N'] by forward passes; real: [R, N']}; noise of a sketch's cosines."""
 
@@ -80,7 +80,7 @@ def step_of(checkpoint: Checkpoint, batch: Batch, preconditioner: str) -> tuple[
     return update, of_update(update, checkpoint.optimizer)
 
 
-def measure(checkpoint: Checkpoint, config: KernelConfig, stages: Stages, say: Say) -> Measurement:
+def measure(checkpoint: Checkpoint, config: KernelConfig, stages: Stages, say: Say) -> KernelMeasurement:
     """Rollouts, step, kernel, influence."""
     c, method = config, checkpoint.method
     say(f"{c.prompts} prompts x {c.group} rollouts")
@@ -102,7 +102,7 @@ def measure(checkpoint: Checkpoint, config: KernelConfig, stages: Stages, say: S
     )
     held = stages.arrays("steps", lambda: _steps(c, update, passes, held_units))
     k, own, cross = (torch.from_numpy(found[name]) for name in ("kernel", "own", "cross"))
-    return Measurement(update, held_batch, units, held_units, k, own, cross, held, float(found["noise"]))
+    return KernelMeasurement(update, held_batch, units, held_units, k, own, cross, held, float(found["noise"]))
 
 
 def _kernels(

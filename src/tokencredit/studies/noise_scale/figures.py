@@ -11,7 +11,7 @@ from tokencredit.dynamics.noise_scale import NoiseScale
 from tokencredit.dynamics.variance_split import VarianceSplit, loads
 from tokencredit.stats import Estimate, jackknife_ratio
 from tokencredit.studies.book import Book
-from tokencredit.studies.noise_scale.measurement import PAIRS, Measurement
+from tokencredit.studies.noise_scale.measurement import PAIRS, NoiseMeasurement
 from tokencredit.studies.noise_scale.question import NoiseScaleConfig
 
 GROUPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -23,7 +23,7 @@ SPLIT = {
 PROMPTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def blocks(found: Measurement, config: NoiseScaleConfig, own: Mapping[str, int], book: Book) -> dict[str, Any]:
+def blocks(found: NoiseMeasurement, config: NoiseScaleConfig, own: Mapping[str, int], book: Book) -> dict[str, Any]:
     """{"costs", "choice", "grid", "findings"}; figures go into the book. Without a budget, what the run's own batch
     costs.
     """

@@ -29,7 +29,7 @@ PAIRS = 4
 
 
 @dataclass(frozen=True)
-class Measurement:
+class NoiseMeasurement:
     """own: the method's noise scale over `prompts` (with dynamic sampling those of mixed groups); plain: that of
     leave-one-out credit over all that were drawn, and its split, None for groups of fewer than 4. `sketched`: numbers
     kept of a gradient, None for all."""
@@ -61,7 +61,9 @@ class Products:
         return cls(torch.from_numpy(arrays["own"]), plain, int(arrays["sketched"]) or None)
 
 
-def measure(checkpoint: Checkpoint, method: Method, batch: Batch, *, limit: int = LIMIT, seed: int = 0) -> Measurement:
+def measure(
+    checkpoint: Checkpoint, method: Method, batch: Batch, *, limit: int = LIMIT, seed: int = 0
+) -> NoiseMeasurement:
     """The noise scales of these rollouts. ValueError where no rollout has credit or fewer than 3 prompts count."""
     return measured(products_of(checkpoint, method, batch, limit=limit, seed=seed), batch.rollouts, seed=seed)
 
@@ -92,16 +94,16 @@ def products_of(checkpoint: Checkpoint, method: Method, batch: Batch, *, limit: 
     return Products(own, plain, sketched)
 
 
-def measured(found: Products, rollouts: Rollouts, *, seed: int = 0) -> Measurement:
+def measured(found: Products, rollouts: Rollouts, *, seed: int = 0) -> NoiseMeasurement:
     """The noise scales that products of gradients of these rollouts give."""
     num = len(found.own)
     # Prompts' gradients add up to the batch's, which is their mean: a prompt's own is that many times its part.
     own = noise_scale(found.own * num**2, seed=seed)
     if found.plain is None:
-        return Measurement(own, num, None, None, found.sketched)
+        return NoiseMeasurement(own, num, None, None, found.sketched)
     given = found.plain, rollouts.reward, rollouts.group_index
     plain = noise_scale(leave_one_out_products(*given), seed=seed)
-    return Measurement(own, num, plain, leave_one_out(*given), found.sketched)
+    return NoiseMeasurement(own, num, plain, leave_one_out(*given), found.sketched)
 
 
 def _only(weight: Tensor, rows: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ DIRECTED = COMPARED | ACCURATE | {"truth_cosine", "truth_angle"}
 
 
 @dataclass(frozen=True)
-class Moments:
+class GradientMoments:
     """What the figures of one method are made of, [1 + N] each.
 
     second       E|x|²            signal       |μ|²             pair         E x · x′
@@ -56,7 +56,7 @@ class Moments:
         return self.second - self.signal
 
     @classmethod
-    def of(cls, table: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> Moments:
+    def of(cls, table: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> GradientMoments:
         """From the products per prompt [N] that `variance_gradients` makes, of the method and of τ's estimator."""
         return cls(
             second=mean(table["square"]),
@@ -125,7 +125,7 @@ def degrees(cosine: Estimate) -> Estimate:
     return Estimate(value, low, high, cosine.num, cosine.level)
 
 
-def statistics_of(own: Moments, base: Moments, batch: int) -> dict[str, np.ndarray]:
+def statistics_of(own: GradientMoments, base: GradientMoments, batch: int) -> dict[str, np.ndarray]:
     """Every statistic of one method, beside the unweighted one's moments; mean squared errors are those of a batch of
     `batch` prompts.
 
@@ -164,7 +164,7 @@ def statistics_of(own: Moments, base: Moments, batch: int) -> dict[str, np.ndarr
         }
 
 
-def figures_of(own: Moments, base: Moments, batch: int) -> dict[str, Estimate]:
+def figures_of(own: GradientMoments, base: GradientMoments, batch: int) -> dict[str, Estimate]:
     """The statistics with intervals: jackknife, on the logarithm for ratios above 0; Fieller's for the relative
     variance and the cosines.
 
@@ -180,7 +180,7 @@ def figures_of(own: Moments, base: Moments, batch: int) -> dict[str, Estimate]:
     return {name: UNRESOLVED if name in lost else estimate for name, estimate in found.items()}
 
 
-def p_values_of(own: Moments, base: Moments, batch: int) -> dict[str, float]:
+def p_values_of(own: GradientMoments, base: GradientMoments, batch: int) -> dict[str, float]:
     """How likely such a difference from the unweighted gradient, or such an angle to the truth, would be
     without one.
     """
@@ -196,7 +196,7 @@ def p_values_of(own: Moments, base: Moments, batch: int) -> dict[str, float]:
     return {name: 1.0 if np.isnan(known[name].value) else p_value(*test) for name, test in tests.items()}
 
 
-def exact_figures_of(own: Moments, base: Moments, batch: int) -> dict[str, float]:
+def exact_figures_of(own: GradientMoments, base: GradientMoments, batch: int) -> dict[str, float]:
     """The same numbers from moments that are known."""
     found = {name: float(x[0]) for name, x in statistics_of(own, base, batch).items()}
     least = found.pop("per_unweighted")
@@ -207,7 +207,7 @@ def exact_figures_of(own: Moments, base: Moments, batch: int) -> dict[str, float
     return found | {"angle": angle, "truth_angle": truth_angle, "ess": 1 / least if least > 0 else np.inf}
 
 
-def _cosines(own: Moments, base: Moments) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _cosines(own: GradientMoments, base: GradientMoments) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{name: (dot product, product of lengths)}."""
     with np.errstate(all="ignore"):
         return {
@@ -230,6 +230,6 @@ def _ratio(top: np.ndarray, bottom: np.ndarray) -> Estimate:
     return jackknife_ratio(top[0], bottom[0], (top[1:], bottom[1:]), LEVEL)
 
 
-def resolved(own: Moments) -> bool:
+def resolved(own: GradientMoments) -> bool:
     """Whether |μ|² is above 0 by its interval: without that there is no direction to speak of."""
     return interval(own.signal).low > 0

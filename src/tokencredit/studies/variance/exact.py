@@ -25,7 +25,7 @@ from tokencredit.lm.packing import grid
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
 from tokencredit.scores.proxies import proxies
-from tokencredit.studies.variance.estimators import Moments
+from tokencredit.studies.variance.estimators import GradientMoments
 from tokencredit.studies.variance.gradients import Reference, by_prompt, weights_of
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy, tiny_model
 
@@ -175,7 +175,7 @@ class Estimator:
         """μ as a combination of the tokens' gradients."""
         return self.chance @ self.rows
 
-    def moments(self, base: Estimator, world: World) -> Moments:
+    def moments(self, base: Estimator, world: World) -> GradientMoments:
         """Exact, in the arrays of one entry that hold no jackknife."""
         products, mean = world.products, self.mean
         by_prompt = (self.chance[:, None] * self.rows).unflatten(0, (self.num_prompts, -1)).sum(1) * self.num_prompts
@@ -189,7 +189,7 @@ class Estimator:
             "credited": self.chance @ self.credited,
             "tokens_apart": self.chance @ self.apart,
         }
-        return Moments(**{name: np.array([float(value)]) for name, value in values.items()})
+        return GradientMoments(**{name: np.array([float(value)]) for name, value in values.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,9 @@ class Law:
         root = vectors * values.clamp(min=0).sqrt()
         return cls({method.name: world.estimator(method).rows @ root for method in methods}, world.groups[1])
 
-    def sample(self, name: str, base: str, truth: str, prompts: int, seed: int) -> tuple[Moments, Moments]:
+    def sample(
+        self, name: str, base: str, truth: str, prompts: int, seed: int
+    ) -> tuple[GradientMoments, GradientMoments]:
         """Estimated moments of a method and of the unweighted one, from prompts drawn with two groups each."""
         generator = torch.Generator().manual_seed(seed)
         prompt = torch.randint(0, len(self.chance), (prompts,), generator=generator)
@@ -220,7 +222,7 @@ class Law:
         reference = Reference(by_prompt(x[base]), by_prompt(x[truth]))
         counts = {"credited": np.ones(prompts), "tokens_apart": np.ones(prompts)}
         tables = {key: reference.products(each) | counts for key, each in x.items()}
-        return Moments.of(tables[name], tables[truth]), Moments.of(tables[base], tables[truth])
+        return GradientMoments.of(tables[name], tables[truth]), GradientMoments.of(tables[base], tables[truth])
 
 
 def measurable(methods: Sequence[Method]) -> list[Method]:

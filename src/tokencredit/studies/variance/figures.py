@@ -11,7 +11,7 @@ from tokencredit.method import Method
 from tokencredit.stats import Estimate, holm
 from tokencredit.studies.book import Book
 from tokencredit.studies.variance.estimators import (
-    Moments,
+    GradientMoments,
     exact_figures_of,
     figures_of,
     interval,
@@ -50,7 +50,7 @@ class Figures:
     book: Book
     batch: int
 
-    def methods(self, label: str, moments: Mapping[str, Moments], baseline: str) -> dict[str, dict[str, Any]]:
+    def methods(self, label: str, moments: Mapping[str, GradientMoments], baseline: str) -> dict[str, dict[str, Any]]:
         """{method: {"figures": {figure: name}, "resolved", "tokens": credited per group}}; a method without any
         gradient has no figures.
 

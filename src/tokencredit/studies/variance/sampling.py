@@ -24,7 +24,7 @@ from tokencredit.dynamics.vectors import dot
 from tokencredit.masked import over
 from tokencredit.rollouts import Rollouts
 from tokencredit.stats import Estimate, mean_of_units
-from tokencredit.studies.variance.estimators import Moments, interval, mean
+from tokencredit.studies.variance.estimators import GradientMoments, interval, mean
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 CHECKED, GROUPS = 0.2, 32
@@ -72,7 +72,7 @@ Curve = list[dict[str, Estimate]]
 
 
 def curves(
-    weight: Tensor, rollouts: Rollouts, own: Moments, fractions: Sequence[float] = FRACTIONS
+    weight: Tensor, rollouts: Rollouts, own: GradientMoments, fractions: Sequence[float] = FRACTIONS
 ) -> dict[str, Curve]:
     """{scheme: one entry per fraction}: `added`, over tr Cov of the whole gradient, and `cost`, fraction · (1 + added):
     tokens that a given variance costs, against keeping all. Groups g and g + N/2 share a prompt."""

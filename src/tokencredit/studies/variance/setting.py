@@ -33,7 +33,7 @@ from tokencredit.studies.variance.question import VarianceConfig
 ROOM = 400_000_000
 """Numbers that the gradients of all groups may hold, one method at a time; larger models are sketched."""
 SKETCH = 64
-SCORES = frozenset({"gradient_norm", "fisher_trace", "head_norm"})
+ALWAYS = frozenset({"gradient_norm", "fisher_trace", "head_norm"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def prepare(
     )
     say(f"{label}: rollouts and scores")
     rows = prompts_of(checkpoint, config.prompts, config.seed)
-    needs = SCORES.union(TRUTHS[truth].needs, *(method.needs for method in methods.values()))
+    needs = ALWAYS.union(TRUTHS[truth].needs, *(method.needs for method in methods.values()))
     batch = _scored(config, checkpoint, [*rows, *rows], needs, stages)
     unweighted = weights_of(methods[config.baseline], batch.rollouts)
     if not unweighted.any():

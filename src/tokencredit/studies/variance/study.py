@@ -22,7 +22,7 @@ from tokencredit.lm.prompts import prompt_text
 from tokencredit.methods import METHODS
 from tokencredit.studies.stages import Stages
 from tokencredit.studies.study import Work
-from tokencredit.studies.variance.estimators import Moments
+from tokencredit.studies.variance.estimators import GradientMoments
 from tokencredit.studies.variance.figures import Figures
 from tokencredit.studies.variance.findings import findings
 from tokencredit.studies.variance.gradients import num_parameters, token_counts, weights_of
@@ -72,7 +72,7 @@ def _tables(setting: Setting, stages: Stages, say: Callable[[str], None]) -> dic
 def _block(config: VarianceConfig, setting: Setting, tables: dict, stages: Stages, figures: Figures) -> dict[str, Any]:
     """Everything that the report shows of one checkpoint."""
     rollouts, label = setting.batch.rollouts, setting.label
-    moments = {name: Moments.of(table, tables[TRUE]) for name, table in tables.items() if name != TRUE}
+    moments = {name: GradientMoments.of(table, tables[TRUE]) for name, table in tables.items() if name != TRUE}
     weight = weights_of(setting.methods[config.baseline], rollouts)
 
     def draw() -> dict[str, dict]:

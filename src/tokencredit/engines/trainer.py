@@ -1,0 +1,19 @@
+"""What scorers and the parts of the TRL engine ask of the trainer that they serve."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tokencredit.lm.models import CausalModel
+
+
+class Trainer(Protocol):
+    """A `CreditTrainer`, or any GRPOTrainer of TRL's: the parts that are used by name, and the rest as TRL has it."""
+
+    model: CausalModel
+    args: Any
+    state: Any
+    accelerator: Any
+    temperature: float
+
+    def __getattr__(self, name: str) -> Any: ...
