@@ -13,14 +13,13 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from tokencredit.studies.compare.command import read_config
-
 from _result import finish
-from tokencredit.cli import make_parser
 from tokencredit.runs import Run
 from tokencredit.stats import OverSeedsAndPrompts
 from tokencredit.studies.compare.curves import Curves, Prompts, area, budget_to
 from tokencredit.studies.compare.jobs import Tell, choose, run_jobs
+from tokencredit.studies.compare.question import Comparison
+from tokencredit.studies.compare.study import plan
 
 VARIANTS = {
     "dapo": ("dapo", {}),
@@ -74,7 +73,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/dynamic_sampling"))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    config, _, seeds = read_config(make_parser().parse_args(["study", "compare"]))
+    config, _, seeds = plan(Comparison())
     trained = train(config, options.out, seeds, options.workers)
     target = REACH * float(trained["grpo"][1].final["pass@1"].mean())
     found = {v: measures(curves, target, config.budget.amount) for v, (_, curves) in trained.items()}
