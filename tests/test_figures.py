@@ -24,8 +24,6 @@ NOT_COMMITTED = frozenset(
         "compare",
         "conditions",
         "demo",
-        "kernel_identity",
-        "variance_5",
     ]
 )
 
