@@ -329,7 +329,7 @@ def test_the_size_that_is_said_to_be_seen_is_where_the_first_step_of_holm_finds_
     levels = dict(zip(COMPARED, np.linspace(0.5, 0.8, len(COMPARED)))) | {"grpo": 0.65}
     result = made_study(tmp_path, levels, by_seed=0.05)
     rows = [row for row in result["verdicts"] if row["measure"] == "area"]
-    sizes = [abs(result["figures"][row["difference"]]["value"]) for row in rows]
+    sizes = [abs(result["figures"][row["difference"]].value) for row in rows]
     found = [row["p"] < 0.05 / len(rows) for row in rows]
     assert [size > row["seen"] for size, row in zip(sizes, rows)] == found and 0 < sum(found) < len(rows)
     told = np.median([row["seen"] for row in rows])
