@@ -93,7 +93,7 @@ def test_figures_fit_80_columns():
     study.show(figures, PlainConsole(file=page, width=80))
     text = page.getvalue()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
-    assert text.count("0.457 (-1.23, 2.35)") == 20 and text.count("14.2 (-101.2, 139.0)") == 5
+    assert text.count("0.457 [−1.234, 2.346]") == 20 and text.count("14.2 [−101, 139]") == 5
     assert all(name in text for name in ("grpo", "reinforce_pp_baseline", "a [claim]", "a [detail]"))
 
 

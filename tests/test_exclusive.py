@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -13,11 +14,7 @@ import pytest
 from tokencredit.cli import main
 from tokencredit.exclusive import LOCK, exclusive, holds_out
 from tokencredit.runs import Run
-from tokencredit.studies.attribution import study as attribution
-from tokencredit.studies.correlation import study as correlation
-from tokencredit.studies.entropy import study as entropy
-from tokencredit.studies.kernel import study as kernel
-from tokencredit.studies.variance import study as variance
+from tokencredit.studies.table import STUDIES
 
 HOLDER = """
 import sys
@@ -97,13 +94,11 @@ def test_a_function_holds_its_directory(tmp_path):
     assert work(1, tmp_path / "a") == 3 and work(1, out=tmp_path / "b", two=5) == 6
 
 
-@pytest.mark.parametrize("study", [attribution, correlation, entropy, kernel, variance])
-def test_studies_hold_their_directory(study, holder, tmp_path):
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_hold_their_directory(name, holder, tmp_path):
     """Refused before anything else is looked at."""
-    before = {"out": tmp_path / "held", "config": None}
-    checkpoint = {"checkpoint": None} if study in (attribution, kernel) else {}
     with pytest.raises(RuntimeError, match=rf"held is being written by another process \(process {holder.pid}\)"):
-        study.run(**before, **checkpoint)
+        STUDIES[name].run(SimpleNamespace(seed=0), tmp_path / "held")
 
 
 @pytest.mark.parametrize(

@@ -448,7 +448,7 @@ def refusals(folder):
     own = write_own(folder, "def verify(completion, row):\n    return True", long)
     return [
         (tiny(model=str(folder / "gone")), "no such model"),
-        (tiny(method="exact_value", **gsm8k), "exact_value needs exact_value, which the task gsm8k cannot give"),
+        (tiny(method="exact_value", **gsm8k), "exact_value .* needs a world that prefix trees can walk"),
         (tiny(task="rekcon"), "Did you mean 'reckon'"),
         (tiny(method="gtop"), 'Did you mean "gtpo"'),
         (tiny(model=str(bare)), "has no tokenizer that can be loaded; save the model's tokenizer beside it"),

@@ -19,10 +19,13 @@ WATCHED = (
 
 
 def plain_table(title: str, *heads: str, **options: Any) -> Table:
-    """A table without lines; a column whose head begins with > is aligned to the right. Cells do not wrap."""
+    """A table without lines; a column whose head begins with > is aligned to the right. Names, in the first column, and
+    what is aligned to the right do not wrap.
+    """
     table = Table(title=title or None, box=None, pad_edge=False, title_justify="left", title_style="bold", **options)
-    for head in heads:
-        table.add_column(head.removeprefix(">"), justify="right" if head.startswith(">") else "left", no_wrap=True)
+    for number, head in enumerate(heads):
+        right = head.startswith(">")
+        table.add_column(head.removeprefix(">"), justify="right" if right else "left", no_wrap=right or not number)
     return table
 
 

@@ -178,7 +178,7 @@ def show(figures: dict, console: Console) -> None:
         for measure in measures:
             table.add_row(measure, *(_cell(methods[name].get(measure)) for name in names))
         console.print(table, "")
-    console.print(f"In parentheses: {figures['interval']}.")
+    console.print(f"In brackets: {figures['interval']}.")
     for finding in figures["findings"]:
         console.print(f"\n{finding['verdict']}: {finding['claim']}\n  {finding['detail']}")
 

@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokencredit.durable import replace_file
 from tokencredit.lm.arguments import add_policy, training_arguments
 from tokencredit.studies.options import option
 from tokencredit.studies.study import Say, Shared, Study
@@ -88,6 +90,15 @@ class CompareStudy(Study):
         from tokencredit.studies.compare.progress import bars
 
         return bars(console)
+
+    def write_page(self, directory: str | Path) -> Path:
+        """The page, and beside it the study's Markdown table."""
+        from tokencredit.studies.compare.tables import markdown
+        from tokencredit.studies.result import read_result
+
+        table = markdown(read_result(directory)) + "\n"
+        replace_file(Path(directory) / "table.md", lambda file: file.write(table.encode()))
+        return super().write_page(directory)
 
     def command(self, args: argparse.Namespace) -> int:
         if not args.table:

@@ -155,7 +155,7 @@ def plan(asked: Comparison) -> tuple[CompareConfig, list[str], int]:
 
 
 def run(asked: Comparison, work: Work) -> dict[str, Any]:
-    """The whole study: its blocks; table.md."""
+    """The whole study: its blocks."""
     config, methods, seeds = plan(asked)
     workers = _workers() if asked.workers is None else asked.workers
     if workers < 1:
@@ -189,7 +189,7 @@ def compare(
     workers: int = 1,
     settings: Marks | None = None,
 ) -> dict[str, Any]:
-    """The runs and what they say: the blocks of the result; table.md. RunError where the directory holds a study with
+    """The runs and what they say: the blocks of the result. RunError where the directory holds a study with
     other settings.
 
     RuntimeError where the baseline has no finished run, so that there is nothing to compare with, or where another
