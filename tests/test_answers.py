@@ -326,3 +326,12 @@ def test_the_time_limit_is_halved_by_timeouts_and_recovers():
     for _ in range(bounded.RECOVERY * bounded.SHARES):
         patience.saw(timeout=False)
     assert patience.seconds == 3.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [("12千米", "12", True), ("12千克", "12", True), ("12千米", "12000", False), ("12千个", "12000", True)],
+)
+def test_a_scale_that_begins_a_chinese_unit_is_part_of_it(answer, gold, right):
+    """千 is a thousand, 千米 a kilometre and 个 a count."""
+    assert answers.check_plain(answer, gold).correct == right

@@ -165,6 +165,14 @@ def test_bad_input_is_refused_before_anything_is_sampled():
         _policies(CorrelationConfig(runs=("nowhere",)))
 
 
+def test_prompts_without_room_are_refused_without_a_trace(tmp_path):
+    """A directory that was begun would refuse the command that mends it."""
+    config = CorrelationConfig(prompts=4, rollouts=8, policy=PolicyConfig(max_new_tokens=255))
+    with pytest.raises(ValueError, match="255 may be written, more than the model's context of 256"):
+        STUDY.run(config, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
 def test_conditions_rank_calibration_against_agreement():
     """Three conditions, error .1 .2 .3 and captured .9 .5 .1: −1; draw 1 has the reverse: +1."""
     rows = [

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pyarrow.parquet
 import pytest
 import torch
 
+from tokencredit.checkpoints import seal
 from tokencredit.cli import main
 from tokencredit.lm.arguments import policy_config
 from tokencredit.lm.load import find_device, load_tokenizer
-from tokencredit.lm.policy import Policy, PolicyConfig, run_of
+from tokencredit.lm.policy import Policy, PolicyConfig, run_of, usual_limit
 from tokencredit.lm.prompts import encode_completion, encode_prompt, prompt_text
 from tokencredit.scores import SCORES, available
 from tokencredit.scores.measure import measure
@@ -69,6 +71,8 @@ def test_what_is_not_said_follows_the_run(tmp_path):
     """Task, options, temperature and limit are the run's; what is said comes first; another task brings its own."""
     run, config = tmp_path / "run", {"task": "reckon", "task_options": {"operands": [3]}, "temperature": 0.5}
     (run / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    shutil.copy(model_path() / "config.json", run / "checkpoints" / "checkpoint-4")
+    seal(run / "checkpoints" / "checkpoint-4")
     (run / "run.json").write_text(json.dumps({"config": config | {"max_new_tokens": 12}}))
     for named in (run, run / "checkpoints" / "checkpoint-4"):
         assert run_of(named) == run
@@ -78,8 +82,28 @@ def test_what_is_not_said_follows_the_run(tmp_path):
     said = PolicyConfig(str(run), temperature=2.0, options={"operands": [4]}).settled()
     assert (said.temperature, said.max_new_tokens, dict(said.options)) == (2.0, 12, {"operands": [4]})
     other = PolicyConfig(str(run), task="given").settled()
-    assert other.max_new_tokens == load("given").max_new_tokens and not other.options
+    assert other.max_new_tokens == 128 and not other.options  # half of the shipped model's context of 256
     assert run_of(tmp_path) is None and run_of("reckon") is None
+
+
+@pytest.mark.parametrize(("context", "limit"), [(None, 256), (64, 32), (512, 256), (8192, 256)])
+def test_the_usual_limit_leaves_room_in_the_context(context, limit):
+    """A file's task allows 256 tokens."""
+    assert usual_limit(load("given"), SimpleNamespace(max_position_embeddings=context)) == limit
+
+
+def test_a_part_without_prompts_says_so(policy, tmp_path, capsys):
+    with pytest.raises(ValueError, match="reckon has no prompts in the part that was asked for"):
+        policy.encode_rows([])
+    data = tmp_path / "train_only.jsonl"
+    data.write_text(
+        "".join(json.dumps({"prompt": row["prompt"], "answer": 1}) + "\n" for row in Reckon().rows("train", 3))
+    )
+    run = tmp_path / "run"
+    for command in (["evaluate"], ["score", "--out", str(tmp_path / "x")], ["pivotality", "run", "--out", str(run)]):
+        assert main([*command, "--task", str(data)]) == 1
+        assert "has no prompts in the part that was asked for" in capsys.readouterr().err.replace("\n", " ")
+    assert not run.exists()
 
 
 def test_a_settled_policy_can_be_stored_and_opened_again(policy):
@@ -172,6 +196,7 @@ def test_the_commands_take_a_task_of_one_s_own(tmp_path, own, capsys):
     assert stored["options"]["prompt"] == "q" and stored["max_new_tokens"] == 24
     study = ("--prompts", "4", "--rollouts", "8", "--bootstraps", "20", "--condition-prompts", "4", "--temperatures")
     assert main(["study", "correlation", *own, *limit, *study, "--out", str(tmp_path / "study")]) == 0
+    assert main(["score", *own, "--prompts", "1", "--out", str(out)]) == 0  # 256 tokens would not fit its context
     assert main(["score", *own[:2], "--option", "paht=x", "--out", str(out)]) == 1
     assert "needs data" in capsys.readouterr().err
 

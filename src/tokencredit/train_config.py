@@ -45,7 +45,7 @@ class TrainConfig:
                               else
     learning_rate             None: 5e-4 for the embedded task, 1e-6 for any other (a pretrained model)
     temperature               of the sampling, in training and evaluation
-    max_new_tokens            None: the task's own limit
+    max_new_tokens            None: the task's own limit, at most half of the context
     chat                      true: text prompts are asked as a user's message; false: they stay text
     dtype, device             of the weights, float32 unless told; cpu or cuda, a GPU where there is one unless told
     eval_every ... eval_batch evaluation on held-out prompts, in rollout batches (0 switches it off); completions

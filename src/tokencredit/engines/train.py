@@ -19,7 +19,7 @@ from tokencredit.engines.scorers import on_rows, task_scorers
 from tokencredit.engines.trl import CreditTrainer
 from tokencredit.exclusive import exclusive
 from tokencredit.lm.load import find_device, load_config, load_tokenizer, read_weights, resolve_model
-from tokencredit.lm.policy import Policy
+from tokencredit.lm.policy import Policy, usual_limit
 from tokencredit.lm.prompts import encode_prompts
 from tokencredit.method import Method
 from tokencredit.runs import Run
@@ -114,9 +114,9 @@ def make_trainer(
     """The trainer and the recorder that it calls. Task, tokenizer, prompts and options are checked before the model is
     loaded.
     """
-    limit = config.max_new_tokens or task.max_new_tokens
     model_path = resolve_model(config.model)
-    tokenizer = load_tokenizer(model_path)
+    tokenizer, shape = load_tokenizer(model_path), load_config(model_path)
+    limit = config.max_new_tokens or usual_limit(task, shape)
     check_available(sorted(method.needs), task)
     scorers = task_scorers(task, tokenizer, limit, config.eval_batch)
     args = make_args(config, limit, folder)
@@ -126,7 +126,6 @@ def make_trainer(
         raise ValueError(
             f"{config.task} has no prompts to evaluate on: give a file of them (task_options.test), or set eval_every=0"
         )
-    shape = load_config(model_path)
     for some in (rows, tested):
         encode_prompts(tokenizer, some, shape, limit, config.chat)
     dtype = getattr(torch, config.dtype) if config.dtype not in (None, "auto") else config.dtype or torch.float32

@@ -29,7 +29,12 @@ def add_policy(parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--
     )
     if not many:
         group.add_argument("--temperature", type=float, help="of sampling (default: 1)")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="length limit (default: the task's own)")
+    group.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="length limit (default: the task's own, at most half of the model's context)",
+    )
     group.add_argument(
         "--chat", action=argparse.BooleanOptionalAction, help="text prompts as a user's message, or as they are"
     )

@@ -36,12 +36,11 @@ def evaluate(
     all samples; "by_prompt" holds, prompt by prompt, how many samples were correct, their length and their entropy.
     `batch` completions are sampled at a time. VerifierError names the row on which a verifier of your own raises.
     """
-    if not rows or num_samples < 1 or policy.temperature <= 0:
-        raise ValueError(
-            f"an evaluation needs prompts ({len(rows)}), samples ({num_samples}) and a temperature above 0"
-            f" ({policy.temperature})"
-        )
     prompts = policy.encode_rows(rows)
+    if num_samples < 1 or policy.temperature <= 0:
+        raise ValueError(
+            f"an evaluation needs samples ({num_samples}) and a temperature above 0 ({policy.temperature})"
+        )
     sampled = policy.complete(prompts, num_samples, seed=seed, batch=batch, progress=progress)
     verdicts = [[policy.verdict(c.ids, row, c.truncated) for c in group] for row, group in zip(rows, sampled)]
     correct = np.array([[v.correct for v in group] for group in verdicts])

@@ -11,7 +11,7 @@ from typing import Any
 from tokencredit.durable import read_mapping
 from tokencredit.lm.completions import Completion, sample
 from tokencredit.lm.distribution import Settings
-from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
+from tokencredit.lm.load import load_config, load_model, load_tokenizer, resolve_model
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.lm.prefix_sampler import PrefixSampler
 from tokencredit.lm.prompts import Prompt, encode_prompt, encode_prompts
@@ -47,7 +47,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if not self.max_new_tokens:
-            object.__setattr__(self, "max_new_tokens", self.task.max_new_tokens)
+            object.__setattr__(self, "max_new_tokens", usual_limit(self.task, self.model.config))
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -91,7 +91,14 @@ class Policy:
         return encode_prompt(self.tokenizer, prompt, self.chat)
 
     def encode_rows(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Token ids of the rows' prompts; ValueError names a row that is empty or too long for the model's context."""
+        """Token ids of the rows' prompts; ValueError names a row that is empty or too long for the model's context, and
+        says so where there is no row.
+        """
+        if not rows:
+            raise ValueError(
+                f"{self.task.name} has no prompts in the part that was asked for: of a file, four fifths are --split"
+                " train and the rest --split test; --option test=held_out.jsonl names a file for the latter"
+            )
         return encode_prompts(self.tokenizer, rows, self.model.config, self.max_new_tokens, self.chat)
 
     def text(self, ids: Sequence[int]) -> str:
@@ -120,7 +127,7 @@ class PolicyConfig:
     model            a path, a hub name, a run directory (its last checkpoint), or "reckon", the shipped model
     task, options    what `tasks.load` takes; the shipped world's where the model speaks its language
     temperature      of sampling, 1 by default
-    max_new_tokens   length limit, the task's own by default
+    max_new_tokens   length limit, `usual_limit` by default
     chat             True: text prompts are asked as a user's message; False: they stay text
     dtype, device    as torch calls them; by default a GPU where there is one and the checkpoint's own dtype there, else
                      float32 on the CPU
@@ -151,7 +158,7 @@ class PolicyConfig:
         same = own if self.task in (None, own.get("task")) else {}
         task = self.task or own.get("task") or self._embedded()
         found = replace(self, task=task, options={**same.get("task_options", {}), **self.options})
-        limit = self.max_new_tokens or same.get("max_new_tokens") or found.load_task().max_new_tokens
+        limit = self.max_new_tokens or same.get("max_new_tokens") or found._usual_limit()
         temperature = self.temperature or own.get("temperature") or 1.0
         chat = own.get("chat") if self.chat is None else self.chat
         return replace(found, temperature=temperature, max_new_tokens=limit, chat=chat)
@@ -175,6 +182,9 @@ class PolicyConfig:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"options": dict(self.options)}
 
+    def _usual_limit(self) -> int:
+        return usual_limit(self.load_task(), load_config(resolve_model(self.model)))
+
     def _embedded(self) -> str:
         if self.model == EMBEDDED or set(VOCABULARY) <= load_tokenizer(resolve_model(self.model)).get_vocab().keys():
             return EMBEDDED
@@ -182,6 +192,15 @@ class PolicyConfig:
             f"no task is named, and {self.model} is not a run that would tell it: name one with --task, for example"
             " --task gsm8k, --task train.jsonl, or --task verify.py:verify --option path=train.jsonl"
         )
+
+
+def usual_limit(task: Task, shape: Any) -> int:
+    """The length limit where nobody says one: the task's own, or half of the model's context where that is less.
+
+    shape   the model's configuration, of which `max_position_embeddings` is read
+    """
+    context = getattr(shape, "max_position_embeddings", None)
+    return min(task.max_new_tokens, context // 2) if context else task.max_new_tokens
 
 
 def run_of(model: str | Path) -> Path | None:

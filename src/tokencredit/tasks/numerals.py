@@ -131,7 +131,7 @@ def _spoken(text: str, bare_gold: bool) -> Numeral | None:
 def _with_rest(value: Fraction, match: re.Match[str], bare_gold: bool) -> Numeral | None:
     """The numeral with what follows its digits: a scale, a percent sign, a unit."""
     rest = match["rest"]
-    if scale := _SCALE.fullmatch(rest):
+    if (scale := _SCALE.fullmatch(rest)) and not units.is_chinese(rest):  # 千 of 千米 scales the metre, not the number
         if scale[2] and len(scale[2]) > 1 and scale[2] not in ("百万", "千万", "万亿", "百亿", "千亿"):
             return None
         value *= SCALES[scale[1].lower()] if scale[1] else _product(scale[2])

@@ -147,6 +147,11 @@ def _phrase(text: str) -> tuple[str, ...] | None:
     return tuple(measures) if head and not power else None
 
 
+def is_chinese(text: str) -> bool:
+    """Whether it is a Chinese unit of the list."""
+    return text.strip() in _CHINESE
+
+
 def is_known(words: str) -> bool:
     """Whether every word is one of the lists': then none of them names, scales or takes back a number."""
     lists = (NOUNS, _QUANTITIES, _DESCRIBING, _AFTER, _JOINING, MEASURES)

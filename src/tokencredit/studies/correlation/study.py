@@ -44,10 +44,11 @@ CHUNK = 8  # prompts per stored piece of the rollouts and trees
 def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
     """The whole study: its blocks."""
     config = replace(config, policy=config.policy.settled())
-    work.begin(task=config.policy.task, model=config.policy.model, policy=config.policy.as_dict())
-    stages, say, book = work.stages, work.say, work.book
     policy = config.policy.open()
     rows = measurement.held_out(policy.task, config.prompts, config.seed)
+    policy.encode_rows(rows)
+    work.begin(task=config.policy.task, model=config.policy.model, policy=config.policy.as_dict())
+    stages, say, book = work.stages, work.say, work.book
 
     say(f"sampling {config.completions} completions of {len(rows)} held-out prompts")
     drawn = stages.value("completions", lambda: measurement.draw(policy, rows, config.completions, config.seed))
