@@ -115,6 +115,11 @@ def imports(package: Path) -> dict[str, set[str]]:
                 for alias in node.names:
                     inner = f"{base}.{alias.name}"
                     found[name].add(inner if inner in modules else base)
+            elif isinstance(node, ast.Import):
+                inner = [alias.name for alias in node.names if alias.name.startswith("tokencredit.")]
+                found[name] |= {each.removeprefix("tokencredit.") for each in inner}
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                raise AssertionError(f"{path}, line {node.lineno}: an import that is relative is not followed here")
             elif isinstance(node, ast.ImportFrom) and node.module == "tokencredit":
                 found[name] |= {alias.name for alias in node.names if alias.name in modules}
     return {name: targets - {name} for name, targets in found.items()}
@@ -163,6 +168,16 @@ def test_the_checks_of_the_house_can_fail():
     assert arrows_up(graph | {"lm.text": {"studies.book"}}) == ["lm.text -> studies.book"]
     wrong = graph | {"masked": {"rollouts"}, "rollouts": {"credit.transform"}, "credit.transform": {"masked"}}
     assert {"credit.transform", "masked", "rollouts"} in [set(circle) for circle in circles(wrong)]
+
+
+def test_every_form_of_import_is_followed(tmp_path):
+    (tmp_path / "a.py").write_text("def late():\n    import tokencredit.b\n    from tokencredit.c import name\n")
+    (tmp_path / "b.py").write_text("from tokencredit import c\nimport math\n")
+    (tmp_path / "c.py").write_text("")
+    assert imports(tmp_path) == {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    (tmp_path / "c.py").write_text("from . import b\n")
+    with pytest.raises(AssertionError, match="line 1: an import that is relative"):
+        imports(tmp_path)
 
 
 def test_a_class_name_means_one_thing():
