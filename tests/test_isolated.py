@@ -126,3 +126,12 @@ assert verify("7", {}).correct
     assert done.returncode == 0 and not done.stderr, done.stderr
     # The forked process starts a worker of its own, which is warmed by the question that is known to end.
     assert done.stdout.split() == [word for n in "77787" for word in ("said", n)]
+
+
+def test_a_function_that_always_hangs_is_soon_held_to_the_limit(monkeypatch):
+    """Ten times the limit, for what a first call imports, is granted three times and not for a whole batch."""
+    limits = []
+    isolated = Isolated(lambda completion, row: True, 2.0)
+    monkeypatch.setattr(isolated, "_ask", lambda question, seconds: limits.append(seconds) or "timeout")
+    assert [isolated("a", {}) for _ in range(5)] == [LOST] * 5 and isolated.lost == 5
+    assert limits == [20, 20, 20, 2, 2]

@@ -30,6 +30,8 @@ from tokencredit.tasks import server
 WALL = 10  # a call that neither ends nor uses CPU time is ended after so many times the limit of CPU time
 WARMING = 10  # the first call of a worker, which imports what the function needs, has so many times the limit
 
+WARMED = 3  # first calls that may be lost with that limit: a function that always hangs is not given it for ever
+
 LOST = object()  # the result of a call that went over its limit, or ended its process
 
 _alive: weakref.WeakSet[Isolated] = weakref.WeakSet()
@@ -60,7 +62,8 @@ class Isolated:
         with self._lock:
             if self._cold and self._known is not None:
                 self._ask(self._known, WARMING * self.seconds)
-            reply = self._ask(question, self.seconds * (WARMING if self._cold else 1))
+            warming = self._cold and self.lost < WARMED
+            reply = self._ask(question, self.seconds * (WARMING if warming else 1))
             if reply == "timeout":
                 self.lost += 1
                 return LOST
