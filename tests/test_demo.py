@@ -67,6 +67,7 @@ def test_the_demo_and_a_method_that_fails(small, tmp_path, capsys):
         "grpo",
         "gtpo",
     }
+    assert json.loads((out / "correlation" / "result.json").read_text())["command"] == result["command"]
     assert len(result["findings"]) == 4 and all("than grpo" in f["claim"] for f in result["findings"])
     assert "gtpo" in (out / "report.html").read_text()
     assert [Run.open(out / name).status for name in ("grpo-0", "gtpo-0")] == ["finished"] * 2

@@ -77,22 +77,22 @@ def demo(
     )
     write_json(out / "result.json", {"command": command, "seeds": list(range(seeds)), "failed": failed, **figures})
     show(figures, console)
-    sections = correlate(out, done[0], console)
+    sections = correlate(out, done[0], command, console)
     return (
         report.write(done, out / "report.html", figures, title=f"{', '.join(methods)} on reckon", extra=sections),
         failed,
     )
 
 
-def correlate(out: Path, run: Path, console: Console) -> list[report.Section]:
+def correlate(out: Path, run: Path, command: str, console: Console) -> list[report.Section]:
     """A small study of which tokens matter, on the base and on the checkpoints of one run: its sections of the
-    report.
+    report. `command` is the demo's own, which makes both.
     """
     from tokencredit.studies.correlation.question import SMALL, STUDY, CorrelationConfig
 
     config, directory = CorrelationConfig(**SMALL, runs=(str(run),)), out / "correlation"
     with status(console) as say:
-        result = STUDY.run(config, directory, command=f"tokencredit demo --out {out}", say=say)
+        result = STUDY.run(config, directory, command=command, say=say)
     for finding in result["findings"]:
         console.print(f"- {finding}", soft_wrap=True)
     return STUDY.sections(directory)
