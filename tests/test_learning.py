@@ -211,6 +211,23 @@ def test_runs_are_found(tmp_path):
         find_runs([a, tmp_path / "gone"])
 
 
+def test_what_is_no_run_is_left_out_with_a_warning_and_refused_alone(tmp_path):
+    """`runs/*` finds models and pivotality runs as well."""
+    run, pivots, model = made(tmp_path, "grpo", 0), tmp_path / "pivots", tmp_path / "model"
+    for path in (pivots, model):
+        path.mkdir()
+    (pivots / "alternatives.parquet").touch()
+    with pytest.warns(UserWarning) as told:
+        assert find_runs([pivots, run, model]) == [run]
+    assert [str(each.message) for each in told] == [
+        f"left out of the page: {pivots}: a run of `tokencredit pivotality`, which has no page: its figures are in"
+        " result.json, its tokens in tokens.parquet",
+        f"left out of the page: {model}: no run or study here (no run.json, no result.json of `tokencredit study`)",
+    ]
+    with pytest.raises(ValueError, match=f"^{pivots}: a run of `tokencredit pivotality`.*\n{model}: no run or study"):
+        find_runs([pivots, model])
+
+
 def test_ten_rollout_batches_teach_something(tmp_path):
     """GRPO from the shipped model: held-out pass@1 leaves the interval that it began with, and so does the training
     pass rate.

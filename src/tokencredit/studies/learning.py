@@ -7,6 +7,7 @@ reached them.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,20 +36,26 @@ FREE_WITHIN_METHOD = (
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Directories of runs and of studies: these, and those one level below these. Files, which a shell's * also finds,
-    are passed over.
+    """Directories of runs and of studies: these, and those one level below these. What a shell's * also finds is passed
+    over: files without a word, a directory that holds neither with a warning.
 
-    ValueError names a directory that holds neither.
+    ValueError names a path that does not exist, or all of them where none holds a run or study.
     """
     found: dict[Path, None] = {}
+    empty: list[str] = []
     for path in map(Path, paths):
         if path.is_file():
             continue
         here = [path] if _holds(path) else sorted(below for below in path.glob("*/") if _holds(below))
+        if not path.exists():
+            raise ValueError(f"{path}: no such directory")
         if not here:
-            absent = "no run or study here (no run.json, no result.json of `tokencredit study`)"
-            raise ValueError(f"{path}: " + (absent if path.exists() else "no such directory"))
+            empty.append(f"{path}: {_absent(path)}")
         found |= dict.fromkeys(here)
+    if empty and not found:
+        raise ValueError("\n".join(empty))
+    for told in empty:
+        warnings.warn(f"left out of the page: {told}", stacklevel=2)
     if not found:
         raise ValueError(f"no directory of a run or study in: {', '.join(map(str, paths))}")
     return list(found)
@@ -64,6 +71,15 @@ def apart(directories: Sequence[Path]) -> tuple[list[Path], list[Path]]:
                 f"{path}: this study has no result yet; give its command again and it goes on where it was"
             )
     return runs, studies
+
+
+def _absent(path: Path) -> str:
+    if (path / "alternatives.parquet").exists():
+        return (
+            "a run of `tokencredit pivotality`, which has no page: its figures are in result.json, its tokens in"
+            " tokens.parquet"
+        )
+    return "no run or study here (no run.json, no result.json of `tokencredit study`)"
 
 
 def _holds(path: Path) -> bool:
