@@ -13,7 +13,7 @@ from rich.text import Text
 import tokencredit
 from tokencredit.cli import main, make_parser
 from tokencredit.console import PlainConsole, visible
-from tokencredit.progress import columns
+from tokencredit.progress import bar, columns, plain_table
 from tokencredit.tasks import data
 
 NASTY = "a\x1b[31mb [red]c[/red] :smile: \x07\x9b2J\u202e\r\ud800"
@@ -259,3 +259,22 @@ def test_sizes_that_no_machine_holds_are_refused(setting, message, tmp_path, cap
 def test_a_product_that_no_machine_holds_is_refused(capsys):
     assert main(["evaluate", "--prompts", "500000", "--samples", "500000"]) == 1
     assert "--prompts x --samples 250,000,000,000 would need" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_table_wider_than_the_terminal_leaves_no_digit_out():
+    """Names stay whole; figures go over several lines."""
+    table = plain_table("of the run", "=method", *(f">measure {n}" for n in range(4)), "verdict")
+    table.add_row("entropy_bonus_adaptive", *["0.384 [−0.0809, 0.85]"] * 4, "not told apart")
+    text = printed(lambda console: console.print(table), width=80)
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert (
+        "entropy_bonus_adaptive" in text and text.count("0.384") == text.count("[−0.0809,") == text.count("0.85]") == 4
+    )
+
+
+def test_a_bar_without_a_total_ends_with_what_was_done():
+    def count(console):
+        with bar(console, "rollouts", None) as advance:
+            advance(38)
+
+    assert "38/38" in printed(count) and "?" not in printed(count)

@@ -19,13 +19,14 @@ WATCHED = (
 
 
 def plain_table(title: str, *heads: str, **options: Any) -> Table:
-    """A table without lines; a column whose head begins with > is aligned to the right. Names, in the first column, and
-    what is aligned to the right do not wrap.
+    """A table without lines; a column whose head begins with > is aligned to the right, one whose head begins with =
+    holds names, which stay on one line. Where the table is wider than the terminal, other cells go over several lines:
+    no digit is left out.
     """
     table = Table(title=title or None, box=None, pad_edge=False, title_justify="left", title_style="bold", **options)
-    for number, head in enumerate(heads):
-        right = head.startswith(">")
-        table.add_column(head.removeprefix(">"), justify="right" if right else "left", no_wrap=right or not number)
+    for head in heads:
+        side = "right" if head.startswith(">") else "left"
+        table.add_column(head.lstrip(">="), justify=side, no_wrap=head.startswith("="), overflow="fold")
     return table
 
 
@@ -53,6 +54,8 @@ def bar(console: Console, description: str, total: int | None) -> Iterator[Calla
             progress.update(task, total=total, completed=completed, advance=step)
 
         yield advance
+        if progress.tasks[task].total is None:
+            progress.update(task, total=progress.tasks[task].completed)
 
 
 def watched(figures: dict) -> str:

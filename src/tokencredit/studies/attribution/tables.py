@@ -41,7 +41,7 @@ def _methods(result: Mapping[str, Any]) -> Table:
     shown = plain_table(
         f"Other methods on the same rollouts, without momentum, at the length of {result['about']['baseline']}’s step;"
         " in thousandths",
-        *("method", ">entropy", ">reward", "exchange rate", "against the baseline"),
+        *("=method", ">entropy", ">reward", "exchange rate", "against the baseline"),
     )
     for each in result["methods"]:
         step = each["steps"]["equal"]["this batch"]

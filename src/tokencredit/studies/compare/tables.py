@@ -29,7 +29,7 @@ def tables(result: Mapping[str, Any]) -> list[Table | str]:
     """Final pass@1 with its verdict, and that on learning speed (mean pass@1 over the budget), for a terminal of 80
     columns.
     """
-    shown = plain_table("", "method", ">pass@1", ">difference", "verdict", "speed")
+    shown = plain_table("", "=method", ">pass@1", ">difference", "verdict", "speed")
     for row in rows_of(result):
         value = row["pass@1"].split(" ")[0]
         shown.add_row(row["method"], value, row["d pass@1"], row["v pass@1"], row["v area"])

@@ -37,5 +37,5 @@ def _grid(result: Mapping[str, Any]) -> Table:
     )
     cell = {(row["group"], row["prompts"]): row["relative"] for row in grid}
     for each in groups:
-        shown.add_row(str(each), *(number(cell[each, some], ".3g") for some in prompts))
+        shown.add_row(str(each), *(number(cell[each, some], ".2g") for some in prompts))
     return shown

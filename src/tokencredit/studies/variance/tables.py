@@ -21,7 +21,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 def _table(figures: Mapping[str, Figure], block: Mapping[str, Any], baseline: str) -> Table:
     shown = plain_table(
         f"{block['label']}, {block['num']['prompts']} prompts, 95 % intervals over prompts",
-        *("method", *(f">{name}" for name in COLUMNS.values())),
+        *("=method", *(f">{name}" for name in COLUMNS.values())),
         caption=(
             f"noise: tr Cov / |mean|², prompts; angle: to the true policy gradient; ESS: rollouts of {baseline} that"
             f" one is worth, with bias; per token: signal per credited token, against {baseline}; –: not resolved"
