@@ -44,7 +44,7 @@ def test_an_interval_is_shown_where_there_is_one():
     assert Figure(2.0, 2.0, 2.0, num=0).text(".0f") == "2", "known exactly"
     assert Figure(2.0, 2.0, 2.0, num=9).text(".0f") == "2 [2, 2]", "all nine units agree"
     assert Figure(math.nan, 1.0, 2.0).text() == "–"
-    assert shown(None) == "–" and shown(Figure(math.nan, more={"note": "<b>"})) == '<span class="ends">&lt;b&gt;</span>'
+    assert shown(None) == "–" and shown(Figure(math.nan, more={"note": "<b>"})) == '<span class="unit">&lt;b&gt;</span>'
 
 
 def test_its_sign_is_that_of_an_interval_without_0():

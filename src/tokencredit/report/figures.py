@@ -15,7 +15,7 @@ def shown(figure: Figure | None, form: str = "", scale: float = 1.0, sign: bool 
     if figure is None:
         return "–"
     if math.isnan(figure.value) and "note" in figure.more:
-        return f'<span class="ends">{text(figure.more["note"])}</span>'
+        return f'<span class="unit">{text(figure.more["note"])}</span>'
     value, interval = figure.numbers(form, scale, sign)
     return value + (f' <span class="ends">{interval}</span>' if interval else "")
 

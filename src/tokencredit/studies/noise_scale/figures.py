@@ -9,6 +9,7 @@ from typing import Any
 from tokencredit.dynamics.batch_shape import Choice, best_split
 from tokencredit.dynamics.noise_scale import NoiseScale
 from tokencredit.dynamics.variance_split import VarianceSplit, loads
+from tokencredit.figure import Figure
 from tokencredit.stats import Estimate, jackknife_ratio
 from tokencredit.studies.book import Book
 from tokencredit.studies.noise_scale.measurement import PAIRS, NoiseMeasurement
@@ -124,8 +125,8 @@ def _advice(choice: Choice, gain: Estimate, own: Mapping[str, int], budget: floa
         f"groups of {few} to {many} are within 5 % of it" if few < many else "no other group size is within 5 % of it"
     )
     said = [
-        f"A budget of {budget:g} is spent best on {choice.prompts} prompts x {choice.group} rollouts: {gain.value:.2f} "
-        f"[{gain.low:.2f}, {gain.high:.2f}] of the variance of {own['prompts']} x {own['group']}; {near}"
+        f"A budget of {budget:g} is spent best on {choice.prompts} prompts x {choice.group} rollouts: "
+        f"{Figure.of(gain, 'ratio').text('.2f')} of the variance of {own['prompts']} x {own['group']}; {near}"
     ]
     if choice.ignored:
         said.append(
