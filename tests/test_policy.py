@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from types import SimpleNamespace
 
 import pyarrow.parquet
@@ -10,7 +11,7 @@ import torch
 
 from tokencredit.checkpoints import seal
 from tokencredit.cli import main
-from tokencredit.lm.arguments import policy_config
+from tokencredit.lm.arguments import policy_config, rows_of
 from tokencredit.lm.load import find_device, load_tokenizer
 from tokencredit.lm.policy import Policy, PolicyConfig, run_of, usual_limit
 from tokencredit.lm.prompts import encode_completion, encode_prompt, prompt_text
@@ -216,3 +217,17 @@ def test_arguments_name_a_policy():
     words = "--model m --task t --option a=1 --option b=x --temperature 0.5 --no-chat --dtype bfloat16 --device cpu"
     found = policy_config(make_parser().parse_args(["evaluate", *words.split()]))
     assert found == PolicyConfig("m", "t", {"a": 1, "b": "x"}, 0.5, None, False, "bfloat16", "cpu")
+
+
+@pytest.mark.parametrize("split, other", [("test", "train"), ("train", "test")])
+def test_fewer_prompts_than_were_asked_for_are_said(tmp_path, capsys, split, other):
+    data = tmp_path / "some.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{n} + 1 =", "answer": n + 1}) + "\n" for n in range(40)))
+    task = load(f"jsonl:{data}")
+    held = len(task.rows(split))
+    assert 0 < held < 40
+    assert len(rows_of(Namespace(split=split, prompts=held, seed=0), task)) == held
+    assert capsys.readouterr().err == ""
+    assert len(rows_of(Namespace(split=split, prompts=held + 1, seed=0), task)) == held
+    told = f"--prompts {held + 1}: the {split} part of {task.name} holds {held}; the rest is --split {other}"
+    assert capsys.readouterr().err == f"warning: {told}\n"

@@ -1,4 +1,4 @@
-"""The command line: `tokencredit demo | train | evaluate | methods | world | pivotality | report ...`."""
+"""The command line: `tokencredit demo | train | evaluate | methods | score | pivotality | study | dynamics ...`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
-        console.print("\nInterrupted. What was finished is kept; the same command goes on from there.", style="yellow")
+        console.print(
+            "\nInterrupted. What a run or study had finished is kept: the same command goes on from there.",
+            style="yellow",
+        )
         return 130
     except Exception as error:
         if os.environ.get("TOKENCREDIT_TRACEBACK"):

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from tokencredit.settings import read_settings
+from tokencredit.tasks.task import Row, Task
 
 
 def add_policy(parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--model",), many: bool = False) -> None:
@@ -64,3 +65,14 @@ def policy_config(args: argparse.Namespace) -> Any:
     from tokencredit.lm.policy import PolicyConfig
 
     return PolicyConfig(**policy_arguments(args))
+
+
+def rows_of(args: argparse.Namespace, task: Task) -> list[Row]:
+    """The rows that --split, --prompts and --seed name; where the part holds fewer than that, it is said."""
+    from tokencredit.console import warn
+
+    rows = task.rows(args.split, args.prompts, args.seed)
+    if len(rows) < args.prompts:
+        told = f"--prompts {args.prompts}: the {args.split} part of {task.name} holds {len(rows)}"
+        warn(f"{told}; the rest is --split {'test' if args.split == 'train' else 'train'}")
+    return rows

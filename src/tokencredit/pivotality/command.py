@@ -14,7 +14,7 @@ from tokencredit.console import console
 from tokencredit.durable import plain, read_mapping, write_json
 from tokencredit.exclusive import exclusive
 from tokencredit.limits import check_rows
-from tokencredit.lm.arguments import add_policy, policy_config
+from tokencredit.lm.arguments import add_policy, policy_config, rows_of
 
 if TYPE_CHECKING:
     from tokencredit.lm.policy import Policy, PolicyConfig
@@ -181,7 +181,7 @@ def _from_arguments(args: argparse.Namespace, settled: PolicyConfig, store: Path
 
     check_rows(args.prompts * args.samples * args.rollouts, "--prompts x --samples x --rollouts")
     s = _open(settled, top_k=args.top_k, top_p=args.top_p, batch=args.batch, store=store)
-    rows, limit = s.policy.task.rows(args.split, args.prompts, args.seed), s.policy.max_new_tokens
+    rows, limit = rows_of(args, s.policy.task), s.policy.max_new_tokens
     prompts = [Trace(tuple(ids)) for ids in s.policy.encode_rows(rows)]
     requests = [
         Request(k, 0, limit, seed_of(args.seed, "trace", k, n)) for k in range(len(rows)) for n in range(args.samples)
@@ -334,6 +334,8 @@ def _export_pairs(args: argparse.Namespace) -> int:
     out = args.out or args.directory / "pairs.jsonl"
     export.write_pairs(out, pairs, s.policy.tokenizer, args.format)
     console.print(
-        f"{len(found)} candidates, {len(pairs)} pairs hold on {args.fresh} fresh rollouts of either side: {out}"
+        f"candidates: {len(found)}; pairs that hold on {args.fresh} fresh rollouts of either side: {len(pairs)};"
+        f" written to {out}",
+        soft_wrap=True,
     )
     return 0

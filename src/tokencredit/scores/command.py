@@ -12,7 +12,7 @@ from typing import Any
 from tokencredit.console import console
 from tokencredit.durable import read_rows
 from tokencredit.limits import check_rows
-from tokencredit.lm.arguments import add_policy, policy_config
+from tokencredit.lm.arguments import add_policy, policy_config, rows_of
 from tokencredit.scores.table import SCORES, names_of
 from tokencredit.tasks.data import read_objects
 
@@ -139,7 +139,7 @@ def from_file(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
 def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     """Rows sampled now, with the verifier's verdict; "row" is the task's."""
     check_rows(args.prompts * args.samples, "--prompts x --samples")
-    rows = policy.task.rows(args.split, args.prompts, args.seed)
+    rows = rows_of(args, policy.task)
     prompts = policy.encode_rows(rows)
     return [
         {

@@ -55,7 +55,9 @@ class SweepConfig(Sizes, StepConfig):
             )
         if self.updates < 1 or self.rates < 4 or not self.decades > ABOVE or min(self.fresh, self.sweep_fresh) < 1:
             raise ValueError(
-                f"a sweep needs an update, at least 4 rates over more than {ABOVE:g} decades, and fresh rollouts"
+                f"a sweep needs --updates, --fresh and --sweep-fresh of 1 or more, --rates of 4 or more and"
+                f" --decades over {ABOVE:g}; got {self.updates}, {self.fresh}, {self.sweep_fresh}, {self.rates},"
+                f" {self.decades:g}"
             )
         if not 2 <= self.sub_batch <= self.eval_prompts // 2:
             raise ValueError(
