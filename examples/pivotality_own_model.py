@@ -1,6 +1,6 @@
 """Which tokens decided the outcome? Replace each, let the policy finish, verify: credit with intervals.
 
-python examples/pivotality_own_model.py --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --prompts 4
+python examples/pivotality_own_model.py --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --chat --prompts 4
 """
 
 import argparse
@@ -16,11 +16,12 @@ from tokencredit.pivotality.store import RolloutStore
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="reckon")
 parser.add_argument("--task", default="reckon")
+parser.add_argument("--chat", action=argparse.BooleanOptionalAction, help="ask as a user, or continue plain text")
 parser.add_argument("--prompts", type=int, default=2)
 parser.add_argument("--rollouts", type=int, default=16)
 args = parser.parse_args()
 
-policy = PolicyConfig(args.model, args.task).open()
+policy = PolicyConfig(args.model, args.task, chat=args.chat).open()
 rows = policy.task.rows("test", limit=args.prompts)
 prompts = policy.encode_rows(rows)
 traces = [Trace(tuple(ids), drawn.ids) for ids, [drawn] in zip(prompts, policy.complete(prompts, 1, seed=0))]

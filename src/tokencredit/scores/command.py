@@ -18,7 +18,7 @@ from tokencredit.tasks.data import read_objects
 
 EXAMPLES = """examples:
   tokencredit score --out scores.parquet
-  tokencredit score --data completions.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --out scores.parquet
+  tokencredit score --data completions.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --chat --task gsm8k --out s.parquet
   tokencredit score --task gsm8k --prompts 50 --samples 4 --scores entropy gradient_norm --out scores.parquet
   tokencredit score --task verify.py:check --option path=data.jsonl --model runs/mine --out scores.parquet"""
 GIVEN = names_of("forward", "importance")

@@ -11,7 +11,7 @@ from tokencredit.studies.study import RUN, Study
 EXAMPLES = """\
   tokencredit dynamics noise-scale --run runs/demo/grpo-0
   tokencredit dynamics noise-scale --run runs/demo/grpo-0 --checkpoint 20 --prompts 256 --cost-prompt 4
-  tokencredit dynamics noise-scale --run Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --prompts 32"""
+  tokencredit dynamics noise-scale --run Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --chat --prompts 32"""
 
 
 @dataclass(frozen=True, kw_only=True)
