@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
+import tokencredit
 from tokencredit.cli import main, make_parser
 from tokencredit.methods import METHODS
 
@@ -165,6 +166,12 @@ def test_interrupted(capsys, monkeypatch):
     code, out, _ = run(capsys, "methods")
     told = "What a run or study had finished is kept: the same command goes on from there."
     assert code == 130 and told in " ".join(out.split())
+
+
+def test_the_version_is_the_package_s(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"tokencredit {tokencredit.__version__}\n"
 
 
 def test_world_shows_itself(capsys):

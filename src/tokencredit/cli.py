@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from tokencredit import __version__
 from tokencredit.argument_types import give_kinds
 from tokencredit.console import Parser, console, errors, visible, warn
 from tokencredit.figure import Figure
@@ -98,6 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Which tokens deserve the credit? Train with per-token credit, measure it, explain it.",
         epilog="Start with: tokencredit demo. Every command explains itself: tokencredit train --help",
     )
+    parser.add_argument("--version", action="version", version=f"tokencredit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="")
     own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
     for add in (*own, score_command.add_parser, pivotality_command.add_parser, add_study, add_dynamics):
