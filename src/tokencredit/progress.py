@@ -25,8 +25,12 @@ def plain_table(title: str, *heads: str, **options: Any) -> Table:
     """
     table = Table(title=title or None, box=None, pad_edge=False, title_justify="left", title_style="bold", **options)
     for head in heads:
-        side = "right" if head.startswith(">") else "left"
-        table.add_column(head.lstrip(">="), justify=side, no_wrap=head.startswith("="), overflow="fold")
+        table.add_column(
+            head.lstrip(">="),
+            justify="right" if head.startswith(">") else "left",
+            no_wrap=head.startswith("="),
+            overflow="fold",
+        )
     return table
 
 
