@@ -19,7 +19,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     blocks = {name: block["measures"]["captured"] for name, block in result[source].items()}
     shown = plain_table(
         "Share of the squared effects in the tokens that a proxy ranks highest, 95 % intervals over prompts",
-        *("proxy", *(f">{name}" for name in blocks)),
+        *("=proxy", *(f">{name}" for name in blocks)),
     )
     for proxy in dict.fromkeys(proxy for block in blocks.values() for proxy in block):
         named = (result["figures"].get(block.get(proxy)) for block in blocks.values())
