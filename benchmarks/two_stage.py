@@ -1,7 +1,7 @@
 """How many pivotal tokens a budget finds: fixed, and in two stages that select by one estimand or the other, at equal
 numbers of generated tokens.
 
-    python benchmarks/two_stage.py [--worlds 10] [--prompts 24] [--samples 2] [--screen 4] [--second 12] [--select 0.1 0.3]
+    python benchmarks/two_stage.py [--worlds 10] [--screen 4] [--second 12] [--select 0.1 0.3]
 
 A world is a set of prompts, each an enumerated table of logits per prefix (`tasks.exact`), most of them far apart, so
 that most tokens are near certain and a few decide, as in a language model. Traces are sampled from the tables, and
@@ -51,7 +51,7 @@ def forked_policy(seed, options):
 
 
 class TableSampler:
-    """Samples from enumerations, one per prompt, by the seeds of the requests. The prompt is the enumeration's number."""
+    """Samples from enumerations, one per prompt, by the requests' seeds. A prompt is its enumeration's number."""
 
     settings = Settings()
     ends = (WORLD.eos,)

@@ -10,8 +10,8 @@ from tokencredit.engines.trl import CreditTrainer
 from tokencredit.silence import without_credit
 from trl_tiny import EOS, FixedCredit, reward, steps, train, weights
 
-# Correct + 0.5 × (1 for the shortest … 0 for the longest): every reward of both groups is above 0. The first group holds
-# two right answers, the second one.
+# Correct + 0.5 × (1 for the shortest … 0 for the longest): every reward of both groups is above 0. The first group
+# holds two right answers, the second one.
 SHAPED = torch.tensor([1.5, 0.2, 1.1, 0.4, 0.3, 1.2, 0.1, 0.5])
 GROUP = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 

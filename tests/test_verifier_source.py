@@ -19,7 +19,17 @@ def verifier(folder, text):
     return load(f"{folder / 'verify.py'}:verify", path=str(folder / "train.jsonl"))
 
 
-PLAIN = "LIMIT = 3\n\n\ndef helper(text):\n    return text[:LIMIT]\n\n\ndef verify(completion, row):\n    return row['answer'] in helper(completion)\n"
+PLAIN = """
+LIMIT = 3
+
+
+def helper(text):
+    return text[:LIMIT]
+
+
+def verify(completion, row):
+    return row['answer'] in helper(completion)
+"""
 
 
 def test_an_edit_anywhere_in_the_file_is_another_verifier(tmp_path):

@@ -47,8 +47,8 @@ def _outcomes(method: Method, rollouts: Rollouts) -> str | None:
     low, high = rollouts.reward[some].min().item(), rollouts.reward[some].max().item()
     return (
         "in each of them all rollouts are successes, or all are failures. A success is a reward above"
-        f" success_above={rollouts.success_above:g}, and here rewards go from {low:.4g} to {high:.4g}: set success_above"
-        " between the rewards of a wrong and of a right answer"
+        f" success_above={rollouts.success_above:g}, and here rewards go from {low:.4g} to {high:.4g}: set"
+        " success_above between the rewards of a wrong and of a right answer"
     )
 
 
@@ -67,7 +67,7 @@ def _empty(rollouts: Rollouts) -> str | None:
     some = rollouts.informative
     if bool(rollouts.mask[some].any()):
         return None
-    return "their rollouts have no token that counts. Look at what masks them (empty completions, tool or truncation masks)"
+    return "their rollouts have no token that counts. Look at what masks them: empty completions, tools, truncation"
 
 
 def _scores(method: Method, rollouts: Rollouts) -> str | None:

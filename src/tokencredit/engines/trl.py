@@ -32,8 +32,8 @@ from tokencredit.engines.trl_figures import Clock, rollout_figures, update_figur
 from tokencredit.engines.trl_groups import GatheredBatch, Stash, draw_again, loss_mask, rewrite_table, trimmed
 from tokencredit.engines.trl_noise import NoiseProbe
 from tokencredit.engines.trl_rewards import checked
-from tokencredit.engines.trl_silence import Silence, without_filler
 from tokencredit.engines.trl_scoring import Scoring, checked_scoring, without_dropout
+from tokencredit.engines.trl_silence import Silence, without_filler
 from tokencredit.engines.trl_steering import Steered
 from tokencredit.lm.models import CausalModel
 from tokencredit.masked import over, zero_off

@@ -40,8 +40,8 @@ class Silence:
             self._say(
                 "filler",
                 f"dynamic sampling used up its {max(len(batch.drawn), 1)} rounds: {left} groups of this batch hold only"
-                f" successes or only failures. Rewards or lengths differ in them, and {method.name} would train on that;"
-                " they are left without credit. Raise max_rounds, take prompts of moderate difficulty, or set"
+                f" successes or only failures. Rewards or lengths differ in them, and {method.name} would train on"
+                " that; they are left without credit. Raise max_rounds, take prompts of moderate difficulty, or set"
                 f" success_above (it is {batch.success_above:g}) between the rewards of a wrong and of a right answer",
             )
 

@@ -28,7 +28,7 @@ class NoSource(ValueError):
 
 
 def task_source(task: Task) -> str | None:
-    """32 hex digits of the source of a task's verifier; None, with a warning that names it, where that cannot be had."""
+    """32 hex digits of the source of a task's verifier; None, with a warning that names it, where there is none."""
     parts = [type(task), *(value for _, value in sorted(vars(task).items()) if callable(value))]
     return verifier_source(*parts)
 
