@@ -28,7 +28,7 @@ HEAVY = (
 
 # The house from the ground up: a module or package may import those above it in this list, and none below.
 FLOORS = (
-    *("masked", "rollouts", "credit", "objective", "method", "related", "methods", "preference", "testing"),
+    *("masked", "rollouts", "credit", "objective", "method", "related", "methods", "silence", "preference", "testing"),
     *("durable", "checkpoints", "exclusive", "lifeline", "limits", "argument_types", "console"),
     *("settings", "stats", "figure", "agreement", "runs", "budget", "tasks", "train_config", "progress"),
     *("lm", "pivotality", "scores", "dynamics", "engines", "report", "theory", "studies", "cli"),
@@ -42,6 +42,7 @@ ALGEBRA = {
     "method": (),
     "methods": (),
     "related": (),
+    "silence": (),
     "preference": (),
     "testing": ("hypothesis",),
 }

@@ -24,11 +24,11 @@ from tokencredit.lm.sampling import Trace, end_tokens
 from tokencredit.pivotality import export, record
 from tokencredit.pivotality.allocation import REST, make_design, trace_probabilities
 from tokencredit.pivotality.alternatives import AlternativeTable, max_alternative, substitute
-from tokencredit.pivotality.budgets import Fixed, TwoStage, allocate, choose, plan, skip
+from tokencredit.pivotality.budgets import ESTIMANDS, Fixed, TwoStage, allocate, choose, plan, skip
 from tokencredit.pivotality.estimands import PathMap
-from tokencredit.pivotality.estimator import before_after, discoveries, estimate, wilson, with_without
+from tokencredit.pivotality.estimator import Effect, before_after, discoveries, estimate, wilson, with_without
 from tokencredit.pivotality.measure import measure
-from tokencredit.pivotality.store import RolloutStore, StoreError, model_hash, sampler_identity
+from tokencredit.pivotality.store import RolloutStore, StoreError, model_hash, part_size, sampler_identity
 from tokencredit.pivotality.tree import grow_forest, on_text
 from tokencredit.tasks import load
 from tokencredit.tasks.exact import (
@@ -285,12 +285,47 @@ def test_a_skipped_token_is_bounded_and_kept_now_and_then():
 
 
 def test_choice_has_a_known_inclusion_probability():
-    effects = [np.linspace(-1, 1, 1001), np.full(999, np.nan)]
-    uniform = [np.random.default_rng(0).random(len(e)) for e in effects]
-    chosen, inclusion = choose(effects, TwoStage(select=0.1, control=0.2), uniform)
-    large = np.abs(effects[0]) >= np.sort(np.abs(effects[0]))[-101]
+    values = [np.linspace(-1, 1, 1002), np.full(999, np.nan)]
+    uniform = [np.random.default_rng(0).random(len(e)) for e in values]
+    effects = [Effect(v, v, v - 0.1, v + 0.1) for v in values]
+    chosen, inclusion = choose(effects, TwoStage(select=100 / 1002, control=0.2), uniform)
+    large = np.abs(values[0]) >= np.sort(np.abs(values[0]))[-100]
     assert (inclusion[0] == np.where(large, 1.0, 0.2)).all() and chosen[0][large].all()
     assert abs(chosen[0][~large].mean() - 0.2) < 0.05 and not chosen[1].any() and not inclusion[1].any()
+
+
+def test_selected_is_what_may_be_large_and_no_more_of_it_than_asked_for():
+    """Of 0.4 ± 0.1, 0 ± 0.6 and 0.3 ± 0.1 the second may be largest; of equals the larger estimate, and then the share
+    is kept: 2 of 5 defined tokens.
+    """
+    value = np.array([0.4, 0.0, 0.3, 0.3, 0.3, np.nan])
+    half = np.array([0.1, 0.6, 0.1, 0.1, 0.2, np.nan])
+    effect = Effect(value, half, value - half, value + half)
+    assert effect.at_most[:5] == pytest.approx([0.5, 0.6, 0.4, 0.4, 0.5])
+    (chosen,), (inclusion,) = choose([effect], TwoStage(select=0.4, control=0.0), [np.ones(6)])
+    assert chosen.tolist() == [True, True, False, False, False, False] == (inclusion == 1).tolist()
+    ties = Effect(*[np.full(10, 0.5)] * 4)
+    assert choose([ties], TwoStage(select=0.25, control=0.0), [np.ones(10)])[0][0].sum() == 3
+
+
+def test_two_stages_select_by_the_estimand_that_is_asked_for():
+    """A token that is nearly certain and whose alternatives fail has a large `replace` and no `before_after`; a fork
+    has both. By one estimand the first is selected, by the other the second: by their exact sizes, from which 200
+    rollouts in the screening do not differ enough.
+    """
+    seen = {"replace": 0, "before_after": 0}
+    for t in truths():
+        d = t.design(200)
+        e = estimate(d, t.draw(d, np.random.default_rng(0), 1)[0], t.reward)
+        for name in seen:
+            (chosen,), _ = choose([e.effect(name)], TwoStage(select=0.01, control=0.0), [np.ones(len(t.pi))])
+            size = np.abs(getattr(t, name))
+            assert chosen.sum() == 1 and size[chosen][0] > size.max() - 0.1
+            other = np.abs(t.replace if name == "before_after" else t.before_after)
+            seen[name] += int(chosen.argmax() != other.argmax())
+    assert min(seen.values()) >= 5
+    with pytest.raises(ValueError, match="replace, before_after, not by 'spread'"):
+        TwoStage(estimand="spread")
 
 
 def test_allocation_is_better_than_equal_numbers():
@@ -298,10 +333,11 @@ def test_allocation_is_better_than_equal_numbers():
     t = max(truths(), key=lambda t: len(t.completion))
     path, sigma = PathMap.of(t.pi, t.rest), np.sqrt(t.without * (1 - t.without))
     weight = (np.arange(len(t.pi)) == 1).astype(float)
-    (num,) = allocate([path], [weight], [sigma], [np.ones(len(t.pi))], 600, sampled=[t.rest > 0])
-    equal = np.full(len(num), 100)
-    variance = [float((path.replace[0][1] ** 2 * sigma**2 / n).sum()) for n in (num, equal[: len(num)] * 6 / len(num))]
-    assert num.min() >= 2 and num.sum() <= 600 and variance[0] < 0.7 * variance[1]
+    equal = np.full(len(t.pi), 600 / len(t.pi))
+    for name in ESTIMANDS:
+        (num,) = allocate([path], [weight], [sigma], [np.ones(len(t.pi))], 600, sampled=[t.rest > 0], estimand=name)
+        variance = [float((path.linear(name)[0][1] ** 2 * sigma**2 / n).sum()) for n in (num, equal)]
+        assert num.min() >= 2 and num.sum() <= 600 and variance[0] < 0.7 * variance[1]
 
 
 def test_the_plan_is_an_upper_bound_that_is_not_loose():
@@ -596,7 +632,7 @@ def identity_of(model, sampler, name="a"):
 def test_a_store_of_another_model_or_sampler_is_refused(tmp_path):
     _, model, sampler, traces, judge = modular_study(num=1)
     unused = RolloutStore(tmp_path, identity_of(tiny_model(3), sampler))
-    assert not tmp_path.joinpath("identity.json").exists() and unused.part
+    assert not tmp_path.joinpath("identity.json").exists() and unused.part is None
     store = RolloutStore(tmp_path, identity_of(model, sampler))
     measure(traces, sampler, judge, budget=Fixed(2), max_new_tokens=4, store=store)
     RolloutStore(tmp_path, identity_of(model, sampler, "moved"))
@@ -639,6 +675,23 @@ def test_stored_rollouts_are_read_and_not_sampled(tmp_path):
         )
 
 
+def test_parts_follow_the_work_and_nothing_else(tmp_path):
+    """An eighth of the requests, from 64 to 4,096: what a kill costs. The stored parts are as many as that makes, and a
+    store that is opened anew reads all of them.
+    """
+    assert [part_size(n) for n in (0, 1, 512, 513, 8_000, 32_768, 10**6)] == [64, 64, 64, 65, 1000, 4096, 4096]
+    for num in (65, 600, 5_000, 40_000):
+        assert part_size(num) <= max(64, -(-num // 8))
+    _, model, sampler, traces, judge = modular_study(num=12)
+    found = []
+    for _ in range(2):
+        store = RolloutStore(tmp_path, identity_of(model, sampler))
+        found.append(measure(traces, sampler, judge, budget=Fixed(32), max_new_tokens=4, store=store))
+    total = sum(m.rollouts for m in found[0])
+    assert len(list((tmp_path / "parts").iterdir())) == -(-total // part_size(total)) > 4
+    assert all((a.estimate.proportion == b.estimate.proportion).all() for a, b in zip(*found))
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -656,7 +709,7 @@ t.resumable({folder!r}, killed_in_the_middle)
 def resumable(folder, progress=None):
     """A study in many small parts; every estimate of `replace`."""
     _, model, sampler, traces, judge = modular_study(num=12)
-    store = RolloutStore(folder, identity_of(model, sampler), part=64)
+    store = RolloutStore(folder, identity_of(model, sampler))
     found = measure(
         traces,
         sampler,

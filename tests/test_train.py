@@ -62,6 +62,7 @@ EVERY_STEP = (
     "credit_mean",
     "credit_std",
     "zero_variance_groups",
+    "uncredited_groups",
     "tokens_per_second",
     "seconds",
     "seconds_generation",

@@ -69,6 +69,7 @@ def test_trajectory_is_stock_trls(tmp_path, name, mode):
             ]
 
 
+@pytest.mark.filterwarnings("ignore:no token has credit under .*no token that counts")  # all are truncated
 @pytest.mark.parametrize(
     "changes",
     [
@@ -152,9 +153,9 @@ def test_dropping_rows_without_credit_changes_nothing_but_time(tmp_path, method)
     changes = REUSED | {"max_steps": 8, "learning_rate": 0.05}
     seldom = lambda completions, **_: [float("3 3" in c) for c in completions]  # noqa: E731
     few, everything = (train(cls, tmp_path, changes, method=method, reward_funcs=seldom) for cls in (FixedCredit, All))
-    assert min(s["credited_share"] for s in steps(few)) < 0.9 and {s["credited_share"] for s in steps(everything)} == {
-        1.0
-    }
+    # What is dropped has no credit, so the share of tokens with credit does not say whether it was.
+    assert min(s["credited_share"] for s in steps(few)) < 0.9
+    assert [s["credited_share"] for s in steps(few)] == pytest.approx([s["credited_share"] for s in steps(everything)])
     assert (weights(few) - weights(everything)).abs().max() < 1e-5
     for a, b in zip(steps(few), steps(everything)):
         for figure in ("loss", "entropy", "clip_low", "clip_high"):

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         TokenMean,
     )
     from tokencredit.rollouts import Rollouts
+    from tokencredit.silence import why_no_credit
     from tokencredit.testing import check_laws, check_method
 
 __version__ = "0.1.0"
@@ -136,6 +137,7 @@ __all__ = [
     "check_method",
     "importance",
     "parse",
+    "why_no_credit",
 ]
 
 # Where a name lives, if not among the transforms, surrogates and aggregates.
@@ -150,6 +152,7 @@ _HOMES = {
     "check_method": "testing",
     "importance": "lm.proxies",
     "parse": "method",
+    "why_no_credit": "silence",
 }
 _MODULES = ("credit", "masked", "method", "methods", "objective", "rollouts", "stats", "testing")
 

@@ -45,6 +45,7 @@ METRICS = (
     "credit_mean",
     "credit_std",
     "zero_variance_groups",
+    "uncredited_groups",
     "tokens_per_second",
     "seconds_generation",
     "seconds_scoring",

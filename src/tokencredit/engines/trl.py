@@ -33,6 +33,7 @@ from tokencredit.engines.trl_groups import GatheredBatch, Stash, draw_again, los
 from tokencredit.engines.trl_noise import NoiseProbe
 from tokencredit.engines.trl_rewards import checked
 from tokencredit.engines.trl_scoring import Scoring, checked_scoring, without_dropout
+from tokencredit.engines.trl_silence import Silence, without_filler
 from tokencredit.engines.trl_steering import Steered
 from tokencredit.lm.models import CausalModel
 from tokencredit.masked import over, zero_off
@@ -66,14 +67,15 @@ class CreditTrainer(Steered, GRPOTrainer):
                    (`entropy` and `logprob`) nor `engines.scorers`; inputs are the dataset rows, batch TRL's tensors of
                    this process
     max_rounds     generation rounds in which dynamic sampling collects groups with both outcomes, for methods that ask
-                   for it
+                   for it; groups that are still without both then get no credit. 1: no dynamic sampling
     record         function(dict) called on the main process after a rollout batch with the batch's texts, tokens,
                    scores and credit
     record_every   ... for the first rollout batch of every so many optimizer steps
     noise_scale_every  optimizer steps between measurements of the gradient noise scale, in prompts (0: none); see
                        engines.trl_noise
 
-    Raises ValueError where an option of TRL contradicts the method, or where a score is needed that nobody gives.
+    Raises ValueError where an option of TRL contradicts the method, or where a score is needed that nobody gives. Warns
+    once where rewards differ within groups and no token of a batch has credit, with the reason (`silence`).
     """
 
     args: GRPOConfig
@@ -126,6 +128,8 @@ class CreditTrainer(Steered, GRPOTrainer):
         self.method = self._start = method.within(self.max_completion_length)
         self._noise = NoiseProbe(noise_scale_every, self)
         self.success_above, self.max_rounds = success_above, max_rounds
+        self._leaves_filler = method.mixed_groups_only and max_rounds > 1
+        self._silence = Silence(self.accelerator.is_main_process)
         self.record, self.record_every, self._recorded = record, record_every, None
         # Every process takes part in gathering what is recorded, also where only the main process was given `record`.
         self._records = any(gather_object([record is not None]))
@@ -188,9 +192,16 @@ class CreditTrainer(Steered, GRPOTrainer):
 
     def _assign(self, batch: GatheredBatch) -> tuple[Tensor, Plan]:
         """Credit and plan of the whole gathered batch; the same on every process."""
-        credit = self.method.credit(batch.rollouts)
+        rollouts = batch.rollouts
+        credit = given = self.method.credit(rollouts)
+        filtered = self.model.training and self._leaves_filler
+        if filtered:
+            credit = zero_off(given, rollouts.mixed[:, None].expand_as(given))
+        if self.model.training:
+            self._silence.look(self.method, batch, given, credit)
         logprob = batch.scores.get("logprob", torch.zeros_like(credit))
-        return credit, self.method.plan(logprob=logprob, old_logprob=logprob, credit=credit, rollouts=batch.rollouts)
+        plan = self.method.plan(logprob=logprob, old_logprob=logprob, credit=credit, rollouts=rollouts)
+        return credit, without_filler(plan, rollouts) if filtered else plan
 
     def _get_per_token_logps_and_entropies(self, model: CausalModel, *args, **kwargs):
         """Keeps the entropies of the forward pass that TRL does for the old log-probs anyway; without a gradient also
@@ -266,7 +277,8 @@ class CreditTrainer(Steered, GRPOTrainer):
         mask = loss_mask(inputs)
         if "entropy_known" not in whole:
             stats["entropy"] = self._mean_entropy(model, whole, rows, zero_off(entropy, mask))
-        self._log_update(stats, mask.sum(), loss_mask(whole).sum())
+        tokens = {"in_loss": mask.sum(), "credited": (whole["advantages"] != 0).sum(), "tokens": loss_mask(whole).sum()}
+        self._log_update(stats | tokens)
         return loss
 
     def _loss(self, model: CausalModel, inputs, routers: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -361,8 +373,8 @@ class CreditTrainer(Steered, GRPOTrainer):
                 with self._clock.phase("record"):
                     self.record(batch.record(self, credit))
 
-    def _log_update(self, stats: dict[str, Tensor], credited: Tensor, tokens: Tensor) -> None:
-        self._pending.append(stats | {"credited": credited, "tokens": tokens})
+    def _log_update(self, stats: dict[str, Tensor]) -> None:
+        self._pending.append(stats)
         if not self.accelerator.sync_gradients:
             return
         figures, self._pending = update_figures(self.accelerator, self._pending), []

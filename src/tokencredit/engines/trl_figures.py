@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from tokencredit.engines.trl_groups import GatheredBatch
 from tokencredit.masked import over, zero_off
 from tokencredit.rollouts import Rollouts
+from tokencredit.silence import without_credit
 
 PHASES = ("generation", "scoring", "update")
 EXTREMES = {"ratio_max": max, "ratio_min": min}
@@ -85,6 +86,7 @@ def rollout_figures(batch: GatheredBatch, rollouts: Rollouts, credit: Tensor) ->
         "sampled_rollouts": drawn[1].new_tensor(len(drawn[1])),
         "sampled_tokens": drawn[1].sum(),
         "zero_variance_groups": (~rollouts.informative).float().mean(),
+        "uncredited_groups": without_credit(credit, rollouts).float().mean(),
         "credit_against_outcome": over(against.sum().to(credit.dtype), given.sum().to(credit.dtype)),
         "credited_tokens": over(credit.abs().sum().square(), credit.square().sum()),
         "credit_mean": mean,
@@ -99,19 +101,19 @@ def update_figures(accelerator, pending: list[dict[str, Tensor]]) -> dict[str, f
     """Stats of the micro-batches of one optimizer step over all processes, weighted by tokens, moved off the device at
     once.
 
-    Every micro-batch comes with `credited` and `tokens`: how many tokens were in its loss, and how many it has. Clip
-    fractions and entropy refer to all tokens (what carries no credit is not clipped), the other stats to those in the
-    loss.
+    Every micro-batch comes with `in_loss`, `credited` and `tokens`: how many tokens were in its loss, how many have
+    credit, and how many it has. Clip fractions and entropy refer to all tokens (what carries no credit is not clipped),
+    the other stats to those in the loss.
     """
     names = sorted(pending[0])
     local = torch.stack([torch.stack([stats[name].float() for name in names]) for stats in pending])
     column = dict(zip(names, zip(*accelerator.gather(local).tolist())))
-    credited, tokens = column.pop("credited"), column.pop("tokens")
+    in_loss, credited, tokens = column.pop("in_loss"), column.pop("credited"), column.pop("tokens")
     figures = {"tokens": sum(tokens), "credited_share": sum(credited) / max(sum(tokens), 1)}
     for name, values in column.items():
         weights, total = (
-            (tokens if name == "entropy" else credited),
-            (tokens if name == "entropy" or name.startswith("clip") else credited),
+            (tokens if name == "entropy" else in_loss),
+            (tokens if name == "entropy" or name.startswith("clip") else in_loss),
         )
         mean = sum(value * weight for value, weight in zip(values, weights)) / max(sum(total), 1)
         figures[name] = EXTREMES[name](values) if name in EXTREMES else mean

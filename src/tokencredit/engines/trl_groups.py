@@ -162,7 +162,8 @@ def draw_again(trainer: Trainer, out: dict, batch: GatheredBatch) -> tuple[dict,
     used up.
 
     All decisions are made from gathered rewards and a generator seeded by (seed, step, round), so every process makes
-    the same. Groups beyond need are dropped; where too few were found, one-sided groups (no credit) fill the batch.
+    the same. Groups beyond need are dropped; where too few were found, one-sided groups fill the batch, which the
+    trainer gives no credit.
     """
     size, wanted = trainer.num_generations, len(batch.reward)
     outs, rounds = [out], [batch]

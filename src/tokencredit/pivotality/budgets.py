@@ -11,6 +11,10 @@ import numpy as np
 
 from tokencredit.pivotality.allocation import Design
 from tokencredit.pivotality.estimands import PathMap
+from tokencredit.pivotality.estimator import Effect
+
+ESTIMANDS = ("replace", "before_after")
+"""What tokens can be selected by: the effects that are linear in the values of the alternatives."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,14 @@ class TwoStage:
     """`screen` everywhere; then `confirm` fresh rollouts, on average, for each selected token and for a random control
     set.
 
-    select    share of the tokens that is selected: those with the largest |replace| in the screening, which is used for
-              nothing else
+    select    share of the tokens that is selected: those whose |estimand| may be largest by the interval of the
+              screening (`Effect.at_most`), which is used for nothing else. By the estimate, a token whose few rollouts
+              happened to agree would be 0. Give more than the share of tokens that matter: an unselected one has two
+              rollouts
     control   chance of any other token to get fresh rollouts as well: its inclusion probability (1 for a selected
               token)
+    estimand  what is to be found, and measured well: one of `ESTIMANDS`. By |replace| a copied digit is selected, by
+              |before_after| it is not
 
     The second stage spreads its rollouts by `allocate`, so tokens after a chosen one get some: its V rests on fresh
     rollouts alone.
@@ -53,8 +61,10 @@ class TwoStage:
     select: float = 0.1
     control: float = 0.05
     skip_below: float = 0.0
+    estimand: str = ESTIMANDS[0]
 
     def __post_init__(self) -> None:
+        check_estimand(self.estimand)
         if (
             self.screen < 2
             or self.confirm < 2
@@ -75,6 +85,12 @@ class TwoStage:
 Budget = Fixed | TwoStage
 
 
+def check_estimand(name: str) -> None:
+    """ValueError for an estimand that no budget is spent by."""
+    if name not in ESTIMANDS:
+        raise ValueError(f"a budget is spent by one of {', '.join(ESTIMANDS)}, not by {name!r}")
+
+
 def skip(rest: np.ndarray, budget: Fixed, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(skipped [T], inclusion probability [T]) for alternatives of probability rest [T]; uniform [T] is for the control
     set.
@@ -85,19 +101,22 @@ def skip(rest: np.ndarray, budget: Fixed, uniform: np.ndarray) -> tuple[np.ndarr
 
 
 def choose(
-    effects: Sequence[np.ndarray], budget: TwoStage, uniform: Sequence[np.ndarray]
+    effects: Sequence[Effect], budget: TwoStage, uniform: Sequence[np.ndarray]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Per trace (chosen [T], inclusion probability [T]) from screened effects [T] (NaN: undefined, never chosen)."""
-    size = np.concatenate([np.abs(effect) for effect in effects])
-    known = np.sort(size[~np.isnan(size)])
-    num = int(np.ceil(budget.select * len(known)))
-    threshold = known[-num] if num else np.inf
-    chosen, inclusion = [], []
-    for effect, u in zip(effects, uniform):
-        selected = np.abs(effect) >= threshold
-        chosen.append(selected | (~np.isnan(effect) & (u < budget.control)))
-        inclusion.append(np.where(selected, 1.0, np.where(np.isnan(effect), 0.0, budget.control)))
-    return chosen, inclusion
+    """Per trace (chosen [T], inclusion probability [T]) from screened effects [T] (NaN: undefined, never chosen).
+
+    The selected share is kept to the token: of effects that may be equally large, those with the larger estimate.
+    """
+    most, size = (np.concatenate(parts) for parts in ([e.at_most for e in effects], [np.abs(e.value) for e in effects]))
+    known = ~np.isnan(size)
+    order = np.lexsort((np.where(known, size, -1.0), np.where(known, most, -1.0)))
+    selected = np.zeros(len(size), bool)
+    selected[order[len(size) - int(np.ceil(budget.select * known.sum())) :]] = True
+    coin = np.concatenate(list(uniform)) < budget.control
+    chosen = selected | (known & coin)
+    inclusion = np.where(selected, 1.0, np.where(known, budget.control, 0.0))
+    ends = np.cumsum([len(e.value) for e in effects])[:-1]
+    return np.split(chosen, ends), np.split(inclusion, ends)
 
 
 def allocate(
@@ -109,15 +128,16 @@ def allocate(
     *,
     sampled: Sequence[np.ndarray],
     least: int = 2,
+    estimand: str = ESTIMANDS[0],
 ) -> list[np.ndarray]:
-    """Rollouts [T] per trace that minimise Σ weight · Var(replace) at the cost of `total` rollouts, at least `least`
+    """Rollouts [T] per trace that minimise Σ weight · Var(estimand) at the cost of `total` rollouts, at least `least`
     where `sampled`.
 
-        nⱼ ∝ σⱼ √(cⱼ / costⱼ)        cⱼ = Σᵢ weightᵢ Aᵢⱼ²,  A the map from V₋ to `replace`
+        nⱼ ∝ σⱼ √(cⱼ / costⱼ)        cⱼ = Σᵢ weightᵢ Aᵢⱼ²,  A the map from V₋ to the estimand
 
     sigma [T]  expected standard deviation of a rollout's reward; cost [T]  expected tokens of a rollout
     """
-    need = [w @ path.replace[0] ** 2 for w, path in zip(weights, paths)]
+    need = [w @ path.linear(estimand)[0] ** 2 for w, path in zip(weights, paths)]
     share = np.concatenate([s * np.sqrt(c / k) for s, c, k in zip(sigma, need, cost)])
     where = np.concatenate(list(sampled))
     share = np.where(where, share, 0.0)
@@ -129,8 +149,8 @@ def allocate(
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a budget will cost and give. Standard errors are of `replace`, over tokens with alternatives, for rewards of
-    variance V(1−V).
+    """What a budget will cost and give. Standard errors are of the estimand, over tokens with alternatives, for rewards
+    of variance V(1−V).
     """
 
     tokens: int
@@ -144,13 +164,22 @@ class Forecast:
     bias_worst: float
 
 
-def plan(designs: Sequence[Design], budget: Budget, *, tokens_per_second: float, success: float = 0.5) -> Forecast:
+def plan(
+    designs: Sequence[Design],
+    budget: Budget,
+    *,
+    tokens_per_second: float,
+    success: float = 0.5,
+    estimand: str = ESTIMANDS[0],
+) -> Forecast:
     """Predicted from the sampler's distribution along the traces alone. A rollout is taken to be as long as the rest of
     its trace.
 
     designs   at the first stage's number of rollouts
     success   the success rate to assume for alternatives; 0.5, the default, gives an upper bound
+    estimand  whose standard errors; with two stages that of the budget
     """
+    estimand = budget.estimand if isinstance(budget, TwoStage) else estimand
     errors, rollouts, generated, bias = [], 0, 0.0, 0.0
     more = 0.0
     if isinstance(budget, TwoStage):
@@ -162,7 +191,7 @@ def plan(designs: Sequence[Design], budget: Budget, *, tokens_per_second: float,
         second = more * d.defined
         rollouts += round(float(second.sum()))
         generated += float(second @ remaining)
-        errors.append(_errors(d, budget, success))
+        errors.append(_errors(d, budget, success, estimand))
         bias = max(bias, float(d.bias.max(initial=0.0)))
     flat = np.concatenate(errors)
     flat = flat[~np.isnan(flat)]
@@ -180,14 +209,14 @@ def plan(designs: Sequence[Design], budget: Budget, *, tokens_per_second: float,
     )
 
 
-def _errors(d: Design, budget: Budget, success: float) -> np.ndarray:
+def _errors(d: Design, budget: Budget, success: float, estimand: str) -> np.ndarray:
     """Predicted standard errors [T]: of every token, or with two stages of a token if it is among the chosen."""
     sampled = d.defined
     path = PathMap.of(np.where(sampled, d.pi, 1.0), np.where(sampled, d.rest, 0.0))
     W = np.zeros((len(d.pi), len(d.num)))
     W[d.position, np.arange(len(d.num))] = d.weight
     var = success * (1 - success) / np.maximum(d.num, 1) @ (W**2).T
-    A = path.replace[0]
+    A = path.linear(estimand)[0]
     scale = np.ones_like(A)
     if isinstance(budget, TwoStage):
         scale[np.arange(len(A)), np.arange(len(A))] = budget.screen / budget.confirm

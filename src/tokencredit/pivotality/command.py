@@ -121,6 +121,15 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
         "--select", type=float, default=0.1, help="share of tokens selected, two stages (default: %(default)s)"
     )
     p.add_argument(
+        "--estimand",
+        default="replace",
+        choices=["replace", "before_after"],
+        help=(
+            "what two stages select and measure by, and whose standard errors `plan` gives; every estimand is written"
+            " either way (default: %(default)s)"
+        ),
+    )
+    p.add_argument(
         "--control",
         type=float,
         default=0.05,
@@ -161,11 +170,15 @@ def _open(
     settled: PolicyConfig, *, top_k: int = 0, top_p: float = 1.0, batch: int = 512, store: Path | None
 ) -> _Setting:
     from tokencredit.pivotality.store import RolloutStore, model_hash, sampler_identity
+    from tokencredit.tasks.source import task_source
 
     policy = replace(settled.open(), top_k=top_k, top_p=top_p)
     sampler = policy.sampler(batch)
     verifier = " ".join([policy.task.name if settled.task is None else settled.task, *_told(settled.options)])
-    identity = sampler_identity(sampler, settled.model, model_hash(policy.model), verifier, policy.max_new_tokens)
+    source = task_source(policy.task) if store else None
+    identity = sampler_identity(
+        sampler, settled.model, model_hash(policy.model), verifier, policy.max_new_tokens, source
+    )
     return _Setting(policy, sampler, RolloutStore(store, identity))
 
 
@@ -197,7 +210,7 @@ def _budget(args: argparse.Namespace) -> Any:
 
     if args.budget == FIXED:
         return Fixed(args.rollouts, args.skip_below, args.control)
-    return TwoStage(args.rollouts, args.confirm, args.select, args.control, args.skip_below)
+    return TwoStage(args.rollouts, args.confirm, args.select, args.control, args.skip_below, args.estimand)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -264,7 +277,7 @@ def _plan(args: argparse.Namespace) -> int:
     num = [np.full(len(trace.completion), first.num) for trace in setting.traces]
     stage = make_stage(setting.traces, setting.sampler, num, skipped, setting.policy.max_new_tokens, args.seed, "plan")
     speed = args.tokens_per_second or _speed(setting, stage)
-    found = plan(stage.designs, budget, tokens_per_second=speed, success=args.success)
+    found = plan(stage.designs, budget, tokens_per_second=speed, success=args.success, estimand=args.estimand)
     for name, value in asdict(found).items():
         console.print(
             f"{name.replace('_', ' ')}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value:,}",

@@ -49,6 +49,10 @@ class PathMap:
     def before_after(self) -> tuple[np.ndarray, np.ndarray]:
         return self.B[1:] - self.B[:-1], self.b[1:] - self.b[:-1]
 
+    def linear(self, estimand: str) -> tuple[np.ndarray, np.ndarray]:
+        """(A, a) of an estimand by its name: "replace" or "before_after"."""
+        return {"replace": self.replace, "before_after": self.before_after}[estimand]
+
     def values(self, v_not: np.ndarray, reward: float) -> np.ndarray:
         """V [..., T+1] from V₋ [..., T]; what stands at a token without alternatives is not used."""
         return np.nan_to_num(v_not) @ self.B.T + self.b * reward

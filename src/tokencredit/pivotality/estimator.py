@@ -34,6 +34,11 @@ class Effect:
     level: float = 0.95
 
     @property
+    def at_most(self) -> np.ndarray:
+        """[..., T]: the largest size that the interval allows."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    @property
     def p_value(self) -> np.ndarray:
         """Two-sided, of no effect: small exactly where the interval leaves out 0."""
         toward = np.where(self.value > 0, self.value - self.low, self.high - self.value)
@@ -61,6 +66,10 @@ class TraceEstimate:
     spread_squared: np.ndarray
     spread_missing: np.ndarray
     maps: dict[str, np.ndarray]
+
+    def effect(self, estimand: str) -> Effect:
+        """`replace` or `before_after`, by name."""
+        return {"replace": self.replace, "before_after": self.before_after}[estimand]
 
     def covariance(self, estimand: str = "replace") -> np.ndarray:
         """[..., T, T] joint covariance of `replace`, `before_after` or, [..., T+1, T+1], of `value`."""

@@ -99,7 +99,7 @@ def measure(
     halves = [(first, outcomes, first.draw % 2)]
     if isinstance(budget, TwoStage):
         coins = [_coins(trace, seed, "control") for trace in traces]
-        chosen, share = choose([e.replace.value for e in found], budget, coins)
+        chosen, share = choose([e.effect(budget.estimand) for e in found], budget, coins)
         inclusion = [a * b for a, b in zip(inclusion, share)]
         num = _second_numbers(found, chosen, budget)
         second = make_stage(traces, sampler, num, skipped, max_new_tokens, seed, "confirm")
@@ -209,7 +209,8 @@ def _second_numbers(found: Sequence[TraceEstimate], chosen: Sequence[np.ndarray]
     cost = [np.arange(len(d), 0, -1.0) for d in defined]
     total = budget.confirm * int(sum(c.sum() for c in chosen))
     sigma = [np.sqrt(r * (1 - r)) for r in rate]
-    return allocate(paths, [c.astype(float) for c in chosen], sigma, cost, total, sampled=defined)
+    weights = [c.astype(float) for c in chosen]
+    return allocate(paths, weights, sigma, cost, total, sampled=defined, estimand=budget.estimand)
 
 
 def _substitute(k: int, trace: Trace, reward: float, stage: Stage, judge: Judge, ends: Sequence[int]) -> Effect:

@@ -1,13 +1,13 @@
 """Where rollouts are kept: Parquet parts that are named by what they hold, written whole or not at all.
 
-    identity.json             model hash, sampler settings, verifier
+    identity.json             model hash, sampler settings, verifier and the hash of its source
     parts/<digest>.parquet    trace, position, alternative, reward, reason, length, seed, truncated, ids: one row per
                               rollout
 
-A list of requests is cut into parts of fixed size; the name of a part is a hash of the identity and of its requests
-(prompt and prefix token ids, alternative, length budget, seed). A part that is there is read, any other is sampled, so
-a command that was killed goes on where it was and, since a part is always sampled whole, ends with the same bits. A
-store of another model, sampler or verifier is refused.
+A list of requests is cut into parts, by its length alone (`part_size`); the name of a part is a hash of the identity
+and of its requests (prompt and prefix token ids, alternative, length budget, seed). A part that is there is read, any
+other is sampled, so a command that was killed goes on where it was and, since a part is always sampled whole, ends with
+the same bits. A store of another model, sampler or verifier is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from tokencredit.lm.models import CausalModel
 from tokencredit.lm.sampling import Request, Rollout, Sampler, Trace
 from tokencredit.tasks.verdict import Verdict, VerifierError, to_verdict
 
-PART = 4096  # rollouts per part: what a kill may cost, and what a batch is filled from
+LEAST, MOST = 64, 4096  # rollouts per part: what a batch is filled from, and what a kill may cost
+SHARE = 8  # ... which is never more than one such share of the work, where that is more than the least
 ON_PATH = -1  # the alternative of a continuation of the trace itself
 CHECK_EVERY = 64  # every so many rollouts are verified twice
 COLUMNS = ("reward", "length", "truncated", "reason", "ids")  # what is read of a part
@@ -60,6 +61,11 @@ class Outcomes:
     ids: list[tuple[int, ...]]
 
 
+def part_size(num: int) -> int:
+    """Rollouts per part of a list of `num` requests: an eighth of them, from 64 to 4,096."""
+    return min(max(-(-num // SHARE), LEAST), MOST)
+
+
 def model_hash(model: CausalModel) -> str:
     """32 hex digits of a model's parameters and buffers, names included, and of its architecture."""
     digest = hashlib.blake2b(digest_size=16)
@@ -72,9 +78,14 @@ def model_hash(model: CausalModel) -> str:
 
 
 def sampler_identity(
-    sampler: Sampler, model: str, model_digest: str, verifier: str, max_new_tokens: int
+    sampler: Sampler,
+    model: str,
+    model_digest: str,
+    verifier: str,
+    max_new_tokens: int,
+    verifier_source: str | None = None,
 ) -> dict[str, Any]:
-    """What rollouts of a store have in common."""
+    """What rollouts of a store have in common. `verifier_source`: of `tasks.source`, None where it cannot be had."""
     return plain(
         {
             "model": model,
@@ -86,6 +97,7 @@ def sampler_identity(
                 "max_new_tokens": max_new_tokens,
             },
             "verifier": verifier,
+            "verifier_source": verifier_source,
         }
     )
 
@@ -95,13 +107,14 @@ class RolloutStore:
 
     labels   for each trace, what its rewards depend on besides its tokens (the task's row): rollouts with another label
              are other rollouts
+    part     rollouts per part, `part_size` by default. Parts of another size are other parts: what is there is not used
     """
 
     def __init__(
         self,
         path: str | Path | None,
         identity: Mapping[str, Any],
-        part: int = PART,
+        part: int | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
         self.path, self.identity, self.part, self.labels = (
@@ -129,6 +142,7 @@ class RolloutStore:
             raise StoreError(
                 f"the store {self.path} holds other rollouts {models}:\n"
                 + "\n".join(wrong)
+                + _why(other, mine)
                 + "\nUse another directory."
             )
 
@@ -143,8 +157,9 @@ class RolloutStore:
     ) -> Outcomes:
         """The outcome of every request: read where it is stored, sampled and verified where not."""
         columns: dict[str, list] = {name: [] for name in COLUMNS}
-        for start in range(0, len(requests), self.part):
-            some = requests[start : start + self.part]
+        size = self.part or part_size(len(requests))
+        for start in range(0, len(requests), size):
+            some = requests[start : start + size]
             name = self._name(traces, some)
             found = self._read(name)
             if found is None:
@@ -234,6 +249,16 @@ class RolloutStore:
             "truncated": [x.truncated for x in rollouts],
             "ids": [list(x.ids) for x in rollouts],
         }
+
+
+def _why(there: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """What a difference in the verifier's source means, as a line of its own."""
+    name = "verifier_source"
+    if there.get(name) == mine.get(name):
+        return ""
+    if name not in there:
+        return "\nThe store is of a version that knew a verifier by its name: its rewards may be those of other code."
+    return f"\nThe verifier {mine.get('verifier')!r} was edited, so the rewards in the store are those of other code."
 
 
 def _flat(identity: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,139 @@
+"""The identity of a verifier is its source: what changes it, what does not, and what cannot be told."""
+
+import functools
+import json
+import warnings
+
+import pytest
+
+from tokencredit.tasks import load, source
+from tokencredit.tasks.source import task_source, verifier_source
+
+DATA = '{"prompt": "2 + 3", "answer": "5"}\n{"prompt": "2 + 4", "answer": "6"}\n'
+
+
+def verifier(folder, text):
+    """A task with this verifier in a file."""
+    (folder / "train.jsonl").write_text(DATA)
+    (folder / "verify.py").write_text(text)
+    return load(f"{folder / 'verify.py'}:verify", path=str(folder / "train.jsonl"))
+
+
+PLAIN = """
+LIMIT = 3
+
+
+def helper(text):
+    return text[:LIMIT]
+
+
+def verify(completion, row):
+    return row['answer'] in helper(completion)
+"""
+
+
+def test_an_edit_anywhere_in_the_file_is_another_verifier(tmp_path):
+    first = task_source(verifier(tmp_path, PLAIN))
+    assert first == task_source(verifier(tmp_path, PLAIN)) and len(first) == 32
+    edits = [("LIMIT = 3", "LIMIT = 4"), ("text[:LIMIT]", "text[-LIMIT:]"), (" in helper", " not in helper")]
+    others = {task_source(verifier(tmp_path, PLAIN.replace(*edit))) for edit in edits}
+    assert len(others) == 3 and first not in others
+
+
+def test_a_task_of_ours_is_the_installed_version_of_all_our_verifiers(tmp_path, monkeypatch):
+    """Reckon and a data file are different classes of one package: a changed file of it changes both."""
+    (tmp_path / "train.jsonl").write_text(DATA)
+    tasks = [load("reckon"), load(str(tmp_path / "train.jsonl"))]
+    before = [task_source(task) for task in tasks]
+    copy = tmp_path / "tasks"
+    copy.mkdir()
+    for path in source.OWN.iterdir():
+        if path.suffix in source.READ:
+            (copy / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(source, "OWN", copy)
+    assert [task_source(task) for task in tasks] == before
+    (copy / "vocabulary.txt").write_text("another unit\n")
+    after = [task_source(task) for task in tasks]
+    assert None not in after and not set(after) & set(before)
+
+
+def near(tolerance):
+    def verify(completion, row):
+        return abs(float(completion) - float(row["answer"])) < tolerance
+
+    return verify
+
+
+def same(completion, row, case=True):
+    return completion == row["answer"]
+
+
+def test_what_a_function_was_made_with_counts():
+    assert verifier_source(near(0.1)) == verifier_source(near(0.1)) != verifier_source(near(0.2))
+    assert verifier_source(functools.partial(same, case=False)) != verifier_source(functools.partial(same, case=True))
+    assert verifier_source(functools.lru_cache(same)) == verifier_source(same)  # a wrapper is what it wraps
+
+
+class Judge:
+    def __call__(self, completion, row):
+        return True
+
+    def verify(self, completion, row):
+        return True
+
+
+def test_objects_and_methods_are_their_class():
+    assert verifier_source(Judge()) == verifier_source(Judge())
+    assert verifier_source(Judge().verify) is not None
+
+
+def test_a_verifier_without_source_is_named(tmp_path):
+    made = {}
+    exec("def verify(completion, row):\n    return True\n", made)  # as in an interpreter: no file holds it
+    for function, name in (
+        (made["verify"], "verify"),
+        (str.startswith, "startswith"),
+        (near(object()), "near.*verify"),
+    ):
+        with pytest.warns(UserWarning, match=rf"the verifier .*{name}.*used by its name alone"):
+            assert verifier_source(function) is None
+    (tmp_path / "train.jsonl").write_text(DATA)
+    task = load("jsonl", path=str(tmp_path / "train.jsonl"), verifier=made["verify"])
+    with pytest.warns(UserWarning, match="verify has no source"):
+        assert task_source(task) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert task_source(load("reckon"))
+
+
+COMMAND = ["--prompts", "2", "--samples", "1", "--max-new-tokens", "8", "--rollouts", "2", "--model", "reckon"]
+
+
+def run(folder, *more):
+    from tokencredit.cli import main
+
+    data = ["--task", f"{folder / 'verify.py'}:verify", "--option", f"path={folder / 'train.jsonl'}"]
+    return main(["pivotality", "run", "--out", str(folder / "run"), *data, *COMMAND, *more])
+
+
+def test_stored_rewards_of_edited_code_are_refused(tmp_path, capsys):
+    """The same name, another rule; and a store that knows the name alone."""
+    from tokencredit.tasks.reckon import Reckon
+
+    rows = Reckon().rows("test", 24, 0)
+    text = "def verify(completion, row):\n    return len(completion) % 2 == 0\n"
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
+    (tmp_path / "verify.py").write_text(text)
+    assert run(tmp_path) == 0 and run(tmp_path) == 0
+    (tmp_path / "verify.py").write_text(text.replace("== 0", "== 1"))
+    capsys.readouterr()
+    assert run(tmp_path) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "verifier_source:" in told and "was edited" in told and "Use another directory" in told
+    (tmp_path / "verify.py").write_text(text)
+    assert run(tmp_path) == 0
+    file = tmp_path / "run" / "store" / "identity.json"
+    former = {key: value for key, value in json.loads(file.read_text()).items() if key != "verifier_source"}
+    file.write_text(json.dumps(former))
+    assert run(tmp_path) == 1
+    assert "a version that knew a verifier by its name" in " ".join(capsys.readouterr().err.split())
