@@ -9,7 +9,7 @@ so, in the rate.
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -78,14 +78,14 @@ def main():
     target = REACH * float(trained["grpo"][1].final["pass@1"].mean())
     found = {v: measures(curves, target, config.budget.amount) for v, (_, curves) in trained.items()}
     estimates = {
-        f"{v}/{name}": OverSeedsAndPrompts(draws, num).estimate().as_dict()
+        f"{v}/{name}": asdict(OverSeedsAndPrompts(draws, num).estimate())
         for v, each in found.items()
         for name, (draws, num) in each.items()
     }
     for one, other in combinations(VARIANTS, 2):
         for name, (draws, num) in found[one].items():
             difference = OverSeedsAndPrompts(draws - found[other][name][0], num)
-            estimates[f"{one} less {other}/{name}"] = difference.estimate().as_dict() | {"p": difference.p_value()}
+            estimates[f"{one} less {other}/{name}"] = asdict(difference.estimate()) | {"p": difference.p_value()}
     rates = {v: factor * config.base.learning_rate for v, (factor, _) in trained.items()}
     finish(
         "dynamic_sampling",
