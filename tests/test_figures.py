@@ -21,7 +21,6 @@ NOT_COMMITTED = frozenset(
     [
         "compare",
         "conditions",
-        "demo",
     ]
 )
 
