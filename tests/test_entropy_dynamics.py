@@ -480,9 +480,9 @@ TINY = {
     "wrong, told",
     [
         ({"eval_prompts": 4, "sub_batch": 2}, "4 evaluation prompts are too few"),
-        ({"rates": 3}, "at least 4 rates"),
+        ({"rates": 3}, "--rates of 4 or more .* got 2, 1, 1, 3, 2"),
         ({"sub_batch": 20}, "20 do not fit"),
-        ({"decades": 0.4}, "more than 0.5 decades"),
+        ({"decades": 0.4}, "--decades over 0.5; got 2, 1, 1, 4, 0.4"),
     ],
 )
 def test_studies_that_cannot_answer_are_refused(wrong, told):
