@@ -300,6 +300,9 @@ def test_lora_adapters():
     )
     found = importance(adapted, *masks, kinds=("gradient_norm",), parameters="lora")
     assert found["gradient_norm"].method == "exact" and all("lora_" in n for n in found.covered)
+    trainable = importance(adapted, *masks, kinds=("gradient_norm",), parameters="trainable")
+    assert trainable.covered == found.covered  # an adapter's training moves nothing else
+    torch.testing.assert_close(trainable["gradient_norm"].value, found["gradient_norm"].value, rtol=0, atol=0)
     slow = slow_gradients(adapted, *masks)
     expected = torch.stack([sum(x.square().sum() for n, x in g.items() if "lora_" in n) for g in slow.values()])
     torch.testing.assert_close(values(found, "gradient_norm", masks) ** 2, expected, rtol=1e-5, atol=1e-7)

@@ -28,9 +28,11 @@ FREE_PROXIES = ("varentropy", "margin", "sum_p2")
 
 
 def importance_scorers(
-    *, num_directions: int = 8, method: str = "sketch", parameters: str = "all", max_tokens: int = 8192
+    *, num_directions: int = 8, method: str = "sketch", parameters: str = "trainable", max_tokens: int = 8192
 ) -> dict[str, Scorer]:
     """{kind: scorer} for every importance proxy; computed only for methods that need them.
+
+    parameters   whose gradients count, as `lm.proxies.importance` takes them: those that are trained, unless told
 
     Directions are drawn anew for every rollout batch, from the trainer's seed and its step. The seconds of a batch are
     logged as `seconds_importance`; they are part of `seconds_scoring`.

@@ -41,17 +41,20 @@ class Coverage:
 
 
 def select_parameters(model: nn.Module, parameters: str | Sequence[str] = "all", uncovered: str = "refuse") -> Coverage:
-    """The parameters that "all", "lora", or name patterns (`*.mlp.*`, or a sequence of them) select.
+    """The parameters that "all", "trainable" (those that require a gradient: under LoRA the adapter's), "lora", or name
+    patterns (`*.mlp.*`, or a sequence of them) select.
 
     Weights that are stored quantised cannot be moved: ValueError names them, or with uncovered="report" they are listed
     and left out.
     """
     patterns = (
-        {"all": ("*",), "lora": (f"*{LORA}*",)}.get(parameters, (parameters,))
+        {"all": ("*",), "trainable": ("*",), "lora": (f"*{LORA}*",)}.get(parameters, (parameters,))
         if isinstance(parameters, str)
         else tuple(parameters)
     )
     chosen = {n: p for n, p in model.named_parameters() if any(fnmatchcase(n, pattern) for pattern in patterns)}
+    if parameters == "trainable":
+        chosen = {n: p for n, p in chosen.items() if p.requires_grad}
     named = {n: p for n, p in chosen.items() if p.is_floating_point() and not _packed(p)}
     missing = {n: f"stored as {p.dtype} in {type(p).__name__}" for n, p in chosen.items() if n not in named}
     for name, buffer in model.named_buffers():
@@ -61,7 +64,7 @@ def select_parameters(model: nn.Module, parameters: str | Sequence[str] = "all",
             and buffer.dtype != torch.bool
             and buffer.dim() >= 2
         )
-        if packed and any(fnmatchcase(name, pattern) for pattern in patterns):
+        if packed and parameters != "trainable" and any(fnmatchcase(name, pattern) for pattern in patterns):
             missing[name] = f"a {buffer.dtype} buffer, as quantised layers keep their weights"
     selection = parameters if isinstance(parameters, str) else tuple(parameters)
     if not named:

@@ -113,8 +113,8 @@ def importance(
                    moved weights; "sketch": finite differences in full precision and forward mode in half precision, the
                    other one where that fails; "auto": exact for short rows and small adapters, else "sketch".
                    fisher_trace is exact only on request
-    parameters     "all", "lora", or name patterns; parameters that cannot be moved are refused by name, or listed with
-                   uncovered="report"
+    parameters     "all", "trainable" (that require a gradient), "lora", or name patterns; parameters that cannot be
+                   moved are refused by name, or listed with uncovered="report"
     temperature    of the policy that sampled;  max_tokens  padded tokens of one forward pass
 
     ValueError names what is wrong: shapes, a first token without a prefix, a row beyond the context, logits that are

@@ -63,7 +63,7 @@ def add_parser(commands: Any) -> None:
         choices=["auto", "exact", "sketch", "jvp", "finite_difference"],
         help="of gradient norms and Fisher traces (default: %(default)s)",
     )
-    p.add_argument("--parameters", default="all", help="all, lora, or a name pattern (default: %(default)s)")
+    p.add_argument("--parameters", default="all", help="all, trainable, lora, or a name pattern (default: %(default)s)")
     p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
     p.add_argument("--prompts", type=int, default=32, help="how many prompts to sample from (default: %(default)s)")
     p.add_argument("--samples", type=int, default=1, help="completions per prompt (default: %(default)s)")
