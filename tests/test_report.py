@@ -153,7 +153,7 @@ def card(page):
 
 
 def test_every_section_is_there_and_the_text_is_text(opened):
-    titles = ["What was run", "Findings", "Methods", "Learning curves", "Entropy by role", "Tokens"]
+    titles = ["Tokens", "What was run", "Findings", "Methods", "Learning curves", "Entropy by role"]
     assert opened.locator("main h2").all_text_contents() == titles
     assert opened.title() == opened.locator("h1").text_content() == "A <title>"
     assert opened.locator(".claim").first.text_content() == "<u>GTPO</u> keeps entropy"

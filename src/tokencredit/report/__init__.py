@@ -21,13 +21,14 @@ from tokencredit.runs import Run
 __all__ = ["BUILDERS", "Material", "Section", "write"]
 
 BUILDERS: tuple[Callable[[Material], Section | None], ...] = (
+    tokens.build,
     overview.build,
     findings.build,
     methods.build,
     learning.build,
     roles.build,
-    tokens.build,
 )
+"""In the order of the page, which opens with the tokens."""
 
 
 def write(
@@ -38,14 +39,12 @@ def write(
     title: str = "tokencredit report",
     extra: Sequence[Section] = (),
 ) -> Path:
-    """Write the report of these runs and of the figures computed from them; `extra` sections follow the learning
-    curves' own.
+    """Write the report of these runs and of the figures computed from them; `extra` sections follow.
 
-        write(sorted(Path("runs").iterdir()), "report.html", study.curves(), title="Five methods on reckon")
+    write(sorted(Path("runs").iterdir()), "report.html", study.curves(), title="Five methods on reckon")
     """
     material = Material.of([Run.open(path) for path in run_dirs], curves or {})
-    built = [section for build in BUILDERS[:-1] if (section := build(material))]
-    last = [section for section in [BUILDERS[-1](material)] if section]
-    document = page(title, [*built, *extra, *last])
+    built = [section for build in BUILDERS if (section := build(material))]
+    document = page(title, [*built, *extra])
     replace_file(Path(out), lambda file: file.write(document.encode("utf-8", "backslashreplace")))
     return Path(out)
