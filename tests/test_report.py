@@ -157,7 +157,7 @@ def test_every_section_is_there_and_the_text_is_text(opened):
     assert opened.locator("main h2").all_text_contents() == titles
     assert opened.title() == opened.locator("h1").text_content() == "A <title>"
     assert opened.locator(".claim").first.text_content() == "<u>GTPO</u> keeps entropy"
-    assert opened.locator(".verdict.yes").first.text_content() == "✓ shows here"
+    assert opened.locator("#findings .verdict.yes").first.text_content() == "✓ shows here"
     assert "1 of 3 runs did not finish: grpo-1 (running)." in opened.locator(".notice").text_content()
     methods = opened.locator(".methods tbody tr")
     assert methods.locator("th").all_text_contents() == ["GRPO", "GTPO <b>"]
