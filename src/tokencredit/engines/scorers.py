@@ -16,12 +16,10 @@ from torch import Tensor
 from tokencredit.engines.trainer import Trainer
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.scores.draws import uniform_draws
-from tokencredit.scores.table import available, names_of
+from tokencredit.scores.table import SCORES, available, names_of
 from tokencredit.tasks.task import Row, Task
 
 Scorer = Callable[[Any, list[dict], dict[str, Tensor]], Tensor]
-GIVEN = frozenset(available(None))
-"""Scores that need no task: `CreditTrainer` has their scorers by itself."""
 SECONDS = "seconds_importance"
 FREE_PROXIES = ("varentropy", "margin", "sum_p2")
 """Scores of a forward pass that training measures like the proxies: on its own, when a method needs them."""
@@ -143,7 +141,7 @@ class _OfTask:
         from tokencredit.lm.readout import evaluating
         from tokencredit.scores.measure import measure
 
-        if trainer.min_p or trainer.repetition_penalty != 1.0:
+        if SCORES[self.name].source == "steps" and (trainer.min_p or trainer.repetition_penalty != 1.0):
             raise ValueError(
                 f"{self.name} samples with temperature, top_k and top_p alone: leave min_p and repetition_penalty unset"
             )

@@ -9,11 +9,10 @@ from tokencredit.settings import read_settings
 from tokencredit.tasks.task import Row, Task
 
 
-def add_policy(parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--model",), many: bool = False) -> None:
+def add_policy(parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--model",)) -> None:
     """Adds --model, --task, --option, --temperature, --max-new-tokens, --chat, --dtype and --device.
 
     model   names of the first of them: a command on runs also calls it --run
-    many    whether the command has several temperatures, in an argument of its own
     """
     group = parser.add_argument_group("policy", "which model on which task; a run's own settings are its defaults")
     group.add_argument(
@@ -28,8 +27,7 @@ def add_policy(parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--
         metavar="K=V",
         help="option of the task, like path=data.jsonl; repeatable",
     )
-    if not many:
-        group.add_argument("--temperature", type=float, help="of sampling (default: 1)")
+    group.add_argument("--temperature", type=float, help="of sampling (default: 1)")
     group.add_argument(
         "--max-new-tokens",
         type=int,

@@ -13,7 +13,7 @@ from tokencredit.console import console
 from tokencredit.durable import read_rows
 from tokencredit.limits import check_rows
 from tokencredit.lm.arguments import add_policy, policy_config, rows_of
-from tokencredit.scores.table import SCORES, names_of
+from tokencredit.scores.table import SCORES
 from tokencredit.tasks.data import read_objects
 
 EXAMPLES = """examples:
@@ -21,7 +21,6 @@ EXAMPLES = """examples:
   tokencredit score --data completions.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --chat --task gsm8k --out s.parquet
   tokencredit score --task gsm8k --prompts 50 --samples 4 --scores entropy gradient_norm --out scores.parquet
   tokencredit score --task verify.py:check --option path=data.jsonl --model runs/mine --out scores.parquet"""
-GIVEN = names_of("forward", "importance")
 
 
 def add_parser(commands: Any) -> None:
