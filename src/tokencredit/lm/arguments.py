@@ -18,7 +18,7 @@ def add_policy(parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--
     group.add_argument(
         *model, dest="model", metavar="MODEL", help="a path, hub name or run directory (default: reckon, shipped)"
     )
-    group.add_argument("--task", help="reckon, gsm8k, a .jsonl or .parquet file, or verify.py:function")
+    group.add_argument("--task", help="reckon, stories, gsm8k, a .jsonl or .parquet file, or verify.py:function")
     group.add_argument(
         "--option",
         action="append",

@@ -14,7 +14,7 @@ class LoggedRollout:
     group                completions of one prompt in one step share it
     prompt_ids           [P] and `completion_ids` [T], where the log has token ids
     mask                 [T] True on what the policy wrote, False on tool outputs and other turns
-    tokens               {name: [T]}, numbers per token: "advantage", "sampler_logprob", "trainer_logprob", "entropy", "token_reward", …
+    tokens               {name: [T]}, numbers per token: "advantage", "sampler_logprob", "trainer_logprob", "entropy" …
     answer               the ground truth that the verifier saw
     others               every further column, as it was logged
     place                where it stands: file and line or row

@@ -16,6 +16,7 @@ __all__ = ["TASKS", "Task", "Validation", "Verdict", "VerifierError", "as_verifi
 
 TASKS = {
     "reckon": ("tokencredit.tasks.reckon", "Reckon"),
+    "stories": ("tokencredit.tasks.stories", "Stories"),
     "gsm8k": ("tokencredit.tasks.gsm8k", "Gsm8k"),
     "jsonl": ("tokencredit.tasks.jsonl", "Jsonl"),
     "given": ("tokencredit.tasks.given", "Given"),
