@@ -377,7 +377,7 @@ def test_a_raising_verifier_names_the_row_or_says_error():
 
 @pytest.mark.parametrize(("name", "near"), [("gsm8", "'gsm8k'"), ("rekcon", "'reckon'"), ("json", "'jsonl'")])
 def test_an_unknown_task_has_a_nearest_name(name, near):
-    with pytest.raises(ValueError, match=rf"unknown task '{name}'\. Did you mean {near}\?.*reckon, gsm8k, jsonl"):
+    with pytest.raises(ValueError, match=rf"unknown task '{name}'\. Did you mean {near}\?.*reckon, stories, gsm8k, jsonl"):
         tasks.load(name)
 
 

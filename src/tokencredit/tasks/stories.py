@@ -1,6 +1,7 @@
 """Easy word problems without end, for small language models: one or two steps of arithmetic in a short story.
 
-    prompt       Tom has 3 apples. Ann gives Tom 4 more. How many apples does Tom have now? Answer in one short sentence.
+    prompt       Tom has 3 apples. Ann gives Tom 4 more. How many apples does Tom have now? Answer in one short
+                 sentence.
     completion   Tom has 7 apples now.
 
 The reward is the outcome alone: the last number of the text is the answer. A model of 135M parameters solves a part of
