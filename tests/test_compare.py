@@ -31,7 +31,7 @@ from tokencredit.studies.compare import jobs as compare_jobs
 from tokencredit.studies.compare.curves import Curves, Prompts, area, budget_to, on_grid
 from tokencredit.studies.compare.figures import Marks, figures
 from tokencredit.studies.compare.jobs import FINAL, Tell, choose, command_of, finished, run_jobs
-from tokencredit.studies.compare.question import STUDY
+from tokencredit.studies.compare.question import STUDY, Comparison
 from tokencredit.studies.compare.study import CHECK_SEED, COMPARED, CompareConfig, compare, plan, unavailable
 from tokencredit.studies.compare.tables import markdown, tables
 from tokencredit.studies.processes import Forked, run_all
@@ -559,11 +559,20 @@ def test_what_means_nothing_is_refused_before_anything_is_made(tmp_path, capsys,
     assert message in capsys.readouterr().err.replace("\n", " ") and not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("flag", ["--seeds", "--rates", "--workers", "--final-prompts", "--check-seeds", "--steps"])
+FLAGS = ("--seeds", "--rates", "--workers", "--marks", "--final-prompts", "--final-samples", "--check-seeds", "--steps")
+
+
+@pytest.mark.parametrize("flag", FLAGS)
 def test_numbers_that_mean_nothing_are_refused_by_their_flag(tmp_path, capsys, flag):
     with pytest.raises(SystemExit):
         main(["study", "compare", "--out", str(tmp_path / "x"), flag, "0"])
     assert f"argument {flag}: must be" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_a_large_model_can_be_evaluated_less_often():
+    config, _, _ = plan(Comparison(marks=4, final_prompts=64, final_samples=2))
+    (job,) = {config.job("grpo", 1.0, 0, final=True)}
+    assert job.config.budget == {"rollouts": 24 * 32 * 8, "marks": 4} and job.final == (64, 2)
 
 
 def test_methods_that_a_task_cannot_give_are_left_out_or_refused(tmp_path, capsys):

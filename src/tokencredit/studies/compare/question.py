@@ -56,7 +56,9 @@ class Comparison:
         metavar="X",
     )
     check_seeds: int = option(1, "runs per method and rate of that check")
+    marks: int = option(10, "evaluations along the budget, at equal parts of it; a large model can do with fewer")
     final_prompts: int = option(512, "held-out prompts of the last evaluation")
+    final_samples: int = option(8, "completions of each of them")
     collapse: float = option(
         0.25,
         "a run collapses when its entropy falls under this share of the initial policy's",

@@ -141,11 +141,19 @@ def plan(asked: Comparison) -> tuple[CompareConfig, list[str], int]:
     steps = (QUICK_STEPS if asked.quick else STEPS) if asked.steps is None else asked.steps
     base = train_config.read_config(None, [*BASE, *asked.settings], steps=steps, **asked.training)
     size = base.prompts * base.group
-    budget = Budget.of(train_config.read_settings([f"{unit}={amount}"], "--budget") if given else {unit: steps * size})
+    spent = train_config.read_settings([f"{unit}={amount}"], "--budget") if given else {unit: steps * size}
+    budget = Budget.of({**spent, "marks": asked.marks})
     if asked.steps is None and given:
         base = replace(base, steps=math.ceil(budget.amount / size) if unit == "rollouts" else MOST_STEPS)
     rates = asked.rates or ((1.0,) if asked.quick else (1.0, 2.0, 4.0))
-    config = CompareConfig(base, budget, tuple(rates), asked.check_seeds, final_prompts=asked.final_prompts)
+    config = CompareConfig(
+        base,
+        budget,
+        tuple(rates),
+        asked.check_seeds,
+        final_prompts=asked.final_prompts,
+        final_samples=asked.final_samples,
+    )
     methods = asked.methods
     if methods is None:
         wanted = QUICK if asked.quick else COMPARED
