@@ -571,7 +571,7 @@ def test_numbers_that_mean_nothing_are_refused_by_their_flag(tmp_path, capsys, f
 
 def test_a_large_model_can_be_evaluated_less_often():
     config, _, _ = plan(Comparison(marks=4, final_prompts=64, final_samples=2))
-    (job,) = {config.job("grpo", 1.0, 0, final=True)}
+    job = config.job("grpo", 1.0, 0, final=True)
     assert job.config.budget == {"rollouts": 24 * 32 * 8, "marks": 4} and job.final == (64, 2)
 
 
