@@ -85,7 +85,7 @@ studies: setup
 	$(BIN)/tokencredit dynamics kernel --run runs/grpo --checkpoint 40 --preconditioner identity --out runs/kernel-identity
 	$(BIN)/tokencredit dynamics noise-scale --run runs/grpo --checkpoint 40 --out runs/noise-scale
 	$(BIN)/tokencredit pivotality run --out runs/pivots
-	$(BIN)/tokencredit pivotality run --model runs/grpo-20/checkpoints/checkpoint-20 --prompts 32 --samples 2 --rollouts 16 --out runs/pivots-20
+	$(BIN)/tokencredit pivotality run --model runs/grpo-20/checkpoints/checkpoint-20 --split test --prompts 32 --samples 2 --rollouts 16 --out runs/pivots-20
 	$(BIN)/tokencredit dynamics attribute --run runs/grpo-20 --checkpoint 20 --methods kl_cov --pivotality runs/pivots-20 --out runs/attribution-pivots
 	$(BIN)/tokencredit report runs/correlation runs/compare runs/variance runs/entropy runs/attribution-40 runs/kernel runs/noise-scale --out runs/studies.html
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencredit.console import console
+from tokencredit.console import console, warn
 from tokencredit.durable import plain, read_mapping, write_json
 from tokencredit.exclusive import exclusive
 from tokencredit.limits import check_rows
@@ -70,10 +70,15 @@ def add_parser(commands: Any) -> None:
         "export",
         _export,
         "Preference pairs at pivotal tokens, both sides verified on fresh rollouts.",
-        "  tokencredit pivotality export runs/pivots --format dpo --out pairs.jsonl",
+        "  tokencredit pivotality export runs/pivots --out pairs.jsonl",
     )
     e.add_argument("directory", type=Path, help="a directory that `tokencredit pivotality run` wrote")
-    e.add_argument("--format", default="dpo", choices=["dpo", "jsonl"], help="(default: %(default)s)")
+    e.add_argument(
+        "--format",
+        default="dpo",
+        choices=["dpo", "jsonl"],
+        help="dpo: token ids, as PreferenceTrainer takes them, and text to read; jsonl: everything (default: %(default)s)",
+    )
     e.add_argument("--out", type=Path, help="file of the pairs (default: pairs.jsonl in the directory)")
     e.add_argument("--fresh", type=int, default=64, help="fresh rollouts of either side (default: %(default)s)")
     e.add_argument(
@@ -81,7 +86,7 @@ def add_parser(commands: Any) -> None:
     )
     e.add_argument(
         "--estimand",
-        default="replace",
+        default="before_after",
         choices=["replace", "before_after"],
         help=(
             "what makes a token pivotal; replace also finds tokens that no likely alternative contests (default:"
@@ -105,7 +110,12 @@ def _command(commands: Any, name: str, run: Any, summary: str, examples: str) ->
 
 def _study_arguments(p: argparse.ArgumentParser) -> None:
     add_policy(p)
-    p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
+    p.add_argument(
+        "--split",
+        default="train",
+        choices=["train", "test"],
+        help="whose prompts; pairs of test prompts are not to be trained on (default: %(default)s)",
+    )
     p.add_argument("--prompts", type=int, default=32, help="how many prompts (default: %(default)s)")
     p.add_argument(
         "--samples", type=int, default=2, help="completions per prompt whose tokens are measured (default: %(default)s)"
@@ -250,6 +260,7 @@ def _measure(args: argparse.Namespace) -> int:
             "command": command,
             "seed": args.seed,
             "budget": repr(budget),
+            "split": args.split,
             "identity": setting.store.identity,
             "policy": settled.as_dict(),
             "figures": figures,
@@ -318,6 +329,10 @@ def _export_pairs(args: argparse.Namespace) -> int:
     from tokencredit.pivotality import export, record
     from tokencredit.progress import bar
 
+    split = read_mapping(args.directory / "result.json").get("split")
+    if split != "train":
+        told = "are of --split test" if split else "may be of --split test (the run is of an earlier version)"
+        warn(f"the prompts of {args.directory} {told}: what is trained on these pairs has no held-out prompts there")
     tokens, alternatives, traces = (record.read(args.directory, name) for name in ("tokens", "alternatives", "traces"))
     result = read_mapping(args.directory / "result.json", "identity", "policy")
     identity = result["identity"]
