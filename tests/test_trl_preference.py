@@ -306,8 +306,8 @@ def pivots(policy, num=16):
 
 
 def test_pairs_of_tokens_teach_nothing_of_the_end(tmp_path):
-    """What `pivotality export` writes, in twenty steps on the embedded model: from ids the chance that a completion ends
-    behind the chosen token stays what it was. As text stock TRL puts an end token behind either side, and it rises.
+    """What `pivotality export` writes, in twenty steps on the embedded model: from ids the chance that a completion
+    ends behind the chosen token stays what it was. As text stock TRL puts an end token behind either side: it rises.
     """
     path, policy = resolve_model("reckon"), PolicyConfig().open()
     tokenizer, pairs = policy.tokenizer, pivots(policy)

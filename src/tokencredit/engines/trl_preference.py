@@ -1,8 +1,8 @@
 """The TRL engine for pairs: DPOTrainer with a weight per token.
 
 The weighting is a chain of credit on rewards 1 and −1 (`tokencredit.preference`); what it reads is measured by the
-reference, or stands in the rows. Pairs may be token ids, which is what pivotal tokens need: text is tokenized again, and
-TRL ends each side of it with an end token. Models, PEFT, reference, collating and checkpoints stay TRL's.
+reference, or stands in the rows. Pairs may be token ids, which is what pivotal tokens need: text is tokenized again,
+and TRL ends each side of it with an end token. Models, PEFT, reference, collating and checkpoints stay TRL's.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class PreferenceTrainer(DPOTrainer):
                    brought to mean one over the dataset
 
     With `dpo` it is stock TRL, step by step. ValueError where an option of TRL contradicts the method, where a score is
-    missing, or where a chain compares pairs with each other, which micro-batches would change. Warns once where no token
-    of a batch has weight.
+    missing, or where a chain compares pairs with each other, which micro-batches would change. Warns once where no
+    token of a batch has weight.
     """
 
     args: DPOConfig

@@ -77,7 +77,7 @@ def add_parser(commands: Any) -> None:
         "--format",
         default="dpo",
         choices=["dpo", "jsonl"],
-        help="dpo: token ids, as PreferenceTrainer takes them, and text to read; jsonl: everything (default: %(default)s)",
+        help="dpo: token ids for PreferenceTrainer, and text to read; jsonl: everything (default: %(default)s)",
     )
     e.add_argument("--out", type=Path, help="file of the pairs (default: pairs.jsonl in the directory)")
     e.add_argument("--fresh", type=int, default=64, help="fresh rollouts of either side (default: %(default)s)")
