@@ -115,12 +115,11 @@ def _findings(found: Mapping[str, Any], config: PreferenceConfig, figures: Mappi
     said = []
     for each in found["contrasts"]:
         figure = figures[each["difference"]]
-        said.append(
-            f"{each['arm']} less {each['other']}: {figure.text('.3f', sign=True)} pass@1, {each['verdict']}"
-            f" (p = {figure.more['holm']:.2g}, Holm's over {len(found['contrasts'])})."
-        )
+        tested = f"{each['verdict']} (p = {figure.more['holm']:.2g}, Holm's over {len(found['contrasts'])})"
+        told = tested if config.seeds > 1 else "over prompts alone"
+        said.append(f"{each['arm']} less {each['other']}: {figure.text('.3f', sign=True)} pass@1, {told}.")
     if config.seeds < 2:
-        said.append("One seed: intervals are over prompts alone, and no verdict is given.")
+        said.append("One seed: other prompts to train on may give other differences, and no verdict is given.")
     if still := [arm["name"] for arm in found["arms"] if not figures[arm["figures"]["gain"]].sign]:
         said.append(f"Not told from the untrained policy, intervals not adjusted: {', '.join(still)}.")
     for place, end, advice in ((0, "lowest", "lower"), (-1, "highest", "higher")):
