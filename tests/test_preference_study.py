@@ -56,8 +56,7 @@ def test_pairs_are_right_against_wrong_and_the_budget_is_kept(policy):
 
 
 def outcomes(chance, seeds, prompts=128, samples=8, seed=0):
-    rng = np.random.default_rng(seed)
-    prompt = rng.uniform(-0.1, 0.1, prompts)
+    prompt = np.random.default_rng(0).uniform(-0.1, 0.1, prompts)
     return [
         {
             "correct": np.random.default_rng(100 + 7 * seed + s).binomial(samples, chance + prompt).tolist(),
@@ -69,13 +68,13 @@ def outcomes(chance, seeds, prompts=128, samples=8, seed=0):
 
 
 def found(chances, seeds=4):
-    config = PreferenceConfig(seeds=seeds)
-    runs = {arm.name: outcomes(chance, seeds) for arm, chance in zip(ARMS, chances)}
+    config = PreferenceConfig(seeds=seeds, samples=8)
+    runs = {arm.name: outcomes(chance, seeds, seed=i) for i, (arm, chance) in enumerate(zip(ARMS, chances))}
     lot = {"pairs": [{}] * 9, "rollouts": 4000, "prompts": 500}
     bought = {arm.name: [lot] * seeds for arm in ARMS}
     book = Book("command", 0)
     chosen = {arm.name: 1e-3 for arm in ARMS}
-    return blocks(config, outcomes(0.4, 1)[0], runs, bought, chosen, {}, book), book.figures
+    return blocks(config, outcomes(0.4, 1, seed=9)[0], runs, bought, chosen, {}, book), book.figures
 
 
 def test_a_difference_is_found_and_its_lack_is_not_resolved():

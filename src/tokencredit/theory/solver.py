@@ -40,9 +40,7 @@ class Solver:
     def objective(
         self, chance: Tensor, old: Tensor, gain: Gain, beta: float, clip: float = inf, mirror: float = 0.0
     ) -> Tensor:
-        """E_old[min(w A, clip(w) A)] − β KL(π ‖ π_ref) − `mirror` KL(π ‖ old), with w = π / old and A = Δ (r − p) of the
-        old policy.
-        """
+        """E_old[min(w A, clip(w) A)] − β KL(π ‖ π_ref) − `mirror` KL(π ‖ old), w = π / old, A = Δ (r − p) of old."""
         p = float(old @ self.reward)
         advantage = gain(p) * (self.reward - p)
         earned = torch.minimum(chance * advantage, (chance / old).clamp(1 - clip, 1 + clip) * old * advantage)
