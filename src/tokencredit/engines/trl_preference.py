@@ -227,7 +227,7 @@ def _reference_entropy() -> Iterator[None]:
     plain = dpo_trainer.add_fused_lm_head
 
     @wraps(plain)
-    def with_entropy(model, *args, outputs=("log_probs",), **more):
+    def with_entropy(model: CausalModel, *args, outputs=("log_probs",), **more):
         plain(model, *args, outputs=tuple(dict.fromkeys((*outputs, "entropy"))), **more)
 
     dpo_trainer.add_fused_lm_head = with_entropy
