@@ -215,10 +215,11 @@ def _world_parser(commands) -> None:
         commands,
         "world",
         None,
-        "The embedded world: build its base model, or look at it.",
+        "The embedded world: its base model, a look at it, and a known truth for estimators.",
         """
   tokencredit world build --seed 1 --out my_base
-  tokencredit world show""",
+  tokencredit world show
+  tokencredit world truth --out truth""",
     )
     p.set_defaults(run=lambda args: p.print_help())
     actions = p.add_subparsers(title="actions", metavar="")
@@ -241,6 +242,9 @@ def _world_parser(commands) -> None:
         "\n  tokencredit world show --num 3",
     )
     s.add_argument("--num", type=int, default=3, help="(default: %(default)s)")
+    from tokencredit.truth.command import add_parsers
+
+    add_parsers(actions)
 
 
 def _report_parser(commands) -> None:
