@@ -19,6 +19,7 @@ from tokencredit.console import Parser, console, errors, visible, warn
 from tokencredit.figure import Figure
 from tokencredit.lifeline import end_with_parent
 from tokencredit.lm.arguments import add_policy, policy_config, training_arguments
+from tokencredit.credit_model import command as credit_model_command
 from tokencredit.pivotality import command as pivotality_command
 from tokencredit.scores import command as score_command
 from tokencredit.studies.command import add_dynamics, add_study
@@ -102,7 +103,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tokencredit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="")
     own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
-    for add in (*own, score_command.add_parser, pivotality_command.add_parser, add_study, add_dynamics):
+    measuring = (score_command.add_parser, pivotality_command.add_parser, credit_model_command.add_parser)
+    for add in (*own, *measuring, add_study, add_dynamics):
         add(commands)
     give_kinds(parser)
     return parser
