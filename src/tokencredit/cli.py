@@ -16,10 +16,10 @@ from rich.text import Text
 from tokencredit import __version__
 from tokencredit.argument_types import give_kinds
 from tokencredit.console import Parser, console, errors, visible, warn
+from tokencredit.credit_model import command as credit_model_command
 from tokencredit.figure import Figure
 from tokencredit.lifeline import end_with_parent
 from tokencredit.lm.arguments import add_policy, policy_config, training_arguments
-from tokencredit.credit_model import command as credit_model_command
 from tokencredit.pivotality import command as pivotality_command
 from tokencredit.scores import command as score_command
 from tokencredit.studies.command import add_dynamics, add_study

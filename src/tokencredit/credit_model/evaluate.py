@@ -34,8 +34,9 @@ LEARNED = "learned_size"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """captured {score: Figure}, the learned size less each of the others in `difference`, calibration, alignment; and how
-    many of the prompts the model has seen."""
+    """captured {score: Figure}, the learned size less each of the others in `difference`, calibration, alignment; and
+    how many of the prompts the model has seen.
+    """
 
     captured: dict[str, Figure]
     difference: dict[str, Figure]

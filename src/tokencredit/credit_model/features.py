@@ -3,8 +3,8 @@
     states    [N, 4, D]  h_{i−1} and h_i, of the middle layer and of the last
     scores    [N, 8]     log π, H, 1 − π, Var log p, margin, Σ p²; relative position, log of the length
 
-h_{i−1} is what the token was drawn from, h_i what the model makes of it. Never the difference of two values of a critic:
-its noise is that of both, and the effects are small.
+h_{i−1} is what the token was drawn from, h_i what the model makes of it. Never the difference of two values of a
+critic: its noise is that of both, and the effects are small.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The credit model: two small networks on features of a frozen policy, one for the size of a token's effect, one for its
-sign.
+"""The credit model: two small networks on features of a frozen policy, one for the size of a token's effect, one for
+its sign.
 
     size²(x)     = c · mean_k softplus(f_k(x))          ≈ E[(Q − V)² | x]
     credit(x, R) = mean_k g_k(x, R)                      ≈ E[Q − V | x, R]
 
 f and g are networks of one hidden layer, an ensemble of `MEMBERS`, fitted by weighted least squares to labels of a
-pivotality run (`labels`). Prompts are split three ways: to fit, to stop early, and to find c, so that sizes are right on
-average on prompts that neither saw.
+pivotality run (`labels`). Prompts are split three ways: to fit, to stop early, and to find c, so that sizes are right
+on average on prompts that neither saw.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class CreditModel:
 
 
 def _scales(found: Features, fit: Tensor) -> dict[str, Tensor]:
-    """Mean and directions of every kind of state, mean and deviation of every score, from the tokens that are fitted."""
+    """Mean and directions of every kind of state, mean and deviation of every score, of the tokens that are fitted."""
     weights: dict[str, Tensor] = {}
     for kind in range(found.states.shape[1]):
         some = found.states[fit, kind]

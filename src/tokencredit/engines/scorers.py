@@ -73,8 +73,8 @@ def on_rows(scorer: Scorer, rows: Sequence[Row]) -> Scorer:
 
 
 def learned_size(folder: str | Path) -> Scorer:
-    """The scorer of a credit model that `tokencredit credit-model fit` wrote: the size of Q − V that it expects of every
-    token, on the hidden states of the policy that is trained. One forward pass per rollout batch.
+    """The scorer of a credit model that `tokencredit credit-model fit` wrote: the size of Q − V that it expects of
+    every token, on the hidden states of the policy that is trained. One forward pass per rollout batch.
 
         CreditTrainer(method=METHODS["token_sampling"].replace(score="learned_size"),
                       scorers={"learned_size": learned_size("runs/credit_model")}, ...)
