@@ -64,6 +64,12 @@ def add_parser(commands: Any) -> None:
     )
     plan_parser.add_argument("--out", type=Path, help="also write the plan to this JSON file")
     for parser in (run_parser, plan_parser):
+        parser.add_argument(
+            "--traces",
+            type=Path,
+            help="completions that are there already, in place of sampled ones: a directory with traces.parquet, as"
+            " `tokencredit world truth` and `pivotality run` write it",
+        )
         _study_arguments(parser)
     e = _command(
         actions,
@@ -198,12 +204,21 @@ def _told(options: Mapping[str, Any]) -> list[str]:
 
 
 def _from_arguments(args: argparse.Namespace, settled: PolicyConfig, store: Path | None) -> _Setting:
-    """The setting, with traces sampled from the same sampler that measures them."""
+    """The setting, with traces that are given, or sampled from the same sampler that measures them."""
     from tokencredit.lm.distribution import seed_of
     from tokencredit.lm.sampling import Request, Trace
+    from tokencredit.pivotality import record
 
-    check_rows(args.prompts * args.samples * args.rollouts, "--prompts x --samples x --rollouts")
+    if args.traces:
+        given = record.read(args.traces, "traces")
+        check_rows(len(given) * args.rollouts, "completions of --traces x --rollouts")
+    else:
+        check_rows(args.prompts * args.samples * args.rollouts, "--prompts x --samples x --rollouts")
     s = _open(settled, top_k=args.top_k, top_p=args.top_p, batch=args.batch, store=store)
+    if args.traces:
+        s.traces = [Trace(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in given]
+        s.set_rows([json.loads(row["row"]) for row in given])
+        return s
     rows, limit = rows_of(args, s.policy.task), s.policy.max_new_tokens
     prompts = [Trace(tuple(ids)) for ids in s.policy.encode_rows(rows)]
     requests = [
