@@ -153,7 +153,7 @@ def card(page):
 
 
 def test_every_section_is_there_and_the_text_is_text(opened):
-    titles = ["Tokens", "What was run", "Findings", "Methods", "Learning curves", "Entropy by role"]
+    titles = ["Tokens", "What was run", "Findings", "Methods", "Learning curves", "Training curves", "Entropy by role"]
     assert opened.locator("main h2").all_text_contents() == titles
     assert opened.title() == opened.locator("h1").text_content() == "A <title>"
     assert opened.locator(".claim").first.text_content() == "<u>GTPO</u> keeps entropy"
@@ -365,7 +365,7 @@ def test_sections_without_material_are_left_out(tmp_path):
     assert re.findall(r"<h2", empty) == []
     run = make_run(tmp_path / "run", "grpo", 0, [], steps=())
     document = report.write([run], tmp_path / "one.html").read_text()
-    assert re.findall(r"<h2[^>]*>([^<]*)", document) == ["What was run", "Methods", "Entropy by role"]
+    assert re.findall(r"<h2[^>]*>([^<]*)", document) == ["What was run", "Methods", "Training curves", "Entropy by role"]
 
 
 def test_a_killed_run_without_records_is_reported(tmp_path):

@@ -254,10 +254,10 @@ def _report_parser(commands) -> None:
         commands,
         "report",
         _report,
-        "One self-contained HTML page of training runs and studies.",
+        "One self-contained HTML page of training runs, studies and pivotality runs.",
         """
   tokencredit report runs/demo/* --out report.html
-  tokencredit report runs/gtpo runs/correlation --out both.html""",
+  tokencredit report runs/gtpo runs/pivots runs/correlation --out all.html""",
     )
     p.add_argument("runs", type=Path, nargs="+", help="directories of runs and studies, or directories of these")
     p.add_argument("--out", type=Path, default=Path("report.html"), help="(default: %(default)s)")
@@ -427,18 +427,18 @@ def _show(args) -> int:
 
 
 def _report(args) -> int:
-    from tokencredit import report
-    from tokencredit.studies.learning import apart, compare, find_runs
-    from tokencredit.studies.table import sections_of
+    from tokencredit.studies.learning import apart, find_runs
+    from tokencredit.studies.pages import write_page
 
-    runs, studies = apart(find_runs(args.runs))
-    page = report.write(runs, args.out, compare(runs) if runs else {}, title=args.title, extra=sections_of(studies))
+    found = find_runs(args.runs)
+    page = write_page(found, args.out, title=args.title)
     counts = [
         f"{len(some)} {one if len(some) == 1 else many}"
-        for some, one, many in ((runs, "run", "runs"), (studies, "study", "studies"))
+        for some, one, many in zip(apart(found), ("run", "study", "pivotality run"), ("runs", "studies", "pivotality runs"))
         if some
     ]
-    console.print(f"Report of {' and '.join(counts)}: {page.resolve()}", soft_wrap=True)
+    told = " and ".join([*([", ".join(counts[:-1])] if counts[1:] else []), counts[-1]])
+    console.print(f"Report of {told}: {page.resolve()}", soft_wrap=True)
     return 0
 
 
