@@ -128,9 +128,10 @@ def _demo_parser(commands) -> None:
         commands,
         "demo",
         _demo,
-        "Train GRPO, DAPO and GTPO on the embedded world, on this CPU, and write a report.",
+        "Train GRPO, DAPO and GTPO on the embedded world, on this CPU, and write a report: under two minutes.",
         """
   tokencredit demo
+  tokencredit demo --seeds 5 --steps 30 --out runs/claims
   tokencredit demo --methods grpo ptw_entropy --seeds 3 --out runs/mine""",
     )
     p.add_argument(
@@ -142,8 +143,8 @@ def _demo_parser(commands) -> None:
     p.add_argument(
         "--methods", nargs="+", default=["grpo", "dapo", "gtpo"], help="methods to compare (default: grpo dapo gtpo)"
     )
-    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default: %(default)s)")
-    p.add_argument("--steps", type=int, default=None, help="rollout batches per run (default: 30)")
+    p.add_argument("--seeds", type=int, default=2, help="seeds per method (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=20, help="rollout batches per run (default: %(default)s)")
     p.add_argument("--workers", type=int, default=None, help="runs side by side (default: one per core, at most 4)")
 
 
@@ -434,7 +435,9 @@ def _report(args) -> int:
     page = write_page(found, args.out, title=args.title)
     counts = [
         f"{len(some)} {one if len(some) == 1 else many}"
-        for some, one, many in zip(apart(found), ("run", "study", "pivotality run"), ("runs", "studies", "pivotality runs"))
+        for some, one, many in zip(
+            apart(found), ("run", "study", "pivotality run"), ("runs", "studies", "pivotality runs")
+        )
         if some
     ]
     told = " and ".join([*([", ".join(counts[:-1])] if counts[1:] else []), counts[-1]])

@@ -32,7 +32,9 @@ def views(folder: str | Path) -> Rows:
     FileNotFoundError where the run has not finished.
     """
     tokens, alternatives = (_by_trace(read(Path(folder), name)) for name in ("tokens", "alternatives"))
-    found = [_view(trace, tokens[trace["trace"]], alternatives[trace["trace"]]) for trace in read(Path(folder), "traces")]
+    found = [
+        _view(trace, tokens[trace["trace"]], alternatives[trace["trace"]]) for trace in read(Path(folder), "traces")
+    ]
     for name in ESTIMANDS:
         sizes = np.abs(np.concatenate([_column(view[name]["value"]) for view in found]))
         sure = discoveries(np.concatenate([view[name].pop("p_value") for view in found]), RATE)

@@ -28,7 +28,9 @@ class CreditKind:
     about: str = ""
 
 
-def credits_section(title: str, rows: Sequence[Mapping[str, Any]], kinds: Sequence[CreditKind], said: str = "") -> Section:
+def credits_section(
+    title: str, rows: Sequence[Mapping[str, Any]], kinds: Sequence[CreditKind], said: str = ""
+) -> Section:
     """The completions `rows`, each with a line per kind.
 
     rows   as `Run.tokens` gives them: prompt (text, or messages), tokens, reward, success, reason, role or None, and

@@ -63,6 +63,10 @@ def build(material: Material) -> Section | None:
         return None
     thinned = max(len(each) for each in records.values()) > MAX_POINTS
     every = f" At most {MAX_POINTS} steps of a run are drawn, evenly spread." if thinned else ""
-    nothing = f" Zero at every step: {', '.join(MEASURES[name][0] for name in MEASURES if name in zero)}." if zero else ""
-    said = f"One line per run, as its steps recorded them on the prompts that it trained on; no interval.{every}{nothing}"
+    nothing = (
+        f" Zero at every step: {', '.join(MEASURES[name][0] for name in MEASURES if name in zero)}." if zero else ""
+    )
+    said = (
+        f"One line per run, as its steps recorded them on the prompts that it trained on; no interval.{every}{nothing}"
+    )
     return Section("Training curves", note(said), {"panels": panels}, "curves.js")

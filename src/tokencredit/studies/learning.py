@@ -18,7 +18,7 @@ from typing import Any
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run, RunError
 from tokencredit.stats import Estimate, mean_of_units
-from tokencredit.studies.claims import findings
+from tokencredit.studies.claims import findings, learned
 from tokencredit.studies.pivots import holds_pivots
 from tokencredit.studies.table import study_in
 
@@ -125,7 +125,7 @@ def compare(
     return {
         "methods": [_describe(name, group, curves) for name, group in by_method.items()],
         "curves": curves,
-        "findings": findings(curves, treatment, baselines, _differing(by_method)),
+        "findings": [*findings(curves, treatment, baselines, _differing(by_method)), *learned(curves)],
         "interval": "95 % over seeds (Student's t); with one seed, over prompts",
     }
 

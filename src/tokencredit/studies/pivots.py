@@ -46,7 +46,9 @@ def sections(directory: Path) -> list[Section]:
 def _about(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Section:
     figures = {name: Figure.from_json(figure) for name, figure in result["figures"].items()}
     policy = result["policy"]
-    facts = [("Model and task", f"{policy['model']} on {policy['task'] or 'reckon'}, temperature {policy['temperature']:g}")]
+    facts = [
+        ("Model and task", f"{policy['model']} on {policy['task'] or 'reckon'}, temperature {policy['temperature']:g}")
+    ]
     facts += [(name, _told(figures[key])) for key, name in FACTS.items() if key in figures]
     pivotal = [
         (number, view, at)
