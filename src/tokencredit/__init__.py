@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         TokenMean,
     )
     from tokencredit.preference import PREFERENCES
+    from tokencredit.report.notebook import TokenView
     from tokencredit.rollouts import Rollouts
     from tokencredit.silence import why_no_credit
     from tokencredit.testing import check_laws, check_method
@@ -133,6 +134,7 @@ __all__ = [
     "TokenLeaveOneOut",
     "TokenMean",
     "TokenSampling",
+    "TokenView",
     "TopFraction",
     "Transform",
     "Weight",
@@ -154,6 +156,7 @@ _HOMES = {
     "Plan": "method",
     "PreferenceTrainer": "engines.trl_preference",
     "Rollouts": "rollouts",
+    "TokenView": "report.notebook",
     "check_laws": "testing",
     "check_method": "testing",
     "importance": "lm.proxies",

@@ -291,9 +291,13 @@ def _train(args) -> int:
     config.build_method()
     from tokencredit.engines.train import train
     from tokencredit.progress import TrainProgress
+    from tokencredit.studies.pages import write_page
+
+    def page(out: Path) -> Path:
+        return write_page([out], out / "report.html", title=str(out))
 
     with TrainProgress(console, config, quiet=args.quiet) as progress:
-        train(config, args.out, command=args.command_line, listen=progress.listen)
+        train(config, args.out, command=args.command_line, listen=progress.listen, page=page)
     console.print(
         f"Run: {args.out}. Look at it with: {shlex.join(['tokencredit', 'report', str(args.out)])}", soft_wrap=True
     )

@@ -14,11 +14,12 @@ from typing import Any
 from tokencredit.durable import replace_file
 from tokencredit.report import curves as learning
 from tokencredit.report import findings, methods, overview, roles, tokens, training
+from tokencredit.report.notebook import TokenView
 from tokencredit.report.page import page
 from tokencredit.report.section import Material, Section
 from tokencredit.runs import Run
 
-__all__ = ["BUILDERS", "Material", "Section", "sections", "write", "write_sections"]
+__all__ = ["BUILDERS", "Material", "Section", "TokenView", "sections", "write", "write_sections"]
 
 BUILDERS: tuple[Callable[[Material], Section | None], ...] = (
     tokens.build,
