@@ -1,4 +1,4 @@
-# make demo   sets up and runs the main job: trains three methods on the embedded world, writes runs/demo/report.html
+# make demo   sets up and runs the main job: trains three methods on the embedded world (2 seeds, 20 rollout batches), writes runs/demo/report.html
 # make test   sets up and passes the tests
 # make test-architectures  that part of the tests which goes over many architectures of models (about a minute and a half of one core)
 # make setup  creates .venv (both call it; the second time it does nothing)
@@ -69,7 +69,7 @@ browser: setup
 
 studies: setup
 	$(BIN)/tokencredit study theory --out runs/theory.json
-	$(BIN)/tokencredit demo --seeds 5 --out runs/claims
+	$(BIN)/tokencredit demo --seeds 5 --steps 30 --out runs/claims
 	$(BIN)/tokencredit train --method grpo --steps 30 --out runs/grpo
 	$(BIN)/tokencredit train --method grpo --steps 20 --set eval_every=0 --set record_every=0 --out runs/grpo-20
 	$(BIN)/tokencredit train --method grpo --steps 5 --set eval_every=0 --set record_every=0 --out runs/grpo-5

@@ -5,9 +5,9 @@ import math
 import re
 
 import pytest
-from test_correlation_report import study
 
 import tokencredit
+from test_correlation_report import study
 from tokencredit.report.notebook import TokenView, visible
 from tokencredit.studies.result import read_result
 

@@ -8,10 +8,10 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-from trl_tiny import build
 
 from tokencredit.engines.page import log_page
 from tokencredit.engines.trl import CreditTrainer
+from trl_tiny import build
 
 TRACKIO = """
 from pathlib import Path

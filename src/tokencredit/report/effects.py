@@ -11,8 +11,8 @@ from tokencredit.report.section import Section, compact, text
 
 MAX_TOKENS = 1200  # of a completion
 READING = (
-    " Point at a token for its interval and for what else could have been said, with the success rate of each. Below the"
-    " text: the success probability after every token, with its band."
+    " Point at a token for its interval and for what else could have been said, with the success rate of each. Below"
+    " the text: the success probability after every token, with its band."
 )
 
 
@@ -20,8 +20,8 @@ def effects_section(view: Sequence[Mapping[str, Any]], threshold: float = 0.0, n
     """The completions that were chosen; long ones are cut, and the page says so.
 
     A completion has prompt, correct, reason, tokens [T], role, value with low and high [T+1], pi [T], alternatives [T]
-    of {text, num, correct, share}, proxies {name: [T]}, and before_after and replace with value, low, high and certainty
-    [T]. Underlined are its `pivotal` {estimand: [T]}, where it has them, else effects of `threshold` or more.
+    of {text, num, correct, share}, proxies {name: [T]}, and before_after and replace with value, low, high and
+    certainty [T]. Underlined are its `pivotal` {estimand: [T]}, where it has them, else effects of `threshold` or more.
     """
     note = note or (
         "Blue: the token raises the success probability; orange: it lowers it. The fainter, the less certain that there"

@@ -70,7 +70,8 @@ class TokenView:
         lines = "".join(self._line(name, values) for name, values in self.scores.items())
         left = len(self.tokens) - MAX_TOKENS
         cut = f'<div style="{FAINT}">{left} further tokens are not shown</div>' if left > 0 else ""
-        return f'<div class="tokencredit" style="max-width:70em">{asked if self.prompt else ""}{self._judged()}{lines}{cut}</div>'
+        parts = [asked if self.prompt else "", self._judged(), lines, cut]
+        return f'<div class="tokencredit" style="max-width:70em">{"".join(parts)}</div>'
 
     def _judged(self) -> str:
         verdict = {True: "✓ correct", False: "✕ incorrect"}.get(self.success)  # type: ignore[arg-type]
@@ -91,7 +92,8 @@ class TokenView:
         )
         ends = f"{number(-most, '.3g')} to {number(most, '.3g')}" if signed else f"0 to {number(most, '.3g')}"
         head = f'<b>{text(name)}</b> <span style="{FAINT}">{ends}</span>'
-        return f'<div style="margin:.5em 0">{head}<div style="white-space:pre-wrap;line-height:1.9;{MONO}">{spans}</div></div>'
+        body = f'<div style="white-space:pre-wrap;line-height:1.9;{MONO}">{spans}</div>'
+        return f'<div style="margin:.5em 0">{head}{body}</div>'
 
     def _token(self, token: str, value: float | None, most: float, signed: bool) -> str:
         if value is None or not math.isfinite(value):
@@ -116,6 +118,7 @@ def findings_and_figures(result: Mapping[str, Any]) -> str:
     """A study's result: what it found, and its figures folded under it."""
     figures: Mapping[str, Figure] = result.get("figures", {})
     rows = [[text(figure.label or name), shown(figure), text(figure.unit)] for name, figure in figures.items()]
-    folded = f"<details><summary>{len(rows)} figures</summary>{table('Figures', ('figure', 'value', 'unit'), rows)}</details>"
+    listed = table("Figures", ("figure", "value", "unit"), rows)
+    folded = f"<details><summary>{len(rows)} figures</summary>{listed}</details>"
     command = f"<p><code>{text(result['command'])}</code></p>" if result.get("command") else ""
     return f'<div class="tokencredit"><b>{text(result.get("study", "study"))}</b>{said(result)}{folded}{command}</div>'

@@ -47,11 +47,10 @@ def credits_on_base(
     kinds += [TRUE_CREDIT] if exact else []
     columns |= {name: batch.rollouts.scores[name] for name in exact}
     rows = [_row(checkpoint, batch, at, columns) for at in _telling(batch, columns[kinds[-1].name])[:shown]]
-    said = f"Sampled from {config.model or 'reckon'} before training; credit as a batch of {prompts} prompts x {group} gives it."
-    said += "".join(f" {name} gives what {first} gives." for name, first in same.items())
-    return credits_section(
-        f"One wrong completion, {WORDS.get(len(kinds), f'{len(kinds)} kinds')} of credit", rows, kinds, said
-    )
+    told = f"Sampled from {config.model or 'reckon'}; credit as a batch of {prompts} prompts x {group} gives it."
+    told += "".join(f" {name} gives what {first} gives." for name, first in same.items())
+    title = f"One wrong completion, {WORDS.get(len(kinds), f'{len(kinds)} kinds')} of credit"
+    return credits_section(title, rows, kinds, told)
 
 
 def _telling(batch: Batch, credit: torch.Tensor) -> list[int]:

@@ -118,7 +118,7 @@ def run_all(
 
 def command_of(out: Path, name: str, method: str, seed: int, steps: int, settings: Sequence[str] = ()) -> list[str]:
     """The command line of one run: what anybody would type."""
-    third = max(steps // 3, 1)
+    third = -(-steps // 3)
     own = {
         "steps": steps,
         "updates": UPDATES,

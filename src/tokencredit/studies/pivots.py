@@ -78,7 +78,8 @@ def _told(figure: Figure) -> str:
 def _row(number: int, view: Mapping[str, Any], at: int) -> list[str]:
     tokens = view["tokens"]
     before, after = "".join(tokens[max(0, at - CONTEXT) : at]), "".join(tokens[at + 1 : at + 1 + CONTEXT])
-    token = f'<code class="context">{text(before)}<strong class="here">{text(tokens[at]) or "…"}</strong>{text(after)}</code>'
+    here = f'<strong class="here">{text(tokens[at]) or "…"}</strong>'
+    token = f'<code class="context">{text(before)}{here}{text(after)}</code>'
     effects = []
     for name in ESTIMANDS:
         value, low, high = (view[name][end][at] for end in ("value", "low", "high"))
