@@ -1,4 +1,4 @@
-"""One page of many directories: tasks apart, pivotality runs with the pivotal tokens first, one completion under several
+"""One page of many directories: tasks apart, pivotality runs with pivotal tokens first, one completion under several
 kinds of credit.
 """
 

@@ -32,7 +32,7 @@ from tokencredit.progress import columns, watched
 from tokencredit.report.findings import resolved_first
 from tokencredit.studies import processes
 from tokencredit.studies.credits import credits_on_base
-from tokencredit.studies.learning import compare
+from tokencredit.studies.learning import compare_and_say
 from tokencredit.studies.study import status
 
 UPDATES = 2
@@ -70,7 +70,7 @@ def demo(
     done = [out / name for name, _, _ in jobs if name not in failed]
     if not done:
         raise RuntimeError(f"no run succeeded; the first log is {out / jobs[0][0]}.log")
-    figures = compare(done)
+    figures = compare_and_say(done)
     command = shlex.join(
         ["tokencredit", "demo", "--out", str(out), "--methods", *methods, "--seeds", str(seeds), "--steps", str(steps)]
     )

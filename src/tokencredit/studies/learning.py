@@ -79,7 +79,9 @@ def apart(directories: Sequence[Path]) -> tuple[list[Path], list[Path], list[Pat
 
 
 def _absent(path: Path) -> str:
-    return "no run, study or `pivotality run` here that has finished (no run.json, no result.json)"
+    if (path / "store").exists() or (path / "alternatives.parquet").exists():
+        return "a run of `tokencredit pivotality` that has not finished: give its command again"
+    return "no run or study here (no run.json, no result.json of `tokencredit study`)"
 
 
 def _holds(path: Path) -> bool:
@@ -125,9 +127,15 @@ def compare(
     return {
         "methods": [_describe(name, group, curves) for name, group in by_method.items()],
         "curves": curves,
-        "findings": [*findings(curves, treatment, baselines, _differing(by_method)), *learned(curves)],
+        "findings": findings(curves, treatment, baselines, _differing(by_method)),
         "interval": "95 % over seeds (Student's t); with one seed, over prompts",
     }
+
+
+def compare_and_say(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
+    """`compare`, with what training did under each method among the findings, behind the claims."""
+    found = compare(run_dirs)
+    return {**found, "findings": [*found["findings"], *learned(found["curves"])]}
 
 
 def _refuse_what_differs(runs: Sequence[Run], by_method: Mapping[str, Sequence[Run]]) -> None:

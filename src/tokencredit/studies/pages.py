@@ -9,7 +9,7 @@ from pathlib import Path
 from tokencredit import report
 from tokencredit.report.section import Section
 from tokencredit.studies import pivots as measured
-from tokencredit.studies.learning import apart, comparable, compare
+from tokencredit.studies.learning import apart, comparable, compare_and_say
 from tokencredit.studies.table import study_in
 
 
@@ -22,7 +22,7 @@ def write_page(directories: Sequence[Path], out: Path, *, title: str = "tokencre
     """
     runs, studies, pivots = apart(directories)
     groups = comparable(runs)
-    found = [(name, report.sections(paths, compare(paths))) for name, paths in groups.items()]
+    found = [(name, report.sections(paths, compare_and_say(paths))) for name, paths in groups.items()]
     named = found if len(found) == 1 else [(name, _titled(name, some)) for name, some in found]
     sections = [section for _, some in named for section in some] + sections_of([*studies, *pivots])
     return report.write_sections(sections, out, title=title)
