@@ -220,7 +220,8 @@ def test_what_is_no_run_is_left_out_with_a_warning_and_refused_alone(tmp_path):
     with pytest.warns(UserWarning) as told:
         assert find_runs([pivots, run, model]) == [run]
     assert [str(each.message) for each in told] == [
-        f"left out of the page: {pivots}: a run of `tokencredit pivotality` that has not finished: give its command again",
+        f"left out of the page: {pivots}: a run of `tokencredit pivotality` that has not finished: give its command"
+        " again",
         f"left out of the page: {model}: no run or study here (no run.json, no result.json of `tokencredit study`)",
     ]
     with pytest.raises(
