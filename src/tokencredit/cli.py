@@ -128,7 +128,7 @@ def _demo_parser(commands) -> None:
         commands,
         "demo",
         _demo,
-        "Train GRPO, DAPO and GTPO on the embedded world, on this CPU, and write a report: under two minutes.",
+        "Train GRPO, DAPO and GTPO on the embedded world, on this CPU, and write a report.",
         """
   tokencredit demo
   tokencredit demo --seeds 5 --steps 30 --out runs/claims
