@@ -6,12 +6,12 @@ const WHITE = /([ \u00a0]+|\t|\r?\n|\r|[\p{Cc}\p{Cs}\u00ad\u061c\u180e\u200b\u20
 const JOINERS = /^[\u200c\u200d\ufe00-\ufe0f]+$/u; // invisible where they stand alone
 
 // Whitespace and invisible characters as marks: a space keeps its place, what would reorder or hide text is written as its code point.
-// A single space between words stays a space; a token without text of its own is a part of a character, which the token that completes it shows.
+// A single space before a word stays a space; a token without text of its own is a part of a character, which the token that completes it shows.
 function visible(token) {
   if (token === "") return [el("span", { class: "code part", title: "a part of a character, which the token that completes it shows" }, "…")];
   if (JOINERS.test(token)) return [...token].map(codePoint);
-  return token.split(WHITE).filter((part) => part !== "").map((part) => {
-    if (part === " " && part !== token) return part;
+  return token.split(WHITE).filter((part) => part !== "").map((part, at, all) => {
+    if (part === " " && at + 1 < all.length && !WHITE.test(all[at + 1])) return part;
     if (/^[ \u00a0]+$/.test(part)) return el("span", { class: "space" }, [...part].map((space) => el("span", { class: "blank" }, space)));
     if (/^(\r?\n|\r)$/.test(part)) return el("span", { class: "newline" }, part);
     if (part === "\t") return el("span", { class: "tab" }, part);
