@@ -1,0 +1,196 @@
+"""Logged rollouts -> token ids, masks, groups and `Rollouts`: ids where they were logged, else the checkpoint's
+tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokencredit.lm.models import Tokenizer
+from tokencredit.lm.prompts import encode_prompt
+from tokencredit.logs.conversation import Turns, encode_turns
+from tokencredit.logs.rollout import LoggedRollout
+from tokencredit.rollouts import Rollouts
+
+MOST_LOST = 0.5
+"""The share of texts that may not survive the tokenizer before it is refused as another's."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """N logged rollouts with their token ids.
+
+    logged          [N] the rollouts as they were logged
+    prompt_ids      [N] lists of token ids, and `completion_ids`
+    mask            [N] lists of bool: which tokens of the completion the policy wrote
+    group           [N] int: equal for completions of one prompt in one step
+    faithful        [N] whether the text survives the tokenizer, so that the ids can be those that were sampled
+    notes           what has to be known of it, in words
+    """
+
+    logged: tuple[LoggedRollout, ...]
+    prompt_ids: tuple[list[int], ...]
+    completion_ids: tuple[list[int], ...]
+    mask: tuple[list[bool], ...]
+    group: tuple[int, ...]
+    faithful: tuple[bool, ...]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.logged)
+
+    @property
+    def steps(self) -> list[int | None]:
+        """The steps there are, ascending; None first, for rollouts without one."""
+        return sorted({each.step for each in self.logged}, key=lambda step: (step is not None, step))
+
+    def at(self, step: int | None) -> Encoded:
+        """The rollouts of one step."""
+        return self.rows([i for i, each in enumerate(self.logged) if each.step == step])
+
+    def rows(self, keep: Sequence[int]) -> Encoded:
+        """These rollouts, in this order."""
+        names = ("logged", "prompt_ids", "completion_ids", "mask", "group", "faithful")
+        return replace(self, **{name: tuple(getattr(self, name)[i] for i in keep) for name in names})
+
+    def rewarded(self) -> Encoded:
+        """Those that have a reward."""
+        return self.rows([i for i, each in enumerate(self.logged) if each.reward is not None])
+
+    def rollouts(self, scores: Mapping[str, Sequence[Any]] | None = None, success_above: float = 0.0) -> Rollouts:
+        """All of them as `Rollouts` [N, T].
+
+        scores   {name: [N] numbers per token}, besides those that every rollout was logged with
+
+        ValueError names a rollout without a reward.
+        """
+        for each in self.logged:
+            if each.reward is None:
+                raise ValueError(f"{each.place} has no reward; leave such rollouts out with rewarded()")
+        mask = self.padded(self.mask, False)
+        common = set.intersection(*(set(each.tokens) for each in self.logged)) if self.logged else set()
+        found = {name: self.padded([each.tokens[name] for each in self.logged]) for name in sorted(common)}
+        found |= {name: self.padded(values) for name, values in (scores or {}).items()}
+        # A number that was not logged is no number: such a score is not one of these rollouts'.
+        whole = {name: score for name, score in found.items() if bool(torch.isfinite(score[mask]).all())}
+        return Rollouts(
+            reward=torch.tensor([each.reward for each in self.logged], dtype=torch.float64),
+            group=torch.tensor(self.group, dtype=torch.long),
+            mask=mask,
+            scores=whole,
+            success_above=success_above,
+        )
+
+    def padded(self, values: Sequence[Sequence[Any]], empty: float | bool = 0.0) -> Tensor:
+        """[N, T]: lists per token, padded on the right; None as NaN."""
+        width = max(map(len, self.completion_ids), default=0)
+        kind = torch.bool if empty is False else torch.float32
+        out = torch.full((len(self), width), empty, dtype=kind)
+        for row, own in zip(out, values):
+            own = own.tolist() if isinstance(own, Tensor) else own
+            row[: len(own)] = torch.tensor([float("nan") if x is None else x for x in own], dtype=kind)
+        return out
+
+
+def encode(
+    rollouts: Iterable[LoggedRollout], tokenizer: Tokenizer, *, chat: bool | None = None, limit: int | None = None
+) -> Encoded:
+    """Token ids, masks and groups of logged rollouts.
+
+    chat    as `lm.prompts.encode_prompt` takes it, for prompts that were logged as text
+    limit   tokens that a completion could have: a shorter one has ended
+
+    Ids are used where they were logged. Text is tokenised; a text that does not decode to itself is counted and named
+    in the notes. Text is logged without the token that ends it: it is put back where the log says that the completion
+    was not cut off, or where it is shorter than `limit`. Of messages, assistants' turns are the policy's and all else
+    is masked. ValueError where the log is of another tokenizer: ids outside of its vocabulary, or most texts lost.
+    """
+    logged = tuple(rollouts)
+    notes: list[str] = []
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    found = [_encode(each, tokenizer, chat, limit, size) for each in logged]
+    faithful = tuple(each.faithful for each in found)
+    _check_faithful(logged, found, notes)
+    ended = sum(each.end_unknown for each in found)
+    if ended:
+        notes.append(
+            f"{ended} of {len(logged)} completions are text of which the log does not say whether they were cut off:"
+            " they are taken without the token that ends them. Say how long one could be (limit=, --max-new-tokens)"
+        )
+    return Encoded(
+        logged,
+        tuple(each.prompt for each in found),
+        tuple(each.completion for each in found),
+        tuple(each.mask for each in found),
+        _groups(logged, [each.prompt for each in found]),
+        faithful,
+        tuple(notes),
+    )
+
+
+def _encode(each: LoggedRollout, tokenizer: Tokenizer, chat: bool | None, limit: int | None, size: int) -> Turns:
+    if each.completion_ids is not None:
+        found = Turns([], list(each.completion_ids), [True] * len(each.completion_ids))
+    else:
+        found = encode_turns(each, tokenizer, chat, limit)
+    if each.prompt_ids is not None:
+        found = replace(found, prompt=list(each.prompt_ids))
+    elif each.completion_ids is not None and each.prompt:
+        found = replace(found, prompt=encode_prompt(tokenizer, each.prompt, chat))
+    if each.mask is not None:
+        _check_length("mask", each.mask, found, each)
+        found = replace(found, mask=list(each.mask))
+    for name, values in each.tokens.items():
+        _check_length(name, values, found, each)
+    for what, ids in (("prompt", found.prompt), ("completion", found.completion)):
+        if ids and not 0 <= min(ids) <= max(ids) < size:
+            wrong = max(ids) if max(ids) >= size else min(ids)
+            raise ValueError(
+                f"{each.place}: the {what} has the token id {wrong}, and the tokenizer has {size} tokens: it is not the"
+                " one that wrote this log. Name the checkpoint that was trained"
+            )
+    return found
+
+
+def _check_length(name: str, values: Sequence[Any], found: Turns, each: LoggedRollout) -> None:
+    if len(values) != len(found.completion):
+        raise ValueError(
+            f"{each.place}: {name!r} has {len(values)} values, and the completion {len(found.completion)} tokens"
+            + ("" if each.completion_ids is not None else " under this tokenizer, which need not be the log's")
+        )
+
+
+def _check_faithful(logged: Sequence[LoggedRollout], found: Sequence[Turns], notes: list[str]) -> None:
+    lost = [i for i, each in enumerate(found) if not each.faithful]
+    if not lost:
+        return
+    places = ", ".join(logged[i].place for i in lost[:5]) + (", …" if len(lost) > 5 else "")
+    if len(lost) > MOST_LOST * len(logged):
+        raise ValueError(
+            f"{len(lost)} of {len(logged)} texts do not survive the tokenizer ({places}; {found[lost[0]].why}): it is"
+            " not the one that wrote this log. Name the checkpoint that was trained"
+        )
+    notes.append(f"{len(lost)} of {len(logged)} texts do not survive the tokenizer: {places}")
+
+
+def _groups(logged: Sequence[LoggedRollout], prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Numbers of groups: those of the log, else equal prompts of a step."""
+    numbers: dict[Any, int] = {}
+    found = []
+    for each, ids in zip(logged, prompts):
+        own = ("group", each.group) if each.group is not None else ("prompt", prompt_key(each, ids))
+        found.append(numbers.setdefault((each.step, own), len(numbers)))
+    return tuple(found)
+
+
+def prompt_key(each: LoggedRollout, ids: Sequence[int]) -> Any:
+    """What tells prompts apart: their text or messages, else their ids."""
+    if not each.prompt:
+        return tuple(ids)
+    return each.prompt if isinstance(each.prompt, str) else json.dumps(each.prompt, sort_keys=True)

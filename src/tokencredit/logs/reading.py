@@ -1,0 +1,108 @@
+"""Reads logs: files or directories in, `LoggedRollout` out, one after the other in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokencredit.logs.files import LogRow, columns_of, files_of, rows
+from tokencredit.logs.formats import FORMATS, Format, format_of
+from tokencredit.logs.rollout import LoggedRollout
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+def read(
+    paths: Paths, *, format: str | None = None, columns: Mapping[str, str] | None = None
+) -> Iterator[LoggedRollout]:
+    """The rollouts of log files, in the order of their names (by the numbers in them) and of their rows.
+
+    paths     JSONL and Parquet files, or directories of them
+    format    a name of FORMATS; by default told from the columns
+    columns   {field: column}: what a column is, where the file calls it otherwise, {"reward": "score"}; dots go down
+              into an object, {"answer": "reward_model.ground_truth"}
+
+    ValueError names a file that fits no format and what it lacks, files of several formats, and the first row that is
+    wrong; all of it is said before the first row is read but the last. A last line that was cut off, a file of a
+    directory that is no log, and steps that go back are said in warnings.
+    """
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"there is no format {format!r}; there are: {', '.join(FORMATS)}")
+    paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    found = _formats(files_of([Path(path) for path in paths]), format, columns or {})
+    return _rollouts(found, columns or {})
+
+
+def _formats(files: list[tuple[Path, bool]], name: str | None, columns: Mapping[str, str]) -> list[tuple[Path, Format]]:
+    """Every file with its format, all of one. What a directory holds besides is left out with a warning."""
+    found: list[tuple[Path, Format]] = []
+    refused: dict[Path, ValueError] = {}
+    for path, named in files:
+        there = columns_of(path)
+        if not there:
+            warnings.warn(f"{path} has no rows", stacklevel=4)
+            continue
+        try:
+            found.append((path, _format(path, there, name, columns)))
+        except ValueError as error:
+            if named:
+                raise
+            refused[path] = error
+    if not found:
+        raise next(iter(refused.values()), ValueError(f"{', '.join(str(p) for p, _ in files)}: no rollouts to read"))
+    if refused:
+        warnings.warn(f"left out, since they are no logs of rollouts: {', '.join(map(str, refused))}", stacklevel=4)
+    first = {each.name: path for path, each in reversed(found)}
+    if len(first) > 1:
+        raise ValueError(
+            f"the files are of several formats: {', '.join(f'{path} ({kind})' for kind, path in first.items())}."
+            " Read one at a time, or say which with format= or --format"
+        )
+    return found
+
+
+def _format(path: Path, there: list[str], name: str | None, columns: Mapping[str, str]) -> Format:
+    for field, column in columns.items():
+        if column.split(".")[0] not in there:
+            raise ValueError(f"{path}: no column {column!r} for {field!r}; there are: {', '.join(there)}")
+    there = [*there, *columns]
+    if name is None:
+        return format_of(there, str(path))
+    if missing := FORMATS[name].missing(there):
+        raise ValueError(
+            f"{path} is not of the format {name} ({FORMATS[name].what}): no column {' and no '.join(missing)}; there"
+            f" are: {', '.join(there)}"
+        )
+    return FORMATS[name]
+
+
+def _rollouts(files: list[tuple[Path, Format]], columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
+    last, told = None, False
+    for path, kind in files:
+        for place, row in rows(path):
+            row = renamed(row, columns) if columns else row
+            if missing := kind.missing(row):
+                raise ValueError(f"{place} lacks {', '.join(missing)}, which the rows before it have")
+            rollout = kind.read(row, place)
+            if rollout.step is not None:
+                if last is not None and rollout.step < last and not told:
+                    warnings.warn(f"{place}: step {rollout.step} stands after step {last}", stacklevel=2)
+                    told = True
+                last = rollout.step
+            yield rollout
+
+
+def renamed(row: LogRow, columns: Mapping[str, str]) -> LogRow:
+    """The row with its columns under the names of the fields that they are."""
+    moved = {field: _inner(row, column) for field, column in columns.items()}
+    return {name: value for name, value in row.items() if name not in columns.values()} | moved
+
+
+def _inner(row: LogRow, column: str) -> Any:
+    value: Any = row
+    for part in [column] if column in row else column.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
