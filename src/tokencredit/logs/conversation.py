@@ -4,7 +4,8 @@ turns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,17 @@ from tokencredit.lm.models import Tokenizer
 from tokencredit.lm.prompts import Prompt, encode_prompt, message_text
 from tokencredit.logs.rollout import LoggedRollout
 
+REWRITTEN = "the chat template rewrites earlier turns"
+
 
 @dataclass(frozen=True)
 class Turns:
-    """Token ids of a prompt and of its completion, and which of the latter [T] the policy wrote."""
+    """Token ids of a completion, and which of them [T] the policy wrote.
 
-    prompt: list[int]
+    faithful     whether the text comes back from the ids, and `why` it does not
+    end_unknown  whether the token that ends it may be missing
+    """
+
     completion: list[int]
     mask: list[bool]
     faithful: bool = True
@@ -26,20 +32,54 @@ class Turns:
 
 
 def encode_turns(each: LoggedRollout, tokenizer: Tokenizer, chat: bool | None, limit: int | None) -> Turns:
-    """Ids of a rollout that was logged as text or as messages."""
-    completion = each.completion
-    if isinstance(completion, str):
-        prompt = encode_prompt(tokenizer, each.prompt, chat) if each.prompt and each.prompt_ids is None else []
-        ids, why = survive(tokenizer, completion)
+    """Ids of a completion that was logged as text or as messages."""
+    completion = [each.completion] if isinstance(each.completion, Mapping) else each.completion
+    if isinstance(completion, str) or _is_text(completion):
+        text = completion if isinstance(completion, str) else message_text(completion[0])
+        ids, why = survive(tokenizer, text)
         ids, known = _with_end(ids, tokenizer, each.truncated, limit)
-        return Turns(prompt, ids, [True] * len(ids), not why, why, not known)
+        return Turns(ids, [True] * len(ids), not why, why, not known)
     if not getattr(tokenizer, "chat_template", None):
-        if len(completion) == 1:
-            alone = message_text(completion[0])
-            ids, why = survive(tokenizer, alone)
-            return Turns([], ids, [True] * len(ids), not why, why, True)
-        raise ValueError(f"{each.place}: the completion is messages, but the tokenizer has no chat template")
+        raise ValueError(
+            f"{each.place}: the completion is {len(completion)} messages, but the tokenizer has no chat template: name"
+            " the chat model that wrote the log"
+        )
     return _conversation(tokenizer, each.prompt, completion, each.truncated, limit)
+
+
+def _is_text(completion: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether it is a single turn of the policy's that calls no tool: then its text is what was sampled."""
+    return len(completion) == 1 and completion[0]["role"] == "assistant" and not completion[0].get("tool_calls")
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> list[int]:
+    """Token ids of a prompt. Text that is a chat with its special tokens left out, as trainers decode it, is put through
+    the chat template again, where that gives the same text.
+    """
+    if isinstance(prompt, str) and chat is None and getattr(tokenizer, "chat_template", None):
+        for messages in _chats(prompt):
+            ids = encode_prompt(tokenizer, messages)
+            if tokenizer.decode(ids, skip_special_tokens=True).strip() == prompt.strip():
+                return ids
+        bare = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if tokenizer.decode(bare, skip_special_tokens=True) != tokenizer.decode(bare, skip_special_tokens=False):
+            return bare  # it has the template's special tokens itself
+    return encode_prompt(tokenizer, prompt, chat)
+
+
+ROLES = "system|developer|user|assistant|tool"
+
+
+def _chats(text: str) -> Iterator[list[dict[str, str]]]:
+    """Messages that a text may be, with the names of the roles before what each says; with and without the first."""
+    for pattern in (rf"^({ROLES})\n+", rf"({ROLES})\n\n"):
+        parts = re.split(pattern, text, flags=re.MULTILINE)
+        if parts[0].strip() or len(parts) < 3 or parts[-2] != "assistant" or parts[-1].strip():
+            continue
+        messages = [{"role": role, "content": said.strip()} for role, said in zip(parts[1:-2:2], parts[2:-2:2])]
+        yield messages
+        if messages and messages[0]["role"] == "system":
+            yield messages[1:]
 
 
 def survive(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
@@ -71,7 +111,6 @@ def _conversation(
     """Turn by turn, each rendered by the template behind those before it."""
     before = list(prompt) if not isinstance(prompt, str) else [{"role": "user", "content": prompt}]
     messages = [dict(each) for each in (*before, *completion)]
-    start = encode_prompt(tokenizer, before)
     shown = _render(tokenizer, before, True)
     ids: list[int] = []
     mask: list[bool] = []
@@ -80,12 +119,12 @@ def _conversation(
         if own and k > len(before):
             cue = _render(tokenizer, messages[:k], True)
             if not cue.startswith(shown):
-                return Turns(start, ids, mask, False, "the chat template rewrites earlier turns")
+                return Turns(ids, mask, False, REWRITTEN)
             _add(tokenizer, cue[len(shown) :], False, ids, mask)
             shown = cue
         after = _render(tokenizer, messages[: k + 1], False)
         if not after.startswith(shown):
-            return Turns(start, ids, mask, False, "the chat template rewrites earlier turns")
+            return Turns(ids, mask, False, REWRITTEN)
         text, shown = after[len(shown) :], after
         if not own:
             _add(tokenizer, text, False, ids, mask)
@@ -101,7 +140,7 @@ def _conversation(
     cut = truncated if truncated is not None else limit is not None and len(ids) > limit
     if ids and ids[-1] == end and (cut or not known):
         ids, mask = ids[:-1], mask[:-1]
-    return Turns(start, ids, mask, True, "", not known)
+    return Turns(ids, mask, end_unknown=not known)
 
 
 def _render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], cue: bool) -> str:

@@ -5,7 +5,7 @@ tokenizer.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.lm.models import Tokenizer
-from tokencredit.lm.prompts import encode_prompt
-from tokencredit.logs.conversation import Turns, encode_turns
+from tokencredit.logs.conversation import Turns, encode_turns, prompt_ids
 from tokencredit.logs.rollout import LoggedRollout
 from tokencredit.rollouts import Rollouts
 
@@ -114,48 +113,58 @@ def encode(
     logged = tuple(rollouts)
     notes: list[str] = []
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
-    found = [_encode(each, tokenizer, chat, limit, size) for each in logged]
-    faithful = tuple(each.faithful for each in found)
+    prompts = _prompts(logged, tokenizer, chat)
+    found = [_completion(each, tokenizer, chat, limit) for each in logged]
+    for each, prompt, turns in zip(logged, prompts, found):
+        _check_ids(each, prompt, size)
+        _check_ids(each, turns.completion, size)
     _check_faithful(logged, found, notes)
-    ended = sum(each.end_unknown for each in found)
-    if ended:
-        notes.append(
-            f"{ended} of {len(logged)} completions are text of which the log does not say whether they were cut off:"
-            " they are taken without the token that ends them. Say how long one could be (limit=, --max-new-tokens)"
-        )
+    _say_ends(found, notes)
     return Encoded(
         logged,
-        tuple(each.prompt for each in found),
+        tuple(prompts),
         tuple(each.completion for each in found),
         tuple(each.mask for each in found),
-        _groups(logged, [each.prompt for each in found]),
-        faithful,
+        _groups(logged, prompts),
+        tuple(each.faithful for each in found),
         tuple(notes),
     )
 
 
-def _encode(each: LoggedRollout, tokenizer: Tokenizer, chat: bool | None, limit: int | None, size: int) -> Turns:
-    if each.completion_ids is not None:
-        found = Turns([], list(each.completion_ids), [True] * len(each.completion_ids))
-    else:
+def _prompts(logged: Sequence[LoggedRollout], tokenizer: Tokenizer, chat: bool | None) -> list[list[int]]:
+    """Token ids of the prompts; equal ones are encoded once."""
+    known: dict[Any, list[int]] = {}
+    found = []
+    for each in logged:
+        if each.prompt_ids is not None:
+            found.append(list(each.prompt_ids))
+            continue
+        key = prompt_key(each, ())
+        if key not in known:
+            known[key] = prompt_ids(tokenizer, each.prompt, chat) if each.prompt else []
+        found.append(known[key])
+    return found
+
+
+def _completion(each: LoggedRollout, tokenizer: Tokenizer, chat: bool | None, limit: int | None) -> Turns:
+    if each.completion_ids is None:
         found = encode_turns(each, tokenizer, chat, limit)
-    if each.prompt_ids is not None:
-        found = replace(found, prompt=list(each.prompt_ids))
-    elif each.completion_ids is not None and each.prompt:
-        found = replace(found, prompt=encode_prompt(tokenizer, each.prompt, chat))
+    else:
+        found = Turns(list(each.completion_ids), [True] * len(each.completion_ids))
     if each.mask is not None:
         _check_length("mask", each.mask, found, each)
         found = replace(found, mask=list(each.mask))
     for name, values in each.tokens.items():
         _check_length(name, values, found, each)
-    for what, ids in (("prompt", found.prompt), ("completion", found.completion)):
-        if ids and not 0 <= min(ids) <= max(ids) < size:
-            wrong = max(ids) if max(ids) >= size else min(ids)
-            raise ValueError(
-                f"{each.place}: the {what} has the token id {wrong}, and the tokenizer has {size} tokens: it is not the"
-                " one that wrote this log. Name the checkpoint that was trained"
-            )
     return found
+
+
+def _check_ids(each: LoggedRollout, ids: Sequence[int], size: int) -> None:
+    if ids and max(ids) >= size:
+        raise ValueError(
+            f"{each.place}: there is the token id {max(ids)}, and the tokenizer has {size} tokens: it is not the one"
+            " that wrote this log. Name the checkpoint that was trained"
+        )
 
 
 def _check_length(name: str, values: Sequence[Any], found: Turns, each: LoggedRollout) -> None:
@@ -163,6 +172,14 @@ def _check_length(name: str, values: Sequence[Any], found: Turns, each: LoggedRo
         raise ValueError(
             f"{each.place}: {name!r} has {len(values)} values, and the completion {len(found.completion)} tokens"
             + ("" if each.completion_ids is not None else " under this tokenizer, which need not be the log's")
+        )
+
+
+def _say_ends(found: Sequence[Turns], notes: list[str]) -> None:
+    if unknown := sum(each.end_unknown for each in found):
+        notes.append(
+            f"{unknown} of {len(found)} completions are text of which the log does not say whether they were cut off:"
+            " they are taken without the token that ends them. Say how long one could be (limit=, --max-new-tokens)"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tokencredit.logs import readers
+from tokencredit.logs import readers, trainers
 from tokencredit.logs.files import LogRow, Place
 from tokencredit.logs.rollout import LoggedRollout
 
@@ -16,14 +16,14 @@ class Format:
 
     what    one line for tables and messages
     needs   columns by which it is told; `a|b` where either will do
-    read    a row and its place -> a rollout
+    read    a row and its place -> a rollout, or those of the row
     source  the code that writes it
     """
 
     name: str
     what: str
     needs: tuple[str, ...]
-    read: Callable[[LogRow, Place], LoggedRollout]
+    read: Callable[[LogRow, Place], LoggedRollout | list[LoggedRollout]]
     source: str
 
     def missing(self, columns: Iterable[str]) -> list[str]:
@@ -41,22 +41,58 @@ FORMATS = {
             "verl",
             "verl's trainer.rollout_data_dir and validation_data_dir: STEP.jsonl",
             ("input", "output", "score", "step"),
-            readers.read_verl,
-            "volcengine/verl, verl/trainer/ppo/ray_trainer.py, _dump_generations, at 00401103",
+            trainers.read_verl,
+            "volcengine/verl at 00401103, verl/trainer/ppo/ray_trainer.py: _dump_generations",
         ),
         Format(
-            "tokencredit",
+            "run",
             "our run directories: tokens/step_*.parquet",
             ("step", "group", "prompt", "completion", "reward", "success", "token_ids", "tokens"),
-            readers.read_own_tokens,
-            "tokencredit, runs.py, token_table",
+            trainers.read_run,
+            "tokencredit, runs.py: token_table",
+        ),
+        Format(
+            "pivotality",
+            "our pivotality runs: traces.parquet beside tokens.parquet",
+            ("trace", "digest", "row", "prompt_ids", "completion_ids", "reward"),
+            trainers.read_pivotality,
+            "tokencredit, pivotality/record.py: write",
         ),
         Format(
             "trl",
-            "TRL's log_completions: completions/completions_*.parquet",
+            "TRL's log_completions: completions/completions_STEP.parquet",
             ("step", "prompt", "completion", "advantage"),
-            readers.read_trl,
-            "huggingface/trl 1.16.0, trl/trainer/grpo_trainer.py, GRPOTrainer.log",
+            trainers.read_trl,
+            "huggingface/trl 1.16.0, trl/trainer/grpo_trainer.py: GRPOTrainer.log",
+        ),
+        Format(
+            "prime-rl-tokens",
+            "prime-rl's token exports: token_exports/step_N/rank_R.jsonl",
+            ("token_ids", "loss_mask", "inference_logprobs", "trainer_logprobs", "step"),
+            trainers.read_prime_tokens,
+            "PrimeIntellect-ai/prime-rl at 004274ec, src/prime_rl/trainer/rl/token_export.py: TokenExporter",
+        ),
+        Format(
+            "prime-rl-rollouts",
+            "prime-rl's saved rollouts: rollouts/step_N/train_rollouts.jsonl",
+            ("example_id", "prompt", "completion", "reward", "is_truncated"),
+            trainers.read_prime_rollout,
+            "PrimeIntellect-ai/verifiers at 00d83204, verifiers/utils/save_utils.py: state_to_output",
+        ),
+        Format(
+            "prime-rl-traces",
+            "prime-rl's traces: traces/step_N/train/traces.jsonl, with annotations/ beside it",
+            ("nodes|traces",),
+            trainers.read_prime_traces,
+            "PrimeIntellect-ai/prime-rl at 0b77f237, src/prime_rl/monitors/file.py: FileMonitor; verifiers at 0184474,"
+            " verifiers/v1/graph.py: MessageNode",
+        ),
+        Format(
+            "open-instruct",
+            "open-instruct's --save_traces: RUN_rollouts_SHARD.jsonl",
+            ("step", "prompt_idx", "prompt_tokens", "response_tokens", "reward", "advantage", "finish_reason"),
+            trainers.read_open_instruct,
+            "allenai/open-instruct at 00feb3a5, open_instruct/rl_utils.py: RolloutRecord",
         ),
         Format("text", "prompt and completion, as text or messages", ("prompt", "completion"), readers.read_text, ""),
         Format("chat", "messages of prompt and completion", ("messages",), readers.read_chat, ""),

@@ -1,25 +1,27 @@
-"""One row of each writer's layout -> `LoggedRollout`. Nothing that was logged is dropped: what has no field of its own is
-in `rewards`, `tokens` or `others`.
+"""A row of any layout -> `LoggedRollout`. Nothing that was logged is dropped: what has no field of its own is in
+`rewards`, `tokens` or `others`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import re
+from collections.abc import Collection
 from typing import Any
 
 from tokencredit.logs.files import LogRow, Place
 from tokencredit.logs.rollout import LoggedRollout
-from tokencredit.logs.values import aligned, finite, ids, is_numbers, number, text_or_messages, whole
+from tokencredit.logs.values import aligned, finite, flags, ids, is_numbers, number, text_or_messages, whole
 
 SYNONYMS = {
     "step": ("step", "global_step"),
-    "group": ("group", "group_id", "prompt_id", "prompt_idx", "uid"),
+    "group": ("group", "group_id", "prompt_id", "prompt_idx", "example_id", "uid"),
     "reward": ("reward", "score"),
     "answer": ("answer", "ground_truth", "gts", "solution"),
     "prompt_ids": ("prompt_ids", "prompt_token_ids", "prompt_tokens"),
     "completion_ids": ("completion_ids", "token_ids", "response_ids", "response_tokens"),
     "mask": ("mask", "loss_mask", "completion_mask", "response_mask", "tool_mask"),
+    "truncated": ("truncated", "is_truncated"),
+    "turn_reward": ("turn_reward", "turn_rewards"),
 }
 """Columns that are read as a field of `LoggedRollout`, the first that is there."""
 TOKENS = {
@@ -27,19 +29,16 @@ TOKENS = {
     "sampler_logprob": ("sampler_logprob", "inference_logprobs", "logprobs", "logprob", "rollout_log_probs"),
     "trainer_logprob": ("trainer_logprob", "trainer_logprobs", "old_log_probs"),
     "entropy": ("entropy", "entropies"),
-    "token_reward": ("token_reward", "token_rewards", "rewards", "token_level_rewards"),
+    "token_reward": ("token_reward", "token_rewards", "token_level_rewards"),
 }
 """Lists that are read as numbers per token of this name, the first that is there."""
-
-
-def column_of(row: LogRow, field: str) -> str | None:
-    """The column that holds a field."""
-    return next((name for name in SYNONYMS[field] if row.get(name) is not None), None)
+NAMED = frozenset(name for columns in (*SYNONYMS.values(), *TOKENS.values()) for name in columns)
 
 
 def read_text(row: LogRow, place: Place) -> LoggedRollout:
     """`prompt` and `completion`, text or messages; ids of either may stand beside them."""
-    return _generic(row, place, text_or_messages(row, "prompt", place), text_or_messages(row, "completion", place))
+    prompt, completion = (text_or_messages(row, name, place) for name in ("prompt", "completion"))
+    return build(row, place, prompt, completion, ("prompt", "completion"))
 
 
 def read_chat(row: LogRow, place: Place) -> LoggedRollout:
@@ -48,39 +47,54 @@ def read_chat(row: LogRow, place: Place) -> LoggedRollout:
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if isinstance(messages, str) or not turns:
         raise ValueError(f"{place}: 'messages' has no assistant's turn, so there is no completion")
-    return _generic(row, place, messages[: turns[0]], messages[turns[0] :], "messages")
+    return build(row, place, messages[: turns[0]], messages[turns[0] :], ("messages",))
 
 
 def read_ids(row: LogRow, place: Place) -> LoggedRollout:
     """Token ids of prompt and completion, without their text."""
-    return _generic(row, place, row.get("prompt_text") or "", row.get("completion_text") or "")
+    return build(row, place, "", "")
 
 
-def _generic(row: LogRow, place: Place, prompt: Any, completion: Any, *used: str) -> LoggedRollout:
-    found = {field: column_of(row, field) for field in SYNONYMS}
-    names = {field: name or field for field, name in found.items()}
+def build(
+    row: LogRow, place: Place, prompt: Any, completion: Any, used: Collection[str] = (), scalars: bool = False
+) -> LoggedRollout:
+    """A rollout of these texts, with what the row says besides.
+
+    used     columns that have been read already
+    scalars  every further number is a reward function's; else it is in `others`
+    """
+    at = {field: next((c for c in names if row.get(c) is not None), None) for field, names in SYNONYMS.items()}
+    names = {field: column or field for field, column in at.items()}
     completion_ids = ids(row, names["completion_ids"], place)
     length = None if completion_ids is None else len(completion_ids)
     tokens = per_token(row, place, length)
-    mask = _mask(row, found["mask"], length, place)
-    group, ended = row.get(names["group"]), row.get("finish_reason")
-    truncated = row.get("truncated", None if ended is None else ended == "length")
-    taken = {*found.values(), *tokens.values(), *used, "prompt", "completion", "truncated"}
-    rest = {name: value for name, value in row.items() if name not in taken}
+    mask = None if at["mask"] is None else flags(row, names["mask"], place)
+    if mask is not None and length is not None:
+        aligned({names["mask"]: mask}, length, place)
+    advantage = next((c for c in TOKENS["advantage"] if is_number(row.get(c))), None)
+    taken = {*used, *at.values(), *tokens.values(), advantage, "finish_reason"}
+    left = {name: value for name, value in row.items() if name not in taken}
+    rewards = {n: number(row, n, place) for n, x in left.items() if is_number(x)} if scalars else {}
+    group = None if at["group"] is None else str(row[names["group"]])
+    turns = row.get(names["turn_reward"])
     return LoggedRollout(
         prompt=prompt,
         completion=completion,
         reward=number(row, names["reward"], place),
         place=str(place),
-        step=whole(row, names["step"], place),
-        group=None if group is None else str(group),
+        step=step_of(place) if at["step"] is None else whole(row, names["step"], place),
+        group=group,
+        rewards=rewards,
+        advantage=None if advantage is None else number(row, advantage, place),
+        turn_reward=finite(turns) if is_numbers(turns) else None,
         prompt_ids=ids(row, names["prompt_ids"], place),
         completion_ids=completion_ids,
         mask=mask,
         tokens={name: finite(row[column]) for name, column in tokens.items()},
-        truncated=truncated if isinstance(truncated, bool) else None,
+        truncated=_truncated(row, names["truncated"], place),
         answer=row.get(names["answer"]),
-        others=rest,
+        others={name: value for name, value in left.items() if name not in rewards}
+        | {name: row[name] for name in ("finish_reason",) if row.get(name) is not None},
     )
 
 
@@ -97,93 +111,25 @@ def per_token(row: LogRow, place: Place, length: int | None) -> dict[str, str]:
     if length is None:
         return known
     aligned({column: row[column] for column in known.values()}, length, place)
-    ours = {column for columns in (*SYNONYMS.values(), *TOKENS.values()) for column in columns}
-    more = {c: c for c, x in row.items() if c not in ours and is_numbers(x) and len(x) == length}
-    return known | more
+    more = {c: c for c, x in row.items() if c not in NAMED and isinstance(x, list) and len(x) == length}
+    return known | {name: column for name, column in more.items() if is_numbers(row[column])}
 
 
-def _mask(row: LogRow, column: str | None, length: int | None, place: Place) -> list[bool] | None:
-    if column is None:
-        return None
-    value = row[column]
-    if not isinstance(value, list) or any(x not in (0, 1) for x in value):
-        raise ValueError(f"{place}: {column!r} is no list of 0 and 1")
-    if length is not None:
-        aligned({column: value}, length, place)
-    return [bool(x) for x in value]
-
-
-def read_verl(row: LogRow, place: Place) -> LoggedRollout:
-    """verl's dump: texts decoded without special tokens; every further number is a reward's."""
-    known = ("input", "output", "gts", "score", "step")
-    return LoggedRollout(
-        prompt=text_or_messages(row, "input", place),
-        completion=text_or_messages(row, "output", place),
-        reward=number(row, "score", place),
-        place=str(place),
-        step=whole(row, "step", place),
-        group=None if row.get("uid") is None else str(row["uid"]),
-        rewards=_scalars(row, known, place),
-        answer=row.get("gts"),
-        others={k: v for k, v in row.items() if k not in known and not _is_number(v)},
-    )
-
-
-def read_trl(row: LogRow, place: Place) -> LoggedRollout:
-    """TRL's table of completions: a column per reward function, NaN where one does not apply. Their sum is the reward,
-    since the table has no weights; a column `reward` says otherwise.
-    """
-    known = ("step", "prompt", "completion", "advantage", "completion_ids", "prompt_ids", "reward")
-    completion_ids = ids(row, "completion_ids", place)
-    tokens = {} if completion_ids is None else per_token(row, place, len(completion_ids))
-    rewards = _scalars(row, known, place)
-    given = [value for value in rewards.values() if value is not None]
-    advantage = row.get("advantage")
-    return LoggedRollout(
-        prompt=text_or_messages(row, "prompt", place),
-        completion=text_or_messages(row, "completion", place),
-        reward=number(row, "reward", place) if "reward" in row else (sum(given) if given else None),
-        place=str(place),
-        step=whole(row, "step", place),
-        rewards=rewards,
-        prompt_ids=ids(row, "prompt_ids", place),
-        completion_ids=completion_ids,
-        tokens={name: finite(row[column]) for name, column in tokens.items()},
-        others={k: v for k, v in row.items() if k not in known and k not in tokens.values() and not _is_number(v)}
-        | ({"advantage": advantage} if _is_number(advantage) else {}),
-    )
-
-
-def read_own_tokens(row: LogRow, place: Place) -> LoggedRollout:
-    """A run directory's `tokens/step_*.parquet`."""
-    length = len(row["token_ids"])
-    named = ("step", "group", "prompt", "completion", "reward", "token_ids", "tokens", "role")
-    tokens = per_token(row, place, length)
-    return LoggedRollout(
-        prompt=row["prompt"],
-        completion=row["completion"],
-        reward=number(row, "reward", place),
-        place=str(place),
-        step=whole(row, "step", place),
-        group=str(row["group"]),
-        completion_ids=ids(row, "token_ids", place),
-        tokens={name: finite(row[column]) for name, column in tokens.items()},
-        others={k: v for k, v in row.items() if k not in named and k not in tokens.values() and v is not None}
-        | {k: row[k] for k in ("tokens", "role") if row.get(k) is not None},
-    )
-
-
-def _scalars(row: LogRow, known: Iterable[str], place: Place) -> dict[str, float | None]:
-    return {name: number(row, name, place) for name, x in row.items() if name not in known and _is_number(x)}
-
-
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is one number."""
     return isinstance(value, int | float)
 
 
-def as_json(text: Any) -> Any:
-    """What a JSON text says; anything else as it is."""
-    try:
-        return json.loads(text) if isinstance(text, str) else text
-    except ValueError:
-        return text
+def step_of(place: Place) -> int | None:
+    """The step that a path names, as in `step_12/`."""
+    found = re.findall(r"step[_-]?(\d+)", str(place.file))
+    return int(found[-1]) if found else None
+
+
+def _truncated(row: LogRow, column: str, place: Place) -> bool | None:
+    value, ended = row.get(column), row.get("finish_reason")
+    if value is None:
+        return None if ended is None else ended == "length"
+    if value not in (0, 1):
+        raise ValueError(f"{place}: {column!r} is {value!r}, neither true nor false")
+    return bool(value)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from tokencredit.logs.files import LogRow, columns_of, files_of, rows
 from tokencredit.logs.formats import FORMATS, Format, format_of
 from tokencredit.logs.rollout import LoggedRollout
+from tokencredit.tasks.data import inner
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -26,7 +26,7 @@ def read(
               into an object, {"answer": "reward_model.ground_truth"}
 
     ValueError names a file that fits no format and what it lacks, files of several formats, and the first row that is
-    wrong; all of it is said before the first row is read but the last. A last line that was cut off, a file of a
+    wrong; all of that but the last before the first row is read. A last line that was cut off, a file of a
     directory that is no log, and steps that go back are said in warnings.
     """
     if format is not None and format not in FORMATS:
@@ -82,27 +82,24 @@ def _format(path: Path, there: list[str], name: str | None, columns: Mapping[str
 def _rollouts(files: list[tuple[Path, Format]], columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
     last, told = None, False
     for path, kind in files:
+        usual: Collection[str] = ()
         for place, row in rows(path):
             row = renamed(row, columns) if columns else row
-            if missing := kind.missing(row):
-                raise ValueError(f"{place} lacks {', '.join(missing)}, which the rows before it have")
-            rollout = kind.read(row, place)
-            if rollout.step is not None:
-                if last is not None and rollout.step < last and not told:
-                    warnings.warn(f"{place}: step {rollout.step} stands after step {last}", stacklevel=2)
-                    told = True
-                last = rollout.step
-            yield rollout
+            if row.keys() != usual:
+                if missing := kind.missing(row):
+                    raise ValueError(f"{place} has no {' and no '.join(missing)}, which {kind.name} rows have")
+                usual = row.keys()
+            found = kind.read(row, place)
+            for rollout in found if isinstance(found, list) else [found]:
+                if rollout.step is not None:
+                    if last is not None and rollout.step < last and not told:
+                        warnings.warn(f"{place}: step {rollout.step} stands after step {last}", stacklevel=2)
+                        told = True
+                    last = rollout.step
+                yield rollout
 
 
 def renamed(row: LogRow, columns: Mapping[str, str]) -> LogRow:
     """The row with its columns under the names of the fields that they are."""
-    moved = {field: _inner(row, column) for field, column in columns.items()}
+    moved = {field: inner(row, column) for field, column in columns.items()}
     return {name: value for name, value in row.items() if name not in columns.values()} | moved
-
-
-def _inner(row: LogRow, column: str) -> Any:
-    value: Any = row
-    for part in [column] if column in row else column.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value

@@ -1,4 +1,4 @@
-"""The values of a log's columns, checked: numbers, ids, numbers per token. Every error names the place and the column."""
+"""The values of a log's columns, checked: numbers, ids, numbers per token. Errors name the place and the column."""
 
 from __future__ import annotations
 
@@ -57,6 +57,14 @@ def ids(row: LogRow, column: str, place: Place) -> list[int] | None:
 def is_numbers(value: Any) -> bool:
     """Whether it is a list of numbers, or of None where there is none."""
     return isinstance(value, list) and bool(value) and all(x is None or isinstance(x, int | float) for x in value)
+
+
+def flags(row: LogRow, column: str, place: Place) -> list[bool]:
+    """A list of true and false, or of 1 and 0."""
+    value = row.get(column)
+    if not isinstance(value, list) or any(x not in (0, 1) for x in value):
+        raise ValueError(f"{place}: {column!r} is no list of 0 and 1: {_short(value)}")
+    return [bool(x) for x in value]
 
 
 def aligned(values: Mapping[str, Sequence[Any]], length: int, place: Place) -> None:

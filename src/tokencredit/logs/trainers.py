@@ -1,0 +1,197 @@
+"""A row of what a trainer writes -> `LoggedRollout`, where the layout is more than columns with plain names."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokencredit.durable import read_rows
+from tokencredit.logs.files import LogRow, Place
+from tokencredit.logs.readers import build, is_number
+from tokencredit.logs.rollout import LoggedRollout
+from tokencredit.logs.values import finite, flags, ids, is_numbers, number, text_or_messages
+
+
+def read_verl(row: LogRow, place: Place) -> LoggedRollout:
+    """verl's dump: texts decoded without special tokens; every further number is a reward's."""
+    texts = (text_or_messages(row, name, place) for name in ("input", "output"))
+    return build(row, place, *texts, ("input", "output"), scalars=True)
+
+
+def read_trl(row: LogRow, place: Place) -> LoggedRollout:
+    """TRL's table of completions: a column per reward function, NaN where one does not apply. Their sum is the reward,
+    since the table has no weights; a column `reward` says otherwise.
+    """
+    texts = (text_or_messages(row, name, place) for name in ("prompt", "completion"))
+    own = {"reward": None} if "reward" not in row else {}
+    found = build({**row, **own, "score": None}, place, *texts, ("prompt", "completion", "score", *own), scalars=True)
+    rewards = dict(found.rewards)
+    if is_number(row.get("score")):
+        rewards["score"] = number(row, "score", place)
+    given = [x for x in rewards.values() if x is not None]
+    if len(rewards) > 1 and own:
+        warnings.warn(
+            f"{place.file}: the reward is the sum of the columns {', '.join(rewards)}, since TRL does not log their"
+            ' weights; columns={"reward": NAME} or --column reward=NAME takes one of them',
+            stacklevel=3,
+        )
+    return _with(found, rewards=rewards, reward=found.reward if not own else sum(given) if given else None)
+
+
+def read_run(row: LogRow, place: Place) -> LoggedRollout:
+    """A run directory's `tokens/step_*.parquet`."""
+    return build(row, place, row["prompt"], row["completion"], ("prompt", "completion"))
+
+
+def read_prime_tokens(row: LogRow, place: Place) -> LoggedRollout:
+    """prime-rl's token export: one sequence of prompt and completion, which begins where the loss does. A reward that
+    is the same at every token is the rollout's.
+    """
+    whole, mask = ids(row, "token_ids", place), flags(row, "loss_mask", place)
+    if whole is None or len(mask) != len(whole) or True not in mask:
+        raise ValueError(f"{place}: 'loss_mask' has {len(mask)} values, {sum(mask)} of them on, for 'token_ids'")
+    start = mask.index(True)
+    own = {name: x[start:] if isinstance(x, list) and len(x) == len(whole) else x for name, x in row.items()}
+    rewards = own.pop("rewards", None)
+    lists = {name: own.pop(name) for name in ("position_ids", "losses") if name in own}
+    if is_numbers(rewards):
+        trained = {x for x, on in zip(rewards, mask[start:]) if on and x is not None}
+        own |= {"reward": trained.pop()} if len(trained) == 1 else {"token_reward": rewards} if trained else {}
+    found = build({**own, "prompt_ids": whole[:start]}, place, "", "")
+    return _with(found, others=found.others | lists)
+
+
+def read_prime_rollout(row: LogRow, place: Place) -> LoggedRollout:
+    """prime-rl's saved rollouts as `verifiers` writes them: messages, and the metrics of the reward functions."""
+    texts = (text_or_messages(row, name, place) for name in ("prompt", "completion"))
+    metrics = row.get("metrics") or {}
+    rewards = {name: float(x) for name, x in metrics.items() if is_number(x) and math.isfinite(x)}
+    return _with(build(row, place, *texts, ("prompt", "completion", *rewards)), rewards=rewards)
+
+
+def read_prime_traces(row: LogRow, place: Place) -> list[LoggedRollout]:
+    """prime-rl's traces: an episode's traces, or one trace; every branch of its graph of messages is a rollout."""
+    traces = row.get("traces") if isinstance(row.get("traces"), list) else [row]
+    return [_branch(row, trace, path, place) for trace in traces for path in branches(trace["nodes"])]
+
+
+def branches(nodes: list[dict[str, Any]]) -> list[list[int]]:
+    """Nodes from the root to each leaf, in the order of the leaves."""
+    parents = {node.get("parent") for node in nodes}
+    found = []
+    for leaf in (i for i in range(len(nodes)) if i not in parents):
+        path = [leaf]
+        while (parent := nodes[path[-1]].get("parent")) is not None and parent not in path:
+            path.append(parent)
+        found.append(path[::-1])
+    return [path for path in found if any(nodes[i].get("sampled") for i in path)]
+
+
+STREAMS = {"sampler_logprob": "logprobs", "advantage": "advantages"}
+UPDATES = {"trainer_logprob": "trainer_logprobs", "entropy": "entropies", "advantage": "advantages"}
+
+
+def _branch(row: LogRow, trace: dict[str, Any], path: list[int], place: Place) -> LoggedRollout:
+    nodes = [trace["nodes"][i] for i in path]
+    first = next(i for i, node in enumerate(nodes) if node.get("sampled"))
+    token_ids = [x for node in nodes for x in node.get("token_ids") or []]
+    mask = [bool(x) for node in nodes for x in node.get("mask") or []]
+    rewards = {name: _reward(x) for name, x in (trace.get("rewards") or {}).items()}
+    given = [x for x in rewards.values() if x is not None]
+    info = trace.get("info") or {}
+    work = ((row.get("run") or {}).get("work") or {}).get("step")
+    group = (row.get("group") or {}).get("id") if isinstance(row.get("group"), dict) else None
+    flat: LogRow = {
+        "reward": sum(given) if given else trace.get("reward"),
+        "step": (info.get("ship") or {}).get("step", work),
+        "group": group,
+        "advantage": info.get("advantage"),
+        "finish_reason": nodes[-1].get("finish_reason"),
+    }
+    if token_ids and len(mask) == len(token_ids) and True in mask:
+        start = mask.index(True)
+        streams = {name: _spread(nodes, key) for name, key in (STREAMS | UPDATES).items()}
+        leaf = branches(trace["nodes"]).index(path)
+        for update in _annotations(place.file.parent).get(str(trace.get("id")), {}).get(leaf, []):
+            streams |= {name: update[key] for name, key in UPDATES.items() if len(update.get(key) or []) == len(mask)}
+        flat |= {name: values[start:] for name, values in streams.items() if values is not None}
+        flat |= {"prompt_ids": token_ids[:start], "completion_ids": token_ids[start:], "mask": mask[start:]}
+    messages = [node["message"] for node in nodes]
+    found = build({k: v for k, v in flat.items() if v is not None}, place, messages[:first], messages[first:])
+    answer = ((trace.get("task") or {}).get("data") or trace.get("task") or {}).get("answer")
+    others = {name: trace[name] for name in ("id", "stop_condition", "metrics", "info", "errors") if trace.get(name)}
+    return _with(found, rewards=rewards, answer=answer, others=found.others | others)
+
+
+def _reward(value: Any) -> float | None:
+    """A named reward: a number, or {"score", "weight"}."""
+    if isinstance(value, dict):
+        return None if value.get("score") is None else value["score"] * value.get("weight", 1.0)
+    return None if value is None else float(value)
+
+
+def _spread(nodes: list[dict[str, Any]], key: str) -> list[float | None] | None:
+    """Numbers of the sampled tokens of each node, at their places among all tokens; None where no node has any."""
+    if not any(node.get(key) for node in nodes):
+        return None
+    spread: list[float | None] = []
+    for node in nodes:
+        own = iter(node.get(key) or [])
+        spread += [next(own, None) if on else None for on in node.get("mask") or []]
+    return spread
+
+
+@lru_cache(maxsize=1)
+def _annotations(folder: Path) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """{trace: {branch: updates}} of what trainer and orchestrator wrote beside the traces."""
+    from tokencredit.logs.files import rows
+
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for path in sorted((folder / "annotations").glob("*.jsonl")):
+        for _, update in rows(path):
+            for branch in update.get("branches") or []:
+                found.setdefault(str(update.get("trace_id")), {}).setdefault(branch["index"], []).append(branch)
+    return found
+
+
+def read_open_instruct(row: LogRow, place: Place) -> LoggedRollout:
+    """open-instruct's saved rollouts: ids, the sampler's log-probs, one advantage. Tool outputs stand among the response
+    tokens, and the log does not say which they are.
+    """
+    if (row.get("request_info") or {}).get("num_calls"):
+        warnings.warn(
+            f"{place.file}: completions have tool outputs among their tokens, and open-instruct does not log which: they"
+            " are not masked",
+            stacklevel=3,
+        )
+    return build(row, place, "", "")
+
+
+def read_pivotality(row: LogRow, place: Place) -> LoggedRollout:
+    """The traces of `tokencredit pivotality run`, with the effects of their tokens."""
+    task = json.loads(row["row"])
+    found = build({**row, "group": None}, place, task.get("prompt", ""), "", ("row", "trace", "digest"))
+    tokens = _effects(place.file.parent).get(row["trace"], {})
+    return _with(found, answer=task.get("answer"), tokens=dict(found.tokens) | tokens)
+
+
+@lru_cache(maxsize=1)
+def _effects(folder: Path) -> dict[int, dict[str, list[float | None]]]:
+    """{trace: {estimand: [T]}} of the tokens' table."""
+    if not (folder / "tokens.parquet").exists():
+        return {}
+    found: dict[int, dict[str, list[float | None]]] = {}
+    for row in sorted(read_rows(folder / "tokens.parquet"), key=lambda row: (row["trace"], row["position"])):
+        own = found.setdefault(row["trace"], {})
+        for name, value in row.items():
+            if isinstance(value, float | None) and not isinstance(value, bool) and name != "token":
+                own.setdefault(name, []).append(*finite([value]))
+    return found
+
+
+def _with(rollout: LoggedRollout, **fields: Any) -> LoggedRollout:
+    return LoggedRollout(**{**vars(rollout), **fields})
