@@ -53,7 +53,7 @@ def _is_text(completion: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> list[int]:
-    """Token ids of a prompt. Text that is a chat with its special tokens left out, as trainers decode it, is put through
+    """Token ids of a prompt. Text that is a chat without its special tokens, as trainers decode it, is put through
     the chat template again, where that gives the same text.
     """
     if isinstance(prompt, str) and chat is None and getattr(tokenizer, "chat_template", None):

@@ -159,13 +159,13 @@ def _annotations(folder: Path) -> dict[str, dict[int, list[dict[str, Any]]]]:
 
 
 def read_open_instruct(row: LogRow, place: Place) -> LoggedRollout:
-    """open-instruct's saved rollouts: ids, the sampler's log-probs, one advantage. Tool outputs stand among the response
-    tokens, and the log does not say which they are.
+    """open-instruct's saved rollouts: ids, the sampler's log-probs, one advantage. Tool outputs stand among the
+    response's tokens, and the log does not say which they are.
     """
     if (row.get("request_info") or {}).get("num_calls"):
         warnings.warn(
-            f"{place.file}: completions have tool outputs among their tokens, and open-instruct does not log which: they"
-            " are not masked",
+            f"{place.file}: completions have tool outputs among their tokens, and open-instruct does not log which:"
+            " they are not masked",
             stacklevel=3,
         )
     return build(row, place, "", "")
