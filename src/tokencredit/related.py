@@ -23,8 +23,8 @@ from tokencredit.credit import (
     Score,
     Sum,
     ToGo,
-    TokenReward,
     TokenLeaveOneOut,
+    TokenReward,
 )
 from tokencredit.method import Method
 from tokencredit.objective import Clip, HybridClip, LowEntropyKL, SelectedMean, SequenceMean, TokenMean

@@ -107,7 +107,8 @@ class Rollouts:
         """[B, T]: a score, zero off the mask and where none was given. KeyError names what is missing and what is
         there.
         """
-        return zero_off(self._score(name), self.given(name))
+        score = self._score(name)
+        return zero_off(score, self.given(name)) if name == TOKEN_REWARD else score
 
     def given(self, name: str) -> Tensor:
         """[B, T] bool: the tokens that have this score; all of the mask, but for a "token_reward"."""

@@ -20,25 +20,33 @@ REWRITTEN = "the chat template rewrites earlier turns"
 class Turns:
     """Token ids of a completion, and which of them [T] the policy wrote.
 
-    faithful     whether the text comes back from the ids, and `why` it does not
+    why          how the text differs that comes back from the ids; "" where it is the same
     end_unknown  whether the token that ends it may be missing
     """
 
     completion: list[int]
     mask: list[bool]
-    faithful: bool = True
     why: str = ""
     end_unknown: bool = False
 
 
-def encode_turns(each: LoggedRollout, tokenizer: Tokenizer, chat: bool | None, limit: int | None) -> Turns:
+def turn_ends(mask: Sequence[bool]) -> list[int]:
+    """The last token of each of the policy's turns: of each run of tokens that it wrote.
+
+    >>> turn_ends([True, True, False, True])
+    [1, 3]
+    """
+    return [t for t, own in enumerate(mask) if own and not (t + 1 < len(mask) and mask[t + 1])]
+
+
+def encode_turns(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None) -> Turns:
     """Ids of a completion that was logged as text or as messages."""
     completion = [each.completion] if isinstance(each.completion, Mapping) else each.completion
     if isinstance(completion, str) or _is_text(completion):
         text = completion if isinstance(completion, str) else message_text(completion[0])
         ids, why = survive(tokenizer, text)
         ids, known = _with_end(ids, tokenizer, each.truncated, limit)
-        return Turns(ids, [True] * len(ids), not why, why, not known)
+        return Turns(ids, [True] * len(ids), why, not known)
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"{each.place}: the completion is {len(completion)} messages, but the tokenizer has no chat template: name"
@@ -86,7 +94,12 @@ def survive(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
     """Token ids of a text, and how it comes back where that is not as it went."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     back = tokenizer.decode(ids, skip_special_tokens=False)
-    return ids, "" if back.strip() == text.strip() else f"{text[:40]!r} comes back as {back[:40]!r}"
+    return ids, lost(text, back)
+
+
+def lost(text: str, back: str) -> str:
+    """How a text differs from what comes back from its ids, spaces at the ends apart; "" where it does not."""
+    return "" if back.strip() == text.strip() else f"{text[:40]!r} comes back as {back[:40]!r}"
 
 
 def _with_end(
@@ -119,12 +132,12 @@ def _conversation(
         if own and k > len(before):
             cue = _render(tokenizer, messages[:k], True)
             if not cue.startswith(shown):
-                return Turns(ids, mask, False, REWRITTEN)
+                return Turns(ids, mask, REWRITTEN)
             _add(tokenizer, cue[len(shown) :], False, ids, mask)
             shown = cue
         after = _render(tokenizer, messages[: k + 1], False)
         if not after.startswith(shown):
-            return Turns(ids, mask, False, REWRITTEN)
+            return Turns(ids, mask, REWRITTEN)
         text, shown = after[len(shown) :], after
         if not own:
             _add(tokenizer, text, False, ids, mask)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tokencredit.lm.models import Tokenizer
-from tokencredit.logs.conversation import Turns, encode_turns, prompt_ids
+from tokencredit.logs.conversation import Turns, encode_turns, lost, prompt_ids, turn_ends
 from tokencredit.logs.rollout import LoggedRollout
-from tokencredit.rollouts import Rollouts
+from tokencredit.masked import zero_off
+from tokencredit.rollouts import TOKEN_REWARD, Rollouts
 
 MOST_LOST = 0.5
 """The share of texts that may not survive the tokenizer before it is refused as another's."""
@@ -73,11 +74,10 @@ class Encoded:
             if each.reward is None:
                 raise ValueError(f"{each.place} has no reward; leave such rollouts out with rewarded()")
         mask = self.padded(self.mask, False)
-        common = set.intersection(*(set(each.tokens) for each in self.logged)) if self.logged else set()
-        found = {name: self.padded([each.tokens[name] for each in self.logged]) for name in sorted(common)}
+        found = {name: self.tokens(name) for name in self.logged_tokens}
         found |= {name: self.padded(values) for name, values in (scores or {}).items()}
         # A number that was not logged is no number: such a score is not one of these rollouts'.
-        whole = {name: score for name, score in found.items() if bool(torch.isfinite(score[mask]).all())}
+        whole = {n: x for n, x in found.items() if n == TOKEN_REWARD or bool(torch.isfinite(x[mask]).all())}
         return Rollouts(
             reward=torch.tensor([each.reward for each in self.logged], dtype=torch.float64),
             group=torch.tensor(self.group, dtype=torch.long),
@@ -85,6 +85,28 @@ class Encoded:
             scores=whole,
             success_above=success_above,
         )
+
+    @property
+    def logged_tokens(self) -> list[str]:
+        """Names of the numbers per token that every rollout was logged with; a reward of tokens, that any was."""
+        sets = [set(each.tokens) for each in self.logged]
+        common = set.intersection(*sets) if sets else set()
+        return sorted(common | ({TOKEN_REWARD} & set().union(*sets)))
+
+    def tokens(self, name: str) -> Tensor:
+        """[N, T]: numbers that were logged per token, NaN where there is none; 0 in the padding."""
+        return self.padded([each.tokens.get(name, [None] * len(m)) for each, m in zip(self.logged, self.mask)])
+
+    def credit(self) -> Tensor | None:
+        """[N, T]: the advantages as they were logged, for each token or for all of a rollout; 0 off the mask, NaN where
+        a rollout has none. None where no rollout has.
+        """
+        rows = [
+            each.tokens.get("advantage", [each.advantage] * len(mask)) for each, mask in zip(self.logged, self.mask)
+        ]
+        if all(x is None for row in rows for x in row):
+            return None
+        return zero_off(self.padded(rows), self.padded(self.mask, False))
 
     def padded(self, values: Sequence[Sequence[Any]], empty: float | bool = 0.0) -> Tensor:
         """[N, T]: lists per token, padded on the right; None as NaN."""
@@ -114,7 +136,8 @@ def encode(
     notes: list[str] = []
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     prompts = _prompts(logged, tokenizer, chat)
-    found = [_completion(each, tokenizer, chat, limit) for each in logged]
+    found = [_completion(each, tokenizer, limit) for each in logged]
+    logged = tuple(_with_turns(each, turns) for each, turns in zip(logged, found))
     for each, prompt, turns in zip(logged, prompts, found):
         _check_ids(each, prompt, size)
         _check_ids(each, turns.completion, size)
@@ -126,7 +149,7 @@ def encode(
         tuple(each.completion for each in found),
         tuple(each.mask for each in found),
         _groups(logged, prompts),
-        tuple(each.faithful for each in found),
+        tuple(not each.why for each in found),
         tuple(notes),
     )
 
@@ -146,17 +169,42 @@ def _prompts(logged: Sequence[LoggedRollout], tokenizer: Tokenizer, chat: bool |
     return found
 
 
-def _completion(each: LoggedRollout, tokenizer: Tokenizer, chat: bool | None, limit: int | None) -> Turns:
+def _completion(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None) -> Turns:
     if each.completion_ids is None:
-        found = encode_turns(each, tokenizer, chat, limit)
+        found = encode_turns(each, tokenizer, limit)
     else:
         found = Turns(list(each.completion_ids), [True] * len(each.completion_ids))
+        if each.completion and isinstance(each.completion, str):
+            back = tokenizer.decode(found.completion, skip_special_tokens=True)
+            found = replace(found, why=lost(each.completion, back))
     if each.mask is not None:
         _check_length("mask", each.mask, found, each)
         found = replace(found, mask=list(each.mask))
     for name, values in each.tokens.items():
         _check_length(name, values, found, each)
     return found
+
+
+def _with_turns(each: LoggedRollout, turns: Turns) -> LoggedRollout:
+    """The rollout with its rewards of turns at the last token of each; ValueError where a reward stands at a token that
+    the policy did not write, or where there are more or fewer than turns.
+    """
+    if each.turn_reward is not None and "token_reward" not in each.tokens:
+        ends = turn_ends(turns.mask)
+        if len(each.turn_reward) != len(ends):
+            raise ValueError(
+                f"{each.place}: {len(each.turn_reward)} rewards of turns, and the policy has {len(ends)} turns"
+            )
+        rewards = dict(zip(ends, each.turn_reward))
+        tokens = {**each.tokens, "token_reward": [rewards.get(t) for t in range(len(turns.mask))]}
+        return replace(each, tokens=tokens)
+    for t, (reward, own) in enumerate(zip(each.tokens.get("token_reward", ()), turns.mask)):
+        if reward is not None and reward != 0 and not own:
+            raise ValueError(
+                f"{each.place}: a reward stands at token {t}, which the policy did not write: put it at the last token"
+                " of the turn that earned it"
+            )
+    return each
 
 
 def _check_ids(each: LoggedRollout, ids: Sequence[int], size: int) -> None:
@@ -184,7 +232,7 @@ def _say_ends(found: Sequence[Turns], notes: list[str]) -> None:
 
 
 def _check_faithful(logged: Sequence[LoggedRollout], found: Sequence[Turns], notes: list[str]) -> None:
-    lost = [i for i, each in enumerate(found) if not each.faithful]
+    lost = [i for i, each in enumerate(found) if each.why]
     if not lost:
         return
     places = ", ".join(logged[i].place for i in lost[:5]) + (", …" if len(lost) > 5 else "")

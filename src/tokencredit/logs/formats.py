@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tokencredit.logs import readers, trainers
 from tokencredit.logs.files import LogRow, Place
@@ -17,6 +18,7 @@ class Format:
     what    one line for tables and messages
     needs   columns by which it is told; `a|b` where either will do
     read    a row and its place -> a rollout, or those of the row
+    again   whether a file (the second) holds the rollouts of the one before it once more
     source  the code that writes it
     """
 
@@ -25,6 +27,7 @@ class Format:
     needs: tuple[str, ...]
     read: Callable[[LogRow, Place], LoggedRollout | list[LoggedRollout]]
     source: str
+    again: Callable[[Path, Path], bool] | None = None
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """What of `needs` is not among the columns."""
@@ -64,6 +67,7 @@ FORMATS = {
             ("step", "prompt", "completion", "advantage"),
             trainers.read_trl,
             "huggingface/trl 1.16.0, trl/trainer/grpo_trainer.py: GRPOTrainer.log",
+            trainers.same_table,
         ),
         Format(
             "prime-rl-tokens",

@@ -55,7 +55,9 @@ def _formats(files: list[tuple[Path, bool]], name: str | None, columns: Mapping[
         raise next(iter(refused.values()), ValueError(f"{', '.join(str(p) for p, _ in files)}: no rollouts to read"))
     if refused:
         warnings.warn(f"left out, since they are no logs of rollouts: {', '.join(map(str, refused))}", stacklevel=4)
-    first = {each.name: path for path, each in reversed(found)}
+    first: dict[str, Path] = {}
+    for path, each in found:
+        first.setdefault(each.name, path)
     if len(first) > 1:
         raise ValueError(
             f"the files are of several formats: {', '.join(f'{path} ({kind})' for kind, path in first.items())}."
@@ -81,8 +83,13 @@ def _format(path: Path, there: list[str], name: str | None, columns: Mapping[str
 
 def _rollouts(files: list[tuple[Path, Format]], columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
     last, told = None, False
+    before: Path | None = None
     for path, kind in files:
         usual: Collection[str] = ()
+        previous, before = before, path
+        if kind.again and previous and path.suffix == ".parquet" and kind.again(previous, path):
+            warnings.warn(f"{path} holds the rollouts of the table before it, and was left out", stacklevel=2)
+            continue
         for place, row in rows(path):
             row = renamed(row, columns) if columns else row
             if row.keys() != usual:

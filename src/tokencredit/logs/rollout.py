@@ -10,7 +10,7 @@ class LoggedRollout:
     """What a log says of one completion; None is what it does not say.
 
     prompt, completion  text, or a list of messages (dicts with "role" and "content"); "" where there are ids alone
-    reward              the verifier's total; `rewards` has a column per reward function (None: not given there)
+    reward              the verifier's total; `rewards` has those of every reward function that gave one
     advantage           one number for all of its tokens, where the log has one
     turn_reward         a reward for each of the policy's turns, None where a turn has none
     group               completions of one prompt in one step share it

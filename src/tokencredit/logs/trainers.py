@@ -42,6 +42,19 @@ def read_trl(row: LogRow, place: Place) -> LoggedRollout:
     return _with(found, rewards=rewards, reward=found.reward if not own else sum(given) if given else None)
 
 
+def same_table(before: Path, path: Path) -> bool:
+    """Whether two tables of TRL's hold the same completions: it writes its last table again at every log, also where no
+    new ones were sampled.
+    """
+    import pyarrow.parquet
+
+    names = ["prompt", "completion"]
+    with pyarrow.parquet.ParquetFile(before) as one, pyarrow.parquet.ParquetFile(path) as other:
+        if one.metadata.num_rows != other.metadata.num_rows:
+            return False
+        return bool(one.read(names).equals(other.read(names)))
+
+
 def read_run(row: LogRow, place: Place) -> LoggedRollout:
     """A run directory's `tokens/step_*.parquet`."""
     return build(row, place, row["prompt"], row["completion"], ("prompt", "completion"))
