@@ -288,7 +288,9 @@ def test_trl_logs_its_last_table_again_where_nothing_was_sampled(tmp_path):
         found = list(logs.read(tmp_path))
     texts = [str(each.message) for each in said]
     assert sum("completions_00004.parquet holds the rollouts of the table before it" in text for text in texts) == 1
-    assert any("the reward is the sum of the columns correct, brief" in text for text in texts)
+    assert any("the reward is the sum of correct, brief, which were logged without their weights" in x for x in texts)
+    named = list(logs.read(SAMPLES / "trl" / "completions_00003.parquet", columns={"reward": "brief"}))
+    assert [each.reward for each in named] == [None, 0.25, 0.25, 0.25]
     assert [each.step for each in found] == [3] * 4 + [5] * 4
 
 

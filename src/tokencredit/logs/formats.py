@@ -19,6 +19,7 @@ class Format:
     needs   columns by which it is told; `a|b` where either will do
     read    a row and its place -> a rollout, or those of the row
     again   whether a file (the second) holds the rollouts of the one before it once more
+    sums    whether the reward is the sum of several columns, for want of weights
     source  the code that writes it
     """
 
@@ -28,6 +29,7 @@ class Format:
     read: Callable[[LogRow, Place], LoggedRollout | list[LoggedRollout]]
     source: str
     again: Callable[[Path, Path], bool] | None = None
+    sums: bool = False
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """What of `needs` is not among the columns."""
@@ -68,6 +70,7 @@ FORMATS = {
             trainers.read_trl,
             "huggingface/trl 1.16.0, trl/trainer/grpo_trainer.py: GRPOTrainer.log",
             trainers.same_table,
+            sums=True,
         ),
         Format(
             "prime-rl-tokens",

@@ -37,8 +37,7 @@ NAMED = frozenset(name for columns in (*SYNONYMS.values(), *TOKENS.values()) for
 
 def read_text(row: LogRow, place: Place) -> LoggedRollout:
     """`prompt` and `completion`, text or messages; ids of either may stand beside them."""
-    prompt, completion = (text_or_messages(row, name, place) for name in ("prompt", "completion"))
-    return build(row, place, prompt, completion, ("prompt", "completion"))
+    return build(row, place, *texts(row, place), ("prompt", "completion"))
 
 
 def read_chat(row: LogRow, place: Place) -> LoggedRollout:
@@ -53,6 +52,11 @@ def read_chat(row: LogRow, place: Place) -> LoggedRollout:
 def read_ids(row: LogRow, place: Place) -> LoggedRollout:
     """Token ids of prompt and completion, without their text."""
     return build(row, place, "", "")
+
+
+def texts(row: LogRow, place: Place, prompt: str = "prompt", completion: str = "completion") -> tuple[Any, Any]:
+    """The prompt and the completion in these columns, text or messages."""
+    return text_or_messages(row, prompt, place), text_or_messages(row, completion, place)
 
 
 def build(
@@ -73,7 +77,7 @@ def build(
         aligned({names["mask"]: mask}, length, place)
     advantage = next((c for c in TOKENS["advantage"] if is_number(row.get(c))), None)
     taken = {*used, *at.values(), *tokens.values(), advantage, "finish_reason"}
-    left = {name: value for name, value in row.items() if name not in taken}
+    left = {name: value for name, value in row.items() if name not in taken and value is not None}
     rewards = {n: number(row, n, place) for n, x in left.items() if is_number(x)} if scalars else {}
     group = None if at["group"] is None else str(row[names["group"]])
     turns = row.get(names["turn_reward"])
@@ -86,7 +90,7 @@ def build(
         group=group,
         rewards=rewards,
         advantage=None if advantage is None else number(row, advantage, place),
-        turn_reward=finite(turns) if is_numbers(turns) else None,
+        turn_reward=finite(turns) if isinstance(turns, list) and is_numbers(turns) else None,
         prompt_ids=ids(row, names["prompt_ids"], place),
         completion_ids=completion_ids,
         mask=mask,

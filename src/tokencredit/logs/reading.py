@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tokencredit.logs.files import LogRow, columns_of, files_of, rows
+from tokencredit.logs.files import LogRow, Place, columns_of, files_of, rows
 from tokencredit.logs.formats import FORMATS, Format, format_of
 from tokencredit.logs.rollout import LoggedRollout
+from tokencredit.logs.values import number
 from tokencredit.tasks.data import inner
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -67,9 +69,9 @@ def _formats(files: list[tuple[Path, bool]], name: str | None, columns: Mapping[
 
 
 def _format(path: Path, there: list[str], name: str | None, columns: Mapping[str, str]) -> Format:
-    for field, column in columns.items():
+    for name_of, column in columns.items():
         if column.split(".")[0] not in there:
-            raise ValueError(f"{path}: no column {column!r} for {field!r}; there are: {', '.join(there)}")
+            raise ValueError(f"{path}: no column {column!r} for {name_of!r}; there are: {', '.join(there)}")
     there = [*there, *columns]
     if name is None:
         return format_of(there, str(path))
@@ -82,7 +84,7 @@ def _format(path: Path, there: list[str], name: str | None, columns: Mapping[str
 
 
 def _rollouts(files: list[tuple[Path, Format]], columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
-    last, told = None, False
+    remarks = _Remarks()
     before: Path | None = None
     for path, kind in files:
         usual: Collection[str] = ()
@@ -91,22 +93,56 @@ def _rollouts(files: list[tuple[Path, Format]], columns: Mapping[str, str]) -> I
             warnings.warn(f"{path} holds the rollouts of the table before it, and was left out", stacklevel=2)
             continue
         for place, row in rows(path):
-            row = renamed(row, columns) if columns else row
             if row.keys() != usual:
-                if missing := kind.missing(row):
+                if missing := kind.missing([*row, *columns]):
                     raise ValueError(f"{place} has no {' and no '.join(missing)}, which {kind.name} rows have")
                 usual = row.keys()
-            found = kind.read(row, place)
-            for rollout in found if isinstance(found, list) else [found]:
-                if rollout.step is not None:
-                    if last is not None and rollout.step < last and not told:
-                        warnings.warn(f"{place}: step {rollout.step} stands after step {last}", stacklevel=2)
-                        told = True
-                    last = rollout.step
+            for rollout in _read(row, place, kind, columns):
+                remarks.step(rollout)
+                if kind.sums and "reward" not in columns:
+                    remarks.sum(rollout)
                 yield rollout
 
 
-def renamed(row: LogRow, columns: Mapping[str, str]) -> LogRow:
-    """The row with its columns under the names of the fields that they are."""
+@dataclass
+class _Remarks:
+    """What is said once of a log while it is read."""
+
+    last: int | None = None
+    said: set[str] = field(default_factory=set)
+
+    def step(self, rollout: LoggedRollout) -> None:
+        """A step that stands after a later one."""
+        if rollout.step is None:
+            return
+        if self.last is not None and rollout.step < self.last:
+            self._once("step", f"{rollout.place}: step {rollout.step} stands after step {self.last}")
+        self.last = rollout.step
+
+    def sum(self, rollout: LoggedRollout) -> None:
+        """A reward that is the sum of several."""
+        if len(rollout.rewards) > 1:
+            self._once(
+                "sum",
+                f"{rollout.place}: the reward is the sum of {', '.join(rollout.rewards)}, which were logged without"
+                ' their weights; columns={"reward": NAME} or --column reward=NAME takes one of them',
+            )
+
+    def _once(self, what: str, text: str) -> None:
+        if what not in self.said:
+            self.said.add(what)
+            warnings.warn(text, stacklevel=4)
+
+
+def _read(row: LogRow, place: Place, kind: Format, columns: Mapping[str, str]) -> list[LoggedRollout]:
+    """The rollouts of a row, its columns under the names of the fields that they are said to be. A reward that is named
+    is the reward, whatever else the format would make it of.
+    """
+    if not columns:
+        found = kind.read(row, place)
+        return found if isinstance(found, list) else [found]
     moved = {field: inner(row, column) for field, column in columns.items()}
-    return {name: value for name, value in row.items() if name not in columns.values()} | moved
+    rewards = {"reward": moved.pop("reward")} if "reward" in moved else {}
+    gone = {column for field, column in columns.items() if field in moved}
+    rollouts = _read({name: x for name, x in row.items() if name not in gone} | moved, place, kind, {})
+    return [replace(each, reward=number(rewards, "reward", place)) for each in rollouts] if rewards else rollouts

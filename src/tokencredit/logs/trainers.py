@@ -11,35 +11,28 @@ from typing import Any
 
 from tokencredit.durable import read_rows
 from tokencredit.logs.files import LogRow, Place
-from tokencredit.logs.readers import build, is_number
+from tokencredit.logs.readers import build, is_number, texts
 from tokencredit.logs.rollout import LoggedRollout
-from tokencredit.logs.values import finite, flags, ids, is_numbers, number, text_or_messages
+from tokencredit.logs.values import finite, flags, ids, is_numbers, number
+
+TRL = ("step", "prompt", "completion", "advantage")
+"""The columns of TRL's table that are no reward function's."""
 
 
 def read_verl(row: LogRow, place: Place) -> LoggedRollout:
     """verl's dump: texts decoded without special tokens; every further number is a reward's."""
-    texts = (text_or_messages(row, name, place) for name in ("input", "output"))
-    return build(row, place, *texts, ("input", "output"), scalars=True)
+    return build(row, place, *texts(row, place, "input", "output"), ("input", "output"), scalars=True)
 
 
 def read_trl(row: LogRow, place: Place) -> LoggedRollout:
     """TRL's table of completions: a column per reward function, NaN where one does not apply. Their sum is the reward,
-    since the table has no weights; a column `reward` says otherwise.
+    since the table has no weights.
     """
-    texts = (text_or_messages(row, name, place) for name in ("prompt", "completion"))
-    own = {"reward": None} if "reward" not in row else {}
-    found = build({**row, **own, "score": None}, place, *texts, ("prompt", "completion", "score", *own), scalars=True)
-    rewards = dict(found.rewards)
-    if is_number(row.get("score")):
-        rewards["score"] = number(row, "score", place)
+    rewards = {name: number(row, name, place) for name, x in row.items() if name not in TRL and is_number(x)}
+    rest = {name: value for name, value in row.items() if name not in rewards}
+    found = build(rest, place, *texts(row, place), ("prompt", "completion"))
     given = [x for x in rewards.values() if x is not None]
-    if len(rewards) > 1 and own:
-        warnings.warn(
-            f"{place.file}: the reward is the sum of the columns {', '.join(rewards)}, since TRL does not log their"
-            ' weights; columns={"reward": NAME} or --column reward=NAME takes one of them',
-            stacklevel=3,
-        )
-    return _with(found, rewards=rewards, reward=found.reward if not own else sum(given) if given else None)
+    return _with(found, rewards=rewards, reward=sum(given) if given else None)
 
 
 def same_table(before: Path, path: Path) -> bool:
@@ -75,20 +68,19 @@ def read_prime_tokens(row: LogRow, place: Place) -> LoggedRollout:
         trained = {x for x, on in zip(rewards, mask[start:]) if on and x is not None}
         own |= {"reward": trained.pop()} if len(trained) == 1 else {"token_reward": rewards} if trained else {}
     found = build({**own, "prompt_ids": whole[:start]}, place, "", "")
-    return _with(found, others=found.others | lists)
+    return _with(found, others={**found.others, **lists})
 
 
 def read_prime_rollout(row: LogRow, place: Place) -> LoggedRollout:
     """prime-rl's saved rollouts as `verifiers` writes them: messages, and the metrics of the reward functions."""
-    texts = (text_or_messages(row, name, place) for name in ("prompt", "completion"))
     metrics = row.get("metrics") or {}
     rewards = {name: float(x) for name, x in metrics.items() if is_number(x) and math.isfinite(x)}
-    return _with(build(row, place, *texts, ("prompt", "completion", *rewards)), rewards=rewards)
+    return _with(build(row, place, *texts(row, place), ("prompt", "completion", *rewards)), rewards=rewards)
 
 
 def read_prime_traces(row: LogRow, place: Place) -> list[LoggedRollout]:
     """prime-rl's traces: an episode's traces, or one trace; every branch of its graph of messages is a rollout."""
-    traces = row.get("traces") if isinstance(row.get("traces"), list) else [row]
+    traces: list[dict[str, Any]] = row["traces"] if isinstance(row.get("traces"), list) else [row]
     return [_branch(row, trace, path, place) for trace in traces for path in branches(trace["nodes"])]
 
 
@@ -137,7 +129,7 @@ def _branch(row: LogRow, trace: dict[str, Any], path: list[int], place: Place) -
     found = build({k: v for k, v in flat.items() if v is not None}, place, messages[:first], messages[first:])
     answer = ((trace.get("task") or {}).get("data") or trace.get("task") or {}).get("answer")
     others = {name: trace[name] for name in ("id", "stop_condition", "metrics", "info", "errors") if trace.get(name)}
-    return _with(found, rewards=rewards, answer=answer, others=found.others | others)
+    return _with(found, rewards=rewards, answer=answer, others={**found.others, **others})
 
 
 def _reward(value: Any) -> float | None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from tokencredit.logs.files import LogRow, Place
+
+NUMBERS = {int, float, bool, NoneType}
+"""What a list of numbers may hold; None where there is none."""
 
 
 def number(row: LogRow, column: str, place: Place) -> float | None:
@@ -47,7 +51,7 @@ def ids(row: LogRow, column: str, place: Place) -> list[int] | None:
     value = row.get(column)
     if value is None:
         return None
-    if not isinstance(value, list) or not all(type(x) is int for x in value):
+    if not isinstance(value, list) or not set(map(type, value)) <= {int}:
         raise ValueError(f"{place}: {column!r} is no list of token ids: {_short(value)}")
     if value and min(value) < 0:
         raise ValueError(f"{place}: {column!r} has the token id {min(value)}, and ids are not negative")
@@ -56,13 +60,13 @@ def ids(row: LogRow, column: str, place: Place) -> list[int] | None:
 
 def is_numbers(value: Any) -> bool:
     """Whether it is a list of numbers, or of None where there is none."""
-    return isinstance(value, list) and bool(value) and all(x is None or isinstance(x, int | float) for x in value)
+    return isinstance(value, list) and bool(value) and set(map(type, value)) <= NUMBERS
 
 
 def flags(row: LogRow, column: str, place: Place) -> list[bool]:
     """A list of true and false, or of 1 and 0."""
     value = row.get(column)
-    if not isinstance(value, list) or any(x not in (0, 1) for x in value):
+    if not isinstance(value, list) or not set(map(type, value)) <= {int, bool} or not set(value) <= {0, 1}:
         raise ValueError(f"{place}: {column!r} is no list of 0 and 1: {_short(value)}")
     return [bool(x) for x in value]
 
@@ -76,6 +80,8 @@ def aligned(values: Mapping[str, Sequence[Any]], length: int, place: Place) -> N
 
 def finite(column: Sequence[Any]) -> list[float | None]:
     """Numbers per token, NaN and infinities as None."""
+    if NoneType not in set(map(type, column)) and math.isfinite(sum(column)):
+        return list(column)
     return [None if x is None or not math.isfinite(x) else float(x) for x in column]
 
 
