@@ -214,7 +214,7 @@ def test_mixed_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"of several formats: .*1\.jsonl \(verl\), .*2\.jsonl \(text\)"):
         logs.read([verl, text])
     write(tmp_path / "2.jsonl", {"loss": 1.0, "step": 3})
-    with pytest.warns(UserWarning, match=r"left out, since they are no logs of rollouts: .*2\.jsonl"):
+    with pytest.warns(UserWarning, match=r"left out, since they hold no rollouts: .*2\.jsonl"):
         assert len(list(logs.read(tmp_path))) == 1
     mixed = write(tmp_path / "3.jsonl", {"prompt": "1", "completion": "2"}, {"prompt": "1", "answer": "2"})
     with pytest.raises(ValueError, match=r"3\.jsonl, line 2 has no completion, which text rows have"):
@@ -232,7 +232,7 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
     path.write_text('{"prompt": "1", "completion": "2"}\n{"prompt\n{"prompt": "1", "completion": "2"}\n')
     with pytest.raises(ValueError, match=r"line 2: not JSON"):
         list(logs.read(path))
-    with pytest.warns(UserWarning, match="has no rows"), pytest.raises(ValueError, match="no rollouts to read"):
+    with pytest.raises(ValueError, match=r"b\.jsonl has no rows"):
         logs.read(write(tmp_path / "b.jsonl", end=""))
 
 

@@ -36,7 +36,10 @@ NAMED = frozenset(name for columns in (*SYNONYMS.values(), *TOKENS.values()) for
 
 
 def read_text(row: LogRow, place: Place) -> LoggedRollout:
-    """`prompt` and `completion`, text or messages; ids of either may stand beside them."""
+    """`prompt` and `completion`, as text, messages or ids; ids of text may stand beside it."""
+    for name in ("prompt", "completion"):
+        if isinstance(row[name], list) and row[name] and type(row[name][0]) is int:
+            row = {**row, name: "", f"{name}_ids": row[name]}
     return build(row, place, *texts(row, place), ("prompt", "completion"))
 
 

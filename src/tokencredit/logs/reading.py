@@ -45,7 +45,7 @@ def _formats(files: list[tuple[Path, bool]], name: str | None, columns: Mapping[
     for path, named in files:
         there = columns_of(path)
         if not there:
-            warnings.warn(f"{path} has no rows", stacklevel=4)
+            refused[path] = ValueError(f"{path} has no rows")
             continue
         try:
             found.append((path, _format(path, there, name, columns)))
@@ -54,9 +54,9 @@ def _formats(files: list[tuple[Path, bool]], name: str | None, columns: Mapping[
                 raise
             refused[path] = error
     if not found:
-        raise next(iter(refused.values()), ValueError(f"{', '.join(str(p) for p, _ in files)}: no rollouts to read"))
+        raise next(iter(refused.values()))
     if refused:
-        warnings.warn(f"left out, since they are no logs of rollouts: {', '.join(map(str, refused))}", stacklevel=4)
+        warnings.warn(f"left out, since they hold no rollouts: {', '.join(map(str, refused))}", stacklevel=4)
     first: dict[str, Path] = {}
     for path, each in found:
         first.setdefault(each.name, path)

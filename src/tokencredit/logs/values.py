@@ -66,7 +66,7 @@ def is_numbers(value: Any) -> bool:
 def flags(row: LogRow, column: str, place: Place) -> list[bool]:
     """A list of true and false, or of 1 and 0."""
     value = row.get(column)
-    if not isinstance(value, list) or not set(map(type, value)) <= {int, bool} or not set(value) <= {0, 1}:
+    if not isinstance(value, list) or not set(map(type, value)) <= {int, bool, float} or not set(value) <= {0, 1}:
         raise ValueError(f"{place}: {column!r} is no list of 0 and 1: {_short(value)}")
     return [bool(x) for x in value]
 
