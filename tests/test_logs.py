@@ -322,6 +322,8 @@ def test_a_tokenizer_of_another_model_is_refused(tokenizer):
     other = [LoggedRollout("3 + 4 =", "@1 7 then 3", 1.0, "line 8", completion_ids=ids)]
     with pytest.raises(ValueError, match=r"1 of 1 texts do not survive.*line 8"):
         logs.encode(other, tokenizer)
+    last_turn = LoggedRollout("3 + 4 =", tokenizer.decode(ids[-3:-1]), 1.0, "line 8", completion_ids=ids)
+    assert logs.encode([last_turn], tokenizer).faithful == (True,)
     counted = LoggedRollout("3 + 4 =", "@1 7", 1.0, "line 9", tokens={"advantage": [1.0] * 7})
     with pytest.raises(ValueError, match=r"line 9: 'advantage' has 7 values, and the completion 3 tokens under this"):
         logs.encode([counted], tokenizer, limit=9)

@@ -175,14 +175,22 @@ def _completion(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None) ->
     else:
         found = Turns(list(each.completion_ids), [True] * len(each.completion_ids))
         if each.completion and isinstance(each.completion, str):
-            back = tokenizer.decode(found.completion, skip_special_tokens=True)
-            found = replace(found, why=lost(each.completion, back))
+            found = replace(found, why=_unlike(each.completion, found.completion, tokenizer))
     if each.mask is not None:
         _check_length("mask", each.mask, found, each)
         found = replace(found, mask=list(each.mask))
     for name, values in each.tokens.items():
         _check_length(name, values, found, each)
     return found
+
+
+def _unlike(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """How logged ids differ from the text beside them, which may be the last turn of them alone; "" where they do not."""
+    for skip in (True, False):
+        back = tokenizer.decode(ids, skip_special_tokens=skip)
+        if text.strip() in back:
+            return ""
+    return lost(text, back)
 
 
 def _with_turns(each: LoggedRollout, turns: Turns) -> LoggedRollout:
