@@ -1,5 +1,5 @@
 """What reading a log costs: `python benchmarks/inspect_log.py` writes a million rollouts as verl's JSONL and as Parquet
-of token ids, and reads each in a process of its own: rows per second, and the peak memory of the whole process.
+of token ids, and reads each in a process of its own: rows per second of one core, peak memory of the whole process.
 """
 
 import argparse
@@ -46,12 +46,12 @@ def write_ids(folder: Path, rows: int) -> None:
 
 
 def read(folder: Path) -> dict[str, float]:
-    """Rows per second, and the peak memory of this process in GiB."""
+    """Rows per second of one core, and the peak memory of this process in GiB."""
     from tokencredit import logs
 
-    start = time.perf_counter()
+    start = time.process_time()
     rewarded = sum(rollout.reward is not None for rollout in logs.read(folder))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"rows": rewarded, "rows_per_second": rewarded / seconds, "peak_gib": peak}
 

@@ -185,7 +185,7 @@ def _completion(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None) ->
 
 
 def _unlike(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """How logged ids differ from the text beside them, which may be the last turn of them alone; "" where they do not."""
+    """How logged ids differ from the text beside them, which may be their last turn alone; "" where they do not."""
     for skip in (True, False):
         back = tokenizer.decode(ids, skip_special_tokens=skip)
         if text.strip() in back:
