@@ -360,6 +360,15 @@ def test_a_rollout_without_a_reward_is_left_out_by_asking(tokenizer):
     assert len(encoded.rewarded().rollouts()) == 1
 
 
+def test_of_our_own_directories_the_log_is_read_without_a_word(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    (tmp_path / "tokens").mkdir()
+    sample = SAMPLES / "run" / "tokens" / "step_000003.parquet"
+    (tmp_path / "tokens" / "step_000003.parquet").write_bytes(sample.read_bytes())
+    assert len(list(logs.read(tmp_path))) == len(list(logs.read(SAMPLES / "prime_traces"))) == 4
+
+
 # Turns ----------------------------------------------------------------------------------------------------------------
 
 TOOL = [
@@ -385,6 +394,26 @@ def test_tool_outputs_are_masked_in_a_conversation_of_two_turns(tokenizer):
     assert [word for word, on in zip(words, mask) if not on] == ["<bos>", "7", "<eos>", "<bos>"]
     rollouts = logs.encode([conversation()], own, limit=50).rollouts()
     assert rollouts.length.tolist() == [7]
+
+
+def test_calls_of_tools_go_through_the_template(tmp_path, tokenizer):
+    """Arrow gives every message and every call the same keys: what a call does not have is not in it."""
+    template = (
+        "{% for m in messages %}{{ m['content'] }}{% for c in m.get('tool_calls', []) %} {{ c['arguments'].values() |"
+        " join(' + ') }}{% endfor %} <eos> {% endfor %}"
+    )
+    calls = [{"role": "assistant", "tool_calls": [{"arguments": {"a": "3", "b": "4"}}]}]
+    calls += [{"role": "tool", "content": "7"}, {"role": "assistant", "tool_calls": [{"arguments": {"c": "5"}}]}]
+    table = pyarrow.Table.from_pylist([{"prompt": [{"role": "user", "content": "1 ="}], "completion": calls}])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (found,) = logs.read(tmp_path / "a.parquet")
+    encoded = logs.encode([found], chat(tokenizer, template), limit=50)
+    words = tokenizer.convert_ids_to_tokens(encoded.completion_ids[0])
+    assert words == ["3", "+", "4", "<eos>", "7", "<eos>", "5", "<eos>"]
+    assert encoded.mask[0] == [True] * 4 + [False] * 2 + [True] * 2
+    raising = chat(tokenizer, "{{ raise_exception('no tools here') }}")
+    with pytest.raises(ValueError, match=r"a\.parquet, row 1: the chat template does not take .*no tools here"):
+        logs.encode([LoggedRollout("1 =", calls, 1.0, found.place, prompt_ids=[1])], raising)
 
 
 def test_a_reward_of_a_turn_stands_at_its_last_token(tokenizer):

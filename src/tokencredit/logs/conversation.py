@@ -52,7 +52,10 @@ def encode_turns(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None) -
             f"{each.place}: the completion is {len(completion)} messages, but the tokenizer has no chat template: name"
             " the chat model that wrote the log"
         )
-    return _conversation(tokenizer, each.prompt, completion, each.truncated, limit)
+    try:
+        return _conversation(tokenizer, each.prompt, completion, each.truncated, limit)
+    except Exception as error:  # the template is a program of the checkpoint's, and may raise what it likes
+        raise ValueError(f"{each.place}: the chat template does not take these messages ({error})") from error
 
 
 def _is_text(completion: Sequence[Mapping[str, Any]]) -> bool:
@@ -64,7 +67,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> list[
     """Token ids of a prompt. Text that is a chat without its special tokens, as trainers decode it, is put through
     the chat template again, where that gives the same text.
     """
-    if isinstance(prompt, str) and chat is None and getattr(tokenizer, "chat_template", None):
+    if isinstance(prompt, str) and chat is not False and getattr(tokenizer, "chat_template", None):
         for messages in _chats(prompt):
             ids = encode_prompt(tokenizer, messages)
             if tokenizer.decode(ids, skip_special_tokens=True).strip() == prompt.strip():

@@ -14,6 +14,8 @@ from tokencredit.durable import DamagedFile, not_utf8
 SUFFIXES = (".jsonl", ".parquet")
 BATCH_BYTES = 8 << 20
 """Uncompressed bytes of a Parquet file that become Python objects together, which take some ten times as much."""
+OWN = (("run.json", "tokens/step_*.parquet"), ("traces.parquet", "traces.parquet"))
+"""Of our own directories, told by a file, the files that are a log."""
 
 LogRow = dict[str, Any]
 
@@ -37,7 +39,8 @@ def files_of(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
     found: list[tuple[Path, bool]] = []
     for path in paths:
         if path.is_dir():
-            below = [each for each in path.rglob("*") if each.suffix in SUFFIXES and not _hidden(each, path)]
+            own = [found for marker, pattern in OWN if (path / marker).exists() for found in path.glob(pattern)]
+            below = own or [each for each in path.rglob("*") if each.suffix in SUFFIXES and not _hidden(each, path)]
             if not below:
                 raise ValueError(f"{path} holds no {' or '.join(SUFFIXES)} file")
             found += [(each, False) for each in sorted(below, key=natural)]
@@ -56,7 +59,8 @@ def natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _hidden(path: Path, top: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(top).parts)
+    """Whether a name begins with a dot, or it is what prime-rl notes beside its traces, which are read with them."""
+    return any(part.startswith(".") or part == "annotations" for part in path.relative_to(top).parts)
 
 
 def columns_of(path: Path) -> list[str]:

@@ -93,8 +93,16 @@ def text_or_messages(row: LogRow, column: str, place: Place) -> Any:
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list) and all(isinstance(each, dict) and "role" in each for each in value):
-        return [{key: item for key, item in each.items() if item is not None} for each in value]
+        deep = place.file.suffix == ".parquet"
+        return [{"content": ""} | _given(each, deep) for each in value]
     raise ValueError(f"{place}: {column!r} is neither text nor messages with role and content: {_short(value)}")
+
+
+def _given(value: Any, deep: bool) -> Any:
+    """A message without what it does not have; `deep`: also inside of it, where Arrow gives all rows the same keys."""
+    if isinstance(value, dict):
+        return {k: _given(x, deep) if deep else x for k, x in value.items() if x is not None}
+    return [_given(x, deep) for x in value] if isinstance(value, list) else value
 
 
 def _short(value: Any) -> str:
