@@ -435,11 +435,59 @@ def test_a_reward_on_a_tools_token_is_refused(tokenizer):
         logs.encode([wrong], tokenizer)
 
 
-def test_prompts_logged_without_special_tokens_are_put_through_the_template_again(tokenizer):
-    own = chat(tokenizer, "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}")
-    assert own.chat_template  # the words of roles are unknown to this tokenizer: nothing is recovered, and it is said
+QWEN = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def bytes_with_chat(template):
+    """A tokenizer of single bytes, which brings every text back, with the special tokens of a chat."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)])
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
+    made.chat_template = template
+    return made
+
+
+def test_prompts_logged_without_special_tokens_are_put_through_the_template_again():
+    """As verl decodes them; where the text is not what the template gives, it stays text, with a warning."""
+    own = bytes_with_chat(QWEN)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 3 + 4?\nuser: me"}]
+    ids = own.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+    texts = [own.decode(ids, skip_special_tokens=skip) for skip in (True, False)]
+    assert texts[0].startswith("system\nBe brief.\nuser\n") and texts[0].endswith("assistant\n<think>\n")
+    found = [LoggedRollout(text, "It is 7.", 1.0, "x") for text in texts]
+    encoded = logs.encode(found, own, limit=100)
+    assert [list(each) for each in encoded.prompt_ids] == [ids, ids]
+    assert encoded.completion_ids[0][-1] == own.eos_token_id
     with pytest.warns(UserWarning, match="the model has a chat template and the prompts are plain text"):
-        logs.encode([LoggedRollout("3 + 4 =", "@1 7", 1.0, "x")], own, limit=9)
+        plain = logs.encode([LoggedRollout("What is 3 + 4?", "It is 7.", 1.0, "x")], own, limit=100)
+    assert own.decode(plain.prompt_ids[0]) == "What is 3 + 4?"
+
+
+def test_messages_answer_a_prompt_that_is_text_as_a_user_would_ask_it():
+    own = bytes_with_chat(QWEN.replace("<think>\n", ""))
+    encoded = logs.encode([LoggedRollout("3 + 4?", TOOL, 1.0, "x")], own, limit=100)
+    assert own.decode(encoded.prompt_ids[0]) == "<|im_start|>user\n3 + 4?<|im_end|>\n<|im_start|>assistant\n"
+    written = [t for t, on in zip(encoded.completion_ids[0], encoded.mask[0]) if on]
+    assert own.decode(written) == "3 + 4<|im_end|>@1 7<|im_end|>"
+
+
+def test_a_template_that_rewrites_earlier_turns_is_said():
+    thinking = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] if loop.last else m['content'].split('!')[-1] }}"
+        "<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = [{"role": "assistant", "content": "hm! 3"}, TOOL[1], TOOL[2]]
+    encoded = logs.encode([LoggedRollout([TOOL[1]], turns, 1.0, "line 1")], bytes_with_chat(thinking), limit=100)
+    assert encoded.faithful == (False,)
+    assert encoded.notes[0].startswith("1 of 1 conversations end where the chat template rewrites earlier turns")
 
 
 def test_text_with_markup_stays_text(tmp_path):

@@ -85,7 +85,7 @@ def _chats(text: str) -> Iterator[list[dict[str, str]]]:
     """Messages that a text may be, with the names of the roles before what each says; with and without the first."""
     for pattern in (rf"^({ROLES})\n+", rf"({ROLES})\n\n"):
         parts = re.split(pattern, text, flags=re.MULTILINE)
-        if parts[0].strip() or len(parts) < 3 or parts[-2] != "assistant" or parts[-1].strip():
+        if parts[0].strip() or len(parts) < 3 or parts[-2] != "assistant":
             continue
         messages = [{"role": role, "content": said.strip()} for role, said in zip(parts[1:-2:2], parts[2:-2:2])]
         yield messages

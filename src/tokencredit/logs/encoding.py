@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.lm.models import Tokenizer
-from tokencredit.logs.conversation import Turns, encode_turns, lost, prompt_ids, turn_ends
+from tokencredit.logs.conversation import REWRITTEN, Turns, encode_turns, lost, prompt_ids, turn_ends
 from tokencredit.logs.rollout import LoggedRollout
 from tokencredit.masked import zero_off
 from tokencredit.rollouts import TOKEN_REWARD, Rollouts
@@ -162,9 +162,11 @@ def _prompts(logged: Sequence[LoggedRollout], tokenizer: Tokenizer, chat: bool |
         if each.prompt_ids is not None:
             found.append(list(each.prompt_ids))
             continue
-        key = prompt_key(each, ())
+        # Messages answer a message, where there is a template for them.
+        answered = not isinstance(each.completion, str) and bool(getattr(tokenizer, "chat_template", None))
+        key = prompt_key(each, ()), answered
         if key not in known:
-            known[key] = prompt_ids(tokenizer, each.prompt, chat) if each.prompt else []
+            known[key] = prompt_ids(tokenizer, each.prompt, answered or chat) if each.prompt else []
         found.append(known[key])
     return found
 
@@ -240,16 +242,24 @@ def _say_ends(found: Sequence[Turns], notes: list[str]) -> None:
 
 
 def _check_faithful(logged: Sequence[LoggedRollout], found: Sequence[Turns], notes: list[str]) -> None:
-    lost = [i for i, each in enumerate(found) if each.why]
-    if not lost:
+    rewritten = [i for i, each in enumerate(found) if each.why == REWRITTEN]
+    if rewritten:
+        which = f"{len(rewritten)} of {len(logged)} conversations end where the chat template rewrites earlier turns"
+        notes.append(f"{which}, so that nobody knows what the policy was shown: {_places(logged, rewritten)}")
+    gone = [i for i, each in enumerate(found) if each.why and each.why != REWRITTEN]
+    if not gone:
         return
-    places = ", ".join(logged[i].place for i in lost[:5]) + (", …" if len(lost) > 5 else "")
-    if len(lost) > MOST_LOST * len(logged):
+    which = f"{len(gone)} of {len(logged)} texts do not survive the tokenizer"
+    if len(gone) > MOST_LOST * len(logged):
         raise ValueError(
-            f"{len(lost)} of {len(logged)} texts do not survive the tokenizer ({places}; {found[lost[0]].why}): it is"
-            " not the one that wrote this log. Name the checkpoint that was trained"
+            f"{which} ({_places(logged, gone)}; {found[gone[0]].why}): it is not the one that wrote this log. Name the"
+            " checkpoint that was trained"
         )
-    notes.append(f"{len(lost)} of {len(logged)} texts do not survive the tokenizer: {places}")
+    notes.append(f"{which}: {_places(logged, gone)}")
+
+
+def _places(logged: Sequence[LoggedRollout], rows: Sequence[int]) -> str:
+    return ", ".join(logged[i].place for i in rows[:5]) + (", …" if len(rows) > 5 else "")
 
 
 def _groups(logged: Sequence[LoggedRollout], prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
