@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -79,6 +80,13 @@ LAYOUTS = {
 
 def test_every_format_has_a_sample():
     assert set(LAYOUTS.values()) == set(FORMATS)
+
+
+def test_the_page_names_every_format_and_the_version_of_its_writer():
+    page = (SAMPLES.parents[2] / "docs" / "logs.md").read_text(encoding="utf-8")
+    for name, each in FORMATS.items():
+        assert f"`{name}`" in page
+        assert not each.source or re.split(r" at |, ", each.source)[1].split()[0] in page, name
 
 
 def test_the_samples_are_what_their_script_writes(tmp_path):
