@@ -115,7 +115,8 @@ def format_of(columns: Iterable[str], where: str) -> Format:
     for each in FORMATS.values():
         if not each.missing(columns):
             return each
-    nearest = min(FORMATS.values(), key=lambda each: len(each.missing(columns)) / len(each.needs))
+    lack = {each: len(each.missing(columns)) / len(each.needs) for each in FORMATS.values()}
+    nearest = min(lack, key=lambda each: (lack[each], each.name != "text"))
     raise ValueError(
         f"{where} fits no format. Nearest is {nearest.name} ({nearest.what}), but there is no column"
         f" {' and no '.join(nearest.missing(columns))}; there are: {', '.join(columns) or 'none'}. Say which column is"
