@@ -222,7 +222,7 @@ def test_the_token_view_shows_effects_intervals_and_alternatives(opened):
     assert card.locator("dd").first.text_content() == "undefined: no alternative"
     opened.keyboard.press("Escape")
     assert not card.is_visible()
-    choose(section, "Completion", "1")
+    section.get_by_label("next completion").click()
     assert section.locator(".verdict").text_content() == "✕ incorrect"
 
 

@@ -5,6 +5,7 @@ interrupts.
 import io
 import json
 import os
+import re
 import signal
 import sys
 
@@ -17,6 +18,7 @@ from tokencredit.console import PlainConsole
 from tokencredit.runs import Run
 from tokencredit.studies import demo as study
 from tokencredit.studies import processes
+from tokencredit.studies.claims import learned
 
 SMALL = ["prompts=4", "group=4", "eval_prompts=8", "eval_samples=2"]
 FULL = study.command_of
@@ -68,8 +70,16 @@ def test_the_demo_and_a_method_that_fails(small, tmp_path, capsys):
         "gtpo",
     }
     assert json.loads((out / "correlation" / "result.json").read_text())["command"] == result["command"]
-    assert len(result["findings"]) == 4 and all("than grpo" in f["claim"] for f in result["findings"])
-    assert "gtpo" in (out / "report.html").read_text()
+    claims = [f["claim"] for f in result["findings"]]
+    assert all("than grpo" in claim for claim in claims[:4])
+    assert claims[4:] == [
+        "grpo learns: pass@1 rises",
+        "gtpo learns: pass@1 rises",
+        "entropy falls under grpo",
+        "entropy falls under gtpo",
+    ]
+    headings = re.findall(r"<h2[^>]*>([^<]*)", (out / "report.html").read_text())
+    assert headings[:2] == ["One wrong completion, three kinds of credit", "Tokens"]
     assert [Run.open(out / name).status for name in ("grpo-0", "gtpo-0")] == ["finished"] * 2
     before = (out / "grpo-0" / "metrics.jsonl").stat().st_mtime_ns
     # Again, with one method: its run is not repeated, and the exit code says that all went well.
@@ -96,6 +106,34 @@ def test_figures_fit_80_columns():
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
     assert text.count("0.457 [−1.234, 2.346]") == 20 and text.count("14.2 [−101, 139]") == 5
     assert all(name in text for name in ("grpo", "reinforce_pp_baseline", "a [claim]", "a [detail]"))
+
+
+def line(first, last, half, seeds):
+    """A curve of two steps with intervals of half-width `half`; seeds {name: (first, last)}."""
+    ends = {"step": [0, 40], "value": [first, last]}
+    drawn = {name: {"step": [0, 40], "value": list(values)} for name, values in seeds.items()}
+    return ends | {"low": [first - half, last - half], "high": [first + half, last + half], "seeds": drawn}
+
+
+def test_what_training_did_is_found_where_it_is_resolved():
+    """With several seeds by paired differences, with one where the intervals over prompts do not meet; nothing is found
+    of a method that was evaluated once.
+    """
+    seeds = {"0": (0.34, 0.92), "1": (0.36, 0.95), "2": (0.35, 0.93)}
+    curves = {
+        "pass@1": {"grpo": line(0.35, 0.93, 0.02, seeds), "gtpo": line(0.35, 0.40, 0.03, {"0": (0.35, 0.40)})},
+        "entropy": {"grpo": line(0.3, 0.35, 0.02, {"0": (0.3, 0.35)}), "gtpo": line(0.3, 0.2, 0.02, {"0": (0.3, 0.2)})},
+    }
+    curves["pass@1"]["dapo"] = {"step": [0], "value": [0.3], "low": [0.2], "high": [0.4], "seeds": {}}
+    found = {f["claim"]: f for f in learned(curves)}
+    assert {claim: f["verdict"] for claim, f in found.items()} == {
+        "grpo learns: pass@1 rises": "shows here",
+        "gtpo learns: pass@1 rises": "not resolved",
+        "entropy falls under grpo": "does not show here",
+        "entropy falls under gtpo": "shows here",
+    }
+    assert found["grpo learns: pass@1 rises"]["difference"]["value"] == pytest.approx((0.58 + 0.59 + 0.58) / 3)
+    assert found["gtpo learns: pass@1 rises"]["p"] == 1, "one seed has no p of its own"
 
 
 @pytest.mark.parametrize("stubborn", [False, True])

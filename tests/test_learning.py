@@ -212,7 +212,7 @@ def test_runs_are_found(tmp_path):
 
 
 def test_what_is_no_run_is_left_out_with_a_warning_and_refused_alone(tmp_path):
-    """`runs/*` finds models and pivotality runs as well."""
+    """`runs/*` finds models and unfinished pivotality runs as well."""
     run, pivots, model = made(tmp_path, "grpo", 0), tmp_path / "pivots", tmp_path / "model"
     for path in (pivots, model):
         path.mkdir()
@@ -220,11 +220,14 @@ def test_what_is_no_run_is_left_out_with_a_warning_and_refused_alone(tmp_path):
     with pytest.warns(UserWarning) as told:
         assert find_runs([pivots, run, model]) == [run]
     assert [str(each.message) for each in told] == [
-        f"left out of the page: {pivots}: a run of `tokencredit pivotality`, which has no page: its figures are in"
-        " result.json, its tokens in tokens.parquet",
+        f"left out of the page: {pivots}: a run of `tokencredit pivotality` that has not finished: give its command"
+        " again",
         f"left out of the page: {model}: no run or study here (no run.json, no result.json of `tokencredit study`)",
     ]
-    with pytest.raises(ValueError, match=f"^{pivots}: a run of `tokencredit pivotality`.*\n{model}: no run or study"):
+    with pytest.raises(
+        ValueError,
+        match=f"^{pivots}: a run of `tokencredit pivotality` that has not finished.*\n{model}: no run or study",
+    ):
         find_runs([pivots, model])
 
 

@@ -75,7 +75,8 @@ def make_run(path, method, seed, rows, steps=(5, 10), status="finished"):
         roles = {"words": 0.5 - step / 50, "answer": {"value": 0.25, "low": 0.2, "high": 0.3}}
         run.log_evaluation({"step": step, "seconds": step * 2.0, "split": "test", "entropy_by_role": roles})
     for step in range(1, 11):
-        run.log_metrics({"step": step, "seconds": step * 12.0, "reward": 0.5})
+        figures = {"reward": 0.5, "pass_rate": 0.5, "clip_low": 0.0, "grad_norm": 1 - step / 16}
+        run.log_metrics({"step": step, "seconds": step * 12.0, **figures})
     for step in steps:
         run.write_tokens(step, rows)
     if status == "finished":
@@ -121,8 +122,9 @@ CURVES = {
         "length": {"grpo": {"step": [0, 10], "value": [10.0, math.nan], "low": None, "high": None}},
     },
     "findings": [
-        {"claim": "<u>GTPO</u> keeps entropy", "verdict": "shows here", "detail": "0.2"},
         {"claim": "another", "verdict": "not resolved", "detail": ""},
+        {"claim": "<u>GTPO</u> keeps entropy", "verdict": "shows here", "detail": "0.2"},
+        {"claim": "a third", "verdict": "not resolved", "detail": ""},
     ],
 }
 
@@ -153,7 +155,7 @@ def card(page):
 
 
 def test_every_section_is_there_and_the_text_is_text(opened):
-    titles = ["Tokens", "What was run", "Findings", "Methods", "Learning curves", "Entropy by role"]
+    titles = ["Tokens", "What was run", "Findings", "Methods", "Learning curves", "Training curves", "Entropy by role"]
     assert opened.locator("main h2").all_text_contents() == titles
     assert opened.title() == opened.locator("h1").text_content() == "A <title>"
     assert opened.locator(".claim").first.text_content() == "<u>GTPO</u> keeps entropy"
@@ -164,6 +166,25 @@ def test_every_section_is_there_and_the_text_is_text(opened):
     assert "0.750 [0.688, 0.812]" in methods.last.locator(".figure").text_content()
     assert opened.locator("main b, main u, main i, main img").count() == 0
     assert "tokencredit train grpo <x>" in opened.locator("#what-was-run td code").all_text_contents()
+
+
+def test_what_is_not_resolved_is_folded_under_what_is(opened):
+    section = opened.locator("#findings")
+    assert section.locator("> .findings .claim").all_text_contents() == ["<u>GTPO</u> keeps entropy"]
+    assert section.locator("summary").text_content() == "2 further claims are not resolved by these runs"
+    assert section.locator("details .claim").all_text_contents() == ["another", "a third"]
+
+
+def test_steps_are_drawn_as_they_were_recorded(opened):
+    """One line per run, also of a figure that no evaluation has; what is zero throughout is said and not drawn."""
+    section = opened.locator("#training-curves")
+    assert section.locator("figcaption strong").all_text_contents() == ["reward", "gradient norm"]
+    assert "Zero at every step: clipped below." in section.locator(".note").text_content()
+    assert section.locator("figure").first.locator(".seed.only").count() == 3, "three runs"
+    section.locator("summary").nth(1).click()
+    section.locator("details tbody").nth(0).wait_for()
+    row = section.locator("details tbody tr").nth(3)
+    assert row.locator("th, td").all_text_contents() == ["4", "0.75", "0.75", "0.75"]
 
 
 def test_hostile_completions_are_inert_and_visible(opened):
@@ -365,7 +386,12 @@ def test_sections_without_material_are_left_out(tmp_path):
     assert re.findall(r"<h2", empty) == []
     run = make_run(tmp_path / "run", "grpo", 0, [], steps=())
     document = report.write([run], tmp_path / "one.html").read_text()
-    assert re.findall(r"<h2[^>]*>([^<]*)", document) == ["What was run", "Methods", "Entropy by role"]
+    assert re.findall(r"<h2[^>]*>([^<]*)", document) == [
+        "What was run",
+        "Methods",
+        "Training curves",
+        "Entropy by role",
+    ]
 
 
 def test_a_killed_run_without_records_is_reported(tmp_path):

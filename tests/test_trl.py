@@ -48,6 +48,18 @@ def same_trajectory(stock, ours):
     assert (weights(ours) - end).abs().max() < 1e-5 * end.abs().max()
 
 
+def same_figures(stock, ours, name):
+    """Every figure that stock TRL logs is logged under its name, with its value where it is no time and no figure of
+    the loss, which `same_trajectory` compares.
+    """
+    for a, b in zip(steps(stock), steps(ours)):
+        assert set(a) <= set(b), set(a) - set(b)
+        compared = ("reward", "frac_reward", "completions/", "clip_ratio/", "cispo_clip")
+        for figure in (each for each in a if each.startswith(compared)):
+            by_sequence = name == "gspo" and figure.startswith("clip_ratio/")  # tokens are counted here
+            assert by_sequence or b[figure] == pytest.approx(a[figure], rel=1e-4, abs=1e-6), figure
+
+
 def weights_at_start(trainer):
     found = [p.detach().flatten().double() for p in tiny_model().parameters()]
     return torch.cat(found) if len(found) == len(list(trainer.model.parameters())) else torch.zeros(()).double()
@@ -60,6 +72,7 @@ def test_trajectory_is_stock_trls(tmp_path, name, mode):
     changes = options | {"max_steps": 5} | (REUSED if mode == "reused" else {})
     stock, ours = train(GRPOTrainer, tmp_path, changes), train(CreditTrainer, tmp_path, changes, method=method)
     same_trajectory(stock, ours)
+    same_figures(stock, ours, name)
     if mode == "reused" and "clip_ratio/low_mean" in steps(stock)[-1]:
         clipped = [[s[f"clip_ratio/{side}_mean"] for side in ("low", "high")] for s in steps(stock)]
         assert sum(map(sum, clipped)) > 0  # the clip was at work

@@ -16,6 +16,7 @@ from rich.text import Text
 from tokencredit import __version__
 from tokencredit.argument_types import give_kinds
 from tokencredit.console import Parser, console, errors, visible, warn
+from tokencredit.credit_model import command as credit_model_command
 from tokencredit.figure import Figure
 from tokencredit.lifeline import end_with_parent
 from tokencredit.lm.arguments import add_policy, policy_config, training_arguments
@@ -102,7 +103,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tokencredit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="")
     own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
-    for add in (*own, score_command.add_parser, pivotality_command.add_parser, add_study, add_dynamics):
+    measuring = (score_command.add_parser, pivotality_command.add_parser, credit_model_command.add_parser)
+    for add in (*own, *measuring, add_study, add_dynamics):
         add(commands)
     give_kinds(parser)
     return parser
@@ -129,6 +131,7 @@ def _demo_parser(commands) -> None:
         "Train GRPO, DAPO and GTPO on the embedded world, on this CPU, and write a report.",
         """
   tokencredit demo
+  tokencredit demo --seeds 5 --steps 30 --out runs/claims
   tokencredit demo --methods grpo ptw_entropy --seeds 3 --out runs/mine""",
     )
     p.add_argument(
@@ -140,8 +143,8 @@ def _demo_parser(commands) -> None:
     p.add_argument(
         "--methods", nargs="+", default=["grpo", "dapo", "gtpo"], help="methods to compare (default: grpo dapo gtpo)"
     )
-    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default: %(default)s)")
-    p.add_argument("--steps", type=int, default=None, help="rollout batches per run (default: 30)")
+    p.add_argument("--seeds", type=int, default=2, help="seeds per method (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=20, help="rollout batches per run (default: %(default)s)")
     p.add_argument("--workers", type=int, default=None, help="runs side by side (default: one per core, at most 4)")
 
 
@@ -215,10 +218,11 @@ def _world_parser(commands) -> None:
         commands,
         "world",
         None,
-        "The embedded world: build its base model, or look at it.",
+        "The embedded world: its base model, a look at it, and a known truth for estimators.",
         """
   tokencredit world build --seed 1 --out my_base
-  tokencredit world show""",
+  tokencredit world show
+  tokencredit world truth --out truth""",
     )
     p.set_defaults(run=lambda args: p.print_help())
     actions = p.add_subparsers(title="actions", metavar="")
@@ -241,6 +245,9 @@ def _world_parser(commands) -> None:
         "\n  tokencredit world show --num 3",
     )
     s.add_argument("--num", type=int, default=3, help="(default: %(default)s)")
+    from tokencredit.truth.command import add_parsers
+
+    add_parsers(actions)
 
 
 def _report_parser(commands) -> None:
@@ -248,10 +255,10 @@ def _report_parser(commands) -> None:
         commands,
         "report",
         _report,
-        "One self-contained HTML page of training runs and studies.",
+        "One self-contained HTML page of training runs, studies and pivotality runs.",
         """
   tokencredit report runs/demo/* --out report.html
-  tokencredit report runs/gtpo runs/correlation --out both.html""",
+  tokencredit report runs/gtpo runs/pivots runs/correlation --out all.html""",
     )
     p.add_argument("runs", type=Path, nargs="+", help="directories of runs and studies, or directories of these")
     p.add_argument("--out", type=Path, default=Path("report.html"), help="(default: %(default)s)")
@@ -284,9 +291,13 @@ def _train(args) -> int:
     config.build_method()
     from tokencredit.engines.train import train
     from tokencredit.progress import TrainProgress
+    from tokencredit.studies.pages import write_page
+
+    def page(out: Path) -> Path:
+        return write_page([out], out / "report.html", title=str(out))
 
     with TrainProgress(console, config, quiet=args.quiet) as progress:
-        train(config, args.out, command=args.command_line, listen=progress.listen)
+        train(config, args.out, command=args.command_line, listen=progress.listen, page=page)
     console.print(
         f"Run: {args.out}. Look at it with: {shlex.join(['tokencredit', 'report', str(args.out)])}", soft_wrap=True
     )
@@ -421,18 +432,20 @@ def _show(args) -> int:
 
 
 def _report(args) -> int:
-    from tokencredit import report
-    from tokencredit.studies.learning import apart, compare, find_runs
-    from tokencredit.studies.table import sections_of
+    from tokencredit.studies.learning import apart, find_runs
+    from tokencredit.studies.pages import write_page
 
-    runs, studies = apart(find_runs(args.runs))
-    page = report.write(runs, args.out, compare(runs) if runs else {}, title=args.title, extra=sections_of(studies))
+    found = find_runs(args.runs)
+    page = write_page(found, args.out, title=args.title)
     counts = [
         f"{len(some)} {one if len(some) == 1 else many}"
-        for some, one, many in ((runs, "run", "runs"), (studies, "study", "studies"))
+        for some, one, many in zip(
+            apart(found), ("run", "study", "pivotality run"), ("runs", "studies", "pivotality runs")
+        )
         if some
     ]
-    console.print(f"Report of {' and '.join(counts)}: {page.resolve()}", soft_wrap=True)
+    told = " and ".join([*([", ".join(counts[:-1])] if counts[1:] else []), counts[-1]])
+    console.print(f"Report of {told}: {page.resolve()}", soft_wrap=True)
     return 0
 
 

@@ -57,6 +57,13 @@ METRICS = (
     "noise_scale",
     "noise_scale/signal",
     "noise_scale/noise",
+    "reward_std",
+    "frac_reward_zero_std",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "clip_ratio/low_mean",
+    "clip_ratio/high_mean",
+    "clip_ratio/region_mean",
 )
 
 

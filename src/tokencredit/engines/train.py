@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from trl import GRPOConfig
 
 from tokencredit.checkpoints import step_of
 from tokencredit.engines.adaptor import judged, make_reward, prompts_of, training_rows
+from tokencredit.engines.page import log_page
 from tokencredit.engines.recorder import Listener, Recorder, RoundsLeft
 from tokencredit.engines.resume import explained, lost_its_end, place
 from tokencredit.engines.scorers import on_rows, task_scorers
@@ -49,12 +52,19 @@ DECIDED = {
 
 
 def train(
-    config: TrainConfig, out: str | Path, *, name: str | None = None, command: str = "", listen: Listener | None = None
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    command: str = "",
+    listen: Listener | None = None,
+    page: Callable[[Path], Path] | None = None,
 ) -> Run:
     """Train and record a run in the directory `out`; an interrupted run of the same config goes on from its last
     checkpoint.
 
-    `listen(event, figures)` hears "start", "step", "evaluation", "resume" and "finished". RunError where `out` holds a
+    `listen(event, figures)` hears "start", "step", "evaluation", "resume" and "finished". `page(out)` writes the page
+    of the run, which trackio or W&B get where `trl.report_to` names them. RunError where `out` holds a
     different run; Diverged where weights or loss are no longer finite. Whatever can be refused is refused before the
     directory is made.
     """
@@ -85,6 +95,8 @@ def train(
     trainer, recorder = make_trainer(config, method, task, out / "checkpoints", listen)
     with exclusive(out):
         run = Run.create(out, **identity)
+        if page:
+            log_page(trainer, partial(_finished_page, run, page))
         checkpoint = place(run, config)
         try:
             _go_on(run, trainer, recorder, checkpoint, listen)
@@ -97,6 +109,11 @@ def train(
         run.finish("finished")
     listen("finished", {"step": config.optimizer_steps})
     return run
+
+
+def _finished_page(run: Run, page: Callable[[Path], Path]) -> Path:
+    run.finish("finished")
+    return page(run.path)
 
 
 def _go_on(run: Run, trainer: CreditTrainer, recorder: Recorder, checkpoint: Path | None, listen: Listener) -> None:

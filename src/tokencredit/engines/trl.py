@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 from accelerate.utils import gather_object
 
 from tokencredit.engines.scorers import importance_scorers, uniform
-from tokencredit.engines.trl_figures import Clock, rollout_figures, update_figures
+from tokencredit.engines.trl_figures import Clock, as_trl, rollout_figures, update_figures
 from tokencredit.engines.trl_groups import (
     GatheredBatch,
     Stash,
@@ -302,6 +302,8 @@ class CreditTrainer(Steered, GRPOTrainer):
         inputs = inputs if rows is None else trimmed(inputs, rows)
         loss, stats, entropy = self._loss(model, inputs, self._regularises_routers())
         mask = loss_mask(inputs)
+        if rows is not None and "clip_low_min" in stats:
+            stats["clip_low_min"] = torch.zeros_like(stats["clip_low_min"])  # the rows left out clip nothing
         if "entropy_known" not in whole:
             stats["entropy"] = self._mean_entropy(model, whole, rows, zero_off(entropy, mask))
         tokens = {"in_loss": mask.sum(), "credited": (whole["advantages"] != 0).sum(), "tokens": loss_mask(whole).sum()}
@@ -409,7 +411,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         if self.model.training:
             self._clock.tokens += figures["tokens"] / self.num_iterations
         del figures["tokens"]
-        for name, value in figures.items():
+        for name, value in (figures | as_trl(figures)).items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def log(self, logs, start_time=None):

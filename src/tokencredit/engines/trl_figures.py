@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +16,14 @@ from tokencredit.rollouts import Rollouts
 from tokencredit.silence import without_credit
 
 PHASES = ("generation", "scoring", "update")
-EXTREMES = {"ratio_max": max, "ratio_min": min}
+EXTREMES = {"ratio_max": max, "ratio_min": min, "clip_low_min": min, "clip_high_max": max}
+TRL_NAMES = {
+    "clip_low": "clip_ratio/low_mean",
+    "clip_high": "clip_ratio/high_mean",
+    "clip_low_min": "clip_ratio/low_min",
+    "clip_high_max": "clip_ratio/high_max",
+}
+CISPO_NAME = "cispo_clip_ratio"
 
 
 class Clock(TrainerCallback):
@@ -118,3 +126,14 @@ def update_figures(accelerator, pending: list[dict[str, Tensor]]) -> dict[str, f
         mean = sum(value * weight for value, weight in zip(values, weights)) / max(sum(total), 1)
         figures[name] = EXTREMES[name](values) if name in EXTREMES else mean
     return figures
+
+
+def as_trl(figures: Mapping[str, float]) -> dict[str, float]:
+    """The clip figures of an update under the names by which TRL logs them, for those who look there.
+
+    TRL counts a ratio of whole sequences (GSPO) by sequence, these count it by token; everything else is the same.
+    """
+    if "clip_high_gain" in figures:
+        return {CISPO_NAME: figures["clip_high_gain"]}
+    named = {name: figures[own] for own, name in TRL_NAMES.items() if own in figures}
+    return named | ({"clip_ratio/region_mean": figures["clip_low"] + figures["clip_high"]} if named else {})

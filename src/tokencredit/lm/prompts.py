@@ -61,6 +61,17 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n\n".join(f"{message['role']}: {message_text(message)}" for message in prompt)
 
 
+def readable(prompt: Prompt) -> str | list[dict[str, str]]:
+    """A prompt to show: text as it is, messages each with its role and its text.
+
+    >>> readable([{"role": "user", "content": [{"type": "text", "text": "2 + 3?"}]}])
+    [{'role': 'user', 'content': '2 + 3?'}]
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return [{"role": str(message["role"]), "content": message_text(message)} for message in prompt]
+
+
 def message_text(message: Mapping[str, Any]) -> str:
     """The text of one message; of one in parts, the parts that are text."""
     content = message.get("content")

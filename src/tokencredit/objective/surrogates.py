@@ -161,6 +161,7 @@ class CISPO(Surrogate):
         return -w.clamp(self.floor, self.cap) * credit * logprob, {
             "clip_low": token_mean(w < self.floor, mask),
             "clip_high": token_mean(w > self.cap, mask),
+            "clip_high_gain": token_mean((w > self.cap) & (credit > 0), mask),
         }
 
 
@@ -239,12 +240,23 @@ def token_mean(x: Tensor, mask: Tensor) -> Tensor:
     return zero_off(x.detach().float(), mask).sum() / mask.sum().clamp(min=1)
 
 
+def row_means(x: Tensor, mask: Tensor) -> Tensor:
+    """[B]: mean over the tokens of every rollout; one 0 where there is no rollout."""
+    means = zero_off(x.detach().float(), mask).sum(1) / mask.sum(1).clamp(min=1)
+    return means if len(means) else means.new_zeros(1)
+
+
 def clip_stats(w: Tensor, credit: Tensor, mask: Tensor, low: float, high: float) -> Stats:
-    """Shares of tokens whose gradient the clip stops: from below (c < 0) and from above (c > 0)."""
+    """Shares of tokens whose gradient the clip stops: from below (c < 0) and from above (c > 0), of the batch, and the
+    least and the largest of a rollout.
+    """
     w = w.detach()
+    below, above = (w < 1 - low) & (credit < 0), (w > 1 + high) & (credit > 0)
     return {
-        "clip_low": token_mean((w < 1 - low) & (credit < 0), mask),
-        "clip_high": token_mean((w > 1 + high) & (credit > 0), mask),
+        "clip_low": token_mean(below, mask),
+        "clip_high": token_mean(above, mask),
+        "clip_low_min": row_means(below, mask).min(),
+        "clip_high_max": row_means(above, mask).max(),
     }
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from tokencredit.durable import replace_file
 from tokencredit.report import curves as learning
-from tokencredit.report import findings, methods, overview, roles, tokens
+from tokencredit.report import findings, methods, overview, roles, tokens, training
+from tokencredit.report.notebook import TokenView
 from tokencredit.report.page import page
 from tokencredit.report.section import Material, Section
 from tokencredit.runs import Run
 
-__all__ = ["BUILDERS", "Material", "Section", "write"]
+__all__ = ["BUILDERS", "Material", "Section", "TokenView", "sections", "write", "write_sections"]
 
 BUILDERS: tuple[Callable[[Material], Section | None], ...] = (
     tokens.build,
@@ -26,9 +27,16 @@ BUILDERS: tuple[Callable[[Material], Section | None], ...] = (
     findings.build,
     methods.build,
     learning.build,
+    training.build,
     roles.build,
 )
 """In the order of the page, which opens with the tokens."""
+
+
+def sections(run_dirs: Iterable[str | os.PathLike], curves: Mapping[str, Any] | None = None) -> list[Section]:
+    """What there is to show of these runs and of the figures computed from them."""
+    material = Material.of([Run.open(path) for path in run_dirs], curves or {})
+    return [section for build in BUILDERS if (section := build(material))]
 
 
 def write(
@@ -37,14 +45,18 @@ def write(
     curves: Mapping[str, Any] | None = None,
     *,
     title: str = "tokencredit report",
+    first: Sequence[Section] = (),
     extra: Sequence[Section] = (),
 ) -> Path:
-    """Write the report of these runs and of the figures computed from them; `extra` sections follow.
+    """Write the report of these runs and of the figures computed from them, between the sections `first` and `extra`.
 
     write(sorted(Path("runs").iterdir()), "report.html", study.curves(), title="Five methods on reckon")
     """
-    material = Material.of([Run.open(path) for path in run_dirs], curves or {})
-    built = [section for build in BUILDERS if (section := build(material))]
-    document = page(title, [*built, *extra])
+    return write_sections([*first, *sections(run_dirs, curves), *extra], out, title=title)
+
+
+def write_sections(built: Sequence[Section], out: str | os.PathLike, *, title: str = "tokencredit report") -> Path:
+    """Write a page of these sections."""
+    document = page(title, built)
     replace_file(Path(out), lambda file: file.write(document.encode("utf-8", "backslashreplace")))
     return Path(out)

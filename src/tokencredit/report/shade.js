@@ -3,16 +3,24 @@
 const UNITS = { entropy: "nats", logprob: "nats", "log-probability": "nats" };
 const LABELS = { logprob: "log-probability" };
 const WHITE = /([ \u00a0]+|\t|\r?\n|\r|[\p{Cc}\p{Cs}\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u2069\ufeff])/u;
+const JOINERS = /^[\u200c\u200d\ufe00-\ufe0f]+$/u; // invisible where they stand alone
 
 // Whitespace and invisible characters as marks: a space keeps its place, what would reorder or hide text is written as its code point.
+// A single space before a word stays a space; a token without text of its own is a part of a character, which the token that completes it shows.
 function visible(token) {
-  return token.split(WHITE).filter((part) => part !== "").map((part) => {
+  if (token === "") return [el("span", { class: "code part", title: "a part of a character, which the token that completes it shows" }, "…")];
+  if (JOINERS.test(token)) return [...token].map(codePoint);
+  return token.split(WHITE).filter((part) => part !== "").map((part, at, all) => {
+    if (part === " " && at + 1 < all.length && !WHITE.test(all[at + 1])) return part;
     if (/^[ \u00a0]+$/.test(part)) return el("span", { class: "space" }, [...part].map((space) => el("span", { class: "blank" }, space)));
     if (/^(\r?\n|\r)$/.test(part)) return el("span", { class: "newline" }, part);
     if (part === "\t") return el("span", { class: "tab" }, part);
-    if (WHITE.test(part)) return el("span", { class: "code" }, `U+${part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
-    return part;
+    return WHITE.test(part) ? codePoint(part) : part;
   });
+}
+
+function codePoint(letter) {
+  return el("span", { class: "code" }, `U+${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
 }
 
 function valueOf(row, score, at) {
@@ -34,8 +42,8 @@ function quantities(rows) {
   return [...first, ...(last.length ? ["probability"] : []), ...rest, ...last, ...(rows.some((row) => row.role) ? ["role"] : [])];
 }
 
-// A scale is symmetric about zero; its end is where all but one in fifty values lie within, so that one outlier does not whiten the rest.
-function makeScale(score, rows) {
+// A scale is symmetric about zero where values are signed; its end is where all but one in fifty values lie within, so that one outlier does not whiten the rest.
+function makeScale(score, rows, signed = score === "credit") {
   if (score === "role") return { score };
   if (score === "probability") return { score, end: 1, beyond: false, kind: "falling" };
   const values = rows.flatMap((row) => valuesOf(row, score)).filter(defined);
@@ -43,7 +51,7 @@ function makeScale(score, rows) {
   const most = sizes[sizes.length - 1] || 1;
   const end = sizes[Math.ceil((sizes.length - 1) * 0.98)] || most;
   const negative = values.some((value) => value < 0), positive = values.some((value) => value > 0);
-  const kind = score === "credit" || (negative && positive) ? "diverging" : negative ? "negative" : "rising";
+  const kind = signed || (negative && positive) ? "diverging" : negative ? "negative" : "rising";
   return { score, end, beyond: most > end * 1.001, kind };
 }
 

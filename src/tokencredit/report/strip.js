@@ -55,7 +55,8 @@ function drawStrip(frame, row, scores, rows, width) {
   if (row.role) ribbon(frame, row, bottom - RIBBON, x, step);
   const marks = ticks(1, Math.max(2, row.tokens.length), width < 400 ? 4 : 8).filter((tick) => Number.isInteger(tick) && tick >= 1);
   for (const tick of new Set([1, ...marks])) {
-    frame.append(svg("text", { class: "tick", x: x(tick - 1) + step / 2, y: bottom + 14, "text-anchor": "middle" }, String(tick)));
+    const at = x(tick - 1) + step / 2, last = at > width - RIGHT - 12;
+    frame.append(svg("text", { class: "tick", x: last ? width - RIGHT : at, y: bottom + 14, "text-anchor": last ? "end" : "middle" }, String(tick)));
   }
   frame.append(svg("text", { class: "tick", x: (LEFT + width - RIGHT) / 2, y: bottom + 29, "text-anchor": "middle" }, "token position"));
   return {

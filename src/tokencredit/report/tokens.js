@@ -1,4 +1,4 @@
-// uses: pane.js shade.js
+// uses: browse.js pane.js shade.js
 // The token view: choose a run, a step and a completion, choose what colours the tokens, and compare two runs on one prompt.
 
 const FILTERS = { all: () => true, correct: (row) => row.success === true, incorrect: (row) => row.success === false };
@@ -12,26 +12,6 @@ function moveTo(data, place, run, stepNumber, prompt) {
   const steps = data.runs[run].steps;
   const found = steps.findIndex((each) => each.step === stepNumber);
   Object.assign(place, { run, step: found < 0 ? steps.length - 1 : found, index: 0, prompt });
-}
-
-// One dot per completion, filled when correct, hollow when not, with a gap between prompts.
-function dots(rows, index, choose) {
-  return el("span", { class: "dots" }, rows.map((row, at) => el("button", {
-    type: "button", class: `pick ${row.success ? "yes" : "no"}${at && rows[at - 1].prompt !== row.prompt ? " apart" : ""}`,
-    "aria-current": at === index ? "true" : null, onclick: () => choose(at),
-    "aria-label": `completion ${at + 1}, ${row.success === null ? "not judged" : row.success ? "correct" : "incorrect"}` })));
-}
-
-function browser(rows, place, redraw) {
-  const choose = (at, focus) => {
-    place.index = (at + rows.length) % rows.length;
-    place.prompt = rows[place.index].prompt;
-    redraw(focus);
-  };
-  const button = (name, label, sign, move) => el("button", { type: "button", class: name, "aria-label": label,
-    onclick: () => choose(place.index + move, name) }, sign);
-  return el("div", { class: "browse" }, button("previous", "previous completion", "‹", -1),
-    el("span", { class: "count" }, `${place.index + 1} of ${rows.length}`), button("next", "next completion", "›", 1), dots(rows, place.index, choose));
 }
 
 function runOptions(data) {
@@ -58,10 +38,9 @@ class View {
     this.shared = false;
     this.card = makeCard();
     this.legend = el("div");
-    this.prompt = el("div", { class: "prompt" });
+    this.prompt = el("div");
     this.panes = el("div", { class: "panes" });
     section.append(this.controls(), this.legend, this.prompt, this.panes, this.card);
-    window.addEventListener("scroll", () => { this.card.hidden = true; }, { passive: true });
     this.draw();
   }
 
@@ -116,7 +95,7 @@ class View {
     const current = lists.map(([place, rows]) => rows[place.index]).filter(Boolean);
     const scale = makeScale(this.score, this.shared ? this.all : current);
     this.legend.replaceChildren(scaleLegend(scale, data.roles), ...(current.some((row) => row.role) && this.score !== "role" ? [roleLegend(data.roles)] : []));
-    this.prompt.replaceChildren(...(lists[0][1].length ? [el("h3", null, "Prompt"), el("div", { class: "text", dir: "auto" }, visible(data.prompts[left.prompt]))] : []));
+    this.prompt.replaceChildren(...(lists[0][1].length ? [asked(data.prompts[left.prompt])] : []));
     const panes = lists.map(([place, rows]) => this.pane(place, rows, current, scale));
     this.panes.replaceChildren(...panes.map((pane) => pane.whole));
     this.panes.classList.toggle("two", panes.length > 1);
@@ -131,7 +110,11 @@ class View {
       return { whole: el("article", { class: "pane" }, title, el("p", { class: "note" }, why)), start: () => {} };
     }
     const shown = completion(rows[place.index], current, scale, this.data, this.card);
-    return { whole: el("article", { class: "pane" }, title, browser(rows, place, (focus) => this.draw(focus)), shown.whole), start: shown.start };
+    const choose = (at, focus) => {
+      Object.assign(place, { index: at, prompt: rows[at].prompt });
+      this.draw(focus);
+    };
+    return { whole: el("article", { class: "pane" }, title, browser(rows, place.index, choose), shown.whole), start: shown.start };
   }
 }
 

@@ -7,8 +7,10 @@ them; then prompts answered both correctly and incorrectly.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+from tokencredit.lm.prompts import readable
 from tokencredit.report.page import embedded_json
 from tokencredit.report.section import Material, Section, compact, text
 from tokencredit.runs import Run
@@ -63,25 +65,31 @@ def chosen(rows: list[dict[str, Any]], shared: Counter[str], limit: int) -> list
     return sorted((picked + rest)[:limit], key=lambda row: places[row["prompt"]])
 
 
-def packed(row: dict[str, Any], num_tokens: int, prompts: dict[str, int], roles: dict[str, int]) -> dict[str, Any]:
-    """A row as the page holds it: texts and roles by index, numbers at four digits, the first `num_tokens` tokens."""
+def placed(values: list[Any], value: Any) -> int:
+    """Where a value stands in a list, at whose end it is put where it is not there yet."""
+    if value not in values:
+        values.append(value)
+    return values.index(value)
+
+
+def packed(row: Mapping[str, Any], num_tokens: int, prompts: list[Any], roles: list[str]) -> dict[str, Any]:
+    """A row as the page holds it: prompt and roles by index into these lists, numbers at four digits, the first
+    `num_tokens` tokens.
+    """
     scores = {
         name: compact(value[:num_tokens])
         for name, value in row.items()
         if name not in COLUMNS and isinstance(value, list)
     }
-    role = None
-    if row.get("role"):
-        role = [roles.setdefault(name, len(roles)) for name in row["role"][:num_tokens]]
     return {
-        "prompt": prompts.setdefault(row["prompt"], len(prompts)),
-        "reward": compact(row["reward"]),
-        "success": row["success"],
+        "prompt": placed(prompts, readable(row["prompt"])),
+        "reward": compact(row.get("reward")),
+        "success": row.get("success"),
         "reason": row.get("reason"),
         "tokens": row["tokens"][:num_tokens],
         "num_tokens": len(row["tokens"]),
         "scores": scores,
-        "role": role,
+        "role": [placed(roles, name) for name in row["role"][:num_tokens]] if row.get("role") else None,
     }
 
 
@@ -104,8 +112,8 @@ def _pack(
     steps = {place: spread(run.token_steps(), num_steps) for place, run in enumerate(material.runs)}
     rows = {key: read[key] for key in read if key[1] in steps[key[0]]}
     shared = Counter(prompt for each in rows.values() for prompt in {row["prompt"] for row in each})
-    prompts: dict[str, int] = {}
-    roles: dict[str, int] = {}
+    prompts: list[Any] = []
+    roles: list[str] = []
     runs = []
     for place, run in enumerate(material.runs):
         shown = []
@@ -114,7 +122,7 @@ def _pack(
             shown.append({"step": step, "num_rows": len(rows[place, step]), "rows": picked})
         if shown:
             runs.append({**_describe(material, run), "num_steps": len(run.token_steps()), "steps": shown})
-    return {"runs": runs, "prompts": list(prompts), "roles": list(roles)}
+    return {"runs": runs, "prompts": prompts, "roles": roles}
 
 
 def _left_out(data: dict[str, Any]) -> str:

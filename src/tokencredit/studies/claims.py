@@ -22,6 +22,9 @@ CLAIMS = (
     ("pass@1", "{a} ends with the higher pass@1 than {b}"),
 )
 
+CHANGES = (("pass@1", ("{} learns: pass@1 rises", 1)), ("entropy", ("entropy falls under {}", -1)))
+"""measure, (what is said of a method, the sign of the change that bears it out)"""
+
 Curves = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
@@ -50,6 +53,57 @@ def findings(
         {"claim": claim, **_verdict(measure, step, pairs, p, len(put), note)}
         for (claim, measure, step, pairs, note), p in zip(put, holm(p_values))
     ]
+
+
+def learned(curves: Curves) -> list[dict[str, Any]]:
+    """What training did under each method, from its first evaluation to its last, as `findings` are: pass@1 rises, and
+    entropy falls. With several seeds by their paired differences, p after Holm's correction for all of these; with one,
+    where the two intervals over prompts do not meet.
+    """
+    put = [
+        (measure, method, line, claim) for measure, claim in CHANGES for method, line in curves.get(measure, {}).items()
+    ]
+    put = [each for each in put if len(each[2]["step"]) > 1]
+    pairs = [_ends(line) for _, _, line, _ in put]
+    p_values = holm([_p_value(some) for some in pairs])
+    return [_change(*each, some, p, len(put)) for each, some, p in zip(put, pairs, p_values)]
+
+
+def _ends(line: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """(last, first) of every seed, at the steps that all seeds have reached."""
+    first, last = line["step"][0], line["step"][-1]
+    values = [dict(zip(seed["step"], seed["value"])) for seed in line["seeds"].values()]
+    return [(value[last], value[first]) for value in values]
+
+
+def _change(
+    measure: str,
+    method: str,
+    line: Mapping[str, Any],
+    claim: tuple[str, int],
+    pairs: Sequence[tuple[float, float]],
+    p: float,
+    num: int,
+) -> dict[str, Any]:
+    """The finding of one method and measure; `claim` is what is said, and which sign bears it out."""
+    said, sign = claim
+    ends = [{name: line[name][at] for name in ("value", "low", "high")} for at in (0, -1)]
+    difference = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
+    apart = p < 0.05 if len(pairs) > 1 else ends[0]["high"] < ends[1]["low"] or ends[1]["high"] < ends[0]["low"]
+    verdict = "not resolved" if not apart else "shows here" if difference.value * sign > 0 else "does not show here"
+    over = (
+        f"{len(pairs)} seeds; p = {p:.2g}, Holm's over {num} claims"
+        if len(pairs) > 1
+        else "one seed, intervals over prompts"
+    )
+    told = " to ".join(f"{end['value']:.3f} [{end['low']:.3f}, {end['high']:.3f}]" for end in ends)
+    return {
+        "verdict": verdict,
+        "claim": said.format(method),
+        "detail": f"{measure} from step {line['step'][0]} to {line['step'][-1]}: {told}, {over}",
+        "difference": {"value": difference.value, "low": difference.low, "high": difference.high},
+        "p": p,
+    }
 
 
 def _pairs(

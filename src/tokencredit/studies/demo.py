@@ -26,13 +26,15 @@ from tokencredit.durable import read_lines, write_json
 from tokencredit.exclusive import holds_out
 from tokencredit.figure import Figure, number
 from tokencredit.lifeline import tied
+from tokencredit.lm.policy import PolicyConfig
 from tokencredit.methods import METHODS
 from tokencredit.progress import columns, watched
+from tokencredit.report.findings import resolved_first
 from tokencredit.studies import processes
-from tokencredit.studies.learning import compare
+from tokencredit.studies.credits import credits_on_base
+from tokencredit.studies.learning import compare_and_say
 from tokencredit.studies.study import status
 
-DEMO_STEPS = 30
 UPDATES = 2
 Job = tuple[str, str, int]
 
@@ -43,7 +45,7 @@ def demo(
     *,
     methods: Sequence[str],
     seeds: int,
-    steps: int | None,
+    steps: int,
     workers: int | None,
     console: Console,
     settings: Sequence[str] = (),
@@ -53,10 +55,7 @@ def demo(
 
     `settings` are further "key=value" of TrainConfig, the same for all. RuntimeError where no run succeeded.
     """
-    steps, workers = (
-        DEMO_STEPS if steps is None else steps,
-        max(1, min(os.cpu_count() or 1, 4)) if workers is None else workers,
-    )
+    workers = max(1, min(os.cpu_count() or 1, 4)) if workers is None else workers
     for name, count in (("seeds", seeds), ("steps", steps), ("workers", workers)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
@@ -71,17 +70,16 @@ def demo(
     done = [out / name for name, _, _ in jobs if name not in failed]
     if not done:
         raise RuntimeError(f"no run succeeded; the first log is {out / jobs[0][0]}.log")
-    figures = compare(done)
+    figures = compare_and_say(done)
     command = shlex.join(
         ["tokencredit", "demo", "--out", str(out), "--methods", *methods, "--seeds", str(seeds), "--steps", str(steps)]
     )
     write_json(out / "result.json", {"command": command, "seeds": list(range(seeds)), "failed": failed, **figures})
     show(figures, console)
     sections = correlate(out, done[0], command, console)
-    return (
-        report.write(done, out / "report.html", figures, title=f"{', '.join(methods)} on reckon", extra=sections),
-        failed,
-    )
+    opening = credits_on_base(PolicyConfig(model="reckon"), methods)
+    title = f"{', '.join(methods)} on reckon"
+    return report.write(done, out / "report.html", figures, title=title, first=[opening], extra=sections), failed
 
 
 def correlate(out: Path, run: Path, command: str, console: Console) -> list[report.Section]:
@@ -120,7 +118,7 @@ def run_all(
 
 def command_of(out: Path, name: str, method: str, seed: int, steps: int, settings: Sequence[str] = ()) -> list[str]:
     """The command line of one run: what anybody would type."""
-    third = max(steps // 3, 1)
+    third = -(-steps // 3)
     own = {
         "steps": steps,
         "updates": UPDATES,
@@ -179,8 +177,11 @@ def show(figures: dict, console: Console) -> None:
             table.add_row(measure, *(_cell(methods[name].get(measure)) for name in names))
         console.print(table, "")
     console.print(f"In brackets: {figures['interval']}.")
-    for finding in figures["findings"]:
+    resolved, rest = resolved_first(figures["findings"])
+    for finding in resolved or rest:
         console.print(f"\n{finding['verdict']}: {finding['claim']}\n  {finding['detail']}")
+    if resolved and rest:
+        console.print(f"\nnot resolved: {'; '.join(finding['claim'] for finding in rest)}")
 
 
 def _cell(figure: dict | None) -> str:

@@ -7,6 +7,7 @@ reached them.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from typing import Any
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run, RunError
 from tokencredit.stats import Estimate, mean_of_units
-from tokencredit.studies.claims import findings
+from tokencredit.studies.claims import findings, learned
+from tokencredit.studies.pivots import holds_pivots
 from tokencredit.studies.table import study_in
 
 # What an evaluation's figures depend on besides the policy; the rest of a config is how the policy was made.
@@ -61,29 +63,48 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def apart(directories: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """(training runs, studies) among the directories found. ValueError names a study that has not finished."""
+def apart(directories: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """(training runs, studies, pivotality runs) among the directories found. ValueError names a study that has not
+    finished.
+    """
     studies = [path for path in directories if study_in(path)]
-    runs = [path for path in directories if path not in studies]
+    pivots = [path for path in directories if path not in studies and holds_pivots(path)]
+    runs = [path for path in directories if path not in studies and path not in pivots]
     for path in runs:
         if Run.open(path).kind == "study":
             raise ValueError(
                 f"{path}: this study has no result yet; give its command again and it goes on where it was"
             )
-    return runs, studies
+    return runs, studies, pivots
 
 
 def _absent(path: Path) -> str:
-    if (path / "alternatives.parquet").exists():
-        return (
-            "a run of `tokencredit pivotality`, which has no page: its figures are in result.json, its tokens in"
-            " tokens.parquet"
-        )
+    if (path / "store").exists() or (path / "alternatives.parquet").exists():
+        return "a run of `tokencredit pivotality` that has not finished: give its command again"
     return "no run or study here (no run.json, no result.json of `tokencredit study`)"
 
 
 def _holds(path: Path) -> bool:
-    return (path / "run.json").exists() or study_in(path) is not None
+    return (path / "run.json").exists() or study_in(path) is not None or holds_pivots(path)
+
+
+def comparable(run_dirs: Sequence[Path]) -> dict[str, list[Path]]:
+    """The runs in groups that may be compared: of one task, model and evaluation. A group is called by its task, and by
+    what else tells it from another one of that task.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in map(Run.open, run_dirs):
+        known = {key: _setting(run, key) for key in SAME_FOR_ALL}
+        groups.setdefault(json.dumps(known, sort_keys=True, default=str), []).append(run)
+    firsts = [group[0] for group in groups.values()]
+    return {_called(group[0], firsts): [run.path for run in group] for group in groups.values()}
+
+
+def _called(run: Run, others: Sequence[Run]) -> str:
+    task = _setting(run, "task")
+    same = [other for other in others if _setting(other, "task") == task]
+    differing = [key for key in SAME_FOR_ALL if len({repr(_setting(other, key)) for other in same}) > 1]
+    return ", ".join([str(task), *(f"{key.replace('_', ' ')} {_setting(run, key)}" for key in differing)])
 
 
 def compare(
@@ -111,6 +132,12 @@ def compare(
     }
 
 
+def compare_and_say(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
+    """`compare`, with what training did under each method among the findings, behind the claims."""
+    found = compare(run_dirs)
+    return {**found, "findings": [*found["findings"], *learned(found["curves"])]}
+
+
 def _refuse_what_differs(runs: Sequence[Run], by_method: Mapping[str, Sequence[Run]]) -> None:
     for run in runs[1:]:
         for key in SAME_FOR_ALL:
@@ -125,8 +152,12 @@ def _refuse_what_differs(runs: Sequence[Run], by_method: Mapping[str, Sequence[R
                     _same(group[0], run, key, f"they are not seeds of one {name}; report them apart")
 
 
+def _setting(run: Run, key: str) -> Any:
+    return run.info["config"].get(key, run.info.get(key))
+
+
 def _same(one: Run, other: Run, key: str, consequence: str) -> None:
-    values = [run.info["config"].get(key, run.info.get(key)) for run in (one, other)]
+    values = [_setting(run, key) for run in (one, other)]
     if values[0] != values[1]:
         raise RunError(f"{one.path} has {key} = {values[0]!r}, {other.path} has {values[1]!r}: {consequence}")
 

@@ -16,9 +16,17 @@ from typing import Any
 
 from tokencredit.durable import read_mapping, write_json
 from tokencredit.figure import Figure
+from tokencredit.report.notebook import findings_and_figures
 from tokencredit.runs import FORMER_STUDIES
 
 FORMAT = 2
+
+
+class Result(dict[str, Any]):
+    """The blocks of a result.json by name; a notebook shows the findings, and the figures folded under them."""
+
+    def _repr_html_(self) -> str:
+        return findings_and_figures(self)
 
 
 def write_result(directory: Path, result: Mapping[str, Any]) -> None:
@@ -27,7 +35,7 @@ def write_result(directory: Path, result: Mapping[str, Any]) -> None:
     write_json(directory / "result.json", {"format": FORMAT, **result, "figures": figures})
 
 
-def read_result(directory: str | Path) -> dict[str, Any]:
+def read_result(directory: str | Path) -> Result:
     """The result with its figures as Figures. ValueError where there is none, or one of a later version."""
     path = Path(directory) / "result.json"
     if not path.exists():
@@ -38,7 +46,7 @@ def read_result(directory: str | Path) -> dict[str, Any]:
             f"{path} has format {stored['format']}; this version of tokencredit reads results up to format {FORMAT}"
         )
     figures = {name: Figure.from_json(figure) for name, figure in stored.get("figures", {}).items()}
-    found = {**stored, "study": _name(stored), "figures": figures}
+    found = Result({**stored, "study": _name(stored), "figures": figures})
     config = stored.get("config", {})
     if "policy" not in config and "model" in config:  # once its fields stood among the others
         found["config"] = {**config, "policy": {name: config.get(name) for name in ("model", "task", "temperature")}}

@@ -28,7 +28,7 @@ from tokencredit.lm.arguments import add_policy, policy_config
 from tokencredit.runs import Run
 from tokencredit.studies.book import Book
 from tokencredit.studies.options import add_flags, identity, read, told
-from tokencredit.studies.result import read_result, write_result
+from tokencredit.studies.result import Result, read_result, write_result
 from tokencredit.studies.stages import Stages
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Study:
         """A module of the folder, imported when it is needed: the command line has to start without a model."""
         return import_module(f"{self.package}.{name}")
 
-    def run(self, config: Any, out: Path, *, command: str = "", say: Say = silent) -> dict[str, Any]:
+    def run(self, config: Any, out: Path, *, command: str = "", say: Say = silent) -> Result:
         """The whole study, in the directory `out`, which it holds meanwhile: its result, as `read_result` reads it."""
         work = Work(self.name, config, Path(out), Book(command, config.seed), say)
         with exclusive(work.path):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokencredit.studies.attribution.question import STUDY as ATTRIBUTION
 from tokencredit.studies.compare.question import STUDY as COMPARE
@@ -13,28 +10,17 @@ from tokencredit.studies.correlation.question import STUDY as CORRELATION
 from tokencredit.studies.entropy.question import STUDY as ENTROPY
 from tokencredit.studies.kernel.question import STUDY as KERNEL
 from tokencredit.studies.noise_scale.question import STUDY as NOISE_SCALE
+from tokencredit.studies.preference.question import STUDY as PREFERENCE
 from tokencredit.studies.result import study_name
 from tokencredit.studies.study import Study
 from tokencredit.studies.variance.question import STUDY as VARIANCE
 
-if TYPE_CHECKING:
-    from tokencredit.report.section import Section
-
 STUDIES: dict[str, Study] = {
-    study.name: study for study in (CORRELATION, COMPARE, VARIANCE, ENTROPY, ATTRIBUTION, NOISE_SCALE, KERNEL)
+    study.name: study
+    for study in (CORRELATION, COMPARE, VARIANCE, PREFERENCE, ENTROPY, ATTRIBUTION, NOISE_SCALE, KERNEL)
 }
 
 
 def study_in(directory: str | Path) -> Study | None:
     """The study whose result a directory holds, of this version or an earlier one; None where it holds none."""
     return STUDIES.get(study_name(directory) or "")
-
-
-def sections_of(directories: Sequence[Path]) -> list[Section]:
-    """The sections of several finished studies; where there is more than one, titles begin with the study's
-    directory.
-    """
-    found = [(directory, study_in(directory).sections(directory)) for directory in directories]
-    if len(found) == 1:
-        return found[0][1]
-    return [replace(section, title=f"{directory}: {section.title}") for directory, some in found for section in some]
