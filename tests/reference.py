@@ -476,6 +476,26 @@ def to_go(batch, credit, score, scale=1.0, clip=None, gamma=1.0, past=False):
     return out
 
 
+def token_reward(batch, credit, score="token_reward", scale=1.0, normalise="std", gamma=1.0):
+    """GRPO, process supervision: each reward that was given less the mean of those of the group, over their std, and at
+    each token the sum of those from it on.
+    """
+    out = [list(row) for row in credit]
+    for members in batch.groups():
+        given = [(i, t) for i in members for t in batch.tokens[i] if not math.isnan(batch.scores[score][i][t])]
+        values = [batch.scores[score][i][t] for i, t in given]
+        if normalise == "std":
+            normal = dict(zip(given, standardise(values, 1e-6)))
+        else:
+            normal = {at: batch.scores[score][at[0]][at[1]] - mean(values) for at in given}
+        for i in members:
+            row = batch.tokens[i]
+            for place, t in enumerate(row):
+                after = ((k, (i, s)) for k, s in enumerate(row[place:]))
+                out[i][t] += scale * math.fsum(gamma**k * normal[at] for k, at in after if at in normal)
+    return keep_only(batch, out, batch.everything())
+
+
 def redistribute(batch, credit, score, share=0.8):
     """ABC: β R α_t / Σ α at every token, (1 − β) R at the last, then what is to come."""
     out = batch.zeros()
@@ -779,6 +799,7 @@ CREDIT = {
     "sent": _grpo,
     "tw_grpo": lambda b: group_weight(b, _grpo(b), "js_divergence"),
     "rto_group": lambda b: column_center(b, to_go(b, b.rows(b.reward), "implicit_reward", 0.05, 0.05)),
+    "grpo_process": lambda b: token_reward(b, _grpo(b)),
     "hicra": lambda b: amplify(b, _grpo(b), "planning"),
     "spro": lambda b: add(b, _grpo(b), column_center(b, to_go(b, b.zeros(), "self_reward", 0.05, past=True))),
     "abc": lambda b: column_center(b, redistribute(b, b.rows(b.reward), "attention")),
@@ -832,6 +853,7 @@ LOSS = {  # (rule, constants, aggregation)
     "sent": (low_entropy_kl, {}, ("token",)),
     "tw_grpo": (clip, {}, ("token",)),
     "rto_group": (clip, {}, ("token",)),
+    "grpo_process": (clip, {}, ("sequence",)),
     "hicra": (clip, {}, ("token",)),
     "spro": (clip, {}, ("token",)),
     "abc": (clip, {}, ("token",)),

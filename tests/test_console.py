@@ -124,7 +124,7 @@ def test_no_escape_sequence_reaches_the_terminal_in_a_usage(capsys):
 def test_columns_of_a_file_are_text(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text(json.dumps({"\x1b]0;title\x07": 1, "[red]": 2}) + "\n")
     assert main(["score", "--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out.parquet")]) == 1
-    assert r"it has: \x1b]0;title\x07, [red]" in capsys.readouterr().err
+    assert r"there are: \x1b]0;title\x07, [red]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ from tokencredit.credit import (
     Tilt,
     ToGo,
     TokenLeaveOneOut,
+    TokenReward,
     TokenSampling,
     TopFraction,
     Weight,
@@ -196,6 +197,15 @@ OF_CREDIT = {
         ToGo("x", 2.0, None, 0.8, past=True),
         lambda b, c: reference.to_go(b, c, "x", 2.0, None, 0.8, past=True),
     ),
+    "token reward": (TokenReward("x"), lambda b, c: reference.token_reward(b, c, "x")),
+    "token reward, some given": (
+        TokenReward(scale=-0.5, gamma=0.9),
+        lambda b, c: reference.token_reward(b, c, scale=-0.5, gamma=0.9),
+    ),
+    "token reward, centred": (
+        TokenReward(normalise="center"),
+        lambda b, c: reference.token_reward(b, c, normalise="center"),
+    ),
     "redistribute": (Redistribute("y"), lambda b, c: reference.redistribute(b, c, "y")),
     "redistribute, all": (Redistribute("y", 1.0), lambda b, c: reference.redistribute(b, c, "y", 1.0)),
     "amplify": (Amplify("x", 0.7, 0.4), lambda b, c: reference.amplify(b, c, "x", 0.7, 0.4)),
@@ -251,7 +261,7 @@ OF_CREDIT = {
 
 @pytest.mark.parametrize("name", OF_CREDIT)
 @given(
-    rollouts=batches("x", "y", "entropy", "logprob", "prompt_confidence", signed=("x", "logprob")),
+    rollouts=batches("x", "y", "entropy", "logprob", "prompt_confidence", "token_reward", signed=("x", "logprob")),
     seed=st.integers(0, 999),
 )
 def test_token_credit(name, rollouts, seed):
@@ -523,6 +533,32 @@ def test_sums_along_a_rollout_by_hand():
     credit = torch.tensor([[1, 9, 2, 4]], dtype=torch.float64)
     close(run(Returns(0.5), gap, credit), [[3.0, 0.0, 4.0, 4.0]])
     close(run(ToGo("x", 1.0, None, 0.5, past=True), make([0], [[0, 0]], x=[[4, 1]])), [[4.0, 3.0]])
+
+
+def test_no_reward_of_a_token_is_not_a_reward_of_zero():
+    # Rewards 1, 0 and 0, none: mean 1/3, deviations 2/3, −1/3, −1/3. Rollout 0 has 2/3 − 1/3 before its second reward;
+    # rollout 1 has nothing after its only one. With zeros for what is missing the mean would be 1/4.
+    none = math.nan
+    rollouts = make([1, 0], [[0, 0, 0]] * 2, mask=[[1, 0, 1], [1, 1, 1]], token_reward=[[1, 7, 0], [0, none, none]])
+    close(run(TokenReward(normalise="center"), rollouts), [[1 / 3, 0, -1 / 3], [-1 / 3, 0, 0]])
+    std = math.sqrt((4 + 1 + 1) / 9 / 2)
+    close(run(TokenReward(eps=0.0), rollouts), [[1 / 3 / std, 0, -1 / 3 / std], [-1 / 3 / std, 0, 0]])
+    filled = make([1, 0], [[0, 0, 0]] * 2, mask=[[1, 0, 1], [1, 1, 1]], token_reward=[[1, 7, 0], [0, 0, 0]])
+    close(run(TokenReward(normalise="center"), filled)[0], [1 - 0.2 - 0.2, 0, -0.2])
+    # As they stand, none and 0 come to the same; where nobody has a reward, nothing is added.
+    assert torch.equal(run(ToGo("token_reward"), rollouts), run(ToGo("token_reward"), filled))
+    nobody = make([1, 0], [[0, 0]] * 2, token_reward=[[none] * 2] * 2)
+    assert torch.equal(run(Chain(Outcome(), TokenReward()), nobody), run(Outcome(), nobody))
+    assert rollouts.given("token_reward").tolist() == [[True, False, True], [True, False, False]]
+    assert torch.isnan(rollouts.token_reward).tolist() == [[False, True, False], [False, True, True]]
+
+
+def test_turn_rewards_beside_the_outcome_by_hand():
+    """MT-GRPO: two turns of one token; the first turn's rewards are 1 and 0 (z = ±1/√2), the outcomes 0 and 1."""
+    none, z = math.nan, 1 / math.sqrt(2)
+    rollouts = make([0, 1], [[0, 0]] * 2, token_reward=[[1, none], [0, none]])
+    chain = Chain(Outcome(), GroupCenter(eps=0.0), TokenReward(eps=0.0))
+    close(run(chain, rollouts), [[z - z, -z], [z - z, z]])
 
 
 def test_the_advantage_of_prime_by_hand():

@@ -26,6 +26,7 @@ from tokencredit.objective import CISPO, Clip, ClipCov, SelectedMean, SequenceCl
 from tokencredit.testing import logprobs_like, rollouts_strategy
 
 NAMES = (
+    "token_reward",
     "entropy",
     "exact_value",
     "fisher_trace",
@@ -97,7 +98,7 @@ def test_dapo_with_equal_clips_is_grpo_up_to_aggregation(rollouts, seed):
 # otb keeps the return where no sibling is alive; vineppo, spo_chain and exact_value compare with values of their own;
 # the others have a source of credit besides the outcome, or share out the batch's.
 RELATIVE = set(METHODS) - {"reinforce", "reinforce_pp_baseline", "otb", "vineppo", "spo_chain", "exact_value"}
-RELATIVE -= {"rto_group", "spro", "abc", "prime_offline", "entropy_bonus", "entropy_bonus_adaptive"}
+RELATIVE -= {"grpo_process", "rto_group", "spro", "abc", "prime_offline", "entropy_bonus", "entropy_bonus_adaptive"}
 
 
 @pytest.mark.parametrize("name", sorted(RELATIVE))

@@ -2,10 +2,13 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 
+from tokencredit import logs
+from tokencredit.lm.policy import PolicyConfig
 from tokencredit.scores import command as score_command
 
 
@@ -40,7 +43,7 @@ def test_sampled_now_then_read_back_gives_the_same_scores(tmp_path):
 def test_text_is_tokenised(tmp_path):
     data, out = tmp_path / "text.parquet", tmp_path / "out.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"q": ["3 + 4 + 5 ="], "a": ["7 + 5"]}), data)
-    run("--data", data, "--out", out, "--prompt-column", "q", "--completion-column", "a")
+    run("--data", data, "--out", out, "--column", "prompt=q", "--column", "completion=a")
     (row,) = pyarrow.parquet.read_table(out).to_pylist()
     assert len(row["entropy"]) == len(row["completion_ids"]) > 0
 
@@ -48,10 +51,10 @@ def test_text_is_tokenised(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"prompt": "1"}\n', "row 0: no column 'completion'; it has: prompt"),
+        ('{"prompt": "1"}\n', "there is no column completion; there are: prompt"),
         ("{\n", "line 1: not JSON"),
         ("[1]\n", "line 1: a row is a JSON object with columns, not list"),
-        ("", "no completions to score"),
+        ("", "bad.jsonl has no rows"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):
@@ -60,5 +63,32 @@ def test_bad_files_are_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         run("--data", data, "--out", tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="no such file or directory"):
         run("--data", tmp_path / "none.jsonl", "--out", tmp_path / "out.parquet")
+
+
+def test_a_log_keeps_its_rewards_groups_steps_and_numbers(tmp_path):
+    log, out = Path(__file__).parent / "data" / "logs" / "prime_tokens", tmp_path / "out.parquet"
+    run("--data", log, "--out", out, "--scores", "logprob")
+    rows, logged = pyarrow.parquet.read_table(out).to_pylist(), list(logs.read(log))
+    assert [row["reward"] for row in rows] == [each.reward for each in logged]
+    assert [row["group"] for row in rows] == [0, 0, 1, 1] and {row["step"] for row in rows} == {3}
+    for row, each in zip(rows, logged):
+        assert row["logged_sampler_logprob"] == each.tokens["sampler_logprob"] and row["place"] == each.place
+        assert len(row["logprob"]) == len(row["mask"]) == len(row["logged_entropy"])
+    again = logs.encode(logs.read(out), PolicyConfig().open().tokenizer)
+    assert [list(ids) for ids in again.completion_ids] == [row["completion_ids"] for row in rows]
+
+
+def test_messages_are_scored_as_what_they_say_and_tools_are_masked(tmp_path):
+    policy = PolicyConfig().open()
+    folder, data, out = tmp_path / "chat", tmp_path / "chat.jsonl", tmp_path / "out.parquet"
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} <eos> {% endfor %}"
+    policy.tokenizer.save_pretrained(folder)
+    turns = [("user", "3 + 4 ="), ("assistant", "3 + 4"), ("tool", "7"), ("assistant", "@1 7")]
+    data.write_text(json.dumps({"messages": [{"role": role, "content": said} for role, said in turns]}) + "\n")
+    run("--data", data, "--out", out, "--model", folder, "--max-new-tokens", 20)
+    (row,) = pyarrow.parquet.read_table(out).to_pylist()
+    own = [token.strip() for token, written in zip(row["tokens"], row["mask"]) if written]
+    assert own == ["3", "+", "4", "<eos>", "@1", "7", "<eos>"] and len(row["tokens"]) == len(own) + 2

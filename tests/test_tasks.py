@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy
 import pytest
@@ -494,6 +495,18 @@ def test_jsonl_columns_template_messages_and_number_answers(tmp_path):
     assert task.validate().passed
     with pytest.raises(ValueError, match="give a template"):
         tasks.load(train, strict=True)
+
+
+def test_the_data_that_verl_trains_on_is_a_task():
+    path = str(Path(__file__).parent / "data" / "logs" / "verl_task" / "train.parquet")
+    task = tasks.load(path, evaluated=False, test=path)
+    rows = task.rows("test")
+    assert [row["answer"] for row in rows] == ["3", "3"] and rows[0]["prompt"][0]["role"] == "user"
+    assert task.verify("<answer>3</answer>", rows[0]).correct and task.validate().passed
+    named = tasks.load(path, answer="extra_info.index", test=path)
+    assert [row["answer"] for row in named.rows("test")] == ["0", "1"]
+    with pytest.raises(ValueError, match=r"no answer \(column 'extra_info.gold' is empty; the row has: data_source"):
+        tasks.load(path, answer="extra_info.gold").rows()
 
 
 BAD_ROWS = [

@@ -20,6 +20,7 @@ API = {
     "testing": "testing/__init__.py",
     "tasks": "tasks/__init__.py",
     "lm": "lm/__init__.py",
+    "logs": "logs/__init__.py",
     "runs": "runs.py",
     "report": "report/__init__.py",
 }

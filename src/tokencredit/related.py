@@ -24,6 +24,7 @@ from tokencredit.credit import (
     Sum,
     ToGo,
     TokenLeaveOneOut,
+    TokenReward,
 )
 from tokencredit.method import Method
 from tokencredit.objective import Clip, HybridClip, LowEntropyKL, SelectedMean, SequenceMean, TokenMean
@@ -81,6 +82,18 @@ RELATED = (
         TokenMean(),
         summary="token rewards of a DPO policy added to the outcome, against the group at the same position",
         source="RTO, arXiv:2404.18922, released rewards; siblings take the place of its critic, the KL is the engine's",
+        fidelity="reconstructed",
+    ),
+    Method(
+        "grpo_process",
+        Chain(Outcome(), GroupCenter(), TokenReward()),
+        Clip(0.2, 0.2),
+        SequenceMean(),
+        summary="rewards of tokens or turns, normalised over the group, as returns beside the outcome",
+        source=(
+            "GRPO with process supervision, arXiv:2402.03300 sec. 4.1.3, beside the outcome as in MT-GRPO,"
+            " arXiv:2505.11821"
+        ),
         fidelity="reconstructed",
     ),
     Method(

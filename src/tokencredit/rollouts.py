@@ -13,6 +13,9 @@ from torch import Tensor
 
 from tokencredit.masked import pool, wide, zero_off
 
+TOKEN_REWARD = "token_reward"
+"""The one score that a token may lack: what a dataset or a verifier gave it, or its turn, besides the outcome."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rollouts:
@@ -21,7 +24,8 @@ class Rollouts:
     reward         [B]    float   the verifier's number for each rollout, finite
     group          [B]    int     equal for rollouts of the same prompt; any integers, in any order
     mask           [B, T] bool    which positions are tokens of the completion that count (0/1 integers are accepted)
-    scores         name -> [B, T] measured per token by the policy that sampled; finite on the mask, anything off it
+    scores         name -> [B, T] measured per token by the policy that sampled; finite on the mask, anything off it.
+                   "token_reward" is the reward of a token besides the outcome, and may be NaN: no reward is none of 0
     success_above  a rollout is a success when its reward exceeds this: outcomes are kept apart from any length penalty
 
     Entropies are in nats, of the sampling distribution over the full vocabulary. Raises ValueError or TypeError naming
@@ -100,7 +104,22 @@ class Rollouts:
         return self.group_index if scope == "group" else torch.zeros_like(self.group_index)
 
     def score(self, name: str) -> Tensor:
-        """[B, T]: a score, zero off the mask. KeyError names what is missing and what is there."""
+        """[B, T]: a score, zero off the mask and where none was given. KeyError names what is missing and what is
+        there.
+        """
+        score = self._score(name)
+        return zero_off(score, self.given(name)) if name == TOKEN_REWARD else score
+
+    def given(self, name: str) -> Tensor:
+        """[B, T] bool: the tokens that have this score; all of the mask, but for a "token_reward"."""
+        return self.mask & ~torch.isnan(self._score(name))
+
+    @property
+    def token_reward(self) -> Tensor:
+        """[B, T]: the reward of each token or turn besides the outcome, NaN where none was given."""
+        return self._score(TOKEN_REWARD).masked_fill(~self.mask, torch.nan)
+
+    def _score(self, name: str) -> Tensor:
         if name not in self.scores:
             there = ", ".join(sorted(self.scores)) or "none"
             raise KeyError(
@@ -160,7 +179,7 @@ def _clean_score(name: str, score: Tensor, mask: Tensor) -> Tensor:
     if score.is_complex():
         raise TypeError(f'score "{name}" must be real')
     score = zero_off(wide(score.detach()), mask)
-    bad = ~torch.isfinite(score)
+    bad = torch.isinf(score) if name == TOKEN_REWARD else ~torch.isfinite(score)
     if bad.any():
         row, column = torch.nonzero(bad)[0].tolist()
         raise ValueError(

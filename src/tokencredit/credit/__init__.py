@@ -14,7 +14,7 @@ from tokencredit.credit.bonuses import ConfidenceBonus, EntropyBonus, EntropyGra
 from tokencredit.credit.by_sign import Amplify, Tilt
 from tokencredit.credit.sampling import TokenSampling
 from tokencredit.credit.shaping import EntropyReward, GroupRelativeOverlong, Overlong
-from tokencredit.credit.to_go import Redistribute, Returns, ToGo
+from tokencredit.credit.to_go import Redistribute, Returns, ToGo, TokenReward
 from tokencredit.credit.transform import LAWS, Chain, Sum, Transform
 from tokencredit.credit.weights import (
     Above,
@@ -58,6 +58,7 @@ __all__ = [
     "Tilt",
     "ToGo",
     "TokenLeaveOneOut",
+    "TokenReward",
     "TokenSampling",
     "TopFraction",
     "Transform",

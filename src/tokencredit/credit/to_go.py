@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokencredit.credit.transform import Transform
-from tokencredit.masked import over
-from tokencredit.rollouts import Rollouts
+from tokencredit.credit.transform import Transform, one_of
+from tokencredit.masked import over, pool_deviation, pool_std
+from tokencredit.rollouts import TOKEN_REWARD, Rollouts
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,43 @@ class ToGo(Transform):
         if self.clip is not None:
             reward = reward.clamp(-self.clip, self.clip)
         return credit + _discounted(reward, rollouts.mask, self.gamma, self.past)
+
+
+@dataclass(frozen=True)
+class TokenReward(Transform):
+    """Rewards of tokens or turns, against those of the group, as returns beside the credit.
+
+        cᵢₜ ← cᵢₜ + s Σ_{k≥t} γ^{k−t} (rᵢₖ − mean_g r) / (std_g r + eps)          s: `scale`
+
+    Sums, mean and std are over the rewards that were given: a token without one is no token with a reward of 0. A
+    turn's reward stands at its last token, so it meets that turn and those before it. γ counts tokens;
+    normalise="center" does not divide. s = 0 is the identity; a group with fewer than two rewards, or with equal ones,
+    adds nothing. Rewards that count as they stand are `ToGo("token_reward")`. Source: GRPO with process supervision
+    (arXiv:2402.03300) sec. 4.1.3, where there is no other credit and γ = 1; MT-GRPO (arXiv:2505.11821) adds the
+    outcome's.
+
+        TokenReward(normalise="center")(credit, rollouts)     # credit 1, r = (1, none, 0) and (0, none, none):
+                                                              # 4/3, 2/3, 2/3 and 2/3, 1, 1
+    """
+
+    score: str = TOKEN_REWARD
+    scale: float = 1.0
+    normalise: str = "std"
+    gamma: float = 1.0
+    eps: float = 1e-6
+    ddof: int = 1
+    laws: ClassVar[frozenset[str]] = frozenset({"group_local"})
+
+    def __post_init__(self) -> None:
+        _check_gamma(self)
+        one_of(self, normalise=("std", "center"))
+
+    def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
+        given, index = rollouts.given(self.score), rollouts.group_index
+        reward = pool_deviation(rollouts.score(self.score).to(credit.dtype), given, index)
+        if self.normalise == "std":
+            reward = over(reward, pool_std(reward, given, index, self.ddof) + self.eps)
+        return credit + self.scale * _discounted(reward, rollouts.mask, self.gamma)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,18 @@ from accelerate.utils import gather_object
 
 from tokencredit.engines.scorers import importance_scorers, uniform
 from tokencredit.engines.trl_figures import Clock, as_trl, rollout_figures, update_figures
-from tokencredit.engines.trl_groups import GatheredBatch, Stash, draw_again, loss_mask, rewrite_table, trimmed
+from tokencredit.engines.trl_groups import (
+    GatheredBatch,
+    Stash,
+    draw_again,
+    extend_table,
+    loss_mask,
+    rewrite_table,
+    token_columns,
+    trimmed,
+)
 from tokencredit.engines.trl_noise import NoiseProbe
-from tokencredit.engines.trl_rewards import checked
+from tokencredit.engines.trl_rewards import check_token_rewards, checked
 from tokencredit.engines.trl_scoring import Scoring, checked_scoring, without_dropout
 from tokencredit.engines.trl_silence import Silence, without_filler
 from tokencredit.engines.trl_steering import Steered
@@ -39,6 +48,7 @@ from tokencredit.lm.models import CausalModel
 from tokencredit.masked import over, zero_off
 from tokencredit.methods import METHODS, Method, Plan
 from tokencredit.objective.surrogates import token_mean
+from tokencredit.rollouts import TOKEN_REWARD
 from tokencredit.scores.table import FREE, UNMEASURED
 
 EXTRAS = (
@@ -66,6 +76,9 @@ class CreditTrainer(Steered, GRPOTrainer):
     scorers        {score name: function(trainer, inputs, batch) -> [B, T]} for scores that neither a forward pass gives
                    (`entropy` and `logprob`) nor `engines.scorers`; inputs are the dataset rows, batch TRL's tensors of
                    this process
+    token_rewards  function of a reward function's arguments that gives each completion None, or a list of rewards: one
+                   per token or one per turn, None where there is none, which is not a reward of 0. They are the score
+                   `token_reward`
     max_rounds     generation rounds in which dynamic sampling collects groups with both outcomes, for methods that ask
                    for it; groups that are still without both then get no credit. 1: no dynamic sampling
     record         function(dict) called on the main process after a rollout batch with the batch's texts, tokens,
@@ -89,6 +102,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         method: str | Method = "grpo",
         success_above: float = 0.0,
         scorers: Mapping[str, Callable] | None = None,
+        token_rewards: Callable | None = None,
         max_rounds: int = 4,
         record: Callable[[dict], None] | None = None,
         record_every: int = 10,
@@ -97,12 +111,14 @@ class CreditTrainer(Steered, GRPOTrainer):
     ):
         method = METHODS[method] if isinstance(method, str) else method
         self.scorers = {**importance_scorers(), "uniform": uniform, **(scorers or {})}
-        missing = sorted(method.needs - FREE - set(self.scorers))
+        self.token_rewards = token_rewards
+        missing = sorted(method.needs - FREE - set(self.scorers) - ({TOKEN_REWARD} if token_rewards else set()))
         if missing:
             raise ValueError(
                 f'method "{method.name}" needs the scores {", ".join(missing)}; a forward pass gives'
                 f" {', '.join(sorted(FREE))}. Give the others: CreditTrainer(..., scorers={{{missing[0]!r}:"
                 " function(trainer, inputs, batch) -> [B, T]})"
+                + (", or token_rewards=function(prompts, completions, ...)" if TOKEN_REWARD in missing else "")
                 + "".join(f"\n{name}: {UNMEASURED[name].what}" for name in missing if name in UNMEASURED)
             )
         for name, number in (("max_rounds", max_rounds), ("record_every", record_every)):
@@ -137,6 +153,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         self._scoring: Scoring | None = None
         self._with_text = False
         self._figures: dict[str, float] = {}
+        self._token_columns: dict[str, list] = {}
         self._pending: list[dict[str, Tensor]] = []
         self._clock = Clock()
         self.add_callback(self._clock)
@@ -187,6 +204,10 @@ class CreditTrainer(Steered, GRPOTrainer):
                 shape = list(out["completion_ids"].shape)
                 raise ValueError(f'the scorer of "{name}" must return [B, T] = {shape}, got shape {list(score.shape)}')
             stash.scores[name] = score
+        if stash.token_rewards is not None:
+            stash.scores[TOKEN_REWARD] = check_token_rewards(
+                stash.token_rewards, stash.completion_ids, loss_mask(out), "token_rewards"
+            )
         group_size = self.num_generations if self.model.training else self.num_generations_eval
         return out, GatheredBatch.gather(self, inputs, out, stash, group_size, self._with_text)
 
@@ -240,6 +261,12 @@ class CreditTrainer(Steered, GRPOTrainer):
                 completions,
                 completion_ids_list,
             )
+            if self.token_rewards is not None:
+                hidden = ("prompt", "completion", "completion_ids")
+                columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in hidden}
+                self._stash.token_rewards = self.token_rewards(
+                    prompts=prompts, completions=completions, completion_ids=completion_ids_list, **columns
+                )
         return rewards
 
     def _generate_single_turn(self, *args, **kwargs):
@@ -369,6 +396,7 @@ class CreditTrainer(Steered, GRPOTrainer):
             self._figures = figures
         if self.log_completions:
             rewrite_table(self, batch, credit)
+            self._token_columns = token_columns(batch, credit)
         if self._with_text:
             self._recorded = self.state.global_step
             if self.record is not None and self.accelerator.is_main_process:
@@ -394,3 +422,5 @@ class CreditTrainer(Steered, GRPOTrainer):
             logs |= self._clock.take()
             logs |= {name: value for name, value in self._figures.items() if name not in self._metrics["train"]}
         super().log(logs, start_time)
+        if self.log_completions and self._token_columns and self.accelerator.is_main_process:
+            extend_table(self, self._token_columns)

@@ -8,10 +8,12 @@ import random
 from collections.abc import MutableSequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tokencredit.durable import write_parquet
 from tokencredit.engines.trainer import Trainer
 from tokencredit.engines.trl_rewards import check_scored
 from tokencredit.rollouts import Rollouts
@@ -28,6 +30,7 @@ class Stash:
 
     scores: dict[str, Tensor] = field(default_factory=dict)
     rewards: Tensor | None = None
+    token_rewards: list | None = None
     completions: list = field(default_factory=list)
     completion_ids: list[list[int]] = field(default_factory=list)
 
@@ -77,8 +80,9 @@ class GatheredBatch:
         )
         length, truncated = trainer.accelerator.gather(torch.stack([length, truncated.long()], 1)).unbind(1)
         text = {}
-        if with_text:
+        if with_text or trainer.log_completions:
             text["completion_ids"] = gather_rows(trainer, out["completion_ids"], trainer._tokenizer.pad_token_id)
+        if with_text:
             text["prompts"] = _gather_objects([row.get("prompt", "") for row in inputs])
             text["texts"] = _gather_objects(stash.completions)
             text["rows"] = _gather_objects([_plain(row) for row in inputs])
@@ -155,6 +159,33 @@ def rewrite_table(trainer: Trainer, batch: GatheredBatch, credit: Tensor) -> Non
         for name, column in _columns(trainer).items():
             column.clear()
             column.extend(batch.table.get(name, [None] * len(batch.reward)))
+
+
+def token_columns(batch: GatheredBatch, credit: Tensor) -> dict[str, list]:
+    """{column: [N] lists per token} of what a rollout was trained on: ids, which of them the policy wrote, credit and
+    scores. None for a rollout that is masked whole.
+    """
+    ends = [int(own.nonzero()[-1]) + 1 if own.any() else 0 for own in batch.mask]
+    tensors = {"completion_ids": batch.completion_ids, "mask": batch.mask, "credit": credit, **batch.rollouts.scores}
+    rows = {name: zip(x.cpu(), ends) for name, x in tensors.items()}
+    return {name: [x[:end].tolist() if end else None for x, end in row] for name, row in rows.items()}
+
+
+def extend_table(trainer: Trainer, columns: dict[str, list]) -> None:
+    """Puts numbers per token into the table of completions that TRL has just written for this step."""
+    import pyarrow
+    import pyarrow.parquet
+
+    name = f"completions_{trainer.state.global_step:05d}.parquet"
+    path = Path(trainer.args.output_dir) / "completions" / name
+    table = pyarrow.parquet.read_table(path) if path.exists() else None
+    if table is None or any(len(values) != len(table) for values in columns.values()):
+        return
+    for name, values in columns.items():
+        kind = {"completion_ids": pyarrow.int32(), "mask": pyarrow.bool_()}.get(name, pyarrow.float32())
+        if name not in table.column_names:
+            table = table.append_column(name, pyarrow.array(values, pyarrow.list_(kind)))
+    write_parquet(path, table)
 
 
 def draw_again(trainer: Trainer, out: dict, batch: GatheredBatch) -> tuple[dict, GatheredBatch]:

@@ -13,6 +13,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from tokencredit.logs.conversation import turn_ends
+
 
 def checked(function: Callable, name: str) -> Callable:
     """The function with its results checked. Reward models (modules) are left alone: TRL reads their logits itself."""
@@ -79,6 +81,39 @@ def _number(value, name: str, row: int, completion) -> float:
             "Rewards must be finite; None means that the function does not apply"
         )
     return float(value)
+
+
+def check_token_rewards(rewards, completion_ids: list[list[int]], mask: Tensor, name: str) -> Tensor:
+    """[B, T]: what a function of token rewards gave each completion, NaN where it gave none.
+
+    rewards   for each completion None, or a list of numbers and None: one per token, or one per turn of the policy,
+              which then stands at the turn's last token
+    mask      [B, T] the tokens that the policy wrote and that count
+
+    ValueError names the completion whose list is neither, and a reward at a token that the policy did not write.
+    """
+    if not hasattr(rewards, "__len__") or len(rewards) != len(completion_ids):
+        raise ValueError(f"{name} must return a list with an entry for each of the {len(completion_ids)} completions")
+    out = torch.full(mask.shape, math.nan, device=mask.device)
+    for row, (given, ids, own) in enumerate(zip(rewards, completion_ids, mask.tolist())):
+        if given is None or not any(own):
+            continue
+        given = [x if x is None else _number(x, name, row, ids) for x in given]
+        ends = turn_ends(own)
+        if len(given) not in (len(ids), len(ends)):
+            raise ValueError(
+                f"{name} returned {len(given)} rewards for completion {row}, which has {len(ids)} tokens and"
+                f" {len(ends)} turns: one for each of either, None where there is none"
+            )
+        places = range(len(ids)) if len(given) == len(ids) else ends
+        for t, reward in zip(places, given):
+            if reward is not None and not own[t]:
+                raise ValueError(
+                    f"{name} gave completion {row} a reward at token {t}, which the policy did not write: put it at the"
+                    " last token of the turn that earned it"
+                )
+            out[row, t] = math.nan if reward is None else reward
+    return out
 
 
 class _naming:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokencredit.console import console
-from tokencredit.durable import read_rows
 from tokencredit.limits import check_rows
 from tokencredit.lm.arguments import add_policy, policy_config, rows_of
 from tokencredit.scores.table import SCORES
-from tokencredit.tasks.data import read_objects
+
+if TYPE_CHECKING:
+    from tokencredit.lm.policy import Policy
+    from tokencredit.logs import LoggedRollout
 
 EXAMPLES = """examples:
   tokencredit score --out scores.parquet
+  tokencredit score --data rollouts/ --model runs/mine --column reward=score --out s.parquet
   tokencredit score --data completions.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --chat --task gsm8k --out s.parquet
   tokencredit score --task gsm8k --prompts 50 --samples 4 --scores entropy gradient_norm --out scores.parquet
   tokencredit score --task verify.py:check --option path=data.jsonl --model runs/mine --out scores.parquet"""
@@ -38,13 +41,17 @@ def add_parser(commands: Any) -> None:
     p.add_argument(
         "--data",
         type=Path,
-        help="JSONL or Parquet file of prompts and completions; without it they are sampled from --task",
+        nargs="+",
+        help="files or directories of prompts and completions: any JSONL or Parquet, or what a trainer logged"
+        " (docs/logs.md); without it they are sampled from --task",
     )
-    p.add_argument("--prompt-column", default="prompt", help="text, messages, or token ids (default: %(default)s)")
+    p.add_argument("--format", metavar="NAME", help="of --data, where its columns do not tell it")
     p.add_argument(
-        "--completion-column",
-        default="completion",
-        help="text, an assistant's message, or token ids (default: %(default)s)",
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="what a column of --data is, like prompt=question; repeatable",
     )
     p.add_argument(
         "--scores",
@@ -83,16 +90,13 @@ def run(args: argparse.Namespace) -> int:
     from tokencredit.scores.table import check_available
 
     config = policy_config(args)
-    if args.data and not args.data.exists():
-        raise ValueError(f"no such file: {args.data}")
+    logged = _logged(args) if args.data else []
     if args.data and config.task is None and run_of(config.model) is None:
         config = replace(config, task="given")
     settled = config.settled()
     check_available(args.scores, settled.load_task())
     policy = settled.open()
-    rows = from_file(args, policy) if args.data else from_task(args, policy)
-    if not rows:
-        raise ValueError(f"{args.data or settled.task}: no completions to score")
+    rows = from_log(args, policy, logged) if args.data else from_task(args, policy)
     if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
         raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
@@ -114,25 +118,43 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def from_file(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
-    """Rows {"prompt_ids", "completion_ids"} of a file: text is tokenised, messages go through the chat template. A bad
-    row is named.
-    """
-    from tokencredit.lm.prompts import encode_completion, is_ids
+def _logged(args: argparse.Namespace) -> list[LoggedRollout]:
+    """What --data holds, read before a model is. ValueError names a bad file or row."""
+    from tokencredit.logs import read
+    from tokencredit.settings import read_settings
 
-    rows = []
-    for i, row in enumerate(_read(args.data)):
-        for column in (args.prompt_column, args.completion_column):
-            if row.get(column) is None:
-                raise ValueError(f"{args.data}, row {i}: no column {column!r}; it has: {', '.join(map(str, row))}")
-        prompt, completion = row[args.prompt_column], row[args.completion_column]
-        try:
-            ids = encode_completion(policy.tokenizer, completion)
-            prompt_ids = list(prompt) if is_ids(prompt) else policy.encode(prompt)
-        except ValueError as error:
-            raise ValueError(f"{args.data}, row {i}: {error}") from error
-        rows.append({"prompt_ids": prompt_ids, "completion_ids": ids})
-    return rows
+    columns = {name: str(column) for name, column in read_settings(args.column, "--column").items()}
+    return list(read(args.data, format=args.format, columns=columns))
+
+
+def from_log(args: argparse.Namespace, policy: Policy, logged: Sequence[LoggedRollout]) -> list[dict[str, Any]]:
+    """Rows {"prompt_ids", "completion_ids"} of logged completions, with the reward, group, step and place of each, and
+    as `logged_NAME` its numbers per token.
+    """
+    from tokencredit.console import warn
+    from tokencredit.logs import encode
+
+    encoded = encode(logged, policy.tokenizer, chat=policy.chat, limit=args.max_new_tokens)
+    for note in encoded.notes:
+        warn(note)
+    tokens = dict.fromkeys(name for each in encoded.logged for name in each.tokens)
+    rewards = dict.fromkeys(name for each in encoded.logged for name in each.rewards)
+    return [
+        {
+            "prompt_ids": encoded.prompt_ids[i],
+            "completion_ids": encoded.completion_ids[i],
+            "mask": encoded.mask[i],
+            "step": each.step,
+            "group": encoded.group[i],
+            "reward": each.reward,
+            **{f"reward_{name}": each.rewards.get(name) for name in rewards},
+            "advantage": each.advantage,
+            "truncated": each.truncated,
+            "place": each.place,
+            **{f"logged_{name}": each.tokens.get(name) for name in tokens},
+        }
+        for i, each in enumerate(encoded.logged)
+    ]
 
 
 def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
@@ -154,12 +176,6 @@ def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    rows = enumerate(read_rows(path), start=1) if path.suffix == ".parquet" else read_objects(path)
-    for _, row in rows:
-        yield row
-
-
 def write(
     path: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -168,13 +184,14 @@ def write(
     about: Mapping[str, Any],
 ) -> None:
     """The rows with the texts of their tokens and their scores, float32 lists; `about` goes into the file's metadata.
-    Replaced whole, or left as it was.
+    Replaced whole, or left as it was. A column that no row has a value in is left out.
     """
     import pyarrow
 
     from tokencredit.durable import write_parquet
 
-    table = {name: [row[name] for row in rows] for name in rows[0] if name != "row"}
+    given = {name: [row[name] for row in rows] for name in rows[0] if name != "row"}
+    table = {name: values for name, values in given.items() if any(value is not None for value in values)}
     table["tokens"] = [tokens(row["completion_ids"]) for row in rows]
     floats = {name: pyarrow.array(values, pyarrow.list_(pyarrow.float32())) for name, values in columns.items()}
     arrays = pyarrow.table(table | floats).replace_schema_metadata({"tokencredit": json.dumps(about)})

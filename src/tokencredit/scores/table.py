@@ -67,6 +67,7 @@ UNMEASURED: dict[str, ScoreKind] = {
         ScoreKind(
             "before_after", "V after the token less V before it, re-sampled (`pivotality run`)", "reward", "caller"
         ),
+        ScoreKind("token_reward", "reward of the token or turn, by a verifier; may be none", "reward", "caller"),
         ScoreKind("self_reward", "log π − log π_ref of the token, π the policy that sampled", "nats", "caller"),
         ScoreKind("js_divergence", "Jensen-Shannon divergence of the group's living distributions", "nats", "caller"),
         ScoreKind("planning", "1 on tokens of phrases that plan, else 0", "0/1", "caller"),

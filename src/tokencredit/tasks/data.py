@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,6 +107,16 @@ def take(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(read_rows(path), start=1):
         yield f"{path.name}, row {number}", row
+
+
+def inner(row: Mapping[str, Any], column: str) -> Any:
+    """What stands in a column; dots go down into objects, `reward_model.ground_truth`. None where there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _neighbours(path: Path) -> str:

@@ -17,6 +17,9 @@ from tokencredit.tasks.task import MAX_NEW_TOKENS, Task
 from tokencredit.tasks.templates import template_of
 from tokencredit.tasks.verdict import Validation, Verdict, as_verifier
 
+VERL_ANSWER = "reward_model.ground_truth"
+"""Where the data that verl is given has the gold answer."""
+
 
 def verify(completion: str, row: dict[str, Any], truncated: bool = False) -> Verdict:
     """The verdict on a completion by the row's "answer", in any of the accepted forms."""
@@ -44,6 +47,9 @@ class Jsonl:
     and asks for a form of answer; `strict` then accepts that form alone. `verifier` is a function ``(completion, row)
     -> Verdict | bool``, or its name, ``module:function`` or ``file.py:function``; then the answers are handed to it as
     they stand, and may be missing. It runs in a process of its own (`isolated`).
+
+    Dots in the name of a column go down into objects, `extra_info.question`. Where there is no column "answer", verl's
+    `reward_model.ground_truth` is it.
 
     timeout     CPU time in seconds that comparing one answer, or one call of the verifier, may take; None calls a
                 verifier of your own in this process, without limit
@@ -100,13 +106,14 @@ class Jsonl:
     def _row(self, name: str, row: dict[str, Any], path: str) -> dict[str, Any]:
         prompt = _column(row, self.prompt, name, "prompt", "prompt", path)
         if self.verifier is None:
-            answer = _column(row, self.answer, name, "answer", "answer", path)
+            nested = self.answer == "answer" and "answer" not in row and data.inner(row, VERL_ANSWER) is not None
+            answer = _column(row, VERL_ANSWER if nested else self.answer, name, "answer", "answer", path)
             try:
                 answer = gold_of(answer)
             except TypeError as error:
                 raise ValueError(f"{path}: {name}: {error}") from error
         else:
-            answer = row.get(self.answer)
+            answer = data.inner(row, self.answer)
         if self.template:
             prompt = template_of(self.template).prompt(prompt)
         return {**row, "prompt": prompt, "answer": answer, "row_id": name}
@@ -127,9 +134,9 @@ def check_golds(task: Task, answer_form: Callable[[str], str]) -> Validation:
 
 
 def _column(row: dict[str, Any], column: str, name: str, what: str, option: str, path: str) -> Any:
-    value = row.get(column)
+    value = data.inner(row, column)
     if value is None or (isinstance(value, str | list) and not value) or (isinstance(value, str) and not value.strip()):
-        state = "is empty" if column in row else "is missing"
+        state = "is empty" if column.split(".")[0] in row else "is missing"
         near = difflib.get_close_matches(column, row, n=1, cutoff=0.5) if column not in row else []
         hint = f"; did you mean {option}={near[0]!r}?" if near else ""
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokencredit.rollouts import Rollouts
+from tokencredit.rollouts import TOKEN_REWARD, Rollouts
 
 REWARDS = {"binary": (0.0, 1.0), "any": (-1.0, -0.3, 0.0, 0.1, 0.7, 1.0, 2.5)}
 GROUPS = (7, -4, 0, 10**12)
@@ -35,6 +35,8 @@ def rollouts_strategy(
              equal values >= 0
     signed   those of the names whose values have either sign
     rewards  "binary" (0 and 1) or "any" (fractions and penalties besides)
+
+    Of a "token_reward" about half are missing.
     """
     num_rows, width = draw(st.integers(0, max_rows)), draw(st.integers(0, max_tokens))
     rows = {"min_size": num_rows, "max_size": num_rows}
@@ -51,7 +53,8 @@ def rollouts_strategy(
     for name in scores:
         x = _values(draw(st.sampled_from(("generic", "sparse", "tied", "equal"))), mask.shape, random).to(dtype)
         x = x * (torch.randint(0, 2, mask.shape, generator=random) * 2 - 1) if name in signed else x
-        measured[name] = x.masked_fill(~mask, torch.nan)
+        absent = torch.rand(mask.shape, generator=random) < (0.5 if name == TOKEN_REWARD else 0)
+        measured[name] = x.masked_fill(~mask | absent, torch.nan)
     return Rollouts(torch.tensor(reward, dtype=dtype), torch.tensor(group, dtype=torch.long), mask, measured)
 
 

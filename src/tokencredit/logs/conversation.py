@@ -1,0 +1,182 @@
+"""Text and messages -> token ids of prompt and completion, with what the policy wrote told from tool outputs and other
+turns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokencredit.lm.models import Tokenizer
+from tokencredit.lm.prompts import Prompt, encode_prompt, message_text
+from tokencredit.logs.rollout import LoggedRollout
+
+REWRITTEN = "the chat template rewrites earlier turns"
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Token ids of a completion, and which of them [T] the policy wrote.
+
+    why          how the text differs that comes back from the ids; "" where it is the same
+    end_unknown  whether the token that ends it may be missing
+    """
+
+    completion: list[int]
+    mask: list[bool]
+    why: str = ""
+    end_unknown: bool = False
+
+
+def turn_ends(mask: Sequence[bool]) -> list[int]:
+    """The last token of each of the policy's turns: of each run of tokens that it wrote.
+
+    >>> turn_ends([True, True, False, True])
+    [1, 3]
+    """
+    return [t for t, own in enumerate(mask) if own and not (t + 1 < len(mask) and mask[t + 1])]
+
+
+def encode_turns(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None) -> Turns:
+    """Ids of a completion that was logged as text or as messages."""
+    completion = [each.completion] if isinstance(each.completion, Mapping) else each.completion
+    if isinstance(completion, str) or _is_text(completion):
+        text = completion if isinstance(completion, str) else message_text(completion[0])
+        ids, why = survive(tokenizer, text)
+        ids, known = _with_end(ids, tokenizer, each.truncated, limit)
+        return Turns(ids, [True] * len(ids), why, not known)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{each.place}: the completion is {len(completion)} messages, but the tokenizer has no chat template: name"
+            " the chat model that wrote the log"
+        )
+    try:
+        return _conversation(tokenizer, each.prompt, completion, each.truncated, limit)
+    except Exception as error:  # the template is a program of the checkpoint's, and may raise what it likes
+        raise ValueError(f"{each.place}: the chat template does not take these messages ({error})") from error
+
+
+def _is_text(completion: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether it is a single turn of the policy's that calls no tool: then its text is what was sampled."""
+    return len(completion) == 1 and completion[0]["role"] == "assistant" and not completion[0].get("tool_calls")
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> list[int]:
+    """Token ids of a prompt. Text that is a chat without its special tokens, as trainers decode it, is put through
+    the chat template again, where that gives the same text.
+    """
+    if isinstance(prompt, str) and chat is not False and getattr(tokenizer, "chat_template", None):
+        for messages in _chats(prompt):
+            ids = encode_prompt(tokenizer, messages)
+            if tokenizer.decode(ids, skip_special_tokens=True).strip() == prompt.strip():
+                return ids
+        bare = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if tokenizer.decode(bare, skip_special_tokens=True) != tokenizer.decode(bare, skip_special_tokens=False):
+            return bare  # it has the template's special tokens itself
+    return encode_prompt(tokenizer, prompt, chat)
+
+
+ROLES = "system|developer|user|assistant|tool"
+
+
+def _chats(text: str) -> Iterator[list[dict[str, str]]]:
+    """Messages that a text may be, with the names of the roles before what each says; with and without the first."""
+    for pattern in (rf"^({ROLES})\n+", rf"({ROLES})\n\n"):
+        parts = re.split(pattern, text, flags=re.MULTILINE)
+        if parts[0].strip() or len(parts) < 3 or parts[-2] != "assistant":
+            continue
+        messages = [{"role": role, "content": said.strip()} for role, said in zip(parts[1:-2:2], parts[2:-2:2])]
+        yield messages
+        if messages and messages[0]["role"] == "system":
+            yield messages[1:]
+
+
+def survive(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
+    """Token ids of a text, and how it comes back where that is not as it went."""
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    back = tokenizer.decode(ids, skip_special_tokens=False)
+    return ids, lost(text, back)
+
+
+def lost(text: str, back: str) -> str:
+    """How a text differs from what comes back from its ids, spaces at the ends apart; "" where it does not."""
+    return "" if back.strip() == text.strip() else f"{text[:40]!r} comes back as {back[:40]!r}"
+
+
+def _with_end(
+    ids: list[int], tokenizer: Tokenizer, truncated: bool | None, limit: int | None
+) -> tuple[list[int], bool]:
+    """The ids with the token that ends them where they ended, and whether that is known."""
+    end = tokenizer.eos_token_id
+    if end is None or (ids and ids[-1] == end):
+        return ids, True
+    if truncated is None and limit is not None:
+        truncated = len(ids) >= limit
+    return (ids, truncated is not None) if truncated in (None, True) else ([*ids, end], True)
+
+
+def _conversation(
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    completion: Sequence[Mapping[str, Any]],
+    truncated: bool | None,
+    limit: int | None,
+) -> Turns:
+    """Turn by turn, each rendered by the template behind those before it."""
+    before = list(prompt) if not isinstance(prompt, str) else [{"role": "user", "content": prompt}]
+    messages = [dict(each) for each in (*before, *completion)]
+    shown = _render(tokenizer, before, True)
+    ids: list[int] = []
+    mask: list[bool] = []
+    for k in range(len(before), len(messages)):
+        own = messages[k]["role"] == "assistant"
+        if own and k > len(before):
+            cue = _render(tokenizer, messages[:k], True)
+            if not cue.startswith(shown):
+                return Turns(ids, mask, REWRITTEN)
+            _add(tokenizer, cue[len(shown) :], False, ids, mask)
+            shown = cue
+        after = _render(tokenizer, messages[: k + 1], False)
+        if not after.startswith(shown):
+            return Turns(ids, mask, REWRITTEN)
+        text, shown = after[len(shown) :], after
+        if not own:
+            _add(tokenizer, text, False, ids, mask)
+            continue
+        written, rest = _to_end(tokenizer, text, messages[k])
+        _add(tokenizer, written, True, ids, mask)
+        _add(tokenizer, rest, False, ids, mask)
+    while mask and not mask[-1]:
+        ids.pop()
+        mask.pop()
+    end = tokenizer.eos_token_id
+    known = truncated is not None or limit is not None
+    cut = truncated if truncated is not None else limit is not None and len(ids) > limit
+    if ids and ids[-1] == end and (cut or not known):
+        ids, mask = ids[:-1], mask[:-1]
+    return Turns(ids, mask, end_unknown=not known)
+
+
+def _render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], cue: bool) -> str:
+    return tokenizer.apply_chat_template(list(messages), add_generation_prompt=cue, tokenize=False)
+
+
+def _to_end(tokenizer: Tokenizer, text: str, message: Mapping[str, Any]) -> tuple[str, str]:
+    """An assistant's turn up to its end token, and what the template writes behind it."""
+    end = tokenizer.eos_token_id
+    mark = tokenizer.decode([end], skip_special_tokens=False) if end is not None else ""
+    at = text.rfind(mark) if mark else -1
+    if at >= 0:
+        return text[: at + len(mark)], text[at + len(mark) :]
+    content = message_text(message)
+    at = text.find(content)
+    return (text[: at + len(content)], text[at + len(content) :]) if at >= 0 else (text, "")
+
+
+def _add(tokenizer: Tokenizer, text: str, own: bool, ids: list[int], mask: list[bool]) -> None:
+    if text:
+        more = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids += more
+        mask += [own] * len(more)
