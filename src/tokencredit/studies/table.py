@@ -11,6 +11,7 @@ from tokencredit.studies.attribution.question import STUDY as ATTRIBUTION
 from tokencredit.studies.compare.question import STUDY as COMPARE
 from tokencredit.studies.correlation.question import STUDY as CORRELATION
 from tokencredit.studies.entropy.question import STUDY as ENTROPY
+from tokencredit.studies.inspect.question import STUDY as INSPECT
 from tokencredit.studies.kernel.question import STUDY as KERNEL
 from tokencredit.studies.noise_scale.question import STUDY as NOISE_SCALE
 from tokencredit.studies.result import study_name
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from tokencredit.report.section import Section
 
 STUDIES: dict[str, Study] = {
-    study.name: study for study in (CORRELATION, COMPARE, VARIANCE, ENTROPY, ATTRIBUTION, NOISE_SCALE, KERNEL)
+    study.name: study for study in (CORRELATION, COMPARE, VARIANCE, ENTROPY, ATTRIBUTION, NOISE_SCALE, KERNEL, INSPECT)
 }
 
 
