@@ -77,6 +77,7 @@ studies: setup
 	$(BIN)/tokencredit study compare
 	$(BIN)/tokencredit study variance
 	$(BIN)/tokencredit study variance --model runs/grpo-5 --out runs/variance-5
+	$(BIN)/tokencredit study preference
 	$(BIN)/tokencredit dynamics entropy --run runs/grpo --checkpoint 40 --out runs/entropy
 	$(BIN)/tokencredit dynamics attribute --run runs/grpo-20 --checkpoint 20 --out runs/attribution-20
 	$(BIN)/tokencredit dynamics attribute --run runs/grpo-20 --checkpoint 40 --out runs/attribution-40
@@ -85,12 +86,12 @@ studies: setup
 	$(BIN)/tokencredit dynamics kernel --run runs/grpo --checkpoint 40 --preconditioner identity --out runs/kernel-identity
 	$(BIN)/tokencredit dynamics noise-scale --run runs/grpo --checkpoint 40 --out runs/noise-scale
 	$(BIN)/tokencredit pivotality run --out runs/pivots
-	$(BIN)/tokencredit pivotality run --model runs/grpo-20/checkpoints/checkpoint-20 --prompts 32 --samples 2 --rollouts 16 --out runs/pivots-20
+	$(BIN)/tokencredit pivotality run --model runs/grpo-20/checkpoints/checkpoint-20 --split test --prompts 32 --samples 2 --rollouts 16 --out runs/pivots-20
 	$(BIN)/tokencredit dynamics attribute --run runs/grpo-20 --checkpoint 20 --methods kl_cov --pivotality runs/pivots-20 --out runs/attribution-pivots
-	$(BIN)/tokencredit report runs/correlation runs/compare runs/variance runs/entropy runs/attribution-40 runs/kernel runs/noise-scale --out runs/studies.html
+	$(BIN)/tokencredit report runs/correlation runs/compare runs/variance runs/preference runs/entropy runs/attribution-40 runs/kernel runs/noise-scale --out runs/studies.html
 
 keep:
-	@set -e; for pair in theory.json:theory claims:demo correlation:correlation compare:compare variance:variance variance-5:variance_5 \
+	@set -e; for pair in theory.json:theory claims:demo correlation:correlation compare:compare variance:variance variance-5:variance_5 preference:preference \
 	attribution-20:attribution_20 attribution-40:attribution_40 kernel:kernel kernel-sequences:kernel_sequences kernel-identity:kernel_identity pivots:pivotality attribution-pivots:attribution_pivots; \
 	do $(BIN)/python benchmarks/_keep.py runs/$${pair%%:*} $${pair##*:}; done
 

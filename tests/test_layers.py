@@ -31,7 +31,20 @@ FLOORS = (
     *("masked", "rollouts", "credit", "objective", "method", "related", "methods", "silence", "preference", "testing"),
     *("durable", "checkpoints", "exclusive", "lifeline", "limits", "argument_types", "console"),
     *("settings", "stats", "figure", "agreement", "runs", "budget", "tasks", "train_config", "progress"),
-    *("lm", "logs", "pivotality", "scores", "dynamics", "engines", "report", "theory", "studies", "cli"),
+    *(
+        "lm",
+        "logs",
+        "pivotality",
+        "credit_model",
+        "scores",
+        "dynamics",
+        "truth",
+        "engines",
+        "report",
+        "theory",
+        "studies",
+        "cli",
+    ),
 )
 # The algebra, with what it may import besides torch.
 ALGEBRA = {

@@ -759,7 +759,8 @@ def test_tables_figures_and_pairs(tmp_path):
         figures["law_difference"]["low"] <= 0 <= figures["law_difference"]["high"] and figures["pivotal"]["value"] > 0
     )
     wanted = export.candidates(tokens, alternatives, 0.1, "before_after")
-    assert wanted and len(wanted) <= len(export.candidates(tokens, alternatives, 0.1))
+    assert wanted == export.candidates(tokens, alternatives, 0.1)
+    assert len(wanted) <= len(export.candidates(tokens, alternatives, 0.1, "replace"))
     pairs = export.verify_pairs(wanted[:12], traces, sampler, judge, store, num=32, max_new_tokens=limit, margin=0.1)
     assert pairs
     for pair in pairs:
@@ -768,8 +769,14 @@ def test_tables_figures_and_pairs(tmp_path):
     for form in export.FORMATS:
         export.write_pairs(tmp_path / "pairs.jsonl", pairs, tokenizer, form)
         first = json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])
-        ids = tokenizer(first["prompt"] + first["chosen"])["input_ids"]
-        assert ids == [*pairs[0].prefix_ids, pairs[0].chosen_id] and first["chosen"] != first["rejected"]
+        assert (first["prompt_ids"], first["chosen_ids"], first["rejected_ids"]) == (
+            pairs[0].prefix_ids,
+            [pairs[0].chosen_id],
+            [pairs[0].rejected_id],
+        )
+        ids = tokenizer(first["prompt_text"] + first["chosen_text"])["input_ids"]
+        assert ids == first["prompt_ids"] + first["chosen_ids"] and first["chosen_text"] != first["rejected_text"]
+        assert not {"prompt", "chosen", "rejected"} & first.keys()
     with pytest.raises(ValueError, match="dpo, jsonl"):
         export.write_pairs(tmp_path / "pairs.jsonl", pairs, tokenizer, "csv")
 
@@ -847,4 +854,9 @@ def test_the_command_line(tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["figures"] == result["figures"]
     assert main(["pivotality", "run", "--out", out, *few, "--top-k", "3"]) == 1
     assert "sampler.top_k: 0 in the store, 3 asked for" in capsys.readouterr().err.replace("\n", " ")
+    capsys.readouterr()
     assert main(["pivotality", "export", out, "--fresh", "8"]) == 0 and (tmp_path / "run" / "pairs.jsonl").exists()
+    assert "held-out" not in capsys.readouterr().err
+    assert main(["pivotality", "run", "--out", out + "-test", *few, "--rollouts", "4", "--split", "test"]) == 0
+    assert main(["pivotality", "export", out + "-test", "--fresh", "8"]) == 0
+    assert "are of --split test" in capsys.readouterr().err.replace("\n", " ")

@@ -53,6 +53,11 @@ PLANTED = {
         {"constant": 0.2, "prompts": 2},
         "tr F <= constant D^2 G",
     ),
+    "mirror without the last policy's odds": (
+        grpo.check_mirror,
+        {"claimed": lambda p, ref, beta, mirror, *gain: grpo.step(p, ref, beta + mirror, *gain)},
+        "both: solved = recursion",
+    ),
     "T as weights": (variance.check_weights, {"power": 1.0}, "claimed weights reach the least variance"),
     "weights ~ 1/sd": (variance.check_weights, {"power": -1.0}, "no other weights are better"),
     "q ~ |x|^2": (variance.check_sampling, {"power": 2.0}, "claimed q reach the least variance"),

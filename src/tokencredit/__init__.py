@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Weight,
     )
     from tokencredit.engines.trl import CreditTrainer
+    from tokencredit.engines.trl_preference import PreferenceTrainer
     from tokencredit.lm.proxies import Importance, importance
     from tokencredit.method import Method, Plan, parse
     from tokencredit.methods import METHODS
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
         Surrogate,
         TokenMean,
     )
+    from tokencredit.preference import PREFERENCES
     from tokencredit.rollouts import Rollouts
     from tokencredit.silence import why_no_credit
     from tokencredit.testing import check_laws, check_method
@@ -82,6 +84,7 @@ __all__ = [
     "GPPO",
     "LAWS",
     "METHODS",
+    "PREFERENCES",
     "SAPO",
     "Above",
     "Aggregate",
@@ -114,6 +117,7 @@ __all__ = [
     "Overlong",
     "Plan",
     "PolarityCenter",
+    "PreferenceTrainer",
     "ProxyWeight",
     "Redistribute",
     "Returns",
@@ -148,7 +152,9 @@ _HOMES = {
     "Importance": "lm.proxies",
     "METHODS": "methods",
     "Method": "method",
+    "PREFERENCES": "preference",
     "Plan": "method",
+    "PreferenceTrainer": "engines.trl_preference",
     "Rollouts": "rollouts",
     "check_laws": "testing",
     "check_method": "testing",

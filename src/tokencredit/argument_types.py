@@ -102,7 +102,7 @@ COUNTS = (
     *("prompts", "samples", "completions", "rollouts", "group", "batch", "sub_batch", "num", "operands"),
     *("seeds", "check_seeds", "steps", "updates", "rates", "workers", "max_new_tokens", "bootstraps"),
     *("confirm", "fresh", "eval_prompts", "sweep_prompts", "sweep_fresh", "condition_prompts", "final_prompts"),
-    *("final_samples", "marks", "held_out", "entropy", "reward", "tokens"),
+    *("final_samples", "marks", "held_out", "entropy", "reward", "effect_rollouts", "pairs", "tokens"),
 )
 WHOLE: dict[str, Callable[[str], int]] = {
     **dict.fromkeys(COUNTS, count),

@@ -16,6 +16,7 @@ from rich.text import Text
 from tokencredit import __version__
 from tokencredit.argument_types import give_kinds
 from tokencredit.console import Parser, console, errors, visible, warn
+from tokencredit.credit_model import command as credit_model_command
 from tokencredit.figure import Figure
 from tokencredit.lifeline import end_with_parent
 from tokencredit.lm.arguments import add_policy, policy_config, training_arguments
@@ -102,7 +103,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tokencredit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="")
     own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
-    for add in (*own, score_command.add_parser, pivotality_command.add_parser, add_study, add_dynamics, add_inspect):
+    measuring = (score_command.add_parser, pivotality_command.add_parser, credit_model_command.add_parser)
+    for add in (*own, *measuring, add_study, add_dynamics, add_inspect):
         add(commands)
     give_kinds(parser)
     return parser
@@ -215,10 +217,11 @@ def _world_parser(commands) -> None:
         commands,
         "world",
         None,
-        "The embedded world: build its base model, or look at it.",
+        "The embedded world: its base model, a look at it, and a known truth for estimators.",
         """
   tokencredit world build --seed 1 --out my_base
-  tokencredit world show""",
+  tokencredit world show
+  tokencredit world truth --out truth""",
     )
     p.set_defaults(run=lambda args: p.print_help())
     actions = p.add_subparsers(title="actions", metavar="")
@@ -241,6 +244,9 @@ def _world_parser(commands) -> None:
         "\n  tokencredit world show --num 3",
     )
     s.add_argument("--num", type=int, default=3, help="(default: %(default)s)")
+    from tokencredit.truth.command import add_parsers
+
+    add_parsers(actions)
 
 
 def _report_parser(commands) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import TypeVar
 
 from tokencredit.credit import (
     Above,
@@ -41,16 +42,19 @@ from tokencredit.related import RELATED
 __all__ = ["METHODS", "Method", "Methods", "Plan", "parse"]
 
 
-class Methods(dict[str, Method]):
+Entry = TypeVar("Entry")
+
+
+class Methods(dict[str, Entry]):
     """A dict of methods by name whose KeyError gives the nearest name."""
 
-    def __missing__(self, name: str) -> Method:
+    def __missing__(self, name: str) -> Entry:
         near = difflib.get_close_matches(str(name), self, n=1, cutoff=0.4)
         hint = f' Did you mean "{near[0]}"?' if near else ""
         raise KeyError(f'no method "{name}".{hint} There are: {", ".join(self)}')
 
 
-def _table(*methods: Method) -> Methods:
+def _table(*methods: Method) -> Methods[Method]:
     return Methods({m.name: m for m in methods})
 
 

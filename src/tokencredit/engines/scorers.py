@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,30 @@ def task_scorers(task: Task, tokenizer: Tokenizer, max_new_tokens: int, batch: i
 def on_rows(scorer: Scorer, rows: Sequence[Row]) -> Scorer:
     """The scorer, given the task's rows in place of the dataset's, whose column "row" numbers them."""
     return lambda trainer, inputs, batch: scorer(trainer, [rows[row["row"]] for row in inputs], batch)
+
+
+def learned_size(folder: str | Path) -> Scorer:
+    """The scorer of a credit model that `tokencredit credit-model fit` wrote: the size of Q − V that it expects of
+    every token, on the hidden states of the policy that is trained. One forward pass per rollout batch.
+
+        CreditTrainer(method=METHODS["token_sampling"].replace(score="learned_size"),
+                      scorers={"learned_size": learned_size("runs/credit_model")}, ...)
+    """
+    from tokencredit.credit_model import CreditModel
+
+    fitted = CreditModel.load(Path(folder))
+
+    def scorer(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+        from tokencredit.lm.packing import grid
+
+        prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+        model, ids = trainer.accelerator.unwrap_model(trainer.model), batch["completion_ids"]
+        size = trainer.args.per_device_train_batch_size
+        options = {"temperature": trainer.temperature, "batch": size}
+        found = fitted.predict(model, prompts, completions, [0.0] * len(prompts), **options)
+        return grid(found["learned_size"], ids.shape[1], torch.float32).to(ids.device)
+
+    return scorer
 
 
 def log_ratio(policy: Any, reference: Any) -> Scorer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +10,18 @@ from packaging.version import Version
 
 from tokencredit.methods import Method
 from tokencredit.objective import CISPO, SAPO, Clip, SequenceClip, SequenceMean, SequenceSum, TokenMean
+from tokencredit.preference import PreferenceMethod
 
 OLDEST, TOO_NEW = "1.9", "1.17"
 
 
-def check_version(found: str) -> None:
+def check_version(found: str, oldest: str = OLDEST) -> None:
     """Raise ImportError for a TRL whose trainer this engine was not written for: it wraps hooks that change between
     releases.
     """
-    if not Version(OLDEST) <= Version(found) < Version(TOO_NEW):
+    if not Version(oldest) <= Version(found) < Version(TOO_NEW):
         raise ImportError(
-            f"the TRL engine supports trl>={OLDEST},<{TOO_NEW}, but trl {found} is installed: pip install"
+            f"the TRL engine supports trl>={oldest},<{TOO_NEW}, but trl {found} is installed: pip install"
             " 'tokencredit[trl]'"
         )
 
@@ -92,16 +94,46 @@ def decided(method: Method) -> dict[str, Decided]:
     }
 
 
+def decided_of_pairs(method: PreferenceMethod) -> dict[str, Decided]:
+    """Option of TRL's DPOConfig -> what this method says about it."""
+    link = 'the link is the method\'s: PREFERENCES["dpo"].replace(link=Squared()), Hinge() or Logistic(smoothing=...)'
+    once = "leave it off: it stores the sum of a completion's log-probs, and a weighting needs each token's"
+    return {
+        "beta": Decided(0.1, (method.beta,), "use method.replace(beta=...)"),
+        "loss_type": Decided(["sigmoid"], (), link),
+        "loss_weights": Decided(None, (), link),
+        "label_smoothing": Decided(0.0, (), link),
+        "f_divergence_type": Decided("reverse_kl", (), "the margin is of log ratios; there is no other divergence"),
+        "ld_alpha": Decided(None, (), "the chain weighs the tokens; write a transform, or weigh by LengthMean()"),
+        "use_weighting": Decided(False, (), 'give pairs a column "weight"; the policy in training weighs none'),
+        "precompute_ref_log_probs": Decided(False, (), once),
+        "padding_free": Decided(False, (), "TRL has it switched off; rows are padded"),
+        "truncation_mode": Decided("keep_start", (), "a pair is a prefix and what follows it: shorten prompts instead"),
+    }
+
+
 def refuse_what_conflicts(args: Any, method: Method) -> None:
     """Raise ValueError for the first TRL options that cannot be honoured with this method, naming each and its
     alternative.
     """
-    problems = []
-    for option, verdict in decided(method).items():
-        value = getattr(args, option, verdict.untouched)
-        if value != verdict.untouched and value not in verdict.agrees:
-            problems.append(f"  {option}={value!r}: {verdict.instead}")
+    problems = conflicts(args, decided(method))
     if getattr(args, "use_liger_loss", False):
         problems.append("  use_liger_loss=True: the loss is the method's; leave it off")
     if problems:
         raise ValueError(f'GRPOConfig options that method "{method.name}" cannot honour:\n' + "\n".join(problems))
+
+
+def refuse_of_pairs(args: Any, method: PreferenceMethod) -> None:
+    """The same of DPOConfig and a method of PREFERENCES."""
+    if problems := conflicts(args, decided_of_pairs(method)):
+        raise ValueError(f'DPOConfig options that method "{method.name}" cannot honour:\n' + "\n".join(problems))
+
+
+def conflicts(args: Any, verdicts: Mapping[str, Decided]) -> list[str]:
+    """A line for every option that was set to something else than the method means by it."""
+    found = []
+    for option, verdict in verdicts.items():
+        value = getattr(args, option, verdict.untouched)
+        if value != verdict.untouched and value not in verdict.agrees:
+            found.append(f"  {option}={value!r}: {verdict.instead}")
+    return found

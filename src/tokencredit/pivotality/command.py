@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencredit.console import console
+from tokencredit.console import console, warn
 from tokencredit.durable import plain, read_mapping, write_json
 from tokencredit.exclusive import exclusive
 from tokencredit.limits import check_rows
@@ -64,16 +64,27 @@ def add_parser(commands: Any) -> None:
     )
     plan_parser.add_argument("--out", type=Path, help="also write the plan to this JSON file")
     for parser in (run_parser, plan_parser):
+        parser.add_argument(
+            "--traces",
+            type=Path,
+            help="completions that are there already, in place of sampled ones: a directory with traces.parquet, as"
+            " `tokencredit world truth` and `pivotality run` write it",
+        )
         _study_arguments(parser)
     e = _command(
         actions,
         "export",
         _export,
         "Preference pairs at pivotal tokens, both sides verified on fresh rollouts.",
-        "  tokencredit pivotality export runs/pivots --format dpo --out pairs.jsonl",
+        "  tokencredit pivotality export runs/pivots --out pairs.jsonl",
     )
     e.add_argument("directory", type=Path, help="a directory that `tokencredit pivotality run` wrote")
-    e.add_argument("--format", default="dpo", choices=["dpo", "jsonl"], help="(default: %(default)s)")
+    e.add_argument(
+        "--format",
+        default="dpo",
+        choices=["dpo", "jsonl"],
+        help="dpo: token ids for PreferenceTrainer, and text to read; jsonl: everything (default: %(default)s)",
+    )
     e.add_argument("--out", type=Path, help="file of the pairs (default: pairs.jsonl in the directory)")
     e.add_argument("--fresh", type=int, default=64, help="fresh rollouts of either side (default: %(default)s)")
     e.add_argument(
@@ -81,7 +92,7 @@ def add_parser(commands: Any) -> None:
     )
     e.add_argument(
         "--estimand",
-        default="replace",
+        default="before_after",
         choices=["replace", "before_after"],
         help=(
             "what makes a token pivotal; replace also finds tokens that no likely alternative contests (default:"
@@ -105,7 +116,12 @@ def _command(commands: Any, name: str, run: Any, summary: str, examples: str) ->
 
 def _study_arguments(p: argparse.ArgumentParser) -> None:
     add_policy(p)
-    p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
+    p.add_argument(
+        "--split",
+        default="train",
+        choices=["train", "test"],
+        help="whose prompts; pairs of test prompts are not to be trained on (default: %(default)s)",
+    )
     p.add_argument("--prompts", type=int, default=32, help="how many prompts (default: %(default)s)")
     p.add_argument(
         "--samples", type=int, default=2, help="completions per prompt whose tokens are measured (default: %(default)s)"
@@ -188,12 +204,21 @@ def _told(options: Mapping[str, Any]) -> list[str]:
 
 
 def _from_arguments(args: argparse.Namespace, settled: PolicyConfig, store: Path | None) -> _Setting:
-    """The setting, with traces sampled from the same sampler that measures them."""
+    """The setting, with traces that are given, or sampled from the same sampler that measures them."""
     from tokencredit.lm.distribution import seed_of
     from tokencredit.lm.sampling import Request, Trace
+    from tokencredit.pivotality import record
 
-    check_rows(args.prompts * args.samples * args.rollouts, "--prompts x --samples x --rollouts")
+    if args.traces:
+        given = record.read(args.traces, "traces")
+        check_rows(len(given) * args.rollouts, "completions of --traces x --rollouts")
+    else:
+        check_rows(args.prompts * args.samples * args.rollouts, "--prompts x --samples x --rollouts")
     s = _open(settled, top_k=args.top_k, top_p=args.top_p, batch=args.batch, store=store)
+    if args.traces:
+        s.traces = [Trace(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in given]
+        s.set_rows([json.loads(row["row"]) for row in given])
+        return s
     rows, limit = rows_of(args, s.policy.task), s.policy.max_new_tokens
     prompts = [Trace(tuple(ids)) for ids in s.policy.encode_rows(rows)]
     requests = [
@@ -250,6 +275,7 @@ def _measure(args: argparse.Namespace) -> int:
             "command": command,
             "seed": args.seed,
             "budget": repr(budget),
+            "split": args.split,
             "identity": setting.store.identity,
             "policy": settled.as_dict(),
             "figures": figures,
@@ -318,6 +344,10 @@ def _export_pairs(args: argparse.Namespace) -> int:
     from tokencredit.pivotality import export, record
     from tokencredit.progress import bar
 
+    split = read_mapping(args.directory / "result.json").get("split")
+    if split != "train":
+        told = "are of --split test" if split else "may be of --split test (the run is of an earlier version)"
+        warn(f"the prompts of {args.directory} {told}: what is trained on these pairs has no held-out prompts there")
     tokens, alternatives, traces = (record.read(args.directory, name) for name in ("tokens", "alternatives", "traces"))
     result = read_mapping(args.directory / "result.json", "identity", "policy")
     identity = result["identity"]

@@ -19,6 +19,7 @@ from tokencredit.durable import replace_file
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.models import Tokenizer
 from tokencredit.lm.sampling import Request, Sampler, Trace
+from tokencredit.lm.text import piece_after
 from tokencredit.pivotality.estimator import wilson
 from tokencredit.pivotality.store import Judge, RolloutStore, prefix_digest
 
@@ -44,7 +45,7 @@ class Pair:
 
 
 def candidates(
-    tokens: Sequence[dict], alternatives: Sequence[dict], margin: float, estimand: str = "replace"
+    tokens: Sequence[dict], alternatives: Sequence[dict], margin: float, estimand: str = "before_after"
 ) -> list[tuple[int, int, int]]:
     """(trace, position, alternative that differs most) of tokens whose interval of the estimand leaves out [−margin,
     margin].
@@ -116,8 +117,9 @@ def _pair(k: int, i: int, alternative: int, trace: Trace, written_rate: float, o
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair], tokenizer: Tokenizer, form: str = "dpo") -> None:
-    """`dpo`: JSON lines with prompt, chosen and rejected as TRL's DPOTrainer reads them, one token each; `jsonl`:
-    everything.
+    """`dpo`: JSON lines with prompt_ids, chosen_ids and rejected_ids as `engines.trl_preference` trains on them, one
+    token each; `jsonl`: everything besides. Text is for reading, under names that no trainer takes for its own: TRL's
+    DPOTrainer, given text, ends each side with an end token, which has more of the gradient than the pivotal one.
     """
     if form not in FORMATS:
         raise ValueError(f"format is one of {', '.join(FORMATS)}, not {form!r}")
@@ -128,19 +130,13 @@ def write_pairs(path: Path, pairs: Sequence[Pair], tokenizer: Tokenizer, form: s
 
 
 def _dpo(pair: Pair, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Text is for trainers that read text; the ids are what was verified, and re-tokenising the text need not give them
-    back.
-    """
-    whole = [tokenizer.decode([*pair.prefix_ids, token]) for token in (pair.chosen_id, pair.rejected_id)]
-    prompt = tokenizer.decode(pair.prefix_ids)
-    cut = len(prompt) if all(text.startswith(prompt) for text in whole) else 0
-    chosen, rejected = (
-        (text[cut:] for text in whole) if cut else (tokenizer.decode([t]) for t in (pair.chosen_id, pair.rejected_id))
-    )
     return {
-        "prompt": prompt,
-        "chosen": chosen,
-        "rejected": rejected,
+        "prompt_ids": pair.prefix_ids,
+        "chosen_ids": [pair.chosen_id],
+        "rejected_ids": [pair.rejected_id],
+        "prompt_text": tokenizer.decode(pair.prefix_ids),
+        "chosen_text": piece_after(tokenizer, pair.prefix_ids, pair.chosen_id),
+        "rejected_text": piece_after(tokenizer, pair.prefix_ids, pair.rejected_id),
         "chosen_rate": list(pair.chosen_rate),
         "rejected_rate": list(pair.rejected_rate),
         "difference": list(pair.difference),

@@ -33,8 +33,8 @@ def write(folder: Path, measured: Sequence[MeasuredTrace], rows: Sequence[Row], 
     """The three tables; `rows` are the task's, one per trace."""
     tables = {"traces": _traces(measured, rows), "tokens": [], "alternatives": []}
     for number, m in enumerate(measured):
-        tables["tokens"] += _tokens(number, m, policy)
-        tables["alternatives"] += _alternatives(number, m, policy)
+        tables["tokens"] += token_rows(number, m, policy)
+        tables["alternatives"] += alternative_rows(number, m, policy)
     for name, table in tables.items():
         write_parquet(folder / f"{name}.parquet", table)
 
@@ -67,7 +67,8 @@ def _traces(measured: Sequence[MeasuredTrace], rows: Sequence[dict]) -> list[dic
     ]
 
 
-def _tokens(number: int, m: MeasuredTrace, policy: Policy) -> list[dict]:
+def token_rows(number: int, m: MeasuredTrace, policy: Policy) -> list[dict]:
+    """Rows of tokens.parquet: those of trace `number`."""
     e, d = m.estimate, m.estimate.design
     largest, which = max_alternative(m.alternatives, e.value, e.value_error)
     found = {
@@ -114,7 +115,8 @@ def _tokens(number: int, m: MeasuredTrace, policy: Policy) -> list[dict]:
     ]
 
 
-def _alternatives(number: int, m: MeasuredTrace, policy: Policy) -> list[dict]:
+def alternative_rows(number: int, m: MeasuredTrace, policy: Policy) -> list[dict]:
+    """Rows of alternatives.parquet: those of trace `number`."""
     t = m.alternatives
     return [
         {

@@ -46,6 +46,21 @@ class Alternatives:
 
 
 @dataclass(frozen=True)
+class Prefixes:
+    """All kept prefixes of a tree, [N] each, float64: `parent` (−1 for the root, which is first), the last `token`,
+    `depth`, `reach`, `entropy` of the next token in nats (NaN unless `expanded`), `bracket` [N,2] of V.
+    """
+
+    parent: np.ndarray
+    token: np.ndarray
+    depth: np.ndarray
+    reach: np.ndarray
+    entropy: np.ndarray
+    bracket: np.ndarray
+    expanded: np.ndarray
+
+
+@dataclass(frozen=True)
 class PathValues:
     """What the tree knows along one completion, float64. A token outside the tree (pruned, past the end) has NaN.
 
@@ -123,6 +138,16 @@ class PrefixTree:
     def num_prefixes(self) -> int:
         """How many prefixes were expanded (had their next-token distribution computed)."""
         return int((self._nodes.expanded & self._mine).sum())
+
+    def prefixes(self) -> Prefixes:
+        """Every kept prefix of this tree, the root first and every other after its parent."""
+        n, own = self._nodes, np.flatnonzero(self._mine)
+        place = np.full(len(n.tree), -1)
+        place[own] = np.arange(len(own))
+        parent = np.where(n.key[own] < 0, -1, place[np.maximum(n.key[own] // n.vocab, 0)])
+        return Prefixes(
+            parent, n.key[own] % n.vocab, n.depth[own], n.reach[own], n.entropy[own], n.bracket[own], n.expanded[own]
+        )
 
     def value(self, prefix: Sequence[int]) -> tuple[float, float]:
         """Bracket of V(prefix): completion tokens only, () is the root. (nan, nan) outside the tree."""

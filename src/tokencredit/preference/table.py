@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from tokencredit.credit import Amplify, Chain, LengthMean, Outcome, ProxyWeight, Tilt, TopFraction
+from tokencredit.methods import Methods
 from tokencredit.preference.links import Logistic
 from tokencredit.preference.method import PreferenceMethod
 
-PREFERENCES: dict[str, PreferenceMethod] = {
-    method.name: method
+PREFERENCES = Methods(
+    (method.name, method)
     for method in (
         PreferenceMethod(
             "dpo",
@@ -69,4 +70,4 @@ PREFERENCES: dict[str, PreferenceMethod] = {
             source="defined here: pivotal token search, phi-4 (arXiv:2412.08905), as weights, not one-token pairs",
         ),
     )
-}
+)

@@ -71,6 +71,7 @@ UNMEASURED: dict[str, ScoreKind] = {
         ScoreKind("self_reward", "log π − log π_ref of the token, π the policy that sampled", "nats", "caller"),
         ScoreKind("js_divergence", "Jensen-Shannon divergence of the group's living distributions", "nats", "caller"),
         ScoreKind("planning", "1 on tokens of phrases that plan, else 0", "0/1", "caller"),
+        ScoreKind("learned_size", "size of Q − V that a credit model expects (`credit-model fit`)", "reward", "caller"),
         ScoreKind("prompt_confidence", "exp(mean log π) of the prompt's 20 % least likely tokens", "1", "caller"),
     )
 }

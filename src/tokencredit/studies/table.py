@@ -14,6 +14,7 @@ from tokencredit.studies.entropy.question import STUDY as ENTROPY
 from tokencredit.studies.inspect.question import STUDY as INSPECT
 from tokencredit.studies.kernel.question import STUDY as KERNEL
 from tokencredit.studies.noise_scale.question import STUDY as NOISE_SCALE
+from tokencredit.studies.preference.question import STUDY as PREFERENCE
 from tokencredit.studies.result import study_name
 from tokencredit.studies.study import Study
 from tokencredit.studies.variance.question import STUDY as VARIANCE
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from tokencredit.report.section import Section
 
 STUDIES: dict[str, Study] = {
-    study.name: study for study in (CORRELATION, COMPARE, VARIANCE, ENTROPY, ATTRIBUTION, NOISE_SCALE, KERNEL, INSPECT)
+    study.name: study
+    for study in (CORRELATION, COMPARE, VARIANCE, PREFERENCE, ENTROPY, ATTRIBUTION, NOISE_SCALE, KERNEL, INSPECT)
 }
 
 

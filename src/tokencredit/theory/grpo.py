@@ -27,7 +27,7 @@ SOLVED = 1e-6
 BETA = 1.5
 PRACTICE = 0.04
 """β of the GRPO paper."""
-ITERATIONS = 6
+ITERATIONS, MIRRORED = 6, 3
 
 
 def logit(p: float) -> float:
@@ -168,6 +168,57 @@ def check_fixed_point(stable: Callable[[float], bool] = lambda s: abs(s) < 1) ->
     )
 
 
+def mirrored(p: float, ref: float, beta: float, mirror: float, gain: Gain = whitened) -> float:
+    """One iteration with weight `mirror` on KL to the last iterate and β on KL to the reference."""
+    return sigmoid((mirror * logit(p) + beta * logit(ref) + gain(p)) / (mirror + beta))
+
+
+def check_mirror(claimed: Callable[..., float] = mirrored) -> Check:
+    """The exact problem with both KLs follows the claimed recursion; it rests where it rests without the mirror, and
+    from the claimed weight on it rests where it cycled.
+    """
+    figures, conditions = {}, {}
+    for name, gain, beta, mirror in (
+        ("mirror alone", whitened, 0.0, 2.0),
+        ("both", whitened, 0.75, 0.75),
+        ("both, mean only", lambda p: 1.0, 0.75, 0.75),
+    ):
+        solver = Solver()
+        ref = p = solver.success
+        apart = 0.0
+        for _ in range(MIRRORED):
+            solver.solve(gain, beta, mirror)
+            p = claimed(p, ref, beta, mirror, gain)
+            apart = max(apart, abs(solver.success - p))
+        figures |= {f"p after {MIRRORED} solves, {name}": solver.success, f"largest difference, {name}": apart}
+        conditions[f"{name}: solved = recursion"] = apart <= SOLVED
+    alone = [0.3]
+    for _ in range(10):
+        alone.append(claimed(alone[-1], 0.3, 0.0, 4.0))
+    rest = fixed_points(0.001, 3.0)[0]
+    least = 3.0 * (-slope(rest, 3.0) - 1) / 2
+    ends = {}
+    for share in (0.95, 1.05):
+        p = rest * (1 + 1e-6)
+        for _ in range(2000):
+            p = claimed(p, 0.001, 3.0, share * least)
+        ends[share] = p
+    return Check(
+        {
+            "p_ref": ref,
+            **figures,
+            "mirror alone, p_ref = 0.3, beta = 4: p after 3": alone[3],
+            "p_ref = 0.001, beta = 3: least weight of the mirror that rests": least,
+        },
+        conditions
+        | {
+            "the mirror alone goes to 1": alone[-1] > 0.999 and all(a < b for a, b in pairwise(alone)),
+            "both rest where the reference alone does": abs(ends[1.05] - rest) < 1e-9,
+            "a lighter mirror cycles": abs(ends[0.95] - rest) > 1e-3,
+        },
+    )
+
+
 def check_clip(clip: float = CLIP) -> Check:
     """The clipped problem's optimum from a reference and from a trained policy, at two β: no ascent finds a better one.
 
@@ -273,6 +324,16 @@ STATEMENTS = (
         "Every fixed point is above p_ref. It attracts if |2p* − 1| < 2β √(p*(1 − p*)); hard prompts can cycle; with ε"
         " = 0 and small β there is none below 1 and p goes to 1",
         check_fixed_point,
+    ),
+    Statement(
+        "GRPO-mirror",
+        "KL to the last policy, alone or beside KL to the reference, gives recursions of the same kind",
+        "true of the exact problem without clip",
+        "GRPO's effective loss (arXiv:2503.06639, later version: its abstract alone was read)",
+        "With weights β₁ to the last policy, β₂ to the reference and λ = logit p − logit p_ref: λₙ = (β₁ λₙ₋₁ +"
+        " Δ(pₙ₋₁)) / (β₁ + β₂). Alone (β₂ = 0) p goes to 1; beside the reference it rests at the same points, and one"
+        " that was left for its slope h′ < −1 attracts for β₁ > β₂ (|h′| − 1)/2",
+        check_mirror,
     ),
     Statement(
         "GRPO-clip",

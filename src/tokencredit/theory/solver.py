@@ -37,14 +37,17 @@ class Solver:
         with torch.no_grad():
             return float(self.chances() @ self.reward)
 
-    def objective(self, chance: Tensor, old: Tensor, gain: Gain, beta: float, clip: float = inf) -> Tensor:
-        """E_old[min(w A, clip(w) A)] − β KL(π ‖ π_ref), with w = π / old and A = Δ (r − p) of the old policy."""
+    def objective(
+        self, chance: Tensor, old: Tensor, gain: Gain, beta: float, clip: float = inf, mirror: float = 0.0
+    ) -> Tensor:
+        """E_old[min(w A, clip(w) A)] − β KL(π ‖ π_ref) − `mirror` KL(π ‖ old), w = π / old, A = Δ (r − p) of old."""
         p = float(old @ self.reward)
         advantage = gain(p) * (self.reward - p)
         earned = torch.minimum(chance * advantage, (chance / old).clamp(1 - clip, 1 + clip) * old * advantage)
-        return earned.sum() - beta * (chance * (chance / self.reference).log()).sum()
+        apart = (chance * (chance / self.reference).log()).sum(), (chance * (chance / old).log()).sum()
+        return earned.sum() - beta * apart[0] - mirror * apart[1]
 
-    def solve(self, gain: Gain, beta: float) -> None:
+    def solve(self, gain: Gain, beta: float, mirror: float = 0.0) -> None:
         """Moves the policy to the maximum without clipping."""
         old = self.chances().detach()
         optimizer = torch.optim.LBFGS(
@@ -58,7 +61,7 @@ class Solver:
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = -self.objective(self.chances(), old, gain, beta)
+            loss = -self.objective(self.chances(), old, gain, beta, mirror=mirror)
             loss.backward()
             return loss
 

@@ -1,0 +1,116 @@
+"""`tokencredit world truth | judge`: what is known of every token, and how far an estimator is from it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokencredit.console import console
+from tokencredit.lm.arguments import add_policy, policy_config
+
+if TYPE_CHECKING:
+    from tokencredit.truth.judge import Judgement
+
+TRUTH_EXAMPLES = """examples:
+  tokencredit world truth --out truth
+  tokencredit score --data truth/traces.parquet --prompt-column prompt_ids --completion-column completion_ids \\
+      --scores entropy surprisal --out scores.parquet
+  tokencredit pivotality run --traces truth --rollouts 8 --out runs/eight
+  tokencredit world judge truth scores.parquet runs/eight"""
+JUDGE_EXAMPLES = """examples:
+  tokencredit world judge truth estimates.parquet
+  tokencredit world judge truth runs/eight scores.parquet --spent 0 --out judged.json"""
+
+
+def add_parsers(actions: Any) -> None:
+    """Adds both to the actions of `tokencredit world`."""
+    summary = "Completions of the embedded world with what is exactly known of every token."
+    p = actions.add_parser(
+        "truth",
+        help=summary,
+        description=summary,
+        epilog=TRUTH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.set_defaults(run=_truth)
+    p.add_argument("--out", type=Path, required=True, help="directory of traces.parquet, truth.parquet and truth.json")
+    p.add_argument("--prompts", type=int, default=32, help="different prompts (default: %(default)s)")
+    p.add_argument("--samples", type=int, default=2, help="completions of each (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of prompts and completions (default: %(default)s)")
+    p.add_argument(
+        "--eps",
+        type=float,
+        default=1e-6,
+        help="prefixes that are reached more rarely are not followed (default: %(default)s)",
+    )
+    add_policy(p)
+    summary = "How far estimates of tokens are from the truth, at the tokens they spent."
+    p = actions.add_parser(
+        "judge",
+        help=summary,
+        description=summary,
+        epilog=JUDGE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.set_defaults(run=_judge)
+    p.add_argument("truth", type=Path, help="directory that `tokencredit world truth` wrote")
+    p.add_argument(
+        "estimates",
+        type=Path,
+        nargs="+",
+        help="Parquet or JSONL: trace, position and columns called as the truth's, with NAME_low and NAME_high where"
+        " there are intervals; any other column is a score, which puts tokens in an order; or a directory that"
+        " `tokencredit pivotality run` wrote",
+    )
+    p.add_argument("--columns", nargs="+", metavar="NAME", help="which columns to judge (default: all)")
+    p.add_argument("--spent", type=int, help="tokens that were sampled for the estimates (default: as a run says)")
+    p.add_argument("--seed", type=int, default=0, help="of the bootstrap over prompts (default: %(default)s)")
+    p.add_argument("--out", type=Path, help="also write the judgements to this JSON file")
+
+
+def _truth(args: argparse.Namespace) -> int:
+    from tokencredit.truth.table import write_truth
+
+    policy = policy_config(args).settled().open()
+    command = getattr(args, "command_line", "tokencredit world truth")
+    about = write_truth(
+        policy, args.out, prompts=args.prompts, samples=args.samples, seed=args.seed, eps=args.eps, command=command
+    )
+    console.print(
+        f"{about['tokens']} tokens of {about['completions']} completions of {about['prompts']} prompts; V is known to"
+        f" {about['width']['mean']:.2g} on average, {about['width']['largest']:.2g} at most: {args.out}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _judge(args: argparse.Namespace) -> int:
+    from tokencredit.durable import write_json
+    from tokencredit.truth.judge import judge_file
+
+    found = [each for path in args.estimates for each in judge_file(args.truth, path, spent=args.spent, seed=args.seed)]
+    if args.columns:
+        there = sorted({each.column for each in found})
+        if missing := [name for name in args.columns if name not in there]:
+            raise ValueError(f"--columns {missing[0]}: the estimates have {', '.join(there)}")
+        found = [each for each in found if each.column in args.columns]
+    console.print(_table(found))
+    if args.out:
+        about = {"command": getattr(args, "command_line", "tokencredit world judge"), "seed": args.seed}
+        write_json(args.out, about | {"judgements": [each.as_json() for each in found]})
+    return 0
+
+
+def _table(found: list[Judgement]) -> Any:
+    from tokencredit.progress import plain_table
+    from tokencredit.truth.judge import MEASURES
+
+    table = plain_table(
+        "against the truth; 95 % intervals by prompt", "estimator", "column", "tokens", "spent", *MEASURES
+    )
+    for each in found:
+        spent = "–" if each.spent is None else f"{each.spent:,}"
+        figures = [each.figures[name].text() if name in each.figures else "–" for name in MEASURES]
+        table.add_row(each.estimator, each.column, f"{each.tokens:,}", spent, *figures)
+    return table
