@@ -179,7 +179,7 @@ def test_credit_against_the_outcome_is_found_with_its_lines():
     log[12] = replace(wrong, tokens={**wrong.tokens, "advantage": [-x for x in wrong.tokens["advantage"]]})
     step, figures = step_of_rollouts(7, log, None), book()
     found, left_out = credits([step], [METHODS["grpo"], METHODS["gtpo"]])
-    assert list(found[0]) == [LOGGED, "grpo"] or "gtpo" in found[0]
+    assert list(found[0]) == [LOGGED, "grpo", "gtpo"] and not left_out
     block = credit_block([step], found, figures, 200, 0)
     logged = block["methods"][LOGGED]
     assert figures.figures[logged["against the outcome"]].value == pytest.approx(1 / 40)
