@@ -404,12 +404,14 @@ def test_a_finding_is_said_where_it_is_resolved_among_all_that_could_be():
     names = ("entropy", "length", "reward", "pass rate")
     figures = dict(zip(names, (clear, weak, weak, Figure(1.0, -1.0, 3.0, "share", 9))))
     block = {"totals": {}, "trends": {name: name for name in names}, "quarters": [[1, 2], [8, 9]], "words": []}
+    block["groups"] = 9
     assert p_value(weak) == pytest.approx(2 * norm.sf(norm.ppf(0.975) / 0.9)) and p_value(Figure(2.0, 2.0, 2.0)) == 0
     [said] = verdict({"log": block}, figures)
     assert said["said"] == "Entropy rose from steps 1–2 to 8–9 by 1 [0.9, 1.1] nats per token."
     assert said["figures"] == ["entropy"] and said["part"] == "log"
     alone = {**block, "trends": {"length": "length"}}
     assert len(verdict({"log": alone}, figures)) == 1
+    assert verdict({"log": {**alone, "groups": 7}}, figures) == []
 
 
 # The whole command, without a model and with one, on a log of the embedded world.

@@ -77,6 +77,7 @@ def mismatch_block(
     fifth = np.minimum((place * FIFTHS).astype(int), FIFTHS - 1)
     block: dict[str, Any] = {
         "tokens": len(flat),
+        "prompts": boot.num_clusters,
         "quantiles": {f"{q:g}": float(x) for q, x in zip(QUANTILES, np.quantile(ratio, QUANTILES))},
         "kl": mean("KL", k3, "nats per token"),
         "shift": mean("mean log-ratio", flat, "nats per token"),

@@ -16,6 +16,8 @@ from tokencredit.stats import holm
 Figures = Mapping[str, Figure]
 SOME = 0.05
 """The share from which on something is worth a sentence, at its lower limit."""
+FEW = 8
+"""Prompts or groups below which an interval over them carries no sentence."""
 
 
 def finding(
@@ -31,12 +33,20 @@ def verdict(blocks: Mapping[str, Any], figures: Figures) -> list[dict[str, Any]]
     """The findings of every part that there is."""
     found = []
     for name, of in OF_PARTS.items():
-        some = list(of(blocks[name], figures)) if name in blocks else []
+        enough = name in blocks and units(blocks[name]) >= FEW
+        some = list(of(blocks[name], figures)) if enough else []
         tested = [each for each in some if each["tests"]]
         adjusted = holm([p_value(figures[each["tests"]]) for each in tested]) if tested else []
         dropped = [each for each, p in zip(tested, adjusted) if not p < SOME]
         found += [each for each in some if each not in dropped]
     return found
+
+
+def units(block: Mapping[str, Any]) -> int:
+    """How many prompts or groups the intervals of a part are over."""
+    if "evaluation" in block:
+        return int(block["evaluation"]["prompts"])
+    return int(block["groups"] if "groups" in block else block["prompts"])
 
 
 def p_value(figure: Figure) -> float:
