@@ -55,6 +55,8 @@ def _audit(block: Mapping[str, Any], figures: Mapping[str, Any]) -> Table:
     for name, reached in block["reached"].items():
         rest = (block[what].get(name) for what in ("explained", "signs"))
         table.add_row(name, figures[reached].text(".2f"), *(figures[x].text(".2f") if x else "–" for x in rest))
+    if not block["resolved"]:
+        table.add_row("not told from noise: raise --tokens or --rollouts", "–", "–", "–")
     return table
 
 
