@@ -68,6 +68,11 @@ def _real(text: str, meaning: str, fits: Callable[[float], bool]) -> float:
     return number
 
 
+def finite(text: str) -> float:
+    """A reward: any number."""
+    return _real(text, "a number", lambda x: True)
+
+
 def positive(text: str) -> float:
     """A rate, a speed, a size: above 0."""
     return _real(text, "a number above 0", lambda x: x > 0)
@@ -97,17 +102,19 @@ COUNTS = (
     *("prompts", "samples", "completions", "rollouts", "group", "batch", "sub_batch", "num", "operands"),
     *("seeds", "check_seeds", "steps", "updates", "rates", "workers", "max_new_tokens", "bootstraps"),
     *("confirm", "fresh", "eval_prompts", "sweep_prompts", "sweep_fresh", "condition_prompts", "final_prompts"),
-    *("final_samples", "marks", "held_out", "entropy", "reward", "effect_rollouts", "pairs"),
+    *("final_samples", "marks", "held_out", "entropy", "reward", "effect_rollouts", "pairs", "tokens"),
 )
 WHOLE: dict[str, Callable[[str], int]] = {
     **dict.fromkeys(COUNTS, count),
     **dict.fromkeys(("top_k", "trees", "directions"), count_or_none),
-    "checkpoint": step,
+    **dict.fromkeys(("checkpoint", "step"), step),
     "seed": seed,
 }
 REAL: dict[str, Callable[[str], float]] = {
     **dict.fromkeys(("temperature", "temperatures"), temperature),
     **dict.fromkeys(("tokens_per_second", "cost_rollout", "budget", "rates", "decades"), positive),
+    **dict.fromkeys(("minutes", "learning_rate"), positive),
+    "success_above": finite,
     **dict.fromkeys(("success", "select", "control", "skip_below", "margin", "threshold", "collapse"), fraction),
     "cost_prompt": not_negative,
     "top_p": positive_fraction,

@@ -22,7 +22,7 @@ from tokencredit.lifeline import end_with_parent
 from tokencredit.lm.arguments import add_policy, policy_config, training_arguments
 from tokencredit.pivotality import command as pivotality_command
 from tokencredit.scores import command as score_command
-from tokencredit.studies.command import add_dynamics, add_study
+from tokencredit.studies.command import add_dynamics, add_inspect, add_study
 
 TOLD = (ValueError, KeyError, OSError, ImportError, RuntimeError, TypeError)
 """Errors whose message is for whoever gave the command; of any other it is a part."""
@@ -104,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="")
     own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
     measuring = (score_command.add_parser, pivotality_command.add_parser, credit_model_command.add_parser)
-    for add in (*own, *measuring, add_study, add_dynamics):
+    for add in (*own, *measuring, add_study, add_dynamics, add_inspect):
         add(commands)
     give_kinds(parser)
     return parser

@@ -86,6 +86,23 @@ def paired_difference(treatment: Sequence[float], baseline: Sequence[float], lev
     return mean_of_units(np.asarray(treatment, float) - np.asarray(baseline, float), level)
 
 
+def difference_of_units(treatment: Sequence[float], baseline: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean of the treatment less mean of the baseline, over units that are not paired: Welch's interval.
+
+        se² = s₁²/n₁ + s₂²/n₂        ν = se⁴ / (s₁⁴/(n₁²(n₁−1)) + s₂⁴/(n₂²(n₂−1)))          Source: Welch (1947)
+
+    ValueError where one of them has fewer than two units.
+    """
+    both = [np.asarray(values, float) for values in (treatment, baseline)]
+    if min(map(len, both)) < 2:
+        raise ValueError(f"a difference needs two units of either side, there are {len(both[0])} and {len(both[1])}")
+    gap = float(both[0].mean() - both[1].mean())
+    parts = [float(x.var(ddof=1)) / len(x) for x in both]
+    scale = sum(part**2 / (len(x) - 1) for part, x in zip(parts, both))
+    half = float(stats.t.ppf((1 + level) / 2, sum(parts) ** 2 / scale)) * sum(parts) ** 0.5 if scale > 0 else 0.0
+    return Estimate(gap, gap - half, gap + half, min(map(len, both)), level)
+
+
 @dataclass(frozen=True)
 class OverSeedsAndPrompts:
     """The mean over seeds of a statistic of prompts, all seeds measured on the same prompts: other seeds and other

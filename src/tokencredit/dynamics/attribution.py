@@ -4,15 +4,17 @@ by linearity.
     ⟨∇F, Δθ⟩ = ⟨∇F, μ⟩ + ⟨∇F, δ⟩ + Σᵢₜ φᵢₜ          φᵢₜ = −s κᵢₜ ⟨a ⊙ ∇F, ∇log πᵢₜ⟩          F = H or J
 
     ∇J = (1/N) Σᵢₜ (Rᵢ − R̄₋ᵢ) ∇log πᵢₜ               R̄₋ᵢ the mean reward of the rollout's group without it
+    ∇T = (1/N) Σᵢₜ (Tᵢₜ − bₜ) ∇log πᵢₜ               Tᵢₜ the tokens still to come after token t, bₜ as many at its place
+                                                    in the rollouts of other prompts
 
-∇H is that of `entropy`. Both are estimated on rollouts that the step was not made of; the same rollouts would share
-their noise with it. The split is exact for the estimated gradient; how far the gradient itself is known is what the
-intervals over evaluation prompts say.
+∇H is that of `entropy`; the rate of truncation is a reward of 1 for a rollout that was cut. All are estimated on
+rollouts that the step was not made of; the same rollouts would share their noise with it. The split is exact for the
+estimated gradient; how far the gradient itself is known is what the intervals over evaluation prompts say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,10 +26,11 @@ from tokencredit.dynamics.batch import Batch, draw
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.entropy import Weights, entropy_terms
 from tokencredit.dynamics.passes import Passes
+from tokencredit.dynamics.to_go import after, baseline_of
 from tokencredit.dynamics.update import Update
 from tokencredit.dynamics.vectors import Vector
 from tokencredit.lm.distribution import seed_of
-from tokencredit.masked import pool
+from tokencredit.masked import pool, zero_off
 from tokencredit.stats import Estimate, mean_of_units
 
 GOALS = {"entropy": "nats per token", "reward": "expected reward"}
@@ -38,8 +41,12 @@ def reward_weights(batch: Batch) -> Weights:
     """(weight of log π, weight of H) [B, T] with ∇J = passes.reverse(*weights). ValueError where a group has a single
     rollout.
     """
-    rollouts = batch.rollouts
-    reward = rollouts.reward.double()
+    return outcome_weights(batch, batch.rollouts.reward)
+
+
+def outcome_weights(batch: Batch, outcome: Tensor) -> Weights:
+    """The same for any number per rollout [B], such as whether it was cut."""
+    rollouts, reward = batch.rollouts, outcome.double()
     size = pool(torch.ones_like(reward), rollouts.group_index)
     if (size < 2).any():
         raise ValueError(
@@ -97,18 +104,32 @@ class EntropyGoal:
 
 
 @dataclass(frozen=True, eq=False)
-class RewardGoal:
-    """J, on rollouts of P prompts. Prompts whose rollouts all earn the same have weight 0: `passes` holds the others'
-    rows alone.
-    """
+class WeightedGoal:
+    """A mean over rollouts of P prompts, Σᵢₜ wᵢₜ ∇log πᵢₜ its gradient."""
 
     weights: Weights
     group: Tensor
     num_prompts: int
     passes: Passes
 
+    @cached_property
+    def gradient(self) -> Vector:
+        return self.passes.reverse(*self.weights)
+
+    def change(self, direction: Mapping[str, Tensor]) -> np.ndarray:
+        """[P]: ⟨∇F, u⟩ prompt by prompt, P Σ_{i∈q,t} wᵢₜ ∇log πᵢₜ·u: the mean is the estimate."""
+        return self.num_prompts * by_group(
+            _along(self.weights, self.passes.forward(direction)).sum(1), self.group, self.num_prompts
+        )
+
+
+class RewardGoal(WeightedGoal):
+    """J. Prompts whose rollouts all earn the same have weight 0: `passes` holds the others' rows alone, unless it is
+    given.
+    """
+
     @classmethod
-    def of(cls, checkpoint: Checkpoint, batch: Batch) -> RewardGoal:
+    def of(cls, checkpoint: Checkpoint, batch: Batch, passes: Passes | None = None) -> RewardGoal:
         """ValueError where no prompt's rewards differ."""
         keep = batch.rollouts.informative
         if not keep.any():
@@ -116,26 +137,36 @@ class RewardGoal:
                 "the gradient of the reward needs rollouts of a prompt that earn differently; none of the "
                 f"{batch.num_prompts} prompts has them: draw more prompts, or more rollouts of each"
             )
-        weights, some = reward_weights(batch), batch.take(keep)
-        return cls(
-            Weights(*(w[keep] for w in weights)),
-            batch.rollouts.group_index[keep],
-            batch.num_prompts,
-            some.passes(checkpoint),
-        )
-
-    @cached_property
-    def gradient(self) -> Vector:
-        return self.passes.reverse(*self.weights)
-
-    def change(self, direction: Mapping[str, Tensor]) -> np.ndarray:
-        """[P]: ⟨∇J, u⟩ prompt by prompt, P Σ_{i∈q,t} wᵢₜ ∇log πᵢₜ·u: the mean is the estimate."""
-        return self.num_prompts * by_group(
-            _along(self.weights, self.passes.forward(direction)).sum(1), self.group, self.num_prompts
-        )
+        weights, group, num = reward_weights(batch), batch.rollouts.group_index, batch.num_prompts
+        if passes is not None:
+            return cls(weights, group, num, passes)
+        return cls(Weights(*(w[keep] for w in weights)), group[keep], num, batch.take(keep).passes(checkpoint))
 
 
-Goals = Mapping[str, EntropyGoal | RewardGoal]
+class TruncationGoal(WeightedGoal):
+    """The share of rollouts that the length limit cuts."""
+
+    @classmethod
+    def of(cls, batch: Batch, passes: Passes) -> TruncationGoal:
+        """ValueError where no prompt has both a rollout that was cut and one that was not."""
+        weights = outcome_weights(batch, torch.tensor(batch.truncated, dtype=torch.float64))
+        if not weights.logprob.any():
+            raise ValueError("no prompt has both a completion that was cut and one that was not")
+        return cls(weights, batch.rollouts.group_index, batch.num_prompts, passes)
+
+
+class LengthGoal(WeightedGoal):
+    """T, tokens of a rollout. What is still to come after a token is all that it can change."""
+
+    @classmethod
+    def of(cls, batch: Batch, passes: Passes) -> LengthGoal:
+        mask = batch.rollouts.mask
+        weight = zero_off(after(mask.double(), mask) - baseline_of(batch.rollouts, "position").length, mask)
+        weights = Weights(weight / len(batch), torch.zeros_like(weight))
+        return cls(weights, batch.rollouts.group_index, batch.num_prompts, passes)
+
+
+Goals = Mapping[str, EntropyGoal | WeightedGoal]
 
 
 def draw_goals(
@@ -151,6 +182,35 @@ def draw_goals(
         for name, size in (("entropy", entropy), ("reward", reward))
     ]
     return {"entropy": EntropyGoal(some[0], some[0].passes(checkpoint)), "reward": RewardGoal.of(checkpoint, some[1])}
+
+
+def goals_on(checkpoint: Checkpoint, batch: Batch) -> tuple[Goals, dict[str, str]]:
+    """({"entropy", "reward", "length", "truncation"} on one batch, whose passes they share; {goal: why not})."""
+    passes = batch.passes(checkpoint, Remembering)
+    found: dict[str, EntropyGoal | WeightedGoal] = {"entropy": EntropyGoal(batch, passes)}
+    left_out = {}
+    kinds: dict[str, Callable[[], WeightedGoal]] = {
+        "reward": lambda: RewardGoal.of(checkpoint, batch, passes),
+        "length": lambda: LengthGoal.of(batch, passes),
+        "truncation": lambda: TruncationGoal.of(batch, passes),
+    }
+    for name, make in kinds.items():
+        try:
+            found[name] = make()
+        except ValueError as error:
+            left_out[name] = str(error)
+    return found, left_out
+
+
+class Remembering(Passes):
+    """Passes that keep the last direction's derivatives: several goals on one batch ask for the same."""
+
+    last: tuple[Mapping[str, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def forward(self, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.last is None or self.last[0] is not direction:
+            self.last = direction, super().forward(direction)
+        return self.last[1]
 
 
 def _sum(terms: Mapping[str, Weights]) -> Weights:

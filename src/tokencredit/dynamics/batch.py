@@ -37,10 +37,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.completions)
 
-    def passes(self, checkpoint: Checkpoint) -> Passes:
+    def passes(self, checkpoint: Checkpoint, kind: type[Passes] = Passes) -> Passes:
         """Values and derivatives of the checkpoint's policy on these completions; [B, T] as the rollouts."""
         width = self.rollouts.mask.shape[1]
-        return Passes(checkpoint.model, self.prompts, self.completions, temperature=checkpoint.temperature, width=width)
+        return kind(checkpoint.model, self.prompts, self.completions, temperature=checkpoint.temperature, width=width)
 
     def take(self, keep: Tensor) -> Batch:
         """The rollouts that `keep` ([B] bool or [K] int) selects, in order; the width stays."""

@@ -124,11 +124,13 @@ def loss_coefficients(method: Method, batch: Batch) -> tuple[Tensor, Tensor]:
     return coefficients_of(method, batch.rollouts)
 
 
-def coefficients_of(method: Method, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+def coefficients_of(method: Method, rollouts: Rollouts, credit: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`loss_coefficients` of rollouts without their token ids; they need the scores that the method reads, and
     `logprob`.
+
+    credit   [B, T] in place of the method's own, such as one that was logged
     """
-    credit = method.credit(rollouts)
+    credit = method.credit(rollouts) if credit is None else credit.to(rollouts.reward.dtype)
     logprob = rollouts.score("logprob").double().clone().requires_grad_(True)
     old = logprob.detach()
     with torch.enable_grad():

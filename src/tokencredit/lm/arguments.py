@@ -9,14 +9,17 @@ from tokencredit.settings import read_settings
 from tokencredit.tasks.task import Row, Task
 
 
-def add_policy(parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--model",)) -> None:
+def add_policy(
+    parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--model",), default: str = "reckon, shipped"
+) -> None:
     """Adds --model, --task, --option, --temperature, --max-new-tokens, --chat, --dtype and --device.
 
-    model   names of the first of them: a command on runs also calls it --run
+    model     names of the first of them: a command on runs also calls it --run
+    default   what is said of it where it is not given
     """
     group = parser.add_argument_group("policy", "which model on which task; a run's own settings are its defaults")
     group.add_argument(
-        *model, dest="model", metavar="MODEL", help="a path, hub name or run directory (default: reckon, shipped)"
+        *model, dest="model", metavar="MODEL", help=f"a path, hub name or run directory (default: {default})"
     )
     group.add_argument("--task", help="reckon, stories, gsm8k, a .jsonl or .parquet file, or verify.py:function")
     group.add_argument(

@@ -156,12 +156,30 @@ class PolicyConfig:
         run = run_of(self.model)
         own = dict(read_mapping(run / "run.json", "config")["config"]) if run else {}
         same = own if self.task in (None, own.get("task")) else {}
-        task = self.task or own.get("task") or self._embedded()
+        task = self.task or own.get("task") or self.named_task()
+        if task is None:
+            raise ValueError(
+                f"no task is named, and {self.model} is not a run that would tell it: name one with --task, for example"
+                " --task gsm8k, --task train.jsonl, or --task verify.py:verify --option path=train.jsonl"
+            )
         found = replace(self, task=task, options={**same.get("task_options", {}), **self.options})
         limit = self.max_new_tokens or same.get("max_new_tokens") or found._usual_limit()
         temperature = self.temperature or own.get("temperature") or 1.0
         chat = own.get("chat") if self.chat is None else self.chat
         return replace(found, temperature=temperature, max_new_tokens=limit, chat=chat)
+
+    def named_task(self) -> str | None:
+        """The task that is named, or that the model tells: its run's, or the shipped world's where it speaks its
+        language; None where nothing does.
+        """
+        if self.task is not None:
+            return self.task
+        if run := run_of(self.model):
+            return str(read_mapping(run / "run.json", "config")["config"]["task"])
+        speaks = (
+            self.model == EMBEDDED or set(VOCABULARY) <= load_tokenizer(resolve_model(self.model)).get_vocab().keys()
+        )
+        return EMBEDDED if speaks else None
 
     def load_task(self) -> Task:
         """The task alone."""
@@ -184,14 +202,6 @@ class PolicyConfig:
 
     def _usual_limit(self) -> int:
         return usual_limit(self.load_task(), load_config(resolve_model(self.model)))
-
-    def _embedded(self) -> str:
-        if self.model == EMBEDDED or set(VOCABULARY) <= load_tokenizer(resolve_model(self.model)).get_vocab().keys():
-            return EMBEDDED
-        raise ValueError(
-            f"no task is named, and {self.model} is not a run that would tell it: name one with --task, for example"
-            " --task gsm8k, --task train.jsonl, or --task verify.py:verify --option path=train.jsonl"
-        )
 
 
 def usual_limit(task: Task, shape: Any) -> int:

@@ -1,9 +1,10 @@
-"""`tokencredit study ...` and `tokencredit dynamics ...`: every question is one action."""
+"""`tokencredit study ...` and `tokencredit dynamics ...`: every question is one action; `tokencredit inspect ...`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from tokencredit.studies.inspect.question import STUDY as INSPECT
 from tokencredit.studies.table import STUDIES
 from tokencredit.theory import command as theory
 
@@ -17,6 +18,11 @@ def add_study(commands: Any) -> None:
 def add_dynamics(commands: Any) -> None:
     """Adds `dynamics` and its actions."""
     _add(commands, "dynamics", "What an update does to entropy and reward, and which tokens did it.")
+
+
+def add_inspect(commands: Any) -> None:
+    """Adds `inspect`."""
+    INSPECT.add_action(commands)
 
 
 def _add(commands: Any, name: str, summary: str) -> Any:

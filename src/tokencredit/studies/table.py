@@ -8,6 +8,7 @@ from tokencredit.studies.attribution.question import STUDY as ATTRIBUTION
 from tokencredit.studies.compare.question import STUDY as COMPARE
 from tokencredit.studies.correlation.question import STUDY as CORRELATION
 from tokencredit.studies.entropy.question import STUDY as ENTROPY
+from tokencredit.studies.inspect.question import STUDY as INSPECT
 from tokencredit.studies.kernel.question import STUDY as KERNEL
 from tokencredit.studies.noise_scale.question import STUDY as NOISE_SCALE
 from tokencredit.studies.preference.question import STUDY as PREFERENCE
@@ -17,7 +18,7 @@ from tokencredit.studies.variance.question import STUDY as VARIANCE
 
 STUDIES: dict[str, Study] = {
     study.name: study
-    for study in (CORRELATION, COMPARE, VARIANCE, PREFERENCE, ENTROPY, ATTRIBUTION, NOISE_SCALE, KERNEL)
+    for study in (CORRELATION, COMPARE, VARIANCE, PREFERENCE, ENTROPY, ATTRIBUTION, NOISE_SCALE, KERNEL, INSPECT)
 }
 
 

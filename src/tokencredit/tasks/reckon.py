@@ -222,6 +222,13 @@ class Reckon:
         """
         return list(islice(self.prompts(split, seed), DEFAULT_LIMIT if limit is None else limit))
 
+    def row_of(self, prompt: str) -> dict | None:
+        """The row of a prompt, with or without its `<bos>`; None where it is not an expression to reckon."""
+        *expression, last = prompt.removeprefix(BOS).split() or [""]
+        digits, operators = expression[::2], expression[1::2]
+        fits = len(expression) % 2 == 1 and set(digits) <= set(DIGITS) and set(operators) <= set(OPERATORS)
+        return make_row(tuple(expression)) if fits and last == "=" else None
+
     def demonstrate(self, row: dict, rng: random.Random, demonstrator: Demonstrator = EXPERT) -> str:
         """A written solution, ending in `<eos>`; the expert's is always right."""
         expression, words, waited = tuple(row["expression"].split()), [], False

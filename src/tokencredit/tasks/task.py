@@ -91,3 +91,12 @@ class Walkable(Protocol):
 
     @property
     def tree_eps(self) -> float: ...
+
+
+@runtime_checkable
+class Recognising(Protocol):
+    """A task that knows its own prompts again."""
+
+    def row_of(self, prompt: str) -> Row | None:
+        """The row of a prompt; None where it is not one of the task's."""
+        ...
