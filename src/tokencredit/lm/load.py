@@ -1,23 +1,33 @@
-"""Loads a policy: the shipped model, a path, a hub name, or the last checkpoint of a run."""
+"""Loads a policy: the shipped model, a path, a hub name, or the last checkpoint of a run; each may be an adapter (LoRA)
+on a base model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from tokencredit import hub
 from tokencredit.checkpoints import check, newest
 from tokencredit.durable import DamagedFile, read_mapping
 from tokencredit.lm.models import CausalModel, Tokenizer
+
+EMBEDDED = "reckon"
+"""The task and the model that the package ships."""
+ADAPTER = "adapter_config.json"
+"""What a folder with an adapter holds in place of a model's config.json."""
 
 
 def resolve_model(name: str | Path) -> str:
     """A path or hub name that transformers can load. A run directory means its last whole checkpoint; a damaged one is
     named in a warning, and DamagedFile where it was asked for itself.
     """
-    if str(name) == "reckon":
+    if str(name) == EMBEDDED:
         from tokencredit.tasks.reckon import model_path
 
         return str(model_path())
@@ -28,9 +38,9 @@ def resolve_model(name: str | Path) -> str:
             start = read_mapping(path / "run.json", "model")["model"]
             raise ValueError(f"the run {name} has no finished checkpoint yet; it starts from {start}")
         return str(checkpoint)
-    if path.is_dir() and not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+    if path.is_dir() and not any((path / file).exists() for file in ("config.json", ADAPTER)):
         raise ValueError(f"{name} is a directory without a model (config.json) and without a run (run.json)")
-    if not path.exists() and (path.is_absolute() or str(name).startswith(".") or len(path.parts) > 2):
+    if not path.exists() and _is_path(name):
         raise ValueError(
             f"no such model: {name} (a model is a directory, a run directory, a hub name like Qwen/Qwen2.5-0.5B, or"
             " reckon)"
@@ -39,24 +49,79 @@ def resolve_model(name: str | Path) -> str:
     return str(name)
 
 
+def _is_path(name: str | Path) -> bool:
+    """Whether it cannot be a hub name."""
+    return Path(name).is_absolute() or str(name).startswith(".") or len(Path(name).parts) > 2
+
+
+def run_of(model: str | Path) -> Path | None:
+    """The directory of the training run that a model is of: the directory itself, or that of its checkpoint."""
+    path = Path(model)
+    for folder in (path, path.parent.parent):
+        if (folder / "run.json").is_file() and (folder == path or path.parent.name == "checkpoints"):
+            return folder
+    return None
+
+
+def base_of(path: str | Path) -> str | None:
+    """The base model of a folder with an adapter, as transformers can load it; None for any other model.
+
+    ValueError names a base that is not where it was when the adapter was trained; the shipped model is found wherever
+    the package is now.
+    """
+    if not (Path(path) / ADAPTER).is_file():
+        return None
+    base = str(read_mapping(Path(path) / ADAPTER, "base_model_name_or_path")["base_model_name_or_path"])
+    if Path(base).exists() or not _is_path(base):
+        return base
+    run = run_of(path)
+    if run and read_mapping(run / "run.json", "model")["model"] == EMBEDDED:
+        return resolve_model(EMBEDDED)
+    raise ValueError(
+        f"{path} is an adapter of the model {base}, which is not there any more: move it back, or put a link to it"
+        f" there (ln -s NEW_PLACE {base})"
+    )
+
+
+def _ready(path: str) -> None:
+    """Before anything is loaded by its hub name: without the hub, ValueError at once where the cache does not hold
+    it.
+    """
+    if Path(path).exists() or hub.reachable():
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not any(isinstance(try_to_load_from_cache(path, file), str) for file in ("config.json", ADAPTER)):
+        raise ValueError(hub.without(f"the model {path}", "name a directory that holds the model"))
+
+
+def called(name: str) -> str:
+    """A model for a line of text: as the user called it, with the base where it is an adapter."""
+    base = base_of(path := resolve_model(name))
+    if base is None:
+        return name
+    shipped = Path(base) == Path(resolve_model(EMBEDDED))
+    return f"{name} (adapter {Path(path).name} on {EMBEDDED if shipped else base})"
+
+
 def load_config(path: str) -> Any:
-    """The model's configuration alone, without its weights."""
+    """The model's configuration alone, without its weights; of an adapter, its base model's."""
+    path = base_of(path) or path
+    _ready(path)
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"the model {path} cannot be loaded: {_first_line(error)}") from error
 
 
-def load_model(
-    path: str | Path, *, dtype: str | torch.dtype | None = None, device: str | None = None, trainable: bool = False
-) -> CausalModel:
-    """The model in evaluation mode; of an adapter, with its base model.
+def load_model(path: str | Path, *, dtype: str | torch.dtype | None = None, device: str | None = None) -> CausalModel:
+    """The model in evaluation mode; an adapter on its base model, of which only the adapter's parameters require
+    gradients.
 
     dtype      by default float32 on a CPU and the checkpoint's own elsewhere
     device     by default a GPU where there is one
-    trainable  whether an adapter's own parameters require gradients, as in its training
 
-    ValueError where the device is not there, or the dtype is none of torch's.
+    ValueError where the device or an adapter's base is not there, or the dtype is none of torch's.
     """
     place = find_device(device)
     kind = dtype or ("float32" if place.type == "cpu" else "auto")
@@ -64,13 +129,22 @@ def load_model(
         kind = getattr(torch, kind, None)
         if not isinstance(kind, torch.dtype):
             raise ValueError(f"no dtype is called {dtype!r}; there are auto, float32, bfloat16, float16 and float64")
-    if trainable and (Path(path) / "adapter_config.json").exists():
-        from peft import AutoPeftModelForCausalLM
+    return read_model(str(path), dtype=kind).to(place).eval()
 
-        model = read_weights(str(path), AutoPeftModelForCausalLM, is_trainable=True, dtype=kind)
-    else:
-        model = read_weights(str(path), AutoModelForCausalLM, dtype=kind)
-    return model.to(place).eval()
+
+def read_model(path: str, **options: Any) -> CausalModel:
+    """`AutoModelForCausalLM.from_pretrained(path, ...)`, or that of an adapter's base with the adapter on it."""
+    base = base_of(path)
+    _ready(base or path)
+    model = _read_weights(base or path, AutoModelForCausalLM.from_pretrained, **options)
+    if base is None:
+        return model
+    try:
+        from peft import PeftModel
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{path} is an adapter, which needs peft: pip install 'tokencredit[trl]'") from error
+    adapted = partial(PeftModel.from_pretrained, model, is_trainable=True)
+    return _read_weights(path, adapted)
 
 
 def find_device(name: str | None = None) -> torch.device:
@@ -85,10 +159,10 @@ def find_device(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
-def read_weights(path: str, kind: Any, **options: Any) -> Any:
-    """`kind.from_pretrained(path, ...)`; DamagedFile names the folder where the file of the weights is damaged."""
+def _read_weights(path: str, read: Callable[..., Any], **options: Any) -> Any:
+    """`read(path, ...)`; DamagedFile names the folder where the file of the weights is damaged."""
     try:
-        return kind.from_pretrained(path, **options)
+        return read(path, **options)
     except Exception as error:
         if type(error).__name__ not in ("SafetensorError", "UnpicklingError", "EOFError", "BadZipFile"):
             raise
@@ -98,7 +172,12 @@ def read_weights(path: str, kind: Any, **options: Any) -> Any:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """ValueError where there is none, or where completions could not end."""
+    """A model's tokenizer; of an adapter without one, its base model's. ValueError where there is none, or where
+    completions could not end.
+    """
+    if (base := base_of(path)) and not (Path(path) / "tokenizer_config.json").exists():
+        path = base
+    _ready(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokencredit import hub
 from tokencredit.tasks import answers, data
 from tokencredit.tasks.answers import Limits
 from tokencredit.tasks.jsonl import check_golds, gold_of
@@ -110,14 +111,20 @@ def _file_of(directory: Path, split: data.Split) -> Path:
 
 
 def _from_hub(split: data.Split) -> Iterator[tuple[str, dict[str, Any]]]:
+    there = hub.reachable()
     import datasets
 
     try:
         rows = datasets.load_dataset(*HUB, split=split)
     except Exception as error:
+        instead = (
+            "give the files, path=DIRECTORY (on the command line --option path=DIRECTORY) with train*.jsonl and"
+            " test*.jsonl, or *.parquet as the hub has them"
+        )
+        if not there:
+            raise RuntimeError(hub.without(f"the data set {HUB[0]}", instead)) from error
         raise RuntimeError(
-            f"{HUB[0]} could not be loaded from the hub ({type(error).__name__}: {error}); with the files at hand, give"
-            " path="
+            f"{HUB[0]} could not be loaded from the hub ({type(error).__name__}: {error}); {instead}"
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{HUB[0]} {split}, row {number}", row
