@@ -12,8 +12,8 @@ import torch
 from tokencredit.checkpoints import seal
 from tokencredit.cli import main
 from tokencredit.lm.arguments import policy_config, rows_of
-from tokencredit.lm.load import find_device, load_tokenizer
-from tokencredit.lm.policy import Policy, PolicyConfig, run_of, usual_limit
+from tokencredit.lm.load import find_device, load_tokenizer, run_of
+from tokencredit.lm.policy import Policy, PolicyConfig, usual_limit
 from tokencredit.lm.prompts import encode_completion, encode_prompt, prompt_text
 from tokencredit.scores import SCORES, available
 from tokencredit.scores.measure import measure

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 AT_LEAST_0 = ("seed", "eval_every", "record_every", "record_rows", "save_every", "noise_scale_every")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 RATES = {"reckon": 5e-4}
-OTHER_RATE = 1e-6
+OTHER_RATE, ADAPTER_RATE = 1e-6, 1e-5
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class TrainConfig:
     updates, minibatches      passes over a rollout batch, and optimizer steps per pass
     accumulate                forward and backward passes per optimizer step: more need less memory, and change nothing
                               else
-    learning_rate             None: 5e-4 for the embedded task, 1e-6 for any other (a pretrained model)
+    learning_rate             None: 5e-4 for the embedded task, 1e-6 for any other (a pretrained model), and 1e-5 there
+                              for adapters
     temperature               of the sampling, in training and evaluation
     max_new_tokens            None: the task's own limit, at most half of the context
     chat                      true: text prompts are asked as a user's message; false: they stay text
@@ -58,6 +59,8 @@ class TrainConfig:
     max_rounds                generation rounds of dynamic sampling, for methods that ask for it
     noise_scale_every         optimizer steps between measurements of the gradient noise scale; 0: none
     threads                   CPU threads; None leaves torch's choice
+    peft                      fields of peft's LoraConfig, e.g. {"r": 8, "target_modules": "all-linear"}: adapters are
+                              trained in place of all parameters
     trl                       further fields of TRL's GRPOConfig, e.g. {"bf16": true, "use_vllm": true}
     """
 
@@ -91,13 +94,15 @@ class TrainConfig:
     save_every: int = 10
     noise_scale_every: int = 0
     threads: int | None = None
+    peft: dict[str, Any] = field(default_factory=dict)
     trl: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         for f in fields(self):
             object.__setattr__(self, f.name, _typed(f.name, f.type, getattr(self, f.name)))
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", RATES.get(self.task, OTHER_RATE))
+            usual = ADAPTER_RATE if self.peft else OTHER_RATE
+            object.__setattr__(self, "learning_rate", RATES.get(self.task, usual))
         for f in fields(self):
             value, least = getattr(self, f.name), 0 if f.name in AT_LEAST_0 else 1
             if f.type.startswith("int") and value is not None and value < least:
@@ -130,7 +135,8 @@ class TrainConfig:
         return METHODS[self.method].replace(**options) if options else METHODS[self.method]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its fields; without `peft` where there is none, so that a run that was recorded before it is the same run."""
+        return {name: value for name, value in asdict(self).items() if name != "peft" or value}
 
 
 def check_size(config: TrainConfig) -> None:

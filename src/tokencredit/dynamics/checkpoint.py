@@ -12,10 +12,11 @@ import torch
 from tokencredit import checkpoints
 from tokencredit.durable import read_mapping
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, read_optimizer
-from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
+from tokencredit.lm.load import load_model, load_tokenizer, resolve_model, run_of
 from tokencredit.lm.models import CausalModel, Tokenizer
-from tokencredit.lm.policy import Policy, PolicyConfig, run_of
+from tokencredit.lm.policy import Policy, PolicyConfig
 from tokencredit.method import Method
+from tokencredit.methods import METHODS
 from tokencredit.tasks.task import Task
 from tokencredit.train_config import TrainConfig
 
@@ -39,6 +40,12 @@ class Checkpoint:
 
     @cached_property
     def method(self) -> Method:
+        """The run's; ValueError where it is one that no table holds."""
+        if self.config.method not in METHODS and run_of(self.path):
+            raise ValueError(
+                f"the run was trained with a method of its own, {self.config.method}: name one of METHODS with --method"
+                " (from Python, method=...)"
+            )
         return self.config.build_method().within(self.max_new_tokens)
 
     @property
@@ -116,7 +123,7 @@ def open_checkpoint(
         | ({"chat": settled.chat} if settled.chat is not None else {})
     )
     task, tokenizer = settled.load_task(), load_tokenizer(str(path))
-    model = load_model(path, dtype=dtype or asked.dtype or torch.float32, device=asked.device, trainable=True)
+    model = load_model(path, dtype=dtype or asked.dtype or torch.float32, device=asked.device)
     policy = Policy(
         model, tokenizer, task, config.temperature, settled.max_new_tokens or 0, settled.chat, str(asked.model)
     )

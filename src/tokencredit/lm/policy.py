@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from tokencredit.durable import read_mapping
 from tokencredit.lm.completions import Completion, sample
 from tokencredit.lm.distribution import Settings
-from tokencredit.lm.load import load_config, load_model, load_tokenizer, resolve_model
+from tokencredit.lm.load import EMBEDDED, load_config, load_model, load_tokenizer, resolve_model, run_of
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.lm.prefix_sampler import PrefixSampler
 from tokencredit.lm.prompts import Prompt, encode_prompt, encode_prompts
@@ -21,9 +20,6 @@ from tokencredit.tasks import load
 from tokencredit.tasks.reckon import VOCABULARY
 from tokencredit.tasks.task import Roles, Row, Task
 from tokencredit.tasks.verdict import Verdict
-
-EMBEDDED = "reckon"
-"""The task and the model that the package ships."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,12 +207,3 @@ def usual_limit(task: Task, shape: Any) -> int:
     """
     context = getattr(shape, "max_position_embeddings", None)
     return min(task.max_new_tokens, context // 2) if context else task.max_new_tokens
-
-
-def run_of(model: str | Path) -> Path | None:
-    """The directory of the training run that a model is of: the directory itself, or that of its checkpoint."""
-    path = Path(model)
-    for folder in (path, path.parent.parent):
-        if (folder / "run.json").is_file() and (folder == path or path.parent.name == "checkpoints"):
-            return folder
-    return None

@@ -84,7 +84,7 @@ def _score_table() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tokencredit.lm.policy import run_of
+    from tokencredit.lm.load import run_of
     from tokencredit.progress import bar
     from tokencredit.scores.measure import measure
     from tokencredit.scores.table import check_available
