@@ -21,7 +21,8 @@ from transformers.utils import logging
 from tokencredit.checkpoints import COMPLETE
 from tokencredit.cli import main
 from tokencredit.engines.adaptor import make_reward, prompts_of, training_rows
-from tokencredit.engines.train import make_args, train
+from tokencredit.engines.configs import make_args
+from tokencredit.engines.train import train
 from tokencredit.exclusive import exclusive
 from tokencredit.lm.load import load_tokenizer
 from tokencredit.runs import Run, RunError
@@ -478,16 +479,18 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, monkey
     for config, message in cases:
         with monkeypatch.context() as patched:
             if "honour" not in message:
-                patched.setattr("tokencredit.engines.train.AutoModelForCausalLM.from_pretrained", never)
+                patched.setattr("tokencredit.engines.train.read_model", never)
             with pytest.raises((ValueError, KeyError, TypeError), match=message):
                 train(config, tmp_path / "run")
         assert not (tmp_path / "run").exists(), message
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
+def test_what_several_processes_cannot_share_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="launch a script with CreditTrainer"):
-        train(tiny(), tmp_path / "run")
+    with pytest.raises(ValueError, match="1 prompts x 3 rollouts do not split into 1 passes of 2 processes"):
+        train(tiny(prompts=1, group=3), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"budget\.seconds is one process's"):
+        train(tiny(budget={"seconds": 5}), tmp_path / "run")
 
 
 def test_options_of_trl_are_passed_on(tmp_path):

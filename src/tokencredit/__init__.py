@@ -6,8 +6,8 @@
     loss, stats = method.loss(logprob=logprob, old_logprob=old_logprob, credit=credit, rollouts=rollouts)
 
 Names are imported when they are first used. The algebra (rollouts, transforms, surrogates, aggregates, methods) needs
-torch alone; `check_laws` and `check_method` need hypothesis, `importance` transformers, `CreditTrainer` TRL. Tasks,
-pivotality, dynamics, studies and reports have modules of their own.
+torch alone; `check_laws` and `check_method` need hypothesis, `importance` transformers, `CreditTrainer` and
+`RunRecorder` TRL. Tasks, pivotality, dynamics, studies and reports have modules of their own.
 """
 
 from importlib import import_module
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         Transform,
         Weight,
     )
+    from tokencredit.engines.recorder import RunRecorder
     from tokencredit.engines.trl import CreditTrainer
     from tokencredit.engines.trl_preference import PreferenceTrainer
     from tokencredit.lm.proxies import Importance, importance
@@ -123,6 +124,7 @@ __all__ = [
     "Redistribute",
     "Returns",
     "Rollouts",
+    "RunRecorder",
     "Score",
     "SelectedMean",
     "SequenceClip",
@@ -151,6 +153,7 @@ __all__ = [
 # Where a name lives, if not among the transforms, surrogates and aggregates.
 _HOMES = {
     "CreditTrainer": "engines.trl",
+    "RunRecorder": "engines.recorder",
     "Importance": "lm.proxies",
     "METHODS": "methods",
     "Method": "method",

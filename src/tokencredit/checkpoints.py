@@ -9,6 +9,7 @@ that listed nothing: the checkpoint is used, and a warning says that nobody can 
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import re
@@ -23,8 +24,8 @@ from tokencredit.durable import DamagedFile, read_json, sync, write_json
 
 COMPLETE = "complete"
 FORMAT = 1
-RESUMED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
-"""What training goes on from besides the weights."""
+RESUMED = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+"""What training goes on from besides the weights; every process of several has a random state of its own."""
 
 
 class CheckpointWarning(UserWarning):
@@ -64,13 +65,11 @@ def is_vouched(folder: Path) -> bool:
 def damage(folder: Path, needs: Sequence[str] = (), *, hashes: bool = True) -> str | None:
     """How a marked checkpoint differs from what was written; None where it does not.
 
-    needs    files that must be there besides those that the mark lists
+    needs    files that must be there, by name or pattern, besides those that the mark lists
     hashes   False compares sizes alone, which is enough for a list of what there is
     """
     if not is_vouched(folder):
-        found: dict[str, Any] = {name: None for name in needs} | {
-            path.name: None for path in folder.iterdir() if path.is_file()
-        }
+        found: dict[str, Any] = {path.name: None for path in folder.iterdir() if path.is_file()}
         del found[COMPLETE]
     else:
         try:
@@ -78,7 +77,7 @@ def damage(folder: Path, needs: Sequence[str] = (), *, hashes: bool = True) -> s
             found = {name: (about["size"], about["sha256"]) for name, about in found.items()}
         except (DamagedFile, TypeError, KeyError, AttributeError):
             return f"its mark ({COMPLETE}) cannot be read"
-        found |= {name: None for name in needs if name not in found}
+    found |= {pattern: None for pattern in needs if not fnmatch.filter(found, pattern)}
     return next((told for name, listed in found.items() if (told := _differs(folder / name, listed, hashes))), None)
 
 

@@ -289,6 +289,7 @@ def _train(args) -> int:
         **training_arguments(args),
     )
     config.build_method()
+    first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher, who speaks
     from tokencredit.engines.train import train
     from tokencredit.progress import TrainProgress
     from tokencredit.studies.pages import write_page
@@ -296,8 +297,10 @@ def _train(args) -> int:
     def page(out: Path) -> Path:
         return write_page([out], out / "report.html", title=str(out))
 
-    with TrainProgress(console, config, quiet=args.quiet) as progress:
+    with TrainProgress(console, config, quiet=args.quiet or not first) as progress:
         train(config, args.out, command=args.command_line, listen=progress.listen, page=page)
+    if not first:
+        return 0
     console.print(
         f"Run: {args.out}. Look at it with: {shlex.join(['tokencredit', 'report', str(args.out)])}", soft_wrap=True
     )
@@ -307,6 +310,7 @@ def _train(args) -> int:
 def _evaluate(args) -> int:
     from tokencredit.limits import check_rows
     from tokencredit.lm.evaluate import evaluate
+    from tokencredit.lm.load import called
     from tokencredit.progress import bar
     from tokencredit.runs import write_json
 
@@ -325,7 +329,7 @@ def _evaluate(args) -> int:
             progress=advance,
         )
     about = f"{len(rows)} prompts, temperature {policy.temperature:g}"
-    console.print(f"{settled.model} on {settled.task} ({args.split}), {about}", soft_wrap=True)
+    console.print(f"{called(settled.model)} on {settled.task} ({args.split}), {about}", soft_wrap=True)
     console.print(_figures(figures))
     if args.out:
         made = {"command": args.command_line, "seed": args.seed, "policy": settled.as_dict()}

@@ -10,7 +10,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from tokencredit.engines.recorder import Recorder
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.lm.prompts import as_asked, completion_text
 from tokencredit.lm.sampling import end_tokens
@@ -74,19 +73,3 @@ def _row_of(prompt: Any, columns: dict[str, Sequence], i: int) -> dict:
     hidden = ("trainer_state", "log_metric", "environments")
     row = {k: column[i] for k, column in columns.items() if k not in hidden}
     return {"prompt": prompt} | {k: v for k, v in row.items() if v is not None}
-
-
-def judged(recorder: Recorder, task: Task, rows: Sequence[Row]) -> Callable[[dict], None]:
-    """The recorder, given the task's rows and the verifier's reasons with every batch."""
-
-    def record(batch: dict) -> None:
-        own = [rows[row["row"]] for row in batch["rows"]]
-        reasons = []
-        for row, text, cut, success in list(zip(own, batch["texts"], batch["truncated"], batch["success"]))[
-            : recorder.config.record_rows
-        ]:
-            verdict = task.verify(completion_text(text), row, cut)
-            reasons.append(verdict.reason if verdict.correct == success else "correct" if success else "wrong")
-        recorder.record(batch | {"rows": own, "reasons": reasons})
-
-    return record

@@ -5,28 +5,41 @@ checkpoints.
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from tokencredit.budget import UNITS, Budget
 from tokencredit.checkpoints import keep_newest, seal
+from tokencredit.engines.configs import read_trainer
 from tokencredit.engines.trainer import Trainer
+from tokencredit.exclusive import exclusive
 from tokencredit.lm.evaluate import evaluate
 from tokencredit.lm.models import CausalModel
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.prompts import completion_text, prompt_text
-from tokencredit.runs import Run
-from tokencredit.tasks.task import Row
+from tokencredit.methods import METHODS
+from tokencredit.runs import Run, RunError
+from tokencredit.tasks import load, named
+from tokencredit.tasks.data import held_out
+from tokencredit.tasks.given import Given
+from tokencredit.tasks.task import Row, Task
 from tokencredit.train_config import TrainConfig
 
+__all__ = ["RunRecorder"]
+
+UNSAID = Path("trainer_output")
+"""Where transformers writes when nobody says where."""
 Listener = Callable[[str, dict], None]
-KEPT = 2
-"""Checkpoints of a run: the last one, and the one to fall back on."""
 METRICS = (
     "loss",
     "grad_norm",
@@ -82,42 +95,157 @@ def refuse_divergence(step: int, loss: float, model: CausalModel, learning_rate:
         )
 
 
-class Recorder(TrainerCallback):
-    """Writes what a run does into its directory, once `open` has said which; a callback of the trainer and its
-    `record`.
+class RunRecorder(TrainerCallback):
+    """Makes a run directory of what a `CreditTrainer` does, as `tokencredit train` does, with any model, method and
+    reward: `report`, `evaluate` and `dynamics` read it.
 
-    Every record says what was spent until then: `seconds` of training alone (generation, scoring and updates, without
-    evaluations and without writing), `rollouts` and `tokens` sampled, those that dynamic sampling left out included.
+        recorder = RunRecorder("runs/mine", task="gsm8k", options={"path": "data/gsm8k"})
+        CreditTrainer(..., method=mine, args=GRPOConfig(...), callbacks=[recorder]).train()
+
+    out            the directory. Checkpoints go to out/checkpoints, which becomes the trainer's output_dir, and every
+                   step is logged
+    task, options  a Task, or what `tasks.load` takes: what is evaluated on, whose roles and reasons stand beside the
+                   tokens, and what commands ask the run; without it they need a --task
+    name           of the run, the directory's by default
+    chat           of evaluation: text prompts are asked as a user's message
+    eval_every ... record_rows   as in TrainConfig; evaluation is off by default
+    listen         hears "start" or "resume", "step", "evaluation" and "finished", with figures
+
+    Several processes record one run, by the first. Every record says what was spent until then: `seconds` of training
+    alone (generation, scoring and updates, without evaluations and without writing), `rollouts` and `tokens` sampled,
+    those that dynamic sampling left out included.
+
+    ValueError where the trainer writes elsewhere, or evaluation is asked for without a task; RunError where `out` holds
+    another run, or a finished one. An unfinished one goes on with trainer.train(resume_from_checkpoint=True).
     """
 
     def __init__(
         self,
-        config: TrainConfig,
-        policy: Policy,
-        held_out: list[Row],
-        listen: Listener,
+        out: str | Path,
+        task: str | Task | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        chat: bool | None = None,
+        eval_every: int = 0,
+        eval_prompts: int = 256,
+        eval_samples: int = 8,
+        record_every: int = 10,
+        record_rows: int = 64,
+        listen: Listener | None = None,
     ):
-        self.config, self.policy, self.held_out, self.listen = config, policy, held_out, listen
-        self.every = config.updates * config.minibatches
-        self.budget = Budget.of(config.budget)
-        self.spent, self.mark, self._since = dict.fromkeys(UNITS, 0), 0, time.perf_counter()
+        self.out, self.name = Path(out), name or Path(out).resolve().name
+        self.command = shlex.join(sys.argv)
+        self.task = load(task, **(options or {})) if isinstance(task, str) else task
+        told = (task, dict(options or {})) if isinstance(task, str) else named(task) if task else ("", {})
+        self._told = {"task": told[0], "task_options": told[1], "chat": chat}
+        self._told |= {"eval_every": eval_every, "eval_prompts": eval_prompts, "eval_samples": eval_samples}
+        self._told |= {"record_every": record_every, "record_rows": record_rows}
+        self.listen = listen or (lambda event, figures: None)
+        self.config: TrainConfig | None = None
+        self.rows: Sequence[Row] | None = None
+        self.held_out: Sequence[Row] | None = None
+        self.trainer: Trainer | None = None
         self.run: Run | None = None
+        self.spent, self.mark, self._since = dict.fromkeys(UNITS, 0), 0, time.perf_counter()
         self.seen: set[tuple] = set()
-        self.began = False
+        self.began = self.opened = False
+        self._hold = ExitStack()
 
-    def open(self, run: Run) -> None:
-        """Record into this run, after what it already holds."""
-        self.run = run
-        self.spent |= {
-            unit: number for record in run.metrics()[-1:] for unit, number in record.items() if unit in UNITS
+    def attach(self, trainer: Trainer) -> None:
+        """What `CreditTrainer` calls when it is made: the trainer records into this run from now on."""
+        args, folder, given = trainer.args, self.out / "checkpoints", Path(trainer.args.output_dir)
+        if given.resolve() not in [path.resolve() for path in (UNSAID, self.out, folder)]:
+            raise ValueError(
+                f"the run is recorded in {self.out}, its checkpoints in {folder}: leave output_dir out, or set it to"
+                f" that; it is {args.output_dir}"
+            )
+        self.kept, args.save_total_limit = args.save_total_limit, None  # `keep_newest` removes whole checkpoints alone
+        args.output_dir, args.logging_steps, args.logging_strategy = str(folder), 1, "steps"
+        if given == UNSAID and given.is_dir() and not any(given.iterdir()):
+            given.rmdir()  # transformers makes it whether it is used or not
+        self.trainer, self.config = trainer, self.config or read_trainer(trainer, **self._told)
+        self.every = self.config.updates * self.config.minibatches
+        self.budget = Budget.of(self.config.budget)
+        self.policy = Policy(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer._tokenizer,
+            self.task or Given(),
+            trainer.temperature,
+            trainer.max_completion_length,
+            self.config.chat,
+            self.config.model,
+        )
+        if self.config.eval_every:
+            self._check_evaluation()
+        if self.config.record_every and trainer.record is None:
+            trainer.record, trainer.record_every = self.record, self.config.record_every * self.every
+
+    def _check_evaluation(self) -> None:
+        if self.task is None:
+            raise ValueError("eval_every evaluates on a task's held-out prompts: name a task, or eval_every=0")
+        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            raise ValueError(
+                "a model in parts on several processes is not evaluated while it is trained: eval_every=0, and"
+                f" `tokencredit evaluate --model {self.out}` afterwards"
+            )
+        if self.held_out is None:
+            self.held_out = held_out(self.task, self.config.eval_prompts, self.config.eval_part)
+            self.policy.encode_rows(self.held_out)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the run this one and no other."""
+        c = self.config
+        own = c.method in METHODS
+        return {
+            "name": self.name,
+            "method": repr(c.build_method() if own else self.trainer._start),
+            "method_name": c.method,
+            "task": c.task,
+            "model": c.model,
+            "config": c.as_dict(),
+            "seed": c.seed,
+            "command": self.command,
         }
+
+    def open(self, step: int) -> None:
+        """Record into the run of `out`, which holds what was done until `step` and nothing later."""
+        spent, seen = None, None
+        if self.trainer.accelerator.is_main_process:
+            self.run = self.run or Run.create(self.out, **self.identity)
+            self.run.truncate_after(step)
+            spent = {k: v for record in self.run.metrics()[-1:] for k, v in record.items() if k in UNITS}
+            seen = {(e["step"], e.get("split")) for e in self.run.evaluations()}
+        spent, self.seen = broadcast_object_list([spent, seen])
+        self.spent, self.opened = self.spent | spent, True
         self.mark = self.budget.mark(self.spent) if self.budget else 0
-        self.seen = {(e["step"], e.get("split")) for e in run.evaluations()}
+        self.listen("resume" if step else "start", {"step": step})
 
     def on_train_begin(self, args, state, control, model: CausalModel | None = None, **_):
+        if self.trainer is None:
+            raise RuntimeError("give the recorder to the trainer when it is made: CreditTrainer(callbacks=[recorder])")
         self.began = True
+        if not self.opened:
+            self._begin(state.global_step)
         if state.global_step == 0:
             self._evaluate(0, model)
+
+    def _begin(self, step: int) -> None:
+        """Holds the directory and opens the run, for a trainer that was started by its user."""
+        self.config = read_trainer(self.trainer, **self._told)  # now it knows how many steps it makes
+        if self.trainer.accelerator.is_main_process:
+            self._hold.enter_context(exclusive(self.out))
+            there = Run.open(self.out) if (self.out / "run.json").exists() else None
+            if there and there.status == "finished":
+                raise RunError(f"{self.out} holds a finished run: choose another directory")
+        self.open(step)
+
+    def on_train_end(self, args, state, control, **_):
+        if self.run:
+            self.run.finish("finished")
+        self._hold.close()
+        self.listen("finished", {"step": state.global_step})
 
     def on_step_begin(self, args, state, control, **_):
         self._since = time.perf_counter()
@@ -131,7 +259,8 @@ class Recorder(TrainerCallback):
         if (state.global_step - 1) % self.every == 0:  # the other steps use the same rollouts again
             self.spent |= {unit: self.spent[unit] + int(logs[f"sampled_{unit}"]) for unit in ("rollouts", "tokens")}
         record = {"step": state.global_step, **self.spent} | {k: logs[k] for k in METRICS if k in logs}
-        self.run.log_metrics(record)
+        if self.run:
+            self.run.log_metrics(record)
         refuse_divergence(state.global_step, logs["loss"], model, self.config.learning_rate)
         self.listen("step", record)
         if self._due(state, control):
@@ -152,8 +281,10 @@ class Recorder(TrainerCallback):
         return last or self.mark > before
 
     def on_save(self, args, state, control, **_):
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-        keep_newest(args.output_dir, self.config.trl.get("save_total_limit", KEPT))
+        self.trainer.accelerator.wait_for_everyone()  # every process writes into it
+        if self.run:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            keep_newest(args.output_dir, self.kept)
 
     def record(self, batch: dict) -> None:
         """Per-token records of the first groups of a rollout batch (the step is the one whose rollouts they are)."""
@@ -164,6 +295,7 @@ class Recorder(TrainerCallback):
         self._since += time.perf_counter() - began
 
     def _row(self, batch: dict, i: int) -> dict:
+        known = batch["rows"][i] if self.rows is None else self.rows[batch["rows"][i]["row"]]
         mask = batch["mask"][i]
         ids = batch["completion_ids"][i][mask].tolist()
         row = {
@@ -172,17 +304,26 @@ class Recorder(TrainerCallback):
             "completion": completion_text(batch["texts"][i]),
             "reward": batch["reward"][i],
             "success": batch["success"][i],
-            "reason": batch["reasons"][i],
+            "reason": self._reason(batch, i, known),
             "token_ids": ids,
             "tokens": self.policy.tokens(ids),
             "credit": batch["credit"][i][mask].tolist(),
         }
         row |= {name: score[i][mask].tolist() for name, score in batch["scores"].items()}
-        roles = self.policy.roles(batch["rows"][i], ids)
+        roles = self.policy.roles(known, ids)
         return row if roles is None else row | {"role": roles}
 
+    def _reason(self, batch: dict, i: int, row: Row) -> str:
+        """The verifier's, where it agrees with the rewards that trained; else what these say."""
+        success = batch["success"][i]
+        if self.task is not None:
+            verdict = self.task.verify(completion_text(batch["texts"][i]), row, batch["truncated"][i])
+            if verdict.correct == success:
+                return verdict.reason
+        return "correct" if success else "wrong"
+
     def _evaluate(self, step: int, model: CausalModel) -> None:
-        if not self.config.eval_every or (step, "test") in self.seen:
+        if not self.run or not self.config.eval_every or (step, "test") in self.seen:
             return
         c = self.config
         figures = evaluate(
@@ -204,8 +345,8 @@ class RoundsLeft(TrainerCallback):
     the same.
     """
 
-    def __init__(self, trainer: Trainer, recorder: Recorder):
-        self.trainer, self.recorder, self.most = trainer, recorder, trainer.max_rounds
+    def __init__(self, recorder: RunRecorder):
+        self.recorder, self.trainer, self.most = recorder, recorder.trainer, recorder.trainer.max_rounds
 
     def on_step_begin(self, args, state, control, **_):
         budget, config = self.recorder.budget, self.recorder.config

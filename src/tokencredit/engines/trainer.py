@@ -15,5 +15,7 @@ class Trainer(Protocol):
     state: Any
     accelerator: Any
     temperature: float
+    record: Any
+    record_every: int
 
     def __getattr__(self, name: str) -> Any: ...

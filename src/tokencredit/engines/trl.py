@@ -147,8 +147,6 @@ class CreditTrainer(Steered, GRPOTrainer):
         self._leaves_filler = method.mixed_groups_only and max_rounds > 1
         self._silence = Silence(self.accelerator.is_main_process)
         self.record, self.record_every, self._recorded = record, record_every, None
-        # Every process takes part in gathering what is recorded, also where only the main process was given `record`.
-        self._records = any(gather_object([record is not None]))
         self._stash: Stash | None = None
         self._scoring: Scoring | None = None
         self._with_text = False
@@ -157,6 +155,11 @@ class CreditTrainer(Steered, GRPOTrainer):
         self._pending: list[dict[str, Tensor]] = []
         self._clock = Clock()
         self.add_callback(self._clock)
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "attach"):
+                callback.attach(self)
+        # Every process takes part in gathering what is recorded, also where only the main process was given `record`.
+        self._records = any(gather_object([self.record is not None]))
 
     # --- rollout time -------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ A task has a `name`, `rows(split, limit, seed)` (dicts with "prompt" and "answer
 
 import difflib
 import inspect
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -47,6 +48,15 @@ def load(name: str, **options: Any) -> Task:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     known = f"{', '.join(TASKS)}; or a file ending in .jsonl or .parquet; or 'module:function' with path=..."
     raise ValueError(f"unknown task {name!r}.{hint} Tasks: {known}")
+
+
+def named(task: Task) -> tuple[str, dict[str, Any]]:
+    """(name, options) of which `load` makes the task again; ("", {}) where nothing that a file can hold does."""
+    if not is_dataclass(task) or task.name not in TASKS:
+        return "", {}
+    options = {f.name: value for f in fields(task) if (value := getattr(task, f.name)) != f.default}
+    kept = all(value is None or isinstance(value, str | int | float | bool) for value in options.values())
+    return (task.name, options) if kept and load(task.name, **options) == task else ("", {})
 
 
 def _build(name: str, options: dict[str, Any]) -> Task:
