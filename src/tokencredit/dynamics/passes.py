@@ -65,7 +65,7 @@ class Passes:
         with torch.no_grad(), evaluating(self.model):
             for part, keep in self.batch.chunks(self.tokens):
                 for store, x in zip(found, self._statistics(part)):
-                    store[keep] = x.double().cpu()
+                    store[keep.cpu()] = x.double().cpu()
         return tuple(map(self.grid, found))
 
     def reverse(self, logprob_weight: Tensor | None = None, entropy_weight: Tensor | None = None) -> Vector:
@@ -104,7 +104,7 @@ class Passes:
                 zero = torch.zeros((), dtype=next(iter(self.parameters.values())).dtype, device=part.ids.device)
                 _, tangents = torch.func.jvp(lambda eps: self.along(part, u, eps), (zero,), (torch.ones_like(zero),))  # noqa: B023
                 for store, x in zip(found, tangents):
-                    store[keep] = x.double().cpu()
+                    store[keep.cpu()] = x.double().cpu()
         return tuple(map(self.grid, found))
 
     def along(self, part: Sequences, u: Mapping[int, Tensor], eps: Tensor) -> tuple[Tensor, Tensor]:
