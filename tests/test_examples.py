@@ -59,6 +59,45 @@ def test_train_gsm8k_trl(example, tmp_path):
     assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").exists()
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+def test_record_run(example, tmp_path):
+    from tokencredit.cli import main
+    from tokencredit.runs import Run
+
+    example("record_run", "--out", "run", "--steps", 2)
+    run = Run.open(tmp_path / "run")
+    assert run.status == "finished" and run.info["method_name"] == "mine" and run.info["config"]["peft"]["r"] == 8
+    assert [m["step"] for m in run.metrics()] == [1, 2] and [e["step"] for e in run.evaluations()] == [0, 2]
+    assert {"role", "credit", "reason"} <= run.tokens(0)[0].keys()
+    assert main(["evaluate", "--model", "run", "--prompts", "2", "--samples", "1"]) == 0
+    assert main(["report", "run", "--out", "page.html"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:rewards differ")
+def test_gsm8k_lora(tmp_path, monkeypatch):
+    """The recipe's files, with the shipped model and a few problems; and two processes share its batch."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    from tokencredit.cli import main
+    from tokencredit.runs import Run
+    from tokencredit.train_config import read_config
+
+    recipe = EXAMPLES / "gsm8k_lora"
+    config, launch = read_config(recipe / "run.yaml"), load_config_from_file(str(recipe / "two_gpus.yaml"))
+    assert config.prompts * config.group % (config.accumulate * launch.num_processes) == 0
+    for part in ("train", "test"):
+        rows = [{"question": f"{i} + 2 =", "answer": f"{i} + 2 = {i + 2}\n#### {i + 2}"} for i in range(4)]
+        write(tmp_path / f"{part}.jsonl", *rows)
+    small = ("steps=2", "prompts=2", "group=4", "accumulate=2", "eval_every=2", "eval_prompts=2", "eval_samples=1")
+    settings = [part for each in (*small, "trl.bf16=false", "save_every=0") for part in ("--set", each)]
+    own = ["--model", "reckon", "--option", f"path={tmp_path}", "--max-new-tokens", "8", "--device", "cpu"]
+    out = tmp_path / "run"
+    assert main(["train", "--config", str(recipe / "run.yaml"), *own, *settings, "--out", str(out), "--quiet"]) == 0
+    run = Run.open(out)
+    assert run.status == "finished" and len(run.metrics()) == 2 and run.info["config"]["peft"] == config.peft
+    assert (out / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors").exists()
+
+
 def test_score_file(example, tmp_path):
     rows = [
         {"prompt": "<bos> 7 + 5 =", "completion": "so @1 2"},
