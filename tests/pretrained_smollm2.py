@@ -156,10 +156,10 @@ def test_adapters_are_trained_and_opened_again(words, tmp_path, capsys):
     run = tmp_path / "lora"
     sizes = ("steps=2", "prompts=2", "group=2", "updates=1", "eval_every=0", "save_every=0", "peft.r=4")
     settings = [part for size in sizes for part in ("--set", size)]
-    assert main(["train", *words, "--method", "ptw_gradient_norm", *settings, "--out", str(run), "--quiet"]) == 0
+    assert main(["train", *words, "--method", "gtpo", *settings, "--out", str(run), "--quiet"]) == 0
     assert main(["evaluate", "--model", str(run), "--prompts", "2", "--samples", "1"]) == 0
     assert f"(adapter checkpoint-2 on {Path(MODEL).resolve()})" in " ".join(capsys.readouterr().out.split())
-    scores = ("--prompts", "1", "--scores", "entropy", "gradient_norm", "--parameters", "trainable")
+    scores = ("--prompts", "1", "--scores", "entropy", "head_norm")
     assert main(["score", "--model", str(run), *scores, "--out", str(tmp_path / "s.parquet")]) == 0
     row = pyarrow.parquet.read_table(tmp_path / "s.parquet").to_pylist()[0]
-    assert len(row["tokens"]) == len(row["gradient_norm"]) and max(row["gradient_norm"]) > 0
+    assert len(row["tokens"]) == len(row["head_norm"]) and max(row["head_norm"]) > 0
