@@ -191,10 +191,10 @@ def _injection(eps: Any, factors: dict[str, Tensor]):
     r, c = factors["r"], factors["c"]
 
     def linear(module, args, out):
-        return out + ((args[0] @ c)[..., None] * r * eps).to(out.dtype)
+        return torch.addcmul(out, ((args[0] @ c)[..., None] * eps).to(out.dtype), r.to(out.dtype))
 
     def transposed(module, args, out):
-        return out + ((args[0] @ r)[..., None] * c * eps).to(out.dtype)
+        return torch.addcmul(out, ((args[0] @ r)[..., None] * eps).to(out.dtype), c.to(out.dtype))
 
     def embedding(module, args, out):
         row = r[args[0]]

@@ -66,7 +66,7 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
     p.add_argument("--prompts", type=int, default=32, help="how many prompts to sample from (default: %(default)s)")
     p.add_argument("--samples", type=int, default=1, help="completions per prompt (default: %(default)s)")
-    p.add_argument("--batch", type=int, default=32, help="completions scored together (default: %(default)s)")
+    p.add_argument("--batch", type=int, default=32, help="completions scored together, at most (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of prompts, samples and directions (default: %(default)s)")
     add_policy(p)
 
@@ -137,9 +137,13 @@ def from_file(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
 
 def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     """Rows sampled now, with the verifier's verdict; "row" is the task's."""
+    from tokencredit.progress import bar
+
     check_rows(args.prompts * args.samples, "--prompts x --samples")
     rows = rows_of(args, policy.task)
     prompts = policy.encode_rows(rows)
+    with bar(console, "sampling", len(rows) * args.samples) as advance:
+        drawn = policy.complete(prompts, args.samples, seed=args.seed, progress=advance)
     return [
         {
             "prompt_ids": prompts[i],
@@ -149,7 +153,7 @@ def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
             "correct": policy.verdict(completion.ids, rows[i], completion.truncated).correct,
             "row": rows[i],
         }
-        for i, group in enumerate(policy.complete(prompts, args.samples, seed=args.seed))
+        for i, group in enumerate(drawn)
         for completion in group
     ]
 
