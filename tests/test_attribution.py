@@ -173,7 +173,7 @@ def test_the_goals_estimate_the_true_changes(tiny):
     }
     goals = goals_of(checkpoint, rollouts_of(tiny, 2000, 4, 11), rollouts_of(tiny, 2000, 4, 12))
     for name, goal in goals.items():
-        values, expected = goal.change(u), dot(dict(zip(parameters, truth[name])), u)
+        values, expected = goal.changes([u])[0], dot(dict(zip(parameters, truth[name])), u)
         error = values.std(ddof=1) / len(values) ** 0.5
         assert abs(values.mean() - expected) < 4 * error and error < abs(expected)
         assert dot(goal.gradient, u) == pytest.approx(values.mean(), rel=1e-6)
@@ -230,7 +230,7 @@ def test_prompts_spread_as_the_entropy_estimate_does(case):
         )
         return sum(float((t.logprob * d[0] + t.entropy * d[1]).sum()) for t in terms.values())
 
-    values = goal.change(u)
+    values = goal.changes([u])[0]
     for prompt in range(4):
         slope = (estimate(prompt, 1 + 1e-4) - estimate(prompt, 1 - 1e-4)) / 2e-4
         assert values[prompt] - values.mean() == pytest.approx(goal.num_prompts * slope, rel=1e-5, abs=1e-12)
@@ -303,11 +303,13 @@ def test_without_tokens_linear_and_exact(case, tiny):
     sgd = checkpoint_of(tiny[0], OptimizerState.fresh(list(dict(tiny[0].named_parameters())), Rule("sgd", lr=0.1)))
     attribution = attribute(update_vector(sgd, case.batch, METHODS["grpo"]), case.goals)
     tokens = case.batch.rollouts.mask & (torch.arange(3) == 1)
-    found = without(sgd, attribution, tokens, case.goals)
+    (found,) = without(sgd, attribution, [tokens], case.goals)
     for name in GOALS:
         assert found[f"exact/{name}"].mean() == pytest.approx(float(found[f"linear/{name}"]), rel=1e-5)
         assert float(found[f"linear/{name}"]) == pytest.approx(-float(attribution.shares[name][tokens].sum()))
-    clipped = without(case.checkpoint, case.attribution, tokens, case.goals)
+    twice = without(case.checkpoint, case.attribution, [tokens, ~tokens & False, tokens], case.goals)
+    clipped = twice[2]
+    assert all(np.array_equal(twice[0][name], clipped[name]) for name in clipped)
     other = step_along(case.checkpoint, case.batch, case.update.coefficient.masked_fill(tokens, 0), case.update.credit)
     for name, goal in case.goals.items():
         expected = dot(goal.gradient, other.vector) - dot(goal.gradient, case.update.vector)

@@ -10,9 +10,7 @@ from tokencredit.settings import read_settings
 from tokencredit.tasks.task import Row, Task
 
 
-def add_policy(
-    parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--model",), memory: bool = True
-) -> None:
+def add_policy(parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--model",), memory: bool = True) -> None:
     """Adds --model, --task, --option, --temperature, --max-new-tokens, --chat, --dtype, --device and --memory.
 
     model    names of the first of them: a command on runs also calls it --run

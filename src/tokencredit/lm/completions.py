@@ -42,7 +42,9 @@ def sample(
     """
     if temperature < 0:
         raise ValueError(f"temperature is 0 (greedy) or positive, got {temperature}")
-    sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch, memory=memory)
+    sampler = PrefixSampler(
+        model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch, memory=memory
+    )
     requests = [Request(i, 0, max_new_tokens, seed_of(seed, i, k)) for i in range(len(prompts)) for k in range(num)]
     found: list[Completion | None] = [None] * len(requests)
     for index, rollout in sampler.continue_([Trace(tuple(prompt)) for prompt in prompts], requests, progress):

@@ -36,7 +36,8 @@ def evaluate(
     "pass@k" for every k <= num_samples (unbiased), "greedy", "truncated", "length", "entropy" (mean over tokens of a
     prompt's samples), and where the task knows roles "entropy_by_role" {role: mean}; "reasons" counts the verdicts of
     all samples; "by_prompt" holds, prompt by prompt, how many samples were correct, their length and their entropy.
-    At most `batch` completions are sampled at a time. VerifierError names the row on which a verifier of your own raises.
+    At most `batch` completions are sampled at a time. VerifierError names the row on which a verifier of your own
+    raises.
     """
     prompts = policy.encode_rows(rows)
     if num_samples < 1 or policy.temperature <= 0:

@@ -157,9 +157,7 @@ def importance(
         if "last_block_norm" in kinds:
             found["last_block_norm"] = _exactly(last_block_norms2(readout, coverage, batch, backward).sqrt())
         if "attention" in kinds:
-            found["attention"] = _exactly(
-                attention_received(readout, batch, min(most, room.tokens_attending(width)))
-            )
+            found["attention"] = _exactly(attention_received(readout, batch, min(most, room.tokens_attending(width))))
         asked = [kind for kind in SKETCHED if kind in kinds]
         if "perturbation_variance" in asked and perturbation != "first_order":
             asked.remove("perturbation_variance")
@@ -290,8 +288,8 @@ def exact_is_cheap(size: int, coverage: Coverage, longest: int, width: int, dire
 
         exact  n (P + C) · width          sketch  (K + 6) P · width
 
-    K directions are a forward pass each; the rest of a sketch takes about as much as six. Rows of many scored tokens are
-    always sketched.
+    K directions are a forward pass each; the rest of a sketch takes about as much as six. Rows of many scored tokens
+    are always sketched.
     """
     small = coverage.num_parameters <= SMALL_LORA and all(LORA in name for name in coverage.named)
     if longest >= (SHORT_LORA if small else SHORT):
@@ -301,7 +299,12 @@ def exact_is_cheap(size: int, coverage: Coverage, longest: int, width: int, dire
 
 
 def _sketch(
-    readout: Readout, coverage: Coverage, batch: Sequences, method: str, tokens: Mapping[str, int], options: dict[str, Any]
+    readout: Readout,
+    coverage: Coverage,
+    batch: Sequences,
+    method: str,
+    tokens: Mapping[str, int],
+    options: dict[str, Any],
 ) -> Sketch:
     full = next(readout.model.parameters()).dtype in (torch.float32, torch.float64)
     either = ["finite_difference", "jvp"] if full else ["jvp", "finite_difference"]

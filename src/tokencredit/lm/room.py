@@ -13,8 +13,8 @@ A token takes, in numbers of the model's precision, with D, I the widths of its 
     rows of a decoding step   ¾ M / (1.2 k (L + 32) + 8 V)        V the vocabulary; ¼ M holds the prefixes
     tokens of a pass          M / f,   M / g,   M / t          M / (f + layers · heads · L) with every attention weight
 
-f and g are within a fifth of what SmolLM2-135M was seen to take (83 KB and 1.6 MB). Vectors as large as the model, such as
-a gradient, come on top. Wherever a single row takes more than there is, it goes alone.
+f and g are within a fifth of what SmolLM2-135M was seen to take (83 KB and 1.6 MB). Vectors as large as the model,
+such as a gradient, come on top. Wherever a single row takes more than there is, it goes alone.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ SPARE = 32
 
 @dataclass(frozen=True)
 class Room:
-    """M as `space`, in bytes, and what a token of this model takes of it, in bytes too: `cached` k, `forward` f, `graph`
-    g, `logits` 8 V, and `column` of one layer's attention weights.
+    """M as `space`, in bytes, and what a token of this model takes of it, in bytes too: `cached` k, `forward` f,
+    `graph` g, `logits` 8 V, and `column` of one layer's attention weights.
     """
 
     space: int
@@ -73,7 +73,9 @@ class Room:
         return max(int(0.75 * self.space / (1.2 * self.cached * (length + SPARE) + self.logits)), 1)
 
     def prefixes(self) -> int:
-        """Tokens whose keys and values are kept beside those rows. While some are read, the last ones are still there."""
+        """Tokens whose keys and values are kept beside those rows. While some are read, the last ones are still
+        there.
+        """
         return max(self.space // 4 // max(2 * self.cached + self.forward, 1), 1)
 
     def tokens(self) -> int:

@@ -32,9 +32,9 @@ def score(
     """{name: [...]}: one float32 tensor [T] per completion, at `temperature`, over the full vocabulary.
 
     logprob, entropy (nats); sum_p2 (Σ p²); varentropy (Var of log p, nats²); margin (the largest probability less the
-    second). Completions of similar length are scored together, at most `batch` of them and no more than `memory` bytes of
-    the process allow (`lm.room`); no [tokens, vocabulary] matrix is made where the model's head can be told from its
-    body. ValueError where a sequence exceeds the model's context or its logits are
+    second). Completions of similar length are scored together, at most `batch` of them and no more than `memory`
+    bytes of the process allow (`lm.room`); no [tokens, vocabulary] matrix is made where the model's head can be told
+    from its body. ValueError where a sequence exceeds the model's context or its logits are
     not finite.
     """
     if len(prompts) != len(completions):

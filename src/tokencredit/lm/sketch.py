@@ -37,7 +37,7 @@ Half: 0.05.
 """
 AGREES = 0.05
 """Largest relative difference between a finite difference and the exact derivative along the same direction."""
-GOOD = 0.005
+GOOD = 0.02
 """The same, from which on no other step is tried. A float64 model may compute norms or rotations in float32 and need
 that one's step.
 """

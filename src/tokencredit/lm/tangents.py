@@ -3,9 +3,9 @@ one pass.
 
     dz = z'(u) · dh Wᵀ          s = dz_t − E_p dz          q = Var_p(dz)          dH = −Cov_p(dz, log p)
 
-s is the directional derivative of log p_t, which is also dh · ∂log p_t/∂h and E s² = ‖∇log p_t‖² over isotropic directions; q is uᵀF u with the Fisher
-matrix F of the token's distribution, exact over the vocabulary, so E q = tr F. The head's own gradient needs no
-direction: it is (e_t − p) hᵀ.
+s is the directional derivative of log p_t, which is also dh · ∂log p_t/∂h and E s² = ‖∇log p_t‖² over isotropic
+directions; q is uᵀF u with the Fisher matrix F of the token's distribution, exact over the vocabulary, so E q = tr
+F. The head's own gradient needs no direction: it is (e_t − p) hᵀ.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def head_norms(
     coverage: Coverage | None = None,
     known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(squared gradient norm over the head, its tr F), each [N]: those in the logits, `known` or made here, times ‖h‖² for
-    the weight, plus 1 for the bias, of what is covered (None: all there is).
+    """(squared gradient norm over the head, its tr F), each [N]: those in the logits, `known` or made here, times
+    ‖h‖² for the weight, plus 1 for the bias, of what is covered (None: all there is).
     """
     h = wide(hidden)
     parts = [x is not None and (coverage is None or coverage.name_of(x) is not None) for x in (head.weight, head.bias)]

@@ -4,10 +4,10 @@
     parts/<digest>.parquet    trace, position, alternative, reward, reason, length, seed, truncated, ids: one row per
                               rollout
 
-A list of requests is cut into parts, by its length and by theirs (`part_size`); the name of a part is a hash of the identity
-and of its requests (prompt and prefix token ids, alternative, length budget, seed). A part that is there is read, any
-other is sampled, so a command that was killed goes on where it was and, since a part is always sampled whole, ends with
-the same bits. A store of another model, sampler or verifier is refused.
+A list of requests is cut into parts, by its length and by theirs (`part_size`); the name of a part is a hash of the
+identity and of its requests (prompt and prefix token ids, alternative, length budget, seed). A part that is there is
+read, any other is sampled, so a command that was killed goes on where it was and, since a part is always sampled
+whole, ends with the same bits. A store of another model, sampler or verifier is refused.
 """
 
 from __future__ import annotations
