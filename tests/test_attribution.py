@@ -14,8 +14,16 @@ from torch import nn
 
 from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.cli import main
+from tokencredit.dynamics import attribution, passes, vectors
 from tokencredit.dynamics.ablation import highest, token_sets, without
-from tokencredit.dynamics.attribution import GOALS, PARTS, EntropyGoal, RewardGoal, attribute, reward_weights
+from tokencredit.dynamics.attribution import (
+    GOALS,
+    PARTS,
+    EntropyGoal,
+    RewardGoal,
+    attribute,
+    reward_weights,
+)
 from tokencredit.dynamics.batch import Batch, draw
 from tokencredit.dynamics.checkpoint import Checkpoint, open_checkpoint
 from tokencredit.dynamics.counterfactual import Coefficients, acting_parts, consequences, named_method
@@ -177,6 +185,32 @@ def test_the_goals_estimate_the_true_changes(tiny):
         error = values.std(ddof=1) / len(values) ** 0.5
         assert abs(values.mean() - expected) < 4 * error and error < abs(expected)
         assert dot(goal.gradient, u) == pytest.approx(values.mean(), rel=1e-6)
+
+
+def test_changes_of_a_large_model_are_the_same_from_reverse_passes(case, monkeypatch):
+    """One pass for a prompt and all directions, in place of one for a direction and all prompts."""
+    directions = [case.update.momentum, case.update.decay, case.update.fresh]
+    expected = attribution.changes(directions, case.goals)
+    for module in (vectors, passes):
+        monkeypatch.setattr(module, "FINE", 0)
+    monkeypatch.setattr(passes.Passes, "at_once", 2)
+    monkeypatch.setattr(passes.Passes, "forward", None)
+    for mine, other in zip(attribution.changes(directions, case.goals), expected):
+        for name in GOALS:
+            np.testing.assert_allclose(
+                mine[name], other[name], rtol=1e-6, atol=1e-12 + 1e-8 * np.abs(other[name]).max()
+            )
+
+
+def test_a_large_vector_that_is_only_multiplied_is_held_in_half(monkeypatch):
+    monkeypatch.setattr(vectors, "FINE", 1000)
+    generator = torch.Generator().manual_seed(0)
+    u, g = ({name: torch.randn(n, generator=generator) for name, n in (("a", 90_000), ("b", 10_000))} for _ in range(2))
+    held = vectors.condensed(u)
+    assert {x.dtype for x in held.values()} == {torch.bfloat16}
+    assert abs(dot(g, held) - dot(g, u)) < 4 * 2**-9 * (dot(u, u) * dot(g, g) / 100_000) ** 0.5
+    monkeypatch.setattr(vectors, "FINE", 10**6)
+    assert vectors.condensed(u) is u
 
 
 def test_the_reward_gradient_is_unbiased_by_enumeration():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,12 @@ EXAMPLES = """examples:
   tokencredit score --data completions.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --chat --task gsm8k --out s.parquet
   tokencredit score --task gsm8k --prompts 50 --samples 4 --scores entropy gradient_norm --out scores.parquet
   tokencredit score --task verify.py:check --option path=data.jsonl --model runs/mine --out scores.parquet"""
+
+
+WAYS = {
+    "finite_difference": "a sketch, by finite differences along random directions",
+    "jvp": "a sketch, by forward mode along random directions",
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -54,13 +61,17 @@ def add_parser(commands: Any) -> None:
         help="any of those below (default: logprob entropy)",
     )
     p.add_argument(
-        "--directions", type=int, default=8, help="random directions of the gradient sketches (default: %(default)s)"
+        "--directions",
+        type=int,
+        metavar="K",
+        help="directions of the sketches of gradients (default: 8, and exact where that is cheap)",
     )
     p.add_argument(
         "--method",
         default="auto",
         choices=["auto", "exact", "sketch", "jvp", "finite_difference"],
-        help="of gradient norms and Fisher traces (default: %(default)s)",
+        help="of gradient norms and Fisher traces (default: %(default)s, exact where that costs less than a sketch, or"
+        " a moment, and no --directions are given)",
     )
     p.add_argument("--parameters", default="all", help="all, trainable, lora, or a name pattern (default: %(default)s)")
     p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
@@ -83,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     from tokencredit.scores.table import check_available
 
     config = policy_config(args)
+    if args.directions is not None and args.directions < 2:
+        raise ValueError(f"--directions must be at least 2, for a standard error; got {args.directions}")
     if args.data and not args.data.exists():
         raise ValueError(f"no such file: {args.data}")
     if args.data and config.task is None and run_of(config.model) is None:
@@ -95,7 +108,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.data or settled.task}: no completions to score")
     if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
         raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
+    ways: dict[str, Counter] = {name: Counter() for name in args.scores}
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
+    options["heard"] = lambda kind, way: ways[kind].update([way])
     columns: dict[str, list[list[float]]] = {name: [] for name in args.scores}
     with bar(console, "scoring", len(rows)) as advance:
         for start in range(0, len(rows), args.batch):
@@ -107,8 +122,12 @@ def run(args: argparse.Namespace) -> int:
                 columns[name] += [value.tolist() for value in values]
             advance(len(some))
     about = {name: getattr(args, name) for name in ("directions", "method", "parameters", "seed")}
+    about |= {"ways": {name: sorted(found) for name, found in ways.items() if found}}
     about |= {"policy": settled.as_dict(), "command": getattr(args, "command_line", "")}
     write(args.out, rows, columns, policy.tokens, about)
+    for name, found in ways.items():
+        if SCORES[name].source == "importance" and found:
+            console.print(f"{name}: {', '.join(WAYS.get(way, way) for way in found)}", soft_wrap=True)
     num = sum(len(row["completion_ids"]) for row in rows)
     console.print(f"{num} tokens of {len(rows)} completions: {args.out}", soft_wrap=True)
     return 0

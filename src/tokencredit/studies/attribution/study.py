@@ -26,6 +26,7 @@ from tokencredit.dynamics.diagnostics import diagnostics
 from tokencredit.dynamics.pivotal import batch_of_run, from_trees
 from tokencredit.dynamics.update import Update, update_vector
 from tokencredit.dynamics.vectors import FINE
+from tokencredit.lm.sampling import Progress
 from tokencredit.lm.text import pieces
 from tokencredit.method import Method
 from tokencredit.runs import Run
@@ -54,7 +55,9 @@ def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
     work.begin(task=c.config.task, model=str(c.path), config=identity(config), **about)
     stages = work.stages
     _foretell(c, config, len(methods), work)
-    batch, stored = _rollouts(c, config, {name for method in (c.method, *methods) for name in method.needs}, work)
+    needs = {name for method in (c.method, *methods) for name in method.needs}
+    heard = work.counting("sampling the step", "rollouts", config.prompts * config.group)
+    batch, stored = _rollouts(c, config, needs, heard)
     goals = cache(lambda: _goals(c, config, work))
     update = update_vector(c, batch)
     say("every token's part")
@@ -96,14 +99,14 @@ def _foretell(c: Checkpoint, config: AttributeConfig, methods: int, work: Work) 
 
 
 def _rollouts(
-    c: Checkpoint, config: AttributeConfig, needs: set[str], work: Work
+    c: Checkpoint, config: AttributeConfig, needs: set[str], progress: Progress | None = None
 ) -> tuple[Batch, dict[str, Tensor] | None]:
     """The rollouts of the step and, from a pivotality run, the effects of the tokens of those that the run's own method
     keeps.
     """
     if config.pivotality is None:
-        heard = work.counting("sampling the step", "rollouts", config.prompts * config.group)
-        return draw(c, config.prompts, config.group, config.seed, needs=sorted(needs), progress=heard), None
+        options = {"needs": sorted(needs), "progress": progress}
+        return draw(c, config.prompts, config.group, config.seed, **options), None
     batch, known = batch_of_run(c, config.pivotality, config.group, config.seed, needs=sorted(needs))
     keep = Coefficients.of(c.method, batch).keep
     return batch, {name: values[keep] for name, values in known.items()}
