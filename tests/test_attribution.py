@@ -198,7 +198,7 @@ def test_changes_of_a_large_model_are_the_same_from_reverse_passes(case, monkeyp
     for mine, other in zip(attribution.changes(directions, case.goals), expected):
         for name in GOALS:
             np.testing.assert_allclose(
-                mine[name], other[name], rtol=1e-6, atol=1e-12 + 1e-8 * np.abs(other[name]).max()
+                mine[name], other[name], rtol=1e-4, atol=1e-12 + 1e-6 * np.abs(other[name]).max()
             )
 
 

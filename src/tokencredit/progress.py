@@ -59,8 +59,8 @@ def bar(console: Console, description: str, total: float | None) -> Iterator[Cal
             nonlocal sampled
             completed, step = (done, None) if absolute else (None, done)
             sampled += tokens
-            figures = {"figures": sampled_figures(sampled, progress.tasks[task].elapsed)} if sampled else {}
-            progress.update(task, total=total, completed=completed, advance=step, **figures)
+            figures = sampled_figures(sampled, progress.tasks[task].elapsed) if sampled else ""
+            progress.update(task, total=total, completed=completed, advance=step, figures=figures)
 
         yield advance
         if progress.tasks[task].total is None:
