@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.data or settled.task}: no completions to score")
     if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
         raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
-    ways: dict[str, Counter] = {name: Counter() for name in args.scores}
+    ways: dict[str, Counter[str]] = {name: Counter() for name in args.scores}
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
     options["heard"] = lambda kind, way: ways[kind].update([way])
     columns: dict[str, list[list[float]]] = {name: [] for name in args.scores}
@@ -125,9 +125,9 @@ def run(args: argparse.Namespace) -> int:
     about |= {"ways": {name: sorted(found) for name, found in ways.items() if found}}
     about |= {"policy": settled.as_dict(), "command": getattr(args, "command_line", "")}
     write(args.out, rows, columns, policy.tokens, about)
-    for name, found in ways.items():
-        if SCORES[name].source == "importance" and found:
-            console.print(f"{name}: {', '.join(WAYS.get(way, way) for way in found)}", soft_wrap=True)
+    for name, taken in ways.items():
+        if SCORES[name].source == "importance" and taken:
+            console.print(f"{name}: {', '.join(WAYS.get(way, way) for way in taken)}", soft_wrap=True)
     num = sum(len(row["completion_ids"]) for row in rows)
     console.print(f"{num} tokens of {len(rows)} completions: {args.out}", soft_wrap=True)
     return 0

@@ -129,7 +129,7 @@ def _measure_alone(config: SweepConfig, k: int, folder: Path) -> None:
 def _precision(config: SweepConfig, checkpoint: Checkpoint) -> Arrays:
     """Rounding along the first update, on rollouts of the first evaluation's prompts."""
     direction = draw_update(checkpoint, config, seed_of("update", config.seed, 0)).vector
-    rows = prompts_of(checkpoint, min(config.sweep_prompts, ROUNDED), seed_of("precision", config.seed))
+    rows = prompts_of(checkpoint, min(config.sweep_prompts or ROUNDED, ROUNDED), seed_of("precision", config.seed))
     evaluation = Evaluation.of(checkpoint, rows, seed_of("precision", config.seed))
     own = next(checkpoint.model.parameters()).dtype
     opened = {
