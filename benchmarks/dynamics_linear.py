@@ -38,13 +38,13 @@ def main():
         seconds = time.perf_counter() - start
     f = {name: figure.as_json() for name, figure in result["figures"].items()}
     names = ("same", "independent", "fresh")
-    error, spread = f["relative_error_mean"], f[f"relative_error_spread_{config.sub_batch}"]
+    error, spread = f["relative_error_mean"], f[f"relative_error_spread_{result['sub_batch']}"]
     picked = (
         "relative_error_mean",
         "relative_error_mean/own",
         "predicted_over_true",
         "relative_error_mean/batch",
-        f"relative_error_spread_{config.sub_batch}/batch",
+        f"relative_error_spread_{result['sub_batch']}/batch",
         "slope/independent/whole",
         "theory/natural gradient/batch/correlation",
         "theory/policy gradient/batch/correlation",

@@ -86,7 +86,8 @@ def main() -> None:
     figures = {"num_directions": 8, "num_parameters": sum(p.numel() for p in model.parameters())}
 
     def sketch(ids, last, **options):
-        return importance(model, ids, torch.ones_like(ids), completion(ids, last), num_directions=8, **options)
+        options = {"num_directions": 8, **options}
+        return importance(model, ids, torch.ones_like(ids), completion(ids, last), **options)
 
     for length in (480, 1024):
         ids = windows(text, 1, length + 1, generator)
@@ -100,7 +101,8 @@ def main() -> None:
     everything, few = (seconds(lambda: sketch(ids, num, method="finite_difference")) for num in (480, 16))  # noqa: B023
     figures["flat_in_tokens"] = times(everything, few)
     ids = windows(text, 2, 49, generator)
-    auto, exact = (seconds(lambda: sketch(ids, 48, kinds=("gradient_norm",), method=m)) for m in ("auto", "exact"))  # noqa: B023
+    options = {"kinds": ("gradient_norm",), "num_directions": None}
+    auto, exact = (seconds(lambda: sketch(ids, 48, method=m, **options)) for m in ("auto", "exact"))  # noqa: B023
     figures["auto_below_64"] = times(auto, exact)
     figures["tokens_timed"] = SAMPLE
     finish("importance_speed", figures)

@@ -64,7 +64,7 @@ class TableSampler:
             prefixes = [torch.tensor([trace.completion[:i]], dtype=torch.long) for i in range(len(trace.completion))]
             yield torch.cat([self.log_probs[i][trace.prompt[0]][WORLD.index(x)] for i, x in enumerate(prefixes)])
 
-    def continue_(self, traces, requests):
+    def continue_(self, traces, requests, progress=None):
         ids = [[*traces[r.trace].completion[: r.prefix], *(() if r.token is None else (r.token,))] for r in requests]
         begun = [len(each) for each in ids]
         for position in range(WORLD.horizon):

@@ -4,6 +4,8 @@ and one small job of every command. `make test-pretrained` fetches the model (93
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet
@@ -163,3 +165,29 @@ def test_adapters_are_trained_and_opened_again(words, tmp_path, capsys):
     assert main(["score", "--model", str(run), *scores, "--out", str(tmp_path / "s.parquet")]) == 0
     row = pyarrow.parquet.read_table(tmp_path / "s.parquet").to_pylist()[0]
     assert len(row["tokens"]) == len(row["head_norm"]) and max(row["head_norm"]) > 0
+
+
+PEAK = """
+import resource, sys
+from tokencredit.cli import main
+code = main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB, code", code)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "--prompts", "8", "--samples", "8"),
+        ("dynamics", "noise-scale", "--prompts", "3", "--group", "2", "--method", "reinforce"),
+    ],
+    ids=lambda command: command[-1],
+)
+def test_a_command_stays_under_four_gibibytes(words, command, tmp_path):
+    """By default, alone in a process: weights, libraries, passes and gradients."""
+    own = ["--out", str(tmp_path / "out")] if command[0] == "dynamics" else []
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *command, *words, *own], capture_output=True, text=True, check=False
+    )
+    assert "code 0" in done.stdout, done.stderr
+    assert float(done.stdout.rpartition("peak ")[2].split()[0]) < 4

@@ -14,8 +14,16 @@ from torch import nn
 
 from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.cli import main
+from tokencredit.dynamics import attribution, passes, vectors
 from tokencredit.dynamics.ablation import highest, token_sets, without
-from tokencredit.dynamics.attribution import GOALS, PARTS, EntropyGoal, RewardGoal, attribute, reward_weights
+from tokencredit.dynamics.attribution import (
+    GOALS,
+    PARTS,
+    EntropyGoal,
+    RewardGoal,
+    attribute,
+    reward_weights,
+)
 from tokencredit.dynamics.batch import Batch, draw
 from tokencredit.dynamics.checkpoint import Checkpoint, open_checkpoint
 from tokencredit.dynamics.counterfactual import Coefficients, acting_parts, consequences, named_method
@@ -173,10 +181,36 @@ def test_the_goals_estimate_the_true_changes(tiny):
     }
     goals = goals_of(checkpoint, rollouts_of(tiny, 2000, 4, 11), rollouts_of(tiny, 2000, 4, 12))
     for name, goal in goals.items():
-        values, expected = goal.change(u), dot(dict(zip(parameters, truth[name])), u)
+        values, expected = goal.changes([u])[0], dot(dict(zip(parameters, truth[name])), u)
         error = values.std(ddof=1) / len(values) ** 0.5
         assert abs(values.mean() - expected) < 4 * error and error < abs(expected)
         assert dot(goal.gradient, u) == pytest.approx(values.mean(), rel=1e-6)
+
+
+def test_changes_of_a_large_model_are_the_same_from_reverse_passes(case, monkeypatch):
+    """One pass for a prompt and all directions, in place of one for a direction and all prompts."""
+    directions = [case.update.momentum, case.update.decay, case.update.fresh]
+    expected = attribution.changes(directions, case.goals)
+    for module in (vectors, passes):
+        monkeypatch.setattr(module, "FINE", 0)
+    monkeypatch.setattr(passes.Passes, "at_once", 2)
+    monkeypatch.setattr(passes.Passes, "forward", None)
+    for mine, other in zip(attribution.changes(directions, case.goals), expected):
+        for name in GOALS:
+            np.testing.assert_allclose(
+                mine[name], other[name], rtol=1e-4, atol=1e-12 + 1e-6 * np.abs(other[name]).max()
+            )
+
+
+def test_a_large_vector_that_is_only_multiplied_is_held_in_half(monkeypatch):
+    monkeypatch.setattr(vectors, "FINE", 1000)
+    generator = torch.Generator().manual_seed(0)
+    u, g = ({name: torch.randn(n, generator=generator) for name, n in (("a", 90_000), ("b", 10_000))} for _ in range(2))
+    held = vectors.condensed(u)
+    assert {x.dtype for x in held.values()} == {torch.bfloat16}
+    assert abs(dot(g, held) - dot(g, u)) < 4 * 2**-9 * (dot(u, u) * dot(g, g) / 100_000) ** 0.5
+    monkeypatch.setattr(vectors, "FINE", 10**6)
+    assert vectors.condensed(u) is u
 
 
 def test_the_reward_gradient_is_unbiased_by_enumeration():
@@ -230,7 +264,7 @@ def test_prompts_spread_as_the_entropy_estimate_does(case):
         )
         return sum(float((t.logprob * d[0] + t.entropy * d[1]).sum()) for t in terms.values())
 
-    values = goal.change(u)
+    values = goal.changes([u])[0]
     for prompt in range(4):
         slope = (estimate(prompt, 1 + 1e-4) - estimate(prompt, 1 - 1e-4)) / 2e-4
         assert values[prompt] - values.mean() == pytest.approx(goal.num_prompts * slope, rel=1e-5, abs=1e-12)
@@ -303,11 +337,13 @@ def test_without_tokens_linear_and_exact(case, tiny):
     sgd = checkpoint_of(tiny[0], OptimizerState.fresh(list(dict(tiny[0].named_parameters())), Rule("sgd", lr=0.1)))
     attribution = attribute(update_vector(sgd, case.batch, METHODS["grpo"]), case.goals)
     tokens = case.batch.rollouts.mask & (torch.arange(3) == 1)
-    found = without(sgd, attribution, tokens, case.goals)
+    (found,) = without(sgd, attribution, [tokens], case.goals)
     for name in GOALS:
         assert found[f"exact/{name}"].mean() == pytest.approx(float(found[f"linear/{name}"]), rel=1e-5)
         assert float(found[f"linear/{name}"]) == pytest.approx(-float(attribution.shares[name][tokens].sum()))
-    clipped = without(case.checkpoint, case.attribution, tokens, case.goals)
+    twice = without(case.checkpoint, case.attribution, [tokens, ~tokens & False, tokens], case.goals)
+    clipped = twice[2]
+    assert all(np.array_equal(twice[0][name], clipped[name]) for name in clipped)
     other = step_along(case.checkpoint, case.batch, case.update.coefficient.masked_fill(tokens, 0), case.update.credit)
     for name, goal in case.goals.items():
         expected = dot(goal.gradient, other.vector) - dot(goal.gradient, case.update.vector)

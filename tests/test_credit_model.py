@@ -8,7 +8,7 @@ import torch
 from tokencredit.cli import main
 from tokencredit.credit_model import CreditModel
 from tokencredit.credit_model.evaluate import evaluate
-from tokencredit.credit_model.features import SCORES, Features
+from tokencredit.credit_model.features import SCORES, TokenFeatures
 from tokencredit.credit_model.labels import Labels
 from tokencredit.durable import read_rows
 
@@ -28,7 +28,7 @@ def planted(seed, noise=0.05, start=0):
     scores = torch.randn(num, len(SCORES), generator=generator)
     names = tuple(f"{seed} {start + i}" for i in range(PROMPTS))
     labels = Labels(measured.double(), torch.full((num,), noise, dtype=torch.float64), prompt, names, 7)
-    return Features(states, scores, outcome, torch.arange(num) // 10), labels, effect
+    return TokenFeatures(states, scores, outcome, torch.arange(num) // 10), labels, effect
 
 
 @pytest.fixture(scope="module")

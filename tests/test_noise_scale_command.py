@@ -99,9 +99,11 @@ def test_sketches_keep_products_on_average_and_squares_exactly(checkpoint, batch
 
 def test_a_sketch_is_linear_and_its_seed_is_its_own():
     a, b = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert torch.allclose(sketch(a, 64, 1) + 2 * sketch(b, 64, 1), sketch(a + 2 * b, 64, 1))
-    assert not torch.allclose(sketch(a, 64, 1), sketch(a, 64, 2))
-    assert float(sketch(torch.eye(1000, dtype=torch.float64)[7], 64, 0).abs().sum()) == 1
+    assert torch.allclose(sketch([a], 64, 1) + 2 * sketch([b], 64, 1), sketch([a + 2 * b], 64, 1))
+    for cuts in ([1000], [1, 63, 64, 200, 672], [500, 500], [999, 1]):
+        assert torch.equal(sketch(a.split(cuts), 64, 1), sketch([a], 64, 1)), "pieces change nothing"
+    assert not torch.allclose(sketch([a], 64, 1), sketch([a], 64, 2))
+    assert float(sketch([torch.eye(1000, dtype=torch.float64)[7]], 64, 0).abs().sum()) == 1
 
 
 def run(*arguments):

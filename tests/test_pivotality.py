@@ -680,6 +680,8 @@ def test_parts_follow_the_work_and_nothing_else(tmp_path):
     store that is opened anew reads all of them.
     """
     assert [part_size(n) for n in (0, 1, 512, 513, 8_000, 32_768, 10**6)] == [64, 64, 64, 65, 1000, 4096, 4096]
+    assert [part_size(100, longest) for longest in (1, 32, 64, 100, 128, 5000)] == [64, 64, 32, 20, 16, 16]
+    assert part_size(8_000, 5000) == 1000
     for num in (65, 600, 5_000, 40_000):
         assert part_size(num) <= max(64, -(-num // 8))
     _, model, sampler, traces, judge = modular_study(num=12)
@@ -698,7 +700,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_pivotality as t
 
-def killed_in_the_middle(_):
+def killed_in_the_middle(*_, **__):
     if len(list(Path({folder!r}, "parts").glob("*.parquet"))) >= 3:
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -197,11 +197,13 @@ def test_sample_repeats_and_reports():
     tokenizer = SimpleNamespace(eos_token_id=END)
     prompts = [trace.prompt for trace in TRACES]
     options = {"max_new_tokens": LIMIT, "seed": 4}
-    found = sample(model, tokenizer, prompts, 5, batch=4, on_batch=heard.append, **options)
+    found = sample(model, tokenizer, prompts, 5, batch=4, progress=lambda *told: heard.append(told), **options)
     assert found == sample(model, tokenizer, prompts, 5, **options) and found != sample(
         model, tokenizer, prompts, 5, max_new_tokens=LIMIT
     )
-    assert sum(heard) == 15 and [len(group) for group in found] == [5, 5, 5]
+    rows, tokens = map(sum, zip(*heard))
+    assert rows == pytest.approx(15) and tokens == sum(len(c.ids) for group in found for c in group)
+    assert [len(group) for group in found] == [5, 5, 5]
     assert all(
         c.truncated == (c.ids[-1] != END) and (len(c.ids) == LIMIT or not c.truncated) for group in found for c in group
     )

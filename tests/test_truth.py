@@ -12,7 +12,7 @@ from tokencredit.lm.policy import PolicyConfig
 from tokencredit.pivotality.tree import grow_forest, on_text
 from tokencredit.truth.estimates import Estimates, read_estimates
 from tokencredit.truth.goals import known_goals
-from tokencredit.truth.judge import PIVOTAL, Truth, judge
+from tokencredit.truth.judge import PIVOTAL, KnownTruth, judge
 from tokencredit.truth.table import TRUTHS
 
 EPS = 1e-3
@@ -69,7 +69,7 @@ def truth():
     effect = np.where(rng.random(TOKENS) < 0.1, rng.choice([-0.5, 0.4], TOKENS), 0.02 * rng.standard_normal(TOKENS))
     known = {name: np.abs(rng.standard_normal(TOKENS)) for name in TRUTHS} | {"before_after": effect}
     places = [(i // 10, i % 10) for i in range(TOKENS)]
-    return Truth(places, np.arange(TOKENS) // 20, known)
+    return KnownTruth(places, np.arange(TOKENS) // 20, known)
 
 
 def judged(truth, values, bounds=None):

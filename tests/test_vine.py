@@ -62,7 +62,7 @@ class Coins:
     def __init__(self):
         self.asked = []
 
-    def continue_(self, traces, requests):
+    def continue_(self, traces, requests, progress=None):
         self.asked += [(traces[r.trace].prompt, traces[r.trace].completion[: r.prefix], r.budget) for r in requests]
         for index in reversed(range(len(requests))):
             yield index, Rollout((requests[index].seed % 1000, 0), False, (), ())

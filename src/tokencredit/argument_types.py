@@ -88,6 +88,24 @@ def temperature(text: str) -> float:
     return _real(text, "a temperature above 0", lambda x: x > 0)
 
 
+def size(text: str) -> int:
+    """Bytes of memory: 4G, 1.5G, 800M; a number alone is bytes.
+
+    >>> size("1.5G")
+    1610612736
+    """
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    plain = text.strip().upper().removesuffix("B").removesuffix("I")
+    number, unit = (plain[:-1], units[plain[-1]]) if plain[-1:] in units else (plain, 1)
+    try:
+        found = float(number) * unit
+    except ValueError:
+        found = math.nan
+    if not (math.isfinite(found) and found >= 1):
+        raise argparse.ArgumentTypeError(f"must be a size like 4G or 800M, got {text!r}")
+    return int(found)
+
+
 def fraction(text: str) -> float:
     """A share or a probability, the ends included."""
     return _real(text, "between 0 and 1", lambda x: 0 <= x <= 1)

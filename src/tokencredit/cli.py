@@ -175,7 +175,7 @@ fields of --config and --set:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="any other field; repeatable"
     )
     p.add_argument("--quiet", action="store_true", help="no progress display")
-    add_policy(p)
+    add_policy(p, memory=False)
 
 
 def _evaluate_parser(commands) -> None:
@@ -194,7 +194,7 @@ def _evaluate_parser(commands) -> None:
     p.add_argument(
         "--samples", type=int, default=8, help="completions per prompt; pass@k up to this k (default: %(default)s)"
     )
-    p.add_argument("--batch", type=int, default=512, help="completions sampled at once (default: %(default)s)")
+    p.add_argument("--batch", type=int, default=512, help="completions sampled at once, at most (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     p.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     add_policy(p)

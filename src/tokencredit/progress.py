@@ -48,18 +48,28 @@ def columns() -> tuple:
 
 
 @contextmanager
-def bar(console: Console, description: str, total: int | None) -> Iterator[Callable]:
-    """One bar; call what it yields with the number of units just done."""
+def bar(console: Console, description: str, total: float | None) -> Iterator[Callable]:
+    """One bar; call what it yields with the number of units just done, of which a part may be done, and of the tokens
+    sampled meanwhile.
+    """
     with Progress(*columns(), console=console) as progress:
-        task = progress.add_task(description, total=total, figures="")
+        task, sampled = progress.add_task(description, total=total, figures=""), 0
 
-        def advance(done: int, total: int | None = None, absolute: bool = False) -> None:
+        def advance(done: float, tokens: int = 0, total: float | None = None, absolute: bool = False) -> None:
+            nonlocal sampled
             completed, step = (done, None) if absolute else (None, done)
-            progress.update(task, total=total, completed=completed, advance=step)
+            sampled += tokens
+            figures = sampled_figures(sampled, progress.tasks[task].elapsed) if sampled else ""
+            progress.update(task, total=total, completed=completed, advance=step, figures=figures)
 
         yield advance
         if progress.tasks[task].total is None:
             progress.update(task, total=progress.tasks[task].completed)
+
+
+def sampled_figures(tokens: int, seconds: float | None) -> str:
+    """Tokens sampled so far, and the mean speed."""
+    return f"{tokens:,} tokens" + (f", {tokens / seconds:,.0f} tok/s" if seconds else "")
 
 
 def watched(figures: dict) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tokencredit.agreement.ranks import share_of_top
 from tokencredit.agreement.resampling import Bootstrap, compare
-from tokencredit.credit_model.features import SCORES, Features
+from tokencredit.credit_model.features import SCORES, TokenFeatures
 from tokencredit.credit_model.labels import Labels
 from tokencredit.credit_model.model import CreditModel, same_prompts
 from tokencredit.figure import Figure
@@ -33,7 +33,7 @@ LEARNED = "learned_size"
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Appraisal:
     """captured {score: Figure}, the learned size less each of the others in `difference`, calibration, alignment; and
     how many of the prompts the model has seen.
     """
@@ -54,8 +54,8 @@ class Evaluation:
 
 
 def evaluate(
-    model: CreditModel, found: Features, labels: Labels, *, bootstraps: int = 1000, seed: int = 0
-) -> Evaluation:
+    model: CreditModel, found: TokenFeatures, labels: Labels, *, bootstraps: int = 1000, seed: int = 0
+) -> Appraisal:
     """The figures on a pivotality run of other prompts; `seen` says how many of them were not other ones."""
     size, credit = model.size(found).double().numpy(), model.credit(found).double().numpy()
     scores = {LEARNED: size, "|learned_credit|": np.abs(credit)}
@@ -68,7 +68,7 @@ def evaluate(
     sums = bootstrap.sums(np.stack([square, size**2, credit * effect, credit**2], 1))
     below = np.sqrt(np.maximum(sums[:, 3] * sums[:, 0], 0))
     alignment = np.divide(sums[:, 2], below, out=np.full(len(sums), np.nan), where=below > 0)
-    return Evaluation(
+    return Appraisal(
         {name: Figure.of(bootstrap.estimate(x), "share") for name, x in draws.items()},
         {
             name: Figure.of(_turned(each["difference"]), "share", more={"p": each["p"], "holm": each["holm"]})

@@ -25,7 +25,7 @@ STATES = ("before, middle layer", "after, middle layer", "before, last layer", "
 
 
 @dataclass(frozen=True)
-class Features:
+class TokenFeatures:
     """Of N tokens, completion after completion: states [N, 4, D], scores [N, 8], outcome [N] (the completion's reward),
     row [N] (its number), float32."""
 
@@ -44,7 +44,7 @@ def features(
     *,
     temperature: float = 1.0,
     batch: int = 32,
-) -> Features:
+) -> TokenFeatures:
     """The features of every completion token; `rewards` has one number per completion."""
     found = score(model, prompts, completions, temperature=temperature, batch=batch, names=FORWARD)
     columns = [
@@ -76,7 +76,7 @@ def features(
                 at = torch.arange(first, first + len(ids), device=device)
                 states.append(torch.stack([layer[i, at + by] for layer in chosen for by in (-1, 0)], 1).float().cpu())
     lengths = torch.tensor([len(ids) for ids in completions])
-    return Features(
+    return TokenFeatures(
         torch.cat(states),
         torch.cat(columns),
         torch.tensor(rewards, dtype=torch.float32).repeat_interleave(lengths),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokencredit.credit_model.features import Features, features
+from tokencredit.credit_model.features import TokenFeatures, features
 from tokencredit.durable import read_mapping
 from tokencredit.lm.policy import Policy, PolicyConfig
 from tokencredit.pivotality import record
@@ -42,7 +42,7 @@ class Labels:
         return 1 / (self.size.var() + self.error.square()).clamp(min=1e-12)
 
 
-def read_labels(directory: Path, policy: Policy | None = None) -> tuple[Policy, Features, Labels]:
+def read_labels(directory: Path, policy: Policy | None = None) -> tuple[Policy, TokenFeatures, Labels]:
     """The policy that the run measured, or the one that is given, with features and labels of the run's tokens.
 
     ValueError where no token has a measured effect.
@@ -64,6 +64,6 @@ def read_labels(directory: Path, policy: Policy | None = None) -> tuple[Policy, 
     names = [json.dumps(ids) for ids in prompts]
     number = {name: k for k, name in enumerate(dict.fromkeys(names))}
     prompt = torch.tensor([number[names[row["trace"]]] for row in tokens])
-    some = Features(found.states[keep], found.scores[keep], found.outcome[keep], found.row[keep])
+    some = TokenFeatures(found.states[keep], found.scores[keep], found.outcome[keep], found.row[keep])
     spent = int(result["figures"]["generated"]["value"])
     return policy, some, Labels(effect[keep], error[keep], prompt[keep], tuple(number), spent)

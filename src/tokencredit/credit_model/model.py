@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from tokencredit.credit_model.features import SCORES, STATES, Features, features
+from tokencredit.credit_model.features import SCORES, STATES, TokenFeatures, features
 from tokencredit.credit_model.labels import ESTIMAND, Labels
 from tokencredit.durable import read_mapping, replace_file, write_json
 from tokencredit.lm.models import CausalModel
@@ -40,7 +40,9 @@ class CreditModel:
     card: dict[str, Any]
 
     @classmethod
-    def fit(cls, found: Features, labels: Labels, *, seed: int = 0, about: dict[str, Any] | None = None) -> CreditModel:
+    def fit(
+        cls, found: TokenFeatures, labels: Labels, *, seed: int = 0, about: dict[str, Any] | None = None
+    ) -> CreditModel:
         """ValueError with fewer than 10 prompts: nothing could be held out."""
         count = len(labels.prompts)
         if count < 10:
@@ -85,13 +87,13 @@ class CreditModel:
         }
         return cls(weights, card)
 
-    def size(self, found: Features) -> Tensor:
+    def size(self, found: TokenFeatures) -> Tensor:
         """[N] ≥ 0: root of the expected squared effect."""
         x = _inputs(found, self.weights)
         mean = torch.stack([softplus(self._network("size", k)(x)[:, 0]) for k in range(MEMBERS)]).mean(0)
         return (mean * self.weights["factor"]).sqrt() * self.weights["scale"]
 
-    def credit(self, found: Features) -> Tensor:
+    def credit(self, found: TokenFeatures) -> Tensor:
         """[N]: the expected effect, given the outcome."""
         x = torch.cat([_inputs(found, self.weights), found.outcome[:, None]], 1)
         return (
@@ -140,7 +142,7 @@ class CreditModel:
         return lambda x: torch.relu(x @ w["0.weight"].T + w["0.bias"]) @ w["2.weight"].T + w["2.bias"]
 
 
-def _scales(found: Features, fit: Tensor) -> dict[str, Tensor]:
+def _scales(found: TokenFeatures, fit: Tensor) -> dict[str, Tensor]:
     """Mean and directions of every kind of state, mean and deviation of every score, of the tokens that are fitted."""
     weights: dict[str, Tensor] = {}
     for kind in range(found.states.shape[1]):
@@ -154,7 +156,7 @@ def _scales(found: Features, fit: Tensor) -> dict[str, Tensor]:
     return weights | {"scores.mean": scores.mean(0), "scores.deviation": scores.std(0).clamp(min=1e-6)}
 
 
-def _inputs(found: Features, weights: dict[str, Tensor]) -> Tensor:
+def _inputs(found: TokenFeatures, weights: dict[str, Tensor]) -> Tensor:
     """[N, F]: whitened states, and scores in standard units."""
     states = [
         (found.states[:, kind] - weights[f"state.{kind}.mean"]) @ weights[f"state.{kind}.basis"]
@@ -174,9 +176,10 @@ def _train(
     generator: torch.Generator,
 ) -> tuple[nn.Sequential, float]:
     """The network with the smallest loss on the tokens that stop it, and that loss."""
-    network = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+    first, second = nn.Linear(x.shape[1], HIDDEN), nn.Linear(HIDDEN, 1)
+    network = nn.Sequential(first, nn.ReLU(), second)
     with torch.no_grad():
-        for layer in (network[0], network[2]):
+        for layer in (first, second):
             layer.weight.normal_(0, layer.in_features**-0.5, generator=generator)
             layer.bias.zero_()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)

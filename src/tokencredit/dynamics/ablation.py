@@ -10,14 +10,17 @@ smaller gradient, which is divided by a smaller root.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from tokencredit.credit import TopFraction
-from tokencredit.dynamics.attribution import Attribution, Goals, change
+from tokencredit.dynamics.attribution import Attribution, Goals, changes
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.update import step_along
+from tokencredit.dynamics.vectors import condensed, scaled, total
 from tokencredit.methods import METHODS
 from tokencredit.objective.covariance import ClipCov, covariance, portion
 
@@ -53,12 +56,18 @@ def highest(x: Tensor, mask: Tensor, share: float) -> Tensor:
     return chosen.view_as(mask) & mask
 
 
-def without(checkpoint: Checkpoint, attribution: Attribution, tokens: Tensor, goals: Goals) -> dict[str, np.ndarray]:
-    """{"linear/GOAL" scalar, "exact/GOAL" [P]}: what changes in dF when the tokens have no gradient, the whole step
-    compared.
+def without(
+    checkpoint: Checkpoint, attribution: Attribution, sets: Sequence[Tensor], goals: Goals
+) -> list[dict[str, np.ndarray]]:
+    """{"linear/GOAL" scalar, "exact/GOAL" [P]} for each of some sets of tokens [B, T] bool: what changes in dF when
+    they have no gradient, the whole step compared.
     """
-    update = attribution.update
-    other = step_along(checkpoint, update.batch, update.coefficient.masked_fill(tokens, 0), update.credit)
-    difference = {name: other.vector[name] - x for name, x in update.vector.items()}
-    found = {f"exact/{name}": values for name, values in change(difference, goals).items()}
-    return found | {f"linear/{name}": -share[tokens].sum().numpy() for name, share in attribution.shares.items()}
+    update, differences = attribution.update, []
+    for tokens in sets:
+        other = step_along(checkpoint, update.batch, update.coefficient.masked_fill(tokens, 0), update.credit)
+        differences.append(condensed(total(other.vector, scaled(update.vector, -1))))
+    found = []
+    for tokens, change in zip(sets, changes(differences, goals)):
+        linear = {f"linear/{name}": -share[tokens].sum().numpy() for name, share in attribution.shares.items()}
+        found.append({f"exact/{name}": values for name, values in change.items()} | linear)
+    return found

@@ -14,9 +14,10 @@ estimated gradient; how far the gradient itself is known is what the intervals o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,9 @@ from tokencredit.dynamics.entropy import Weights, entropy_terms
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.to_go import after, baseline_of
 from tokencredit.dynamics.update import Update
-from tokencredit.dynamics.vectors import Vector
+from tokencredit.dynamics.vectors import Vector, dot
 from tokencredit.lm.distribution import seed_of
+from tokencredit.lm.sampling import Progress
 from tokencredit.masked import pool, zero_off
 from tokencredit.stats import Estimate, mean_of_units
 
@@ -73,27 +75,45 @@ class EntropyGoal:
     def gradient(self) -> Vector:
         return self.passes.reverse(*_sum(self._terms))
 
-    def change(self, direction: Mapping[str, Tensor]) -> np.ndarray:
-        """[P]: ⟨∇H, u⟩ prompt by prompt: the mean is the estimate, and the prompts spread as it does (infinitesimal
-        jackknife).
+    def changes(self, directions: Sequence[Vector]) -> list[np.ndarray]:
+        """[P] each: ⟨∇H, u⟩ prompt by prompt: the mean is the estimate, and the prompts spread as it does
+        (infinitesimal jackknife).
 
             D + (n_q − D T_q) / T̄ − T̄′ (h_q − H T_q) / T̄²
                                                               D = n̄ / T̄ the estimate, T′ the derivative of the length
 
         n_q is what prompt q adds to D's numerator, h_q and T_q its entropy and tokens. Linear in u: the changes of
-        parts add up.
+        parts add up. A forward-mode pass for a direction; of a large model a reverse pass for a prompt, for all of
+        them.
         """
-        moved, rollouts = self.passes.forward(direction), self.batch.rollouts
+        rollouts = self.batch.rollouts
         entropy, tokens = self._by_prompt(rollouts.score("entropy").double()), self._by_prompt(rollouts.mask.double())
         mean, length = entropy.sum() / tokens.sum(), tokens.mean()
-        numerator = tokens.sum() * self._by_prompt(_along(_sum(self._terms), moved))
-        longer = (
-            -tokens.sum() / mean * self._by_prompt(_along(self._terms["length"], moved))
-            if mean > 0
-            else np.zeros_like(tokens)
-        )
-        value = numerator.mean() / length
-        return value + (numerator - value * tokens) / length - longer.mean() * (entropy - mean * tokens) / length**2
+        found = []
+        for whole, longer in self._along(directions):
+            numerator = tokens.sum() * whole
+            slope = -tokens.sum() / mean * longer / len(tokens) if mean > 0 else 0.0
+            value = numerator.mean() / length
+            spread = (numerator - value * tokens) / length - slope * (entropy - mean * tokens) / length**2
+            found.append(value + spread)
+        return found
+
+    def _along(self, directions: Sequence[Vector]) -> Iterator[tuple[np.ndarray, float]]:
+        """Of every direction, what each prompt's tokens add to ⟨∇H, u⟩ [P], and what the term of the length adds."""
+        if not self.passes.large:
+            for direction in directions:
+                moved = self.passes.forward(direction)
+                longer = self._by_prompt(_along(self._terms["length"], moved)).sum()
+                yield self._by_prompt(_along(_sum(self._terms), moved)), longer
+            return
+        index = self.batch.rollouts.group_index
+        groups = [index == q for q in range(self.num_prompts)]
+        whole = self.passes.products(_sum(self._terms), groups, directions).numpy()
+        yield from zip(whole, (dot(self._length, u) for u in directions))
+
+    @cached_property
+    def _length(self) -> Vector:
+        return self.passes.reverse(*self._terms["length"])
 
     @cached_property
     def _terms(self) -> dict[str, Weights]:
@@ -116,11 +136,14 @@ class WeightedGoal:
     def gradient(self) -> Vector:
         return self.passes.reverse(*self.weights)
 
-    def change(self, direction: Mapping[str, Tensor]) -> np.ndarray:
-        """[P]: ⟨∇F, u⟩ prompt by prompt, P Σ_{i∈q,t} wᵢₜ ∇log πᵢₜ·u: the mean is the estimate."""
-        return self.num_prompts * by_group(
-            _along(self.weights, self.passes.forward(direction)).sum(1), self.group, self.num_prompts
-        )
+    def changes(self, directions: Sequence[Vector]) -> list[np.ndarray]:
+        """[P] each: ⟨∇F, u⟩ prompt by prompt, P Σ_{i∈q,t} wᵢₜ ∇log πᵢₜ·u: the mean is the estimate."""
+        if not self.passes.large:
+            moved = (self.passes.forward(direction) for direction in directions)
+            sums = (by_group(_along(self.weights, each).sum(1), self.group, self.num_prompts) for each in moved)
+            return [self.num_prompts * each for each in sums]
+        groups = [self.group == q for q in range(self.num_prompts)]
+        return list(self.num_prompts * self.passes.products(self.weights, groups, directions).numpy())
 
 
 class RewardGoal(WeightedGoal):
@@ -170,7 +193,12 @@ Goals = Mapping[str, EntropyGoal | WeightedGoal]
 
 
 def draw_goals(
-    checkpoint: Checkpoint, seed: int, *, entropy: tuple[int, int] = (1024, 4), reward: tuple[int, int] = (1024, 8)
+    checkpoint: Checkpoint,
+    seed: int,
+    *,
+    entropy: tuple[int, int] = (1024, 4),
+    reward: tuple[int, int] = (1024, 8),
+    progress: Progress | None = None,
 ) -> Goals:
     """{"entropy", "reward"}, each on (prompts, rollouts of each) of its own, so that their errors are independent of
     one another.
@@ -178,7 +206,7 @@ def draw_goals(
     The reward's gradient is by far the noisier one, and costs rows with both outcomes alone.
     """
     some = [
-        draw(checkpoint, *size, seed=seed_of("goals", seed, name))
+        draw(checkpoint, *size, seed=seed_of("goals", seed, name), progress=progress)
         for name, size in (("entropy", entropy), ("reward", reward))
     ]
     return {"entropy": EntropyGoal(some[0], some[0].passes(checkpoint)), "reward": RewardGoal.of(checkpoint, some[1])}
@@ -203,14 +231,20 @@ def goals_on(checkpoint: Checkpoint, batch: Batch) -> tuple[Goals, dict[str, str
 
 
 class Remembering(Passes):
-    """Passes that keep the last direction's derivatives: several goals on one batch ask for the same."""
+    """Passes that keep the derivatives along every direction: several goals on one batch ask for the same."""
 
-    last: tuple[Mapping[str, Tensor], tuple[Tensor, Tensor]] | None = None
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.known: list[tuple[Vector, tuple[Tensor, Tensor]]] = []
 
-    def forward(self, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if self.last is None or self.last[0] is not direction:
-            self.last = direction, super().forward(direction)
-        return self.last[1]
+    def forward(self, direction: Vector, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if weight is not None:
+            return super().forward(direction, weight)
+        for along, found in self.known:
+            if along is direction:
+                return found
+        self.known.append((direction, super().forward(direction)))
+        return self.known[-1][1]
 
 
 def _sum(terms: Mapping[str, Weights]) -> Weights:
@@ -246,12 +280,16 @@ class Attribution:
 def attribute(update: Update, goals: Goals) -> Attribution:
     """The split of the predicted changes over the tokens of the step, momentum and decay."""
     shares = {name: update.shares(goal.gradient) for name, goal in goals.items()}
-    vectors = dict(zip(PARTS, (update.momentum, update.decay, update.fresh)))
-    return Attribution(update, shares, {part: change(vector, goals) for part, vector in vectors.items()})
+    return Attribution(update, shares, dict(zip(PARTS, changes([update.momentum, update.decay, update.fresh], goals))))
 
 
-def change(direction: Vector, goals: Goals) -> dict[str, np.ndarray]:
-    """{goal: [P]}: ⟨∇F, u⟩ by evaluation prompt; 0 along nothing, such as the decay of a run without it."""
-    if not any(x.any() for x in direction.values()):
-        return {name: np.zeros(goal.num_prompts) for name, goal in goals.items()}
-    return {name: goal.change(direction) for name, goal in goals.items()}
+def changes(directions: Sequence[Vector], goals: Goals) -> list[dict[str, np.ndarray]]:
+    """{goal: [P]} of every direction: ⟨∇F, u⟩ by evaluation prompt; 0 along nothing, such as the decay of a run without
+    it.
+    """
+    there = [k for k, direction in enumerate(directions) if any(x.any() for x in direction.values())]
+    found = [{name: np.zeros(goal.num_prompts) for name, goal in goals.items()} for _ in directions]
+    for name, goal in goals.items():
+        for k, values in zip(there, goal.changes([directions[k] for k in there])):
+            found[k][name] = values
+    return found

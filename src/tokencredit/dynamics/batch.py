@@ -15,6 +15,7 @@ from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.passes import Passes
 from tokencredit.lm.completions import Completion
 from tokencredit.lm.packing import grid
+from tokencredit.lm.sampling import Progress
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
 from tokencredit.scores.measure import measure
@@ -40,7 +41,8 @@ class Batch:
     def passes(self, checkpoint: Checkpoint, kind: type[Passes] = Passes) -> Passes:
         """Values and derivatives of the checkpoint's policy on these completions; [B, T] as the rollouts."""
         width = self.rollouts.mask.shape[1]
-        return kind(checkpoint.model, self.prompts, self.completions, temperature=checkpoint.temperature, width=width)
+        options = {"temperature": checkpoint.temperature, "memory": checkpoint.policy.memory}
+        return kind(checkpoint.model, self.prompts, self.completions, width=width, **options)
 
     def take(self, keep: Tensor) -> Batch:
         """The rollouts that `keep` ([B] bool or [K] int) selects, in order; the width stays."""
@@ -56,7 +58,14 @@ class Batch:
 
 
 def draw(
-    checkpoint: Checkpoint, num_prompts: int, group: int, seed: int, *, split: str = "train", needs: Sequence[str] = ()
+    checkpoint: Checkpoint,
+    num_prompts: int,
+    group: int,
+    seed: int,
+    *,
+    split: str = "train",
+    needs: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Batch:
     """`group` rollouts of each of `num_prompts` prompts, sampled by the checkpoint's policy now; `needs` names scores
     beyond the free ones.
@@ -66,7 +75,7 @@ def draw(
     if num_prompts < 1 or group < 1:
         raise ValueError(f"a batch needs prompts and rollouts of each, got {num_prompts} and {group}")
     rows = prompts_of(checkpoint, num_prompts, seed, split)
-    return roll_out(checkpoint, rows, group, seed, needs=needs)
+    return roll_out(checkpoint, rows, group, seed, needs=needs, progress=progress)
 
 
 def prompts_of(checkpoint: Checkpoint, num: int, seed: int, split: str = "train") -> list[Row]:
@@ -81,13 +90,21 @@ def prompts_of(checkpoint: Checkpoint, num: int, seed: int, split: str = "train"
     return [rows[i] for i in order[:num]]
 
 
-def roll_out(checkpoint: Checkpoint, rows: Sequence[Row], group: int, seed: int, *, needs: Sequence[str] = ()) -> Batch:
+def roll_out(
+    checkpoint: Checkpoint,
+    rows: Sequence[Row],
+    group: int,
+    seed: int,
+    *,
+    needs: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Batch:
     """`group` rollouts of every row, in their order. The k-th rollout of the i-th row depends on the seed, i, k and the
     policy.
     """
     c = checkpoint
     prompts = c.policy.encode_rows(rows)
-    sampled = c.policy.complete(prompts, group, seed=seed)
+    sampled = c.policy.complete(prompts, group, seed=seed, progress=progress)
     flat = [completion for some in sampled for completion in some]
     owner = [i for i, some in enumerate(sampled) for _ in some]
     return scored(c, [rows[i] for i in owner], [prompts[i] for i in owner], flat, owner, seed, needs=needs)
@@ -107,7 +124,7 @@ def scored(
     c = checkpoint
     verdicts = [c.policy.verdict(x.ids, row, x.truncated) for row, x in zip(rows, completions)]
     ids, own = [completion.ids for completion in completions], [list(prompt) for prompt in prompts]
-    passes = Passes(c.model, own, ids, temperature=c.temperature)
+    passes = Passes(c.model, own, ids, temperature=c.temperature, memory=c.policy.memory)
     mask = passes.grid(torch.ones(len(passes.batch), dtype=torch.float64)) > 0
     scores = dict(zip(("logprob", "entropy"), passes.values()))
     if beyond := sorted(set(needs) - set(FREE)):

@@ -125,7 +125,14 @@ def open_checkpoint(
     task, tokenizer = settled.load_task(), load_tokenizer(str(path))
     model = load_model(path, dtype=dtype or asked.dtype or torch.float32, device=asked.device)
     policy = Policy(
-        model, tokenizer, task, config.temperature, settled.max_new_tokens or 0, settled.chat, str(asked.model)
+        model,
+        tokenizer,
+        task,
+        config.temperature,
+        settled.max_new_tokens or 0,
+        settled.chat,
+        str(asked.model),
+        memory=asked.memory,
     )
     try:
         optimizer = read_optimizer(path, model)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokencredit.dynamics.attribution import Goals, by_group, change
+from tokencredit.dynamics.attribution import Attribution, Goals, by_group, changes
 from tokencredit.dynamics.batch import Batch, credited
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.update import loss_coefficients, step_along
@@ -109,6 +109,18 @@ def acting_parts(own: Coefficients, baseline: Method, drawn: Batch) -> dict[str,
     return found
 
 
+def own_consequences(attribution: Attribution, own: Coefficients, drawn: Batch) -> dict[str, np.ndarray]:
+    """`consequences` of the very step that the attribution is of, which it knows already."""
+    update, parts = attribution.update, attribution.parts
+    found = {"length": np.array(norm(update.fresh)), "clip": np.array(update.clip)}
+    group = drawn.rollouts.group_index[own.keep]
+    for name, share in attribution.shares.items():
+        found[f"fresh/{name}"] = parts["tokens"][name]
+        found[f"rest/{name}"] = parts["momentum"][name] + parts["decay"][name]
+        found[f"shares/{name}"] = by_group(share.sum(1), group, drawn.num_prompts)
+    return found
+
+
 def consequences(checkpoint: Checkpoint, own: Coefficients, drawn: Batch, goals: Goals) -> dict[str, np.ndarray]:
     """What the method's step does, as arrays.
 
@@ -119,8 +131,9 @@ def consequences(checkpoint: Checkpoint, own: Coefficients, drawn: Batch, goals:
     """
     update = step_along(checkpoint, own.batch, own.value, own.credit)
     found = {"length": np.array(norm(update.fresh)), "clip": np.array(update.clip)}
-    for part, vector in (("fresh", update.fresh), ("rest", total(update.momentum, update.decay))):
-        found |= {f"{part}/{name}": values for name, values in change(vector, goals).items()}
+    fresh, rest = changes([update.fresh, total(update.momentum, update.decay)], goals)
+    for part, change in (("fresh", fresh), ("rest", rest)):
+        found |= {f"{part}/{name}": values for name, values in change.items()}
     group = drawn.rollouts.group_index[own.keep]
     shares = {name: update.shares(goal.gradient).sum(1) for name, goal in goals.items()}
     return found | {f"shares/{name}": by_group(values, group, drawn.num_prompts) for name, values in shares.items()}

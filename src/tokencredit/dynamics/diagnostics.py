@@ -27,6 +27,8 @@ from tokencredit.masked import pool_mean
 from tokencredit.objective.covariance import covariance
 from tokencredit.stats import Estimate, holm
 
+CELLS = 1 << 22
+"""Log-probabilities that are looked at together."""
 COVARIANCE_GROUPS = {
     "top 0.2 %": (0.998, 1.0),
     "top 2 %": (0.98, 1.0),
@@ -64,7 +66,8 @@ def own_context(update: Update) -> Tensor:
     with evaluating(passes.model):
         for part, keep in passes.batch.chunks(passes.tokens):
             hidden = passes.readout.hidden(part.ids, part.attention)[part.row, part.position]
-            for some in torch.arange(len(part)).split(512):
+            rows = max(CELLS // passes.readout.head.vocabulary(hidden), 1)
+            for some in torch.arange(len(part)).split(rows):
                 log_p = passes.readout.head.logits(hidden[some]).double().log_softmax(-1)
                 p, floor = log_p.exp(), torch.finfo(log_p.dtype).min
                 entropy = -(p * log_p.clamp_min(floor)).sum(1, keepdim=True)

@@ -4,29 +4,32 @@
     forward    ∇ log πᵢₜ · u and ∇Hᵢₜ · u                        every token at once, for one direction u
 
 πᵢₜ the sampled token's probability at the sampling temperature, Hᵢₜ the entropy of its distribution over the full
-vocabulary, in nats. Row by row the weights are the caller's; rows of similar length go together. Sums over the batch
-are float64.
+vocabulary, in nats. Row by row the weights are the caller's; rows of similar length go together, as many as there is
+room for. Sums over the batch are float64, those of large models as `vectors` keeps them.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from tokencredit.dynamics.vectors import Vector
+from tokencredit.dynamics.vectors import FINE, Vector, condensed, dot, kept_as, size
 from tokencredit.lm.attention import differentiable_attention
 from tokencredit.lm.head import Head, head_statistics
 from tokencredit.lm.models import CausalModel
 from tokencredit.lm.readout import Readout, Sequences, evaluating, find_readout
+from tokencredit.lm.room import Room
 from tokencredit.lm.scoring import pad
 
 TOKENS = 1 << 14
-"""Tokens, prompts included, of the rows that go through the model together."""
+"""Tokens, prompts included, of the rows that go through the model together, at most."""
 
 
 class Passes:
@@ -35,6 +38,7 @@ class Passes:
 
     parameters  the trainable ones by name: what a vector has an entry for
     width       T, where it is more than the longest completion has
+    tokens      that go through the model together, at most; memory, bytes of the process, may allow fewer (`lm.room`)
     """
 
     def __init__(
@@ -46,10 +50,12 @@ class Passes:
         temperature: float = 1.0,
         tokens: int = TOKENS,
         width: int = 0,
+        memory: int | None = None,
     ) -> None:
         if not any(len(completion) for completion in completions):
             raise ValueError("no completion has a token: there is nothing to differentiate")
-        self.model, self.tokens, self.num_rows = model, tokens, len(completions)
+        self.model, self.num_rows, self.room = model, len(completions), Room.of(model, memory)
+        self.most, self.tokens = tokens, min(tokens, self.room.tokens())
         self.width = max(width, max(len(completion) for completion in completions))
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         device = next(model.parameters()).device
@@ -58,6 +64,16 @@ class Passes:
         self.place = (self.batch.origin[0], self.batch.origin[1] - start[self.batch.origin[0]])
         with evaluating(model):
             self.readout: Readout = find_readout(model, self.batch.ids[0][self.batch.attention[0].bool()], temperature)
+
+    @property
+    def large(self) -> bool:
+        """Whether a reverse pass for a few rows costs much more than starting one does."""
+        return size(self.parameters) > FINE
+
+    @property
+    def at_once(self) -> int:
+        """Directions of a large model that there is room for."""
+        return max(self.room.space // (2 * size(self.parameters)), 1)
 
     def values(self) -> tuple[Tensor, Tensor]:
         """(log π, H) [B, T], 0 off the completions; no gradient."""
@@ -70,21 +86,30 @@ class Passes:
 
     def reverse(self, logprob_weight: Tensor | None = None, entropy_weight: Tensor | None = None) -> Vector:
         """∇ Σ (w log π + e H) over the parameters, float64; weights are [B, T], None for none."""
-        weights = [
-            None if w is None else w.to(self.place[0].device)[self.place].double()
-            for w in (logprob_weight, entropy_weight)
-        ]
-        found = {
-            name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in self.parameters.items()
-        }
-        with torch.enable_grad(), evaluating(self.model):
-            for part, keep in self._weighted(weights):
+        weights = [None if w is None else self._at_tokens(w) for w in (logprob_weight, entropy_weight)]
+        dtype = kept_as(self.parameters)
+        found = {name: torch.zeros(p.shape, dtype=dtype, device=p.device) for name, p in self.parameters.items()}
+        tokens = min(self.most, self.room.tokens_back())
+        with torch.enable_grad(), evaluating(self.model), _gathered(self.parameters, found):
+            for part, keep in self._weighted(weights, tokens):
                 values = self._statistics(part)
                 goal = sum((w[keep].to(x.dtype) * x).sum() for w, x in zip(weights, values) if w is not None)
-                grads = torch.autograd.grad(goal, list(self.parameters.values()), allow_unused=True)
-                for name, grad in zip(found, grads):
-                    if grad is not None:
-                        found[name] += grad.double()
+                goal.backward(inputs=list(self.parameters.values()))
+        return found
+
+    def products(self, weights: Sequence[Tensor], groups: Sequence[Tensor], directions: Sequence[Vector]) -> Tensor:
+        """[K, G]: ⟨∇ Σ (w log π + e H), u⟩ over the rows of each group ([B] bool), for K directions: a reverse pass
+        for a group, and a product for a direction. The directions are held meanwhile, `at_once` of them.
+        """
+        if len(directions) > self.at_once:
+            some = (directions[k : k + self.at_once] for k in range(0, len(directions), self.at_once))
+            return torch.cat([self.products(weights, groups, each) for each in some])
+        held = [condensed(u) for u in directions]
+        found = torch.zeros(len(held), len(groups), dtype=torch.float64)
+        for q, rows in enumerate(groups):
+            if rows.any() and any(w[rows].any() for w in weights):
+                gradient = self.reverse(*(w * rows[:, None] for w in weights))
+                found[:, q] = torch.tensor([dot(gradient, u) for u in held], dtype=torch.float64)
         return found
 
     def by_row(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,27 +119,31 @@ class Passes:
                 logprob = self._statistics(part)[0]
             yield logprob, keep
 
-    def forward(self, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(∇log π · u, ∇H · u) [B, T], float64 holding what the model's precision gives, along one direction."""
-        u = {id(p): direction[name].to(p.device, p.dtype) for name, p in self.parameters.items()}
+    def forward(self, direction: Vector, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(∇log π · u, ∇H · u) [B, T], float64 holding what the model's precision gives, along one direction; 0 in the
+        rows where a weight [B, T] is 0 throughout.
+        """
+        u = {name: direction[name].to(p.device, p.dtype) for name, p in self.parameters.items()}
+        tokens = min(self.most, self.room.tokens_along(self.batch.ids.shape[1]))
+        some = self.batch.chunks(tokens) if weight is None else self._weighted([self._at_tokens(weight)], tokens)
         found = [torch.zeros(len(self.batch), dtype=torch.float64) for _ in range(2)]
         with torch.no_grad(), evaluating(self.model), differentiable_attention(self.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for part, keep in self.batch.chunks(self.tokens):
-                zero = torch.zeros((), dtype=next(iter(self.parameters.values())).dtype, device=part.ids.device)
-                _, tangents = torch.func.jvp(lambda eps: self.along(part, u, eps), (zero,), (torch.ones_like(zero),))  # noqa: B023
+            for part, keep in some:
+                _, tangents = torch.func.jvp(lambda there: self._at(part, there), (self.parameters,), (u,))  # noqa: B023
                 for store, x in zip(found, tangents):
                     store[keep.cpu()] = x.double().cpu()
         return tuple(map(self.grid, found))
 
-    def along(self, part: Sequences, u: Mapping[int, Tensor], eps: Tensor) -> tuple[Tensor, Tensor]:
-        """(log π, H) [N] of a chunk at θ + ε u, differentiable in ε; u by the parameters' identity."""
+    def _at(self, part: Sequences, there: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(log π, H) [N] of a chunk with other parameters in place of the model's, differentiable in them."""
         body, head = self.readout.body, self.readout.head
-        there = {name: p + eps * u[id(p)] for name, p in body.named_parameters() if id(p) in u}
+        other = {id(p): there[name] for name, p in self.parameters.items()}
+        inner = {name: other[id(p)] for name, p in body.named_parameters() if id(p) in other}
         hidden = self.readout.hidden(
-            part.ids, part.attention, lambda **inputs: functional_call(body, there, (), inputs)
+            part.ids, part.attention, lambda **inputs: functional_call(body, inner, (), inputs)
         )
-        weight, bias = (x if x is None or id(x) not in u else x + eps * u[id(x)] for x in (head.weight, head.bias))
+        weight, bias = (other.get(id(x), x) for x in (head.weight, head.bias))
         return statistics(hidden[part.row, part.position], replace(head, weight=weight, bias=bias), part.target)
 
     def grid(self, values: Tensor) -> Tensor:
@@ -125,7 +154,11 @@ class Passes:
         hidden = self.readout.hidden(part.ids, part.attention)[part.row, part.position]
         return statistics(hidden, self.readout.head, part.target)
 
-    def _weighted(self, weights: Sequence[Tensor | None]) -> Iterator[tuple[Sequences, Tensor]]:
+    def _at_tokens(self, weight: Tensor) -> Tensor:
+        """[B, T] -> [N] of the scored tokens, where they are."""
+        return weight.to(self.place[0].device)[self.place].double()
+
+    def _weighted(self, weights: Sequence[Tensor | None], tokens: int) -> Iterator[tuple[Sequences, Tensor]]:
         """The chunks of the rows in which some weight is not 0."""
         some = sum((w != 0).long() for w in weights if w is not None)
         rows = torch.zeros(self.num_rows, dtype=torch.long, device=some.device).index_add_(0, self.batch.row, some) > 0
@@ -137,8 +170,32 @@ class Passes:
             target=self.batch.target[keep],
             origin=tuple(x[keep] for x in self.batch.origin),
         )
-        for part, index in chosen.chunks(self.tokens):
+        for part, index in chosen.chunks(tokens):
             yield part, keep[index]
+
+
+@contextmanager
+def _gathered(parameters: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[None]:
+    """Adds every gradient of a backward pass to `found` as it is made, and lets it go; `.grad` is left as it was."""
+    before = {name: p.grad for name, p in parameters.items()}
+
+    def gather(name: str) -> Any:
+        def hook(p: Tensor) -> None:
+            found[name].add_(p.grad)
+            p.grad = None
+
+        return hook
+
+    handles = [p.register_post_accumulate_grad_hook(gather(name)) for name, p in parameters.items()]
+    for p in parameters.values():
+        p.grad = None
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, p in parameters.items():
+            p.grad = before[name]
 
 
 def statistics(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:

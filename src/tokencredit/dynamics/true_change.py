@@ -55,6 +55,7 @@ def by_sampling(checkpoint: Checkpoint, rows: Sequence[Mapping], num: int, seed:
         checkpoint.model,
         ends=end_tokens(checkpoint.model, checkpoint.tokenizer),
         settings=Settings(checkpoint.temperature),
+        memory=checkpoint.policy.memory,
     )
     requests = [
         Request(i, 0, checkpoint.max_new_tokens, seed_of(seed, i, k)) for i in range(len(rows)) for k in range(num)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from tokencredit.dynamics.batch import Batch, credited
 from tokencredit.dynamics.checkpoint import Checkpoint
-from tokencredit.dynamics.optimizer import OptimizerState, Step, step_parts
+from tokencredit.dynamics.optimizer import Moments, OptimizerState, step_parts
 from tokencredit.dynamics.passes import Passes
-from tokencredit.dynamics.vectors import Vector, dot, norm, scaled, total
+from tokencredit.dynamics.vectors import Derived, Vector, dot, elementwise, norm, scaled, total
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
 
@@ -31,8 +31,8 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One step. Vectors are {name: float64}; `coefficient` [B, T] is ∂L/∂log π of every token of `batch`; `clip` is s;
-    `lr` its η.
+    """One step. Momentum, decay and gain are made entry by entry when they are read (`vectors`); `coefficient` [B,
+    T] is ∂L/∂log π of every token of `batch`; `clip` is s; `lr` its η.
     """
 
     batch: Batch
@@ -68,7 +68,8 @@ class Update:
         """[B, T]: each token's part of ⟨d, Δθ⟩. They add up to ⟨d, fresh⟩; momentum and decay have their own:
         `rest`.
         """
-        return -self.clip * self.coefficient * self.passes.forward(scaled(direction, self.gain))[0]
+        along = self.passes.forward(scaled(direction, self.gain), self.coefficient)[0]
+        return -self.clip * self.coefficient * along
 
     def rest(self, direction: Mapping[str, Tensor]) -> dict[str, float]:
         """The parts of ⟨d, Δθ⟩ that no token of this batch has made."""
@@ -111,12 +112,26 @@ def step_along(
     gradient = passes.reverse(coefficient)
     length = norm(gradient)
     clip = 1.0 if checkpoint.max_grad_norm is None else min(1.0, checkpoint.max_grad_norm / (length + NORM_EPS))
-    steps: dict[str, Step] = {
-        name: step_parts(p, clip * gradient[name], optimizer.rules[name], optimizer.moments[name])
-        for name, p in passes.parameters.items()
-    }
-    parts = ({name: step[k] for name, step in steps.items()} for k in range(3))
+    parts = (_part(k, passes.parameters, scaled(gradient, clip), optimizer) for k in range(3))
     return Update(batch, passes, coefficient, credit, gradient, clip, *parts, optimizer.lr)
+
+
+def _part(k: int, parameters: Mapping[str, Tensor], gradient: Vector, optimizer: OptimizerState) -> Vector:
+    """Momentum, decay or gain of `step_parts` for a clipped gradient, at the parameters as they are now."""
+    rules = optimizer.rules
+    theta = {name: p.detach().clone() if rules[name].weight_decay else p.detach() for name, p in parameters.items()}
+
+    def entry(name: str) -> Tensor:
+        kept = optimizer.moments[name]._asdict()
+        there = [field for field, x in kept.items() if isinstance(x, Tensor)]
+
+        def block(at: Tensor, slope: Tensor, *remembered: Tensor) -> Tensor:
+            return step_parts(at, slope, rules[name], Moments(**{**kept, **dict(zip(there, remembered))}))[k]
+
+        g = gradient[name]
+        return elementwise(block, theta[name], g, *(kept[field].to(g.device) for field in there), dtype=g.dtype)
+
+    return Derived(parameters, entry)
 
 
 def loss_coefficients(method: Method, batch: Batch) -> tuple[Tensor, Tensor]:

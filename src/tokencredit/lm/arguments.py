@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tokencredit.argument_types import size
 from tokencredit.settings import read_settings
 from tokencredit.tasks.task import Row, Task
 
 
 def add_policy(
-    parser: argparse.ArgumentParser, *, model: tuple[str, ...] = ("--model",), default: str = "reckon, shipped"
+    parser: argparse.ArgumentParser,
+    *,
+    model: tuple[str, ...] = ("--model",),
+    default: str = "reckon, shipped",
+    memory: bool = True,
 ) -> None:
-    """Adds --model, --task, --option, --temperature, --max-new-tokens, --chat, --dtype and --device.
+    """Adds --model, --task, --option, --temperature, --max-new-tokens, --chat, --dtype, --device and --memory.
 
     model     names of the first of them: a command on runs also calls it --run
     default   what is said of it where it is not given
+    memory    False for a command that does not size its own passes
     """
     group = parser.add_argument_group("policy", "which model on which task; a run's own settings are its defaults")
     group.add_argument(
@@ -46,11 +52,19 @@ def add_policy(
         help="of the weights (default: float32 on a CPU)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    if memory:
+        group.add_argument(
+            "--memory",
+            type=size,
+            metavar="SIZE",
+            help="what the command may take, weights included, like 4G: it sets how many rows go through the model"
+            " together (default: 1.5 GiB beside the weights, less on a small machine; of a GPU half)",
+        )
 
 
 def policy_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What was said, by field of `PolicyConfig`; what was not said is left out."""
-    names = ("model", "task", "temperature", "max_new_tokens", "chat", "dtype", "device")
+    names = ("model", "task", "temperature", "max_new_tokens", "chat", "dtype", "device", "memory")
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     return given | ({"options": read_settings(args.options)} if args.options else {})
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokencredit.lm.distribution import Settings, seed_of
 from tokencredit.lm.models import CausalModel, Tokenizer
-from tokencredit.lm.prefix_sampler import PrefixSampler
-from tokencredit.lm.sampling import Request, Trace, end_tokens
+from tokencredit.lm.prefix_sampler import ROWS, PrefixSampler
+from tokencredit.lm.sampling import Progress, Request, Trace, end_tokens
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,23 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     seed: int = 0,
-    batch: int = 512,
-    on_batch: Callable[[int], None] | None = None,
+    batch: int = ROWS,
+    memory: int | None = None,
+    progress: Progress | None = None,
 ) -> list[list[Completion]]:
-    """`num` completions of every prompt (token ids); temperature 0 is greedy. `on_batch` hears how many more rows are
-    done.
+    """`num` completions of every prompt (token ids); temperature 0 is greedy. At most `batch` are written together, and
+    no more than `memory` bytes of the process allow (`lm.room`).
 
     The full distribution is sampled, whatever top-p or top-k the model's own generation config suggests. The k-th
     completion of the i-th prompt depends on the seed, i and k, and not on `batch`.
     """
     if temperature < 0:
         raise ValueError(f"temperature is 0 (greedy) or positive, got {temperature}")
-    sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch)
+    sampler = PrefixSampler(
+        model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch, memory=memory
+    )
     requests = [Request(i, 0, max_new_tokens, seed_of(seed, i, k)) for i in range(len(prompts)) for k in range(num)]
     found: list[Completion | None] = [None] * len(requests)
-    rollouts = sampler.continue_([Trace(tuple(prompt)) for prompt in prompts], requests)
-    for done, (index, rollout) in enumerate(rollouts, start=1):
+    for index, rollout in sampler.continue_([Trace(tuple(prompt)) for prompt in prompts], requests, progress):
         found[index] = Completion(rollout.ids, rollout.truncated)
-        if on_batch and (done % batch == 0 or done == len(requests)):
-            on_batch((done - 1) % batch + 1)
     return [found[i * num : (i + 1) * num] for i in range(len(prompts))]

@@ -190,11 +190,16 @@ def _hookable(module: nn.Module) -> bool:
 def _injection(eps: Any, factors: dict[str, Tensor]):
     r, c = factors["r"], factors["c"]
 
+    def outer(out, along, sign):
+        if torch.is_tensor(eps):  # forward mode has no quick rule for addcmul
+            return out + (along[..., None] * sign * eps).to(out.dtype)
+        return torch.addcmul(out, (along[..., None] * eps).to(out.dtype), sign.to(out.dtype))
+
     def linear(module, args, out):
-        return out + ((args[0] @ c)[..., None] * r * eps).to(out.dtype)
+        return outer(out, args[0] @ c, r)
 
     def transposed(module, args, out):
-        return out + ((args[0] @ r)[..., None] * c * eps).to(out.dtype)
+        return outer(out, args[0] @ r, c)
 
     def embedding(module, args, out):
         row = r[args[0]]

@@ -5,7 +5,7 @@ prompt.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from tokencredit.figure import Figure
 from tokencredit.lm.completions import Completion
 from tokencredit.lm.policy import Policy
+from tokencredit.lm.prefix_sampler import ROWS
+from tokencredit.lm.sampling import Progress
 from tokencredit.lm.scoring import score
 from tokencredit.stats import Estimate, mean_of_units, pass_at_k, share_of_units
 from tokencredit.tasks.task import Row
@@ -26,15 +28,16 @@ def evaluate(
     ks: Sequence[int] = (1, 8),
     greedy: bool = True,
     seed: int = 0,
-    batch: int = 512,
-    progress: Callable[[int], None] | None = None,
+    batch: int = ROWS,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Figures as JSON (`Figure.as_json`), clustered by prompt:
 
     "pass@k" for every k <= num_samples (unbiased), "greedy", "truncated", "length", "entropy" (mean over tokens of a
     prompt's samples), and where the task knows roles "entropy_by_role" {role: mean}; "reasons" counts the verdicts of
     all samples; "by_prompt" holds, prompt by prompt, how many samples were correct, their length and their entropy.
-    `batch` completions are sampled at a time. VerifierError names the row on which a verifier of your own raises.
+    At most `batch` completions are sampled at a time. VerifierError names the row on which a verifier of your own
+    raises.
     """
     prompts = policy.encode_rows(rows)
     if num_samples < 1 or policy.temperature <= 0:
@@ -81,7 +84,7 @@ def _entropies(
     """Mean token entropy of every prompt (two of its samples are scored; None where they are empty), and by role."""
     scored = [(i, c.ids) for i, group in enumerate(sampled) for c in group[:2]]
     own, completions = [prompts[i] for i, _ in scored], [ids for _, ids in scored]
-    entropies = score(policy.model, own, completions, temperature=policy.temperature)["entropy"]
+    entropies = score(policy.model, own, completions, temperature=policy.temperature, memory=policy.memory)["entropy"]
     by_prompt, by_role = defaultdict(list), defaultdict(list)
     for (i, completion), entropy in zip(scored, entropies):
         by_prompt[i] += entropy.tolist()

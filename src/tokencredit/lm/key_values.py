@@ -90,8 +90,8 @@ def prefill(model: CausalModel, sequences: Sequence[Sequence[int]]) -> list[tupl
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-Layers = Sequence[tuple[Tensor, Tensor]]
-"""Keys and values [rows, heads, columns, size] of every layer."""
+Layers = list[Any]
+"""(keys, values) [rows, heads, columns, size] of every layer."""
 
 
 @dataclass(frozen=True)
@@ -114,19 +114,30 @@ class RowCache:
     def width(self) -> int:
         return self.layers[0].width
 
+    def drop(self) -> None:
+        """Lets its memory go; it is of no use afterwards."""
+        for layer in self.layers:
+            layer.keys = layer.values = None
+
     @classmethod
-    def gather(cls, pieces: Sequence[Piece]) -> RowCache:
-        """A new cache with the rows of several sources, one after the other."""
+    def gather(cls, pieces: Sequence[Piece], old: RowCache | None = None) -> RowCache:
+        """A new cache with the rows of several sources, one after the other. `old` is taken apart meanwhile: what its
+        layers held is let go layer by layer, so that both never stand side by side.
+        """
         length = torch.cat([piece.num for piece in pieces])
         width, layers = int(length.max()), []
-        for depth, (keys, values) in enumerate(pieces[0].layers):
-            new = [x.new_zeros(len(length), x.shape[1], width + ROOM, x.shape[3]) for x in (keys, values)]
+        for depth in range(len(pieces[0].layers)):
+            like = pieces[0].layers[depth]
+            new = [x.new_zeros(len(length), x.shape[1], width + ROOM, x.shape[3]) for x in like]
             layers.append(RoomyLayer(*new, width))
             slot = 0
             for piece in pieces:
                 to = torch.arange(slot, slot + len(piece.row), device=length.device)
                 _fill(layers[-1], to, piece, depth)
                 slot += len(piece.row)
+            if old is not None:
+                pieces[0].layers[depth] = ()
+                old.layers[depth].keys = old.layers[depth].values = None
         return cls(length, layers)
 
     def piece(self, rows: Tensor) -> Piece:

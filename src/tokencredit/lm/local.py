@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from tokencredit.lm.directions import Directions, Moved
-from tokencredit.lm.head import chosen_logprob
 from tokencredit.lm.readout import Readout, Sequences
+from tokencredit.lm.tangents import head_gradient
 
 KEYS = ("k_proj", "v_proj")
 FIXED = (*KEYS, "k_norm", "v_norm", "k_layernorm", "key_layernorm")
@@ -63,9 +63,11 @@ def taped(
             handle.remove()
 
 
-def local_part(readout: Readout, moved: Moved, directions: Directions, part: Sequences) -> tuple[Tensor, Tensor]:
+def local_part(
+    readout: Readout, moved: Moved, directions: Directions, part: Sequences, states: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(‖g_local‖² [N], s_local [K, N]) over linear layers that see every position; zeros where keys cannot be held
-    fixed.
+    fixed. states: ∂log p_t/∂h [N, D] where it is known.
     """
     device = part.ids.device
     norms2, along = torch.zeros(len(part), device=device), torch.zeros(directions.num, len(part), device=device)
@@ -79,9 +81,9 @@ def local_part(readout: Readout, moved: Moved, directions: Directions, part: Seq
         return norms2, along
     with torch.enable_grad(), _watched(sites), taped(sites, fixed) as tape:
         hidden = readout.hidden(part.ids, part.attention)[part.row, part.position]
-        log_p = chosen_logprob(hidden.double(), readout.head, part.target)
+        slope = head_gradient(hidden.detach(), readout.head, part.target).states if states is None else states
         outputs = [y for _, _, y in tape]
-        deltas = torch.autograd.grad(log_p.sum(), outputs, allow_unused=True)
+        deltas = torch.autograd.grad(hidden, outputs, slope.to(hidden.dtype), allow_unused=True)
     calls = [module for module, _, _ in tape]
     for (module, x, _), delta in zip(tape, deltas):
         if delta is None or calls.count(module) > 1 or delta.dim() != 3 or delta.shape[:2] != part.ids.shape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,24 @@ def pack(prompts: Ids, completions: Ids, device: Any = "cpu") -> tuple[Tensor, T
         ids[row, :end] = torch.tensor([*prompt, *completion], dtype=torch.long)
         attention[row, :end], wanted[row, len(prompt) : end] = 1, 1
     return ids.to(device), attention.to(device), wanted.to(device)
+
+
+def together(order: Sequence[int], lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
+    """The rows of `order`, as they come, in lists of at most `rows` of them and, padded to their longest, of at most
+    `tokens` tokens; a row that is longer goes alone.
+
+    >>> list(together([0, 1, 2, 3], [2, 2, 3, 9], rows=3, tokens=6))
+    [[0, 1], [2], [3]]
+    """
+    some: list[int] = []
+    for row in order:
+        longest = max((lengths[i] for i in [*some, row]), default=0)
+        if some and (len(some) == rows or (len(some) + 1) * longest > tokens):
+            yield some
+            some = []
+        some = [*some, row]
+    if some:
+        yield some
 
 
 def unpack(values: Tensor, wanted: Tensor) -> list[Tensor]:

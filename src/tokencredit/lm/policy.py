@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,9 +12,10 @@ from tokencredit.lm.completions import Completion, sample
 from tokencredit.lm.distribution import Settings
 from tokencredit.lm.load import EMBEDDED, load_config, load_model, load_tokenizer, resolve_model, run_of
 from tokencredit.lm.models import CausalModel, Tokenizer
-from tokencredit.lm.prefix_sampler import PrefixSampler
+from tokencredit.lm.prefix_sampler import ROWS, PrefixSampler
 from tokencredit.lm.prompts import Prompt, encode_prompt, encode_prompts
-from tokencredit.lm.sampling import end_tokens
+from tokencredit.lm.room import Room
+from tokencredit.lm.sampling import Progress, end_tokens
 from tokencredit.lm.text import pieces
 from tokencredit.tasks import load
 from tokencredit.tasks.reckon import VOCABULARY
@@ -29,6 +30,7 @@ class Policy:
     chat           as `lm.prompts.encode_prompt` takes it
     name           as the user called the model
     top_k, top_p   of sampling; 0 and 1 keep every token
+    memory         bytes that passes are sized for, as `lm.room.Room.of` takes them
     """
 
     model: CausalModel
@@ -40,6 +42,7 @@ class Policy:
     name: str = ""
     top_k: int = 0
     top_p: float = 1.0
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if not self.max_new_tokens:
@@ -55,9 +58,9 @@ class Policy:
         """How it is sampled."""
         return Settings(self.temperature, self.top_k, self.top_p)
 
-    def sampler(self, batch: int = 512) -> PrefixSampler:
-        """Continues prefixes by this policy, `batch` rows at a time."""
-        return PrefixSampler(self.model, ends=self.ends, settings=self.settings, batch=batch)
+    def sampler(self, batch: int = ROWS) -> PrefixSampler:
+        """Continues prefixes by this policy, at most `batch` rows at a time and no more than there is room for."""
+        return PrefixSampler(self.model, ends=self.ends, settings=self.settings, batch=batch, memory=self.memory)
 
     def complete(
         self,
@@ -65,9 +68,9 @@ class Policy:
         num: int,
         *,
         seed: int,
-        batch: int = 512,
+        batch: int = ROWS,
         greedy: bool = False,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """`num` completions of every prompt (token ids), as `lm.completions.sample` draws them."""
         return sample(
@@ -79,7 +82,8 @@ class Policy:
             temperature=0.0 if greedy else self.temperature,
             seed=seed,
             batch=batch,
-            on_batch=progress,
+            memory=self.memory,
+            progress=progress,
         )
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -127,6 +131,7 @@ class PolicyConfig:
     chat             True: text prompts are asked as a user's message; False: they stay text
     dtype, device    as torch calls them; by default a GPU where there is one and the checkpoint's own dtype there, else
                      float32 on the CPU
+    memory           bytes that the process may take; no part of what is asked, and in no record
     """
 
     model: str = EMBEDDED
@@ -137,6 +142,7 @@ class PolicyConfig:
     chat: bool | None = None
     dtype: str | None = None
     device: str | None = None
+    memory: int | None = field(default=None, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
@@ -189,12 +195,23 @@ class PolicyConfig:
         if found.chat and not getattr(tokenizer, "chat_template", None):
             raise ValueError(f"--chat: the tokenizer of {self.model} has no chat template; leave it out for plain text")
         model = load_model(path, dtype=self.dtype, device=self.device)
+        Room.of(model, self.memory)
         return Policy(
-            model, tokenizer, task, found.temperature or 1.0, found.max_new_tokens or 0, found.chat, self.model
+            model,
+            tokenizer,
+            task,
+            found.temperature or 1.0,
+            found.max_new_tokens or 0,
+            found.chat,
+            self.model,
+            memory=self.memory,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"options": dict(self.options)}
+        """What a record should hold: which policy, not what it may take."""
+        found = asdict(self) | {"options": dict(self.options)}
+        del found["memory"]
+        return found
 
     def _usual_limit(self) -> int:
         return usual_limit(self.load_task(), load_config(resolve_model(self.model)))

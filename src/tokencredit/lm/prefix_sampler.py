@@ -21,16 +21,21 @@ from torch.nn import functional
 from tokencredit.lm.distribution import Settings, draw, entropy, log_probs, uniforms
 from tokencredit.lm.key_values import Piece, RowCache, check_shareable, prefill
 from tokencredit.lm.models import CausalModel
-from tokencredit.lm.sampling import Request, Rollout, Trace
+from tokencredit.lm.room import Room
+from tokencredit.lm.sampling import Progress, Request, Rollout, Trace
 
-CHUNK_CELLS = 1 << 25  # logits held at once while reading traces
+ROWS = 512  # rows per forward pass, at most
+CHUNK_CELLS = 1 << 25  # logits held at once while reading traces, at most
+TELL = 8  # steps between two reports
 
 
 class PrefixSampler:
     """A `Sampler` on a transformers model.
 
-    batch            rows per forward pass
-    prefill_tokens   tokens of traces, padding included, read in one forward pass and kept as keys and values at a time
+    batch            rows per forward pass, at most
+    prefill_tokens   tokens of traces, padding included, read in one forward pass and kept as keys and values at a time,
+                     at most
+    memory           bytes of the process, which may allow fewer of both; see `lm.room`
     """
 
     def __init__(
@@ -39,14 +44,16 @@ class PrefixSampler:
         *,
         ends: Sequence[int],
         settings: Settings | None = None,
-        batch: int = 512,
+        batch: int = ROWS,
         prefill_tokens: int = 32768,
+        memory: int | None = None,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch is a number of rows, not {batch}")
         check_shareable(model)
         self.model, self.ends, self.settings = model, tuple(ends), settings or Settings()
-        self.batch, self.prefill_tokens = batch, prefill_tokens
+        self.room = Room.of(model, memory)
+        self.batch, self.prefill_tokens = batch, min(prefill_tokens, self.room.prefixes())
         self.device = next(model.parameters()).device
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
@@ -70,8 +77,10 @@ class PrefixSampler:
                     yield log_probs(logits[row, first : first + len(t.completion)], self.settings).float().cpu()
 
     @torch.no_grad()
-    def continue_(self, traces: Sequence[Trace], requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
-        """(index of the request, its rollout) as they end."""
+    def continue_(
+        self, traces: Sequence[Trace], requests: Sequence[Request], progress: Progress | None = None
+    ) -> Iterator[tuple[int, Rollout]]:
+        """(index of the request, its rollout) as they end; `progress` hears while they are written."""
         for request in requests:
             self._check(traces, request)
         order = sorted(range(len(requests)), key=lambda r: requests[r].prefix)
@@ -84,16 +93,23 @@ class PrefixSampler:
                 yield index, Rollout((), True, (), ())
             else:
                 waiting.append(index)
+        told = _Told(progress, len(requests) - len(waiting))
         with _evaluating(self.model):
-            yield from self._decode(traces, requests, waiting)
+            yield from self._decode(traces, requests, waiting, told)
+
+    def rows(self, traces: Sequence[Trace], requests: Sequence[Request]) -> int:
+        """Rows that are decoded together: what there is room for if each is written to its limit, at most `batch`."""
+        longest = max((len(traces[r.trace].prompt) + r.prefix + 1 + r.budget for r in requests), default=1)
+        return min(self.batch, self.room.rows(longest))
 
     def _decode(
-        self, traces: Sequence[Trace], requests: Sequence[Request], waiting: Sequence[int]
+        self, traces: Sequence[Trace], requests: Sequence[Request], waiting: Sequence[int], told: _Told
     ) -> Iterator[tuple[int, Rollout]]:
         rows: _Rows | None = None
+        most = self.rows(traces, [requests[index] for index in waiting])
         for source, queue in self._sources(traces, requests, waiting):
             while queue:
-                room = self.batch - (rows.num_alive if rows else 0)
+                room = most - (rows.num_alive if rows else 0)
                 rows = _Rows.join(
                     rows,
                     source,
@@ -103,12 +119,14 @@ class PrefixSampler:
                 queue = queue[room:]
                 while (not queue and rows.worth_stepping(0.5)) or (queue and rows.worth_stepping(0.8)):
                     rows.step(self.model, self.settings, self.ends)
-                yield from rows.take_ended()
+                    told.step(rows)
+                yield from told.ended(rows)
         while rows is not None and rows.num_alive:
             rows = _Rows.join(rows, None, [], self.device)
             while rows.worth_stepping(0.7):
                 rows.step(self.model, self.settings, self.ends)
-            yield from rows.take_ended()
+                told.step(rows)
+            yield from told.ended(rows)
 
     def _sources(
         self, traces: Sequence[Trace], requests: Sequence[Request], waiting: Sequence[int]
@@ -141,7 +159,7 @@ class PrefixSampler:
         width, num = 0, 0
         for t in traces:
             width = max(width, len(t.prompt) + len(t.completion))
-            if num and (num + 1) * width * vocab > CHUNK_CELLS:
+            if num and (num + 1) * width * vocab > min(CHUNK_CELLS, self.room.space // 128):
                 break
             num += 1
         return traces[:num]
@@ -164,6 +182,40 @@ class PrefixSampler:
                 f"prompt {k} has {len(trace.prompt)} tokens and up to {more} may follow, but the model's context is"
                 f" {self.context}: lower max_new_tokens to {self.context - len(trace.prompt)}, or leave it out"
             )
+
+
+class _Told:
+    """Tells of rows as they are written, at most every few steps."""
+
+    def __init__(self, progress: Progress | None, without_model: int) -> None:
+        self.progress, self.steps, self.over, self.tokens = progress, 0, 0, 0
+        self.rows_told, self.tokens_told = 0.0, 0
+        if progress and without_model:
+            progress(without_model)
+
+    def step(self, rows: _Rows) -> None:
+        """One more token of every row has been written."""
+        self.steps += 1
+        if self.progress and self.steps % TELL == 0:
+            self._tell(rows)
+
+    def ended(self, rows: _Rows) -> Iterator[tuple[int, Rollout]]:
+        """The rollouts that have ended since the last call."""
+        found = list(rows.take_ended())
+        self.over += len(found)
+        self.tokens += sum(len(rollout.ids) for _, rollout in found)
+        if self.progress:
+            self._tell(rows)
+        yield from found
+
+    def _tell(self, rows: _Rows) -> None:
+        """What is new: of rows that have not been taken yet the share of their limit, or all of it where they ended."""
+        left, count = rows.state[3:, ~rows.heard].double()
+        ended = ~rows.alive[~rows.heard]
+        share = torch.where(ended, torch.ones_like(count), count / (count + left))
+        done, tokens = self.over + float(share.sum()), self.tokens + int(count.sum())
+        self.progress(done - self.rows_told, tokens - self.tokens_told)
+        self.rows_told, self.tokens_told = done, tokens
 
 
 class _Rows:
@@ -190,6 +242,8 @@ class _Rows:
         cache.
         """
         index, state, written, piece = _new_rows(source, new, device) if new else ([], None, None, None)
+        if rows is not None and not rows.num_alive:
+            rows.cache.drop()
         if rows is None or not rows.num_alive:
             return cls(index, state, RowCache.gather([piece]), written)
         if new and len(new) <= len(rows.index) - rows.num_alive and rows.cache.fits(piece):
@@ -203,9 +257,8 @@ class _Rows:
             torch.cat([_pad(w[kept], room), *([_pad(written[k], room)] if new else [])])
             for k, w in enumerate(rows.written)
         )
-        return cls(
-            index, torch.cat([rows.state[:, kept], *([state] if new else [])], 1), RowCache.gather(pieces), stores
-        )
+        states = torch.cat([rows.state[:, kept], *([state] if new else [])], 1)
+        return cls(index, states, RowCache.gather(pieces, rows.cache), stores)
 
     def _replace(self, index: list[int], state: Tensor, written: tuple[Tensor, ...], piece: Piece) -> None:
         slots = (~self.alive).nonzero()[: len(index), 0]

@@ -16,6 +16,7 @@ from tokencredit.lm.last_block import last_block_norms2
 from tokencredit.lm.models import CausalModel
 from tokencredit.lm.noise import sampled_variance
 from tokencredit.lm.readout import Readout, Sequences, check_finite, evaluating, find_readout, sequences, unwrap
+from tokencredit.lm.room import Room
 from tokencredit.lm.scoring import kl_divergence, token_scores
 from tokencredit.lm.sketch import DifferenceStep, Sketch, sketch
 from tokencredit.lm.tangents import head_norms
@@ -26,9 +27,12 @@ KINDS = (*FORWARD, "last_block_norm", *SKETCHED, "attention")
 WAYS = ("auto", "exact", "sketch", "jvp", "finite_difference")
 PERTURBATIONS = ("first_order", "gaussian", "dropout")
 SHORT, SHORT_LORA, SMALL_LORA = 64, 256, 1_000_000
-"""`auto` is exact for rows with fewer scored tokens than SHORT, or than SHORT_LORA where at most SMALL_LORA adapter
+"""`auto` is never exact for rows with as many scored tokens as SHORT, or as SHORT_LORA where at most SMALL_LORA adapter
 weights count.
 """
+MOMENT = 1e10
+"""Multiplications that exact gradients of a row may take where a sketch takes fewer: well below a second."""
+DIRECTIONS, TOKENS = 8, 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,7 @@ def importance(
     attention_mask: Tensor,
     completion_mask: Tensor,
     kinds: Sequence[str] = ("gradient_norm", "fisher_trace"),
-    num_directions: int = 8,
+    num_directions: int | None = None,
     method: str = "auto",
     parameters: str | Sequence[str] = "all",
     seed: int = 0,
@@ -90,7 +94,8 @@ def importance(
     perturbation: str = "first_order",
     scale: float | None = None,
     uncovered: str = "refuse",
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
+    memory: int | None = None,
 ) -> Importance:
     """Proxies of the importance of every completion token t of a causal LM; input_ids and masks are [B, L], padded on
     any side.
@@ -111,21 +116,30 @@ def importance(
     method         "exact": one backward pass per token (for fisher_trace, per token and vocabulary entry); "jvp" and
                    "finite_difference": `num_directions` random directions for all tokens at once, by forward mode or by
                    moved weights; "sketch": finite differences in full precision and forward mode in half precision, the
-                   other one where that fails; "auto": exact for short rows and small adapters, else "sketch".
-                   fisher_trace is exact only on request
+                   other one where that fails; "auto": exact where that is cheaper or takes a moment (`exact_is_cheap`)
+                   and no number of directions is given, else "sketch". fisher_trace is exact only on request. Which it
+                   was is `method` of a proxy
+    num_directions 8 by default
     parameters     "all", "trainable" (that require a gradient), "lora", or name patterns; parameters that cannot be
                    moved are refused by name, or listed with uncovered="report"
-    temperature    of the policy that sampled;  max_tokens  padded tokens of one forward pass
+    temperature    of the policy that sampled
+    max_tokens     padded tokens of one pass, at most: 8,192 by default, and no more than `memory` bytes of the process
+                   allow (`lm.room`)
 
     ValueError names what is wrong: shapes, a first token without a prefix, a row beyond the context, logits that are
     not finite.
     """
+    chosen = "sketch" if method == "auto" and num_directions is not None else method
+    num_directions = DIRECTIONS if num_directions is None else num_directions
     _check(kinds, num_directions, method, perturbation, uncovered, ref_model)
     inner = unwrap(model)
     device = next(inner.parameters()).device
     limit = getattr(inner.config, "max_position_embeddings", None)
     batch = sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)), limit)
     coverage = select_parameters(inner, parameters, uncovered)
+    room, most = Room.of(inner, memory), max_tokens or TOKENS
+    forward, backward = min(most, room.tokens()), min(most, room.tokens_back())
+    width = batch.ids.shape[1]
     about = {
         "covered": tuple(coverage.named),
         "uncovered": coverage.uncovered,
@@ -139,11 +153,11 @@ def importance(
         return Importance({kind: Proxy(none, none, "exact") for kind in kinds}, **about)
     with evaluating(inner):
         readout = find_readout(inner, batch.ids[int(batch.attention.sum(1).argmax())], temperature)
-        found = _free(readout, coverage, batch, kinds, ref_model, max_tokens)
+        found = _free(readout, coverage, batch, kinds, ref_model, forward)
         if "last_block_norm" in kinds:
-            found["last_block_norm"] = _exactly(last_block_norms2(readout, coverage, batch, max_tokens).sqrt())
+            found["last_block_norm"] = _exactly(last_block_norms2(readout, coverage, batch, backward).sqrt())
         if "attention" in kinds:
-            found["attention"] = _exactly(attention_received(readout, batch, max_tokens))
+            found["attention"] = _exactly(attention_received(readout, batch, min(most, room.tokens_attending(width))))
         asked = [kind for kind in SKETCHED if kind in kinds]
         if "perturbation_variance" in asked and perturbation != "first_order":
             asked.remove("perturbation_variance")
@@ -156,10 +170,14 @@ def importance(
                 seed=seed,
                 kind=perturbation,
                 scale=scale,
-                tokens=max_tokens,
+                tokens=forward,
             )
             found["perturbation_variance"] = (*values, perturbation)
-        step = _gradients(found, asked, readout, coverage, batch, num_directions, method, seed, max_tokens)
+        if chosen == "auto":
+            longest, size = int(torch.bincount(batch.row).max()), sum(p.numel() for p in inner.parameters())
+            chosen = "exact or sketch" if exact_is_cheap(size, coverage, longest, width) else "sketch"
+        tokens = {"finite_difference": backward, "jvp": min(backward, room.tokens_along(width, num_directions))}
+        step = _gradients(found, asked, readout, coverage, batch, num_directions, chosen, seed, tokens)
     proxies = {
         kind: Proxy(batch.scatter(v.float()), batch.scatter(e.float()), how) for kind, (v, e, how) in found.items()
     }
@@ -228,22 +246,22 @@ def _gradients(
     num_directions: int,
     method: str,
     seed: int,
-    tokens: int,
+    tokens: Mapping[str, int],
 ) -> DifferenceStep | None:
-    """Adds the kinds that need gradients over parameters; the step, where finite differences were taken."""
-    longest = int(torch.bincount(batch.row).max())
-    small = coverage.num_parameters <= SMALL_LORA and all(LORA in name for name in coverage.named)
-    exactly = method == "exact" or (method == "auto" and longest < (SHORT_LORA if small else SHORT))
+    """Adds the kinds that need gradients over parameters; the step, where finite differences were taken. "exact or
+    sketch" is exact for all but Fisher traces.
+    """
     norms = [kind for kind in asked if kind != "fisher_trace"]
-    if norms and exactly:
+    if norms and method in ("exact", "exact or sketch"):
         _add(found, norms, exact.gradient_norms2(readout, coverage, batch), None, "exact")
     if "fisher_trace" in asked and method == "exact":
         _add(found, ["fisher_trace"], exact.fisher_traces(readout, coverage, batch), None, "exact")
     left = [kind for kind in asked if kind not in found]
     if not left:
         return None
-    options = {"num_directions": num_directions, "seed": seed, "tokens": tokens, "norms": left != ["fisher_trace"]}
-    drawn = _sketch(readout, coverage, batch, method, options)
+    options = {"num_directions": num_directions, "seed": seed, "norms": left != ["fisher_trace"]}
+    options["traces"] = "fisher_trace" in left
+    drawn = _sketch(readout, coverage, batch, method, tokens, options)
     for kind in left:
         samples = (drawn.fisher() if kind == "fisher_trace" else drawn.norm2()).double()
         _add(found, [kind], samples.mean(0).clamp(min=0), samples.std(0) / num_directions**0.5, drawn.method)
@@ -264,13 +282,36 @@ def _add(found: dict, kinds: list[str], square: Tensor, error: Tensor | None, me
             found[kind] = square, error, method
 
 
-def _sketch(readout: Readout, coverage: Coverage, batch: Sequences, method: str, options: dict[str, Any]) -> Sketch:
+def exact_is_cheap(size: int, coverage: Coverage, longest: int, width: int, directions: int = DIRECTIONS) -> bool:
+    """Whether a backward pass per token costs less than a sketch of the row, or a moment. Multiplications for a row of
+    `width` tokens, n = `longest` of them scored, of a model of P = `size` parameters, C of them covered:
+
+        exact  n (P + C) · width          sketch  (K + 6) P · width
+
+    K directions are a forward pass each; the rest of a sketch takes about as much as six. Rows of many scored tokens
+    are always sketched.
+    """
+    small = coverage.num_parameters <= SMALL_LORA and all(LORA in name for name in coverage.named)
+    if longest >= (SHORT_LORA if small else SHORT):
+        return False
+    exact = longest * (size + coverage.num_parameters) * width
+    return exact <= max((directions + 6) * size * width, MOMENT)
+
+
+def _sketch(
+    readout: Readout,
+    coverage: Coverage,
+    batch: Sequences,
+    method: str,
+    tokens: Mapping[str, int],
+    options: dict[str, Any],
+) -> Sketch:
     full = next(readout.model.parameters()).dtype in (torch.float32, torch.float64)
     either = ["finite_difference", "jvp"] if full else ["jvp", "finite_difference"]
-    ways = either if method in ("auto", "sketch") else [method]
+    ways = either if method in ("sketch", "exact or sketch") else [method]
     for way in ways:
         try:
-            return sketch(readout, coverage, batch, method=way, **options)
+            return sketch(readout, coverage, batch, method=way, tokens=tokens[way], **options)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             if way != ways[-1] and "not finite" not in str(error):
                 continue

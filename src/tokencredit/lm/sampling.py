@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -57,6 +57,14 @@ class Rollout:
     entropy: tuple[float, ...]
 
 
+class Progress(Protocol):
+    """Hears what is done. An unfinished row counts as the share of its longest length that is written."""
+
+    def __call__(self, rows: float, tokens: int = 0, total: float | None = None) -> Any:
+        """So many more rows and sampled tokens; `total` rows in all, where that is known only now."""
+        ...
+
+
 class Sampler(Protocol):
     """Continues prefixes of traces. `settings` and `ends` (token ids that end a completion) are part of what it is."""
 
@@ -69,7 +77,9 @@ class Sampler(Protocol):
         """
         ...
 
-    def continue_(self, traces: Sequence[Trace], requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def continue_(
+        self, traces: Sequence[Trace], requests: Sequence[Request], progress: Progress | None = None
+    ) -> Iterator[tuple[int, Rollout]]:
         """(index of the request, its rollout) as they end, in any order."""
         ...
 

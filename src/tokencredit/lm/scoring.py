@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tokencredit.lm.head import Fold, Head, target_logits, tile_size, tiles
 from tokencredit.lm.models import CausalModel
-from tokencredit.lm.packing import Ids, pack
+from tokencredit.lm.packing import Ids, pack, together
 from tokencredit.lm.readout import Sequences, check_finite, evaluating, find_readout, sequences
+from tokencredit.lm.room import Room
 from tokencredit.masked import wide
 
 FORWARD_SCORES = ("logprob", "entropy", "sum_p2", "varentropy", "margin")
@@ -26,12 +27,14 @@ def score(
     temperature: float = 1.0,
     batch: int = 64,
     names: Sequence[str] = ("logprob", "entropy"),
+    memory: int | None = None,
 ) -> dict[str, list[Tensor]]:
     """{name: [...]}: one float32 tensor [T] per completion, at `temperature`, over the full vocabulary.
 
     logprob, entropy (nats); sum_p2 (Σ p²); varentropy (Var of log p, nats²); margin (the largest probability less the
-    second). Completions of similar length are scored together, and no [tokens, vocabulary] matrix is made where the
-    model's head can be told from its body. ValueError where a sequence exceeds the model's context or its logits are
+    second). Completions of similar length are scored together, at most `batch` of them and no more than `memory`
+    bytes of the process allow (`lm.room`); no [tokens, vocabulary] matrix is made where the model's head can be told
+    from its body. ValueError where a sequence exceeds the model's context or its logits are
     not finite.
     """
     if len(prompts) != len(completions):
@@ -59,7 +62,7 @@ def score(
         readout = find_readout(
             model, torch.tensor([*prompts[order[0]], *completions[order[0]]], device=device), temperature
         )
-        for rows in (order[i : i + batch] for i in range(0, len(order), batch)):
+        for rows in together(order, total, batch, Room.of(model, memory).tokens()):
             some = pad([prompts[i] for i in rows], [completions[i] for i in rows], device)
             hidden = readout.hidden(some.ids, some.attention)[some.row, some.position]
             lengths = [len(completions[i]) for i in rows]

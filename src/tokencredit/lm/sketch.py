@@ -28,7 +28,7 @@ from tokencredit.lm.decisions import Decisions, num_experts
 from tokencredit.lm.directions import Coverage, Directions, Moved
 from tokencredit.lm.local import local_part
 from tokencredit.lm.readout import Readout, Sequences, check_finite
-from tokencredit.lm.tangents import Tangents, head_norms, head_tangents
+from tokencredit.lm.tangents import Tangents, head_gradient, head_norms, head_tangents
 from tokencredit.masked import wide
 
 TARGET = {torch.float64: 1e-7, torch.float32: 1e-3}
@@ -37,7 +37,7 @@ Half: 0.05.
 """
 AGREES = 0.05
 """Largest relative difference between a finite difference and the exact derivative along the same direction."""
-GOOD = 0.005
+GOOD = 0.02
 """The same, from which on no other step is tried. A float64 model may compute norms or rotations in float32 and need
 that one's step.
 """
@@ -78,8 +78,10 @@ class Sketch:
         return self.head_norm2 + (body if t.head_logprob is None else body + 2 * t.logprob * t.head_logprob)
 
     def fisher(self) -> Tensor:
-        """[K, N]: unbiased samples of tr F."""
+        """[K, N]: unbiased samples of tr F. ValueError where traces were left out."""
         t = self.tangents
+        if t.variance is None:
+            raise ValueError("this sketch has no Fisher traces: make it with traces=True")
         return self.head_fisher + (t.variance if t.covariance is None else t.variance + 2 * t.covariance)
 
 
@@ -93,10 +95,12 @@ def sketch(
     method: str,
     tokens: int,
     norms: bool = True,
+    traces: bool = True,
 ) -> Sketch:
     """Tangents of every scored token of `batch` along `num_directions` directions; method "jvp" or "finite_difference".
 
-    norms=False leaves the control variate out, which is of use for norms alone. RuntimeError or NotImplementedError
+    norms=False leaves the control variate out, which is of use for norms alone; traces=False what Fisher traces alone
+    need: a product with the vocabulary for every direction. RuntimeError or NotImplementedError
     where the model has no forward-mode derivative ("jvp"), ValueError where its hidden states are not finite.
     """
     directions = Directions(coverage, num_directions, seed)
@@ -108,10 +112,10 @@ def sketch(
     for part, keep in batch.chunks(tokens):
         hidden, tangents = push(readout, moved, directions, part)
         check_finite(hidden, "hidden states")
-        through = _through_head(readout, coverage, directions, part, hidden, tangents)
+        through, known, states = _through_head(readout, coverage, directions, part, hidden, tangents, traces)
         none = wide(hidden).new_zeros(len(part)), wide(hidden).new_zeros(num_directions, len(part))
-        local = local_part(readout, moved, directions, part) if norms else none
-        parts.append((*head_norms(hidden, readout.head, part.target, coverage), *local, through))
+        local = local_part(readout, moved, directions, part, states) if norms else none
+        parts.append((*head_norms(hidden, readout.head, part.target, coverage, known), *local, through))
         order.append(keep)
     back = torch.cat(order).argsort()
     norm2, traces, local_norm2, local_logprob, pieces = zip(*parts)
@@ -125,13 +129,26 @@ def sketch(
     return Sketch(tangents, *known, method, step)
 
 
-def _through_head(readout, coverage, directions, part, hidden, tangents) -> Tangents:
-    tied = coverage.name_of(readout.head.weight)
-    factors = None if tied is None else directions.factors[tied]
-    used = any(p is readout.head.weight for p in readout.body.parameters())
-    return head_tangents(
-        hidden, tangents, readout.head, part.target, (factors["r"], factors["c"]) if factors and used else None
-    )
+def _through_head(
+    readout: Readout,
+    coverage: Coverage,
+    directions: Directions,
+    part: Sequences,
+    hidden: Tensor,
+    tangents: Tensor,
+    traces: bool,
+) -> tuple[Tangents, tuple[Tensor, Tensor] | None, Tensor | None]:
+    """(tangents of the head's outputs, norms in the logits and ∂log p_t/∂h where they were made on the way)."""
+    name, head = coverage.name_of(readout.head.weight), readout.head
+    factors = None if name is None else directions.factors[name]
+    used = any(p is head.weight for p in readout.body.parameters())
+    tied = (factors["r"], factors["c"]) if factors and used else None
+    if traces:
+        return head_tangents(hidden, tangents, head, part.target, tied), None, None
+    found = head_gradient(hidden, head, part.target, tied[0] if tied else None)
+    s = torch.einsum("knd,nd->kn", wide(tangents), found.states)
+    own = tied and found.along * (tied[1].to(found.states.dtype) @ wide(hidden).t())
+    return Tangents(s, head_logprob=own), (found.norm2, found.trace), found.states
 
 
 def _picked(readout: Readout, part: Sequences, body: Callable[..., Any] | None = None) -> Tensor:
@@ -290,7 +307,7 @@ def _relative(found: Tensor, truth: Tensor) -> float:
     return float((found - truth).norm()) / scale if scale > 0 else float(found.norm())
 
 
-def _short(batch: Sequences, most: int = 64) -> Sequences:
+def _short(batch: Sequences, most: int = 32) -> Sequences:
     """One row of a batch, up to `most` tokens behind its first scored one."""
     row = int(batch.row.mode().values)
     mine = batch.row == row

@@ -3,9 +3,9 @@ one pass.
 
     dz = z'(u) · dh Wᵀ          s = dz_t − E_p dz          q = Var_p(dz)          dH = −Cov_p(dz, log p)
 
-s is the directional derivative of log p_t and E s² = ‖∇log p_t‖² over isotropic directions; q is uᵀF u with the Fisher
-matrix F of the token's distribution, exact over the vocabulary, so E q = tr F. The head's own gradient needs no
-direction: it is (e_t − p) hᵀ.
+s is the directional derivative of log p_t, which is also dh · ∂log p_t/∂h and E s² = ‖∇log p_t‖² over isotropic
+directions; q is uᵀF u with the Fisher matrix F of the token's distribution, exact over the vocabulary, so E q = tr
+F. The head's own gradient needs no direction: it is (e_t − p) hᵀ.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ class Tangents(NamedTuple):
 
     logprob  s;  variance  q;  entropy  dH;  of a tied weight also, for its use in the head:  head_logprob
                                                                                            s of the head's own tangent,
-    and  covariance  Cov_p(dz, dz of the head); None where the head's weight is not moved together with the body
+    and  covariance  Cov_p(dz, dz of the head); None where the head's weight is not moved together with the body.
+    variance, entropy and covariance are None where log-probs alone were asked for
     """
 
     logprob: Tensor
-    variance: Tensor
-    entropy: Tensor
+    variance: Tensor | None = None
+    entropy: Tensor | None = None
     head_logprob: Tensor | None = None
     covariance: Tensor | None = None
 
@@ -139,15 +140,96 @@ def _head_tangent(
     return along[:, None] * (r[columns] * slope - (r[targets] * slope_t)[:, None])
 
 
-def head_norms(hidden: Tensor, head: Head, targets: Tensor, coverage: Coverage | None = None) -> tuple[Tensor, Tensor]:
-    """(squared gradient norm over the head, its tr F), each [N]: those in the logits times ‖h‖² for the weight, plus 1
-    for the bias, of what is covered (None: all there is).
+def head_norms(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    coverage: Coverage | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(squared gradient norm over the head, its tr F), each [N]: those in the logits, `known` or made here, times
+    ‖h‖² for the weight, plus 1 for the bias, of what is covered (None: all there is).
     """
     h = wide(hidden)
     parts = [x is not None and (coverage is None or coverage.name_of(x) is not None) for x in (head.weight, head.bias)]
     size = h.square().sum(1) * parts[0] + float(parts[1])
-    norm2, trace = logit_norms(hidden, head, targets)
+    norm2, trace = known or logit_norms(hidden, head, targets)
     return norm2 * size, trace * size
+
+
+class HeadGradient(NamedTuple):
+    """Of every token's log p_t: the norms of `logit_norms` [N]; its gradient in the hidden state [N, D]; its derivative
+    when every row v of the head's weight moves by r_v times what h·c is, per unit of that, [K, N], or None.
+    """
+
+    norm2: Tensor
+    trace: Tensor
+    states: Tensor
+    along: Tensor | None
+
+
+@torch.no_grad()
+def head_gradient(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    r: Tensor | None = None,
+    tile: int | None = None,
+    with_states: bool = True,
+) -> HeadGradient:
+    """One pass over the vocabulary for everything that log p_t alone needs of the head; r [K, V]. Without states these
+    are 0, and half of the work is left out.
+
+        ∂log p_t/∂h = o c_t W_t − Σ_{v≠t} p_v c_v W_v            o = Σ_{v≠t} p_v, c = dz/du
+
+    A near-certain token keeps its digits: no 1 − p_t is formed.
+    """
+    h, found = wide(hidden), []
+    for rows, pieces in tiles(len(h), head.vocabulary(h), tile or tile_size(h)):
+        some, target = h[rows], targets[rows]
+        fold = Fold.start(some)
+        others = one = two = torch.zeros_like(fold.e)
+        states, along = torch.zeros_like(some), None if r is None else some.new_zeros(len(r), len(some))
+        for columns in pieces:
+            z, slope = head.bend(head.raw(some, columns))
+            _, power, factor = fold.add(z)
+            _zero_targets(power, target, columns)
+            sloped = power * slope
+            others = others * factor + power.sum(1)
+            one = one * factor + (sloped * slope).sum(1)
+            two = two * factor.square() + sloped.square().sum(1)
+            states = states * factor[:, None]
+            if head.weight is None:
+                states[:, columns] = sloped
+            elif with_states:
+                states.addmm_(sloped, head.weight[columns].to(h.dtype))
+            along = None if r is None else (along * factor).addmm_(r[:, columns].to(h.dtype), sloped.t())
+        others, one, two = others / fold.e, one / fold.e, two / fold.e.square()
+        slope_t, p = (
+            _target_slope(some, head, target),
+            (target_logits(some, head, target) - fold.lse()).exp(),
+        )
+        c2, lead = slope_t**2, (others * slope_t)[:, None]
+        own = (
+            torch.zeros_like(some).scatter_(1, target[:, None], 1.0)
+            if head.weight is None
+            else head.weight[target].to(h.dtype)
+        )
+        states = lead * own - states / fold.e[:, None]
+        if r is not None:
+            along = lead.t() * r[:, target].to(h.dtype) - along / fold.e
+        norms = c2 * others.square() + two, (c2 * p * others + one - two).clamp(min=0)
+        found.append((*norms, states, along))
+    norm2, trace, states, along = zip(*found)
+    return HeadGradient(
+        torch.cat(norm2), torch.cat(trace), torch.cat(states), None if r is None else torch.cat(along, 1)
+    )
+
+
+def _zero_targets(x: Tensor, targets: Tensor, columns: slice) -> None:
+    """Sets x [n, v] to 0 where a column of the tile is the row's target."""
+    row = ((targets >= columns.start) & (targets < columns.stop)).nonzero()[:, 0]
+    x[row, targets[row] - columns.start] = 0
 
 
 @torch.no_grad()
@@ -159,20 +241,5 @@ def logit_norms(hidden: Tensor, head: Head, targets: Tensor, tile: int | None = 
 
     Without soft-cap and at temperature 1 these are ‖e_t − p‖² and 1 − Σ p².
     """
-    h, found = wide(hidden), []
-    for rows, pieces in tiles(len(h), head.vocabulary(h), tile or tile_size(h)):
-        fold = Fold.start(h[rows])
-        others = one = two = torch.zeros_like(fold.e)
-        for columns in pieces:
-            z, slope = head.bend(head.raw(h[rows], columns))
-            _, power, factor = fold.add(z)
-            power = power * (1 - _one_hot(targets[rows], columns, z))
-            square = power * slope * slope
-            others = others * factor + power.sum(1)
-            one = one * factor + square.sum(1)
-            two = two * factor.square() + torch.linalg.vecdot(square, power)
-        others, one, two = others / fold.e, one / fold.e, two / fold.e.square()
-        c2 = _target_slope(h[rows], head, targets[rows]) ** 2
-        p = (target_logits(h[rows], head, targets[rows]) - fold.lse()).exp()
-        found.append((c2 * others.square() + two, (c2 * p * others + one - two).clamp(min=0)))
-    return tuple(torch.cat(parts) for parts in zip(*found))
+    found = head_gradient(hidden, head, targets, tile=tile, with_states=False)
+    return found.norm2, found.trace

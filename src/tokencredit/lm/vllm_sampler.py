@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.lm.distribution import Settings, log_probs
-from tokencredit.lm.sampling import Request, Rollout, Trace
+from tokencredit.lm.sampling import Progress, Request, Rollout, Trace
 
 
 class VllmSampler:
@@ -60,7 +60,9 @@ class VllmSampler:
                 row[torch.tensor(list(known))] = torch.tensor([entry.logprob for entry in known.values()])
             yield log_probs(logits, self.settings)
 
-    def continue_(self, traces: Sequence[Trace], requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def continue_(
+        self, traces: Sequence[Trace], requests: Sequence[Request], progress: Progress | None = None
+    ) -> Iterator[tuple[int, Rollout]]:
         """(index of the request, its rollout). Requests with a common prefix are handed over one after the other, for
         the prefix cache.
         """
@@ -70,11 +72,15 @@ class VllmSampler:
                 yield index, Rollout((), request.token not in self.ends, (), ())
             else:
                 waiting.append(index)
+        if progress:
+            progress(len(requests) - len(waiting))
         waiting.sort(key=lambda r: (requests[r].trace, requests[r].prefix, r))
         for start in range(0, len(waiting), self.at_once):
             some = waiting[start : start + self.at_once]
             prompts = [{"prompt_token_ids": _prefix(traces[requests[r].trace], requests[r])} for r in some]
             outputs = self.llm.generate(prompts, [self._parameters(requests[r]) for r in some], use_tqdm=False)
+            if progress:
+                progress(len(some), sum(len(output.outputs[0].token_ids) for output in outputs))
             for index, output in zip(some, outputs):
                 yield index, _rollout(output.outputs[0])
 

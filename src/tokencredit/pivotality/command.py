@@ -159,7 +159,7 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--top-k", type=int, default=0, help="0: all (default: %(default)s)")
     p.add_argument("--top-p", type=float, default=1.0, help="(default: %(default)s)")
-    p.add_argument("--batch", type=int, default=512, help="rows per forward pass (default: %(default)s)")
+    p.add_argument("--batch", type=int, default=512, help="rows per forward pass, at most (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 
 
@@ -208,6 +208,7 @@ def _from_arguments(args: argparse.Namespace, settled: PolicyConfig, store: Path
     from tokencredit.lm.distribution import seed_of
     from tokencredit.lm.sampling import Request, Trace
     from tokencredit.pivotality import record
+    from tokencredit.progress import bar
 
     if args.traces:
         given = record.read(args.traces, "traces")
@@ -224,7 +225,8 @@ def _from_arguments(args: argparse.Namespace, settled: PolicyConfig, store: Path
     requests = [
         Request(k, 0, limit, seed_of(args.seed, "trace", k, n)) for k in range(len(rows)) for n in range(args.samples)
     ]
-    found = dict(s.sampler.continue_(prompts, requests))
+    with bar(console, "completions", len(requests)) as advance:
+        found = dict(s.sampler.continue_(prompts, requests, advance))
     s.traces = [Trace(prompts[r.trace].prompt, found[i].ids) for i, r in enumerate(requests)]
     s.set_rows([rows[r.trace] for r in requests])
     return s

@@ -8,7 +8,7 @@ carry the luck of its selection. A pair is kept where the interval of their diff
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from tokencredit.durable import replace_file
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.models import Tokenizer
-from tokencredit.lm.sampling import Request, Sampler, Trace
+from tokencredit.lm.sampling import Progress, Request, Sampler, Trace
 from tokencredit.lm.text import piece_after
 from tokencredit.pivotality.estimator import wilson
 from tokencredit.pivotality.store import Judge, RolloutStore, prefix_digest
@@ -76,7 +76,7 @@ def verify_pairs(
     max_new_tokens: int,
     margin: float,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Pair]:
     """The pairs that hold on `num` fresh rollouts of either side."""
     requests = []

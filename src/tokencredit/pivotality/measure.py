@@ -6,14 +6,14 @@ fresh stage)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from tokencredit.lm.distribution import entropy, seed_of, uniforms
-from tokencredit.lm.sampling import Request, Sampler, Trace
+from tokencredit.lm.sampling import Progress, Request, Sampler, Trace
 from tokencredit.pivotality.allocation import REST, Design, make_design
 from tokencredit.pivotality.alternatives import AlternativeTable, substitute
 from tokencredit.pivotality.budgets import Budget, Fixed, TwoStage, allocate, choose, skip
@@ -79,7 +79,7 @@ def measure(
     max_new_tokens: int,
     store: RolloutStore,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[MeasuredTrace]:
     """The pivotality of every token of every trace; see `budgets` for how rollouts are spent and `store` for how they
     are kept.
@@ -93,6 +93,8 @@ def measure(
     first = make_stage(
         traces, sampler, num, skipped, max_new_tokens, seed, "screen" if isinstance(budget, TwoStage) else "fixed"
     )
+    if progress:
+        progress(0, total=len(first.requests))
     outcomes = store.collect(traces, first.requests, sampler, judge, "first", progress)
     found = [estimate(d, first.successes(k, outcomes.reward), rewards[k]) for k, d in enumerate(first.designs)]
     chosen = [e.design.defined for e in found]
@@ -103,6 +105,8 @@ def measure(
         inclusion = [a * b for a, b in zip(inclusion, share)]
         num = _second_numbers(found, chosen, budget)
         second = make_stage(traces, sampler, num, skipped, max_new_tokens, seed, "confirm")
+        if progress:
+            progress(0, total=len(first.requests) + len(second.requests))
         fresh = store.collect(traces, second.requests, sampler, judge, "second", progress)
         found = [estimate(d, second.successes(k, fresh.reward), rewards[k]) for k, d in enumerate(second.designs)]
         halves = [(first, outcomes, np.zeros(len(first.draw), int)), (second, fresh, np.ones(len(second.draw), int))]

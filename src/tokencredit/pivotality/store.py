@@ -4,10 +4,10 @@
     parts/<digest>.parquet    trace, position, alternative, reward, reason, length, seed, truncated, ids: one row per
                               rollout
 
-A list of requests is cut into parts, by its length alone (`part_size`); the name of a part is a hash of the identity
-and of its requests (prompt and prefix token ids, alternative, length budget, seed). A part that is there is read, any
-other is sampled, so a command that was killed goes on where it was and, since a part is always sampled whole, ends with
-the same bits. A store of another model, sampler or verifier is refused.
+A list of requests is cut into parts, by its length and by theirs (`part_size`); the name of a part is a hash of the
+identity and of its requests (prompt and prefix token ids, alternative, length budget, seed). A part that is there is
+read, any other is sampled, so a command that was killed goes on where it was and, since a part is always sampled
+whole, ends with the same bits. A store of another model, sampler or verifier is refused.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from tokencredit.durable import (
     write_parquet,
 )
 from tokencredit.lm.models import CausalModel
-from tokencredit.lm.sampling import Request, Rollout, Sampler, Trace
+from tokencredit.lm.sampling import Progress, Request, Rollout, Sampler, Trace
 from tokencredit.tasks.verdict import Verdict, VerifierError, to_verdict
 
 LEAST, MOST = 64, 4096  # rollouts per part: what a batch is filled from, and what a kill may cost
 SHARE = 8  # ... which is never more than one such share of the work, where that is more than the least
+TOKENS, FEW = 2048, 16  # where rollouts may be long, the least is what may make so many tokens, down to so few rollouts
 ON_PATH = -1  # the alternative of a continuation of the trace itself
 CHECK_EVERY = 64  # every so many rollouts are verified twice
 COLUMNS = ("reward", "length", "truncated", "reason", "ids")  # what is read of a part
@@ -61,9 +62,12 @@ class Outcomes:
     ids: list[tuple[int, ...]]
 
 
-def part_size(num: int) -> int:
-    """Rollouts per part of a list of `num` requests: an eighth of them, from 64 to 4,096."""
-    return min(max(-(-num // SHARE), LEAST), MOST)
+def part_size(num: int, longest: int = 0) -> int:
+    """Rollouts per part of `num` requests of at most `longest` tokens: an eighth of them, from 64 to 4,096; from fewer
+    where they may be long, what may make 2,048 tokens (half a minute of a model that writes 60 a second), down to 16.
+    """
+    least = min(max(TOKENS // max(longest, 1), FEW), LEAST)
+    return min(max(-(-num // SHARE), least), MOST)
 
 
 def model_hash(model: CausalModel) -> str:
@@ -153,22 +157,22 @@ class RolloutStore:
         sampler: Sampler,
         judge: Judge,
         stage: str = "",
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Outcomes:
         """The outcome of every request: read where it is stored, sampled and verified where not."""
         columns: dict[str, list] = {name: [] for name in COLUMNS}
-        size = self.part or part_size(len(requests))
+        size = self.part or part_size(len(requests), max((r.budget for r in requests), default=0))
         for start in range(0, len(requests), size):
             some = requests[start : start + size]
             name = self._name(traces, some)
             found = self._read(name)
             if found is None:
-                found = self._sample(traces, some, sampler, judge, stage)
+                found = self._sample(traces, some, sampler, judge, stage, progress)
                 self._write(name, found)
+            elif progress:
+                progress(len(some))
             for key, values in columns.items():
                 values += found[key]
-            if progress:
-                progress(len(some))
         return Outcomes(
             np.array(columns["reward"], float),
             np.array(columns["length"], int),
@@ -222,10 +226,16 @@ class RolloutStore:
         write_parquet(self.path / "parts" / f"{name}.parquet", table)
 
     def _sample(
-        self, traces: Sequence[Trace], requests: Sequence[Request], sampler: Sampler, judge: Judge, stage: str
+        self,
+        traces: Sequence[Trace],
+        requests: Sequence[Request],
+        sampler: Sampler,
+        judge: Judge,
+        stage: str,
+        progress: Progress | None,
     ) -> dict[str, list]:
         rollouts: list[Rollout | None] = [None] * len(requests)
-        for index, rollout in sampler.continue_(traces, requests):
+        for index, rollout in sampler.continue_(traces, requests, progress):
             rollouts[index] = rollout
         found: dict[str, list] = {name: [] for name in ("reward", "reason")}
         for number, (r, rollout) in enumerate(zip(requests, rollouts)):

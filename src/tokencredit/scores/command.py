@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,12 @@ EXAMPLES = """examples:
   tokencredit score --data completions.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --chat --task gsm8k --out s.parquet
   tokencredit score --task gsm8k --prompts 50 --samples 4 --scores entropy gradient_norm --out scores.parquet
   tokencredit score --task verify.py:check --option path=data.jsonl --model runs/mine --out scores.parquet"""
+
+
+WAYS = {
+    "finite_difference": "a sketch, by finite differences along random directions",
+    "jvp": "a sketch, by forward mode along random directions",
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -61,19 +68,23 @@ def add_parser(commands: Any) -> None:
         help="any of those below (default: logprob entropy)",
     )
     p.add_argument(
-        "--directions", type=int, default=8, help="random directions of the gradient sketches (default: %(default)s)"
+        "--directions",
+        type=int,
+        metavar="K",
+        help="directions of the sketches of gradients (default: 8, and exact where that is cheap)",
     )
     p.add_argument(
         "--method",
         default="auto",
         choices=["auto", "exact", "sketch", "jvp", "finite_difference"],
-        help="of gradient norms and Fisher traces (default: %(default)s)",
+        help="of gradient norms and Fisher traces (default: %(default)s, exact where that costs less than a sketch, or"
+        " a moment, and no --directions are given)",
     )
     p.add_argument("--parameters", default="all", help="all, trainable, lora, or a name pattern (default: %(default)s)")
     p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
     p.add_argument("--prompts", type=int, default=32, help="how many prompts to sample from (default: %(default)s)")
     p.add_argument("--samples", type=int, default=1, help="completions per prompt (default: %(default)s)")
-    p.add_argument("--batch", type=int, default=32, help="completions scored together (default: %(default)s)")
+    p.add_argument("--batch", type=int, default=32, help="completions scored together, at most (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of prompts, samples and directions (default: %(default)s)")
     add_policy(p)
 
@@ -90,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
     from tokencredit.scores.table import check_available
 
     config = policy_config(args)
+    if args.directions is not None and args.directions < 2:
+        raise ValueError(f"--directions must be at least 2, for a standard error; got {args.directions}")
     logged = _logged(args) if args.data else []
     if args.data and config.task is None and run_of(config.model) is None:
         config = replace(config, task="given")
@@ -99,7 +112,9 @@ def run(args: argparse.Namespace) -> int:
     rows = from_log(args, policy, logged) if args.data else from_task(args, policy)
     if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
         raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
+    ways: dict[str, Counter[str]] = {name: Counter() for name in args.scores}
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
+    options["heard"] = lambda kind, way: ways[kind].update([way])
     columns: dict[str, list[list[float]]] = {name: [] for name in args.scores}
     with bar(console, "scoring", len(rows)) as advance:
         for start in range(0, len(rows), args.batch):
@@ -111,8 +126,12 @@ def run(args: argparse.Namespace) -> int:
                 columns[name] += [value.tolist() for value in values]
             advance(len(some))
     about = {name: getattr(args, name) for name in ("directions", "method", "parameters", "seed")}
+    about |= {"ways": {name: sorted(found) for name, found in ways.items() if found}}
     about |= {"policy": settled.as_dict(), "command": getattr(args, "command_line", "")}
     write(args.out, rows, columns, policy.tokens, about)
+    for name, taken in ways.items():
+        if SCORES[name].source == "importance" and taken:
+            console.print(f"{name}: {', '.join(WAYS.get(way, way) for way in taken)}", soft_wrap=True)
     num = sum(len(row["completion_ids"]) for row in rows)
     console.print(f"{num} tokens of {len(rows)} completions: {args.out}", soft_wrap=True)
     return 0
@@ -159,9 +178,13 @@ def from_log(args: argparse.Namespace, policy: Policy, logged: Sequence[LoggedRo
 
 def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
     """Rows sampled now, with the verifier's verdict; "row" is the task's."""
+    from tokencredit.progress import bar
+
     check_rows(args.prompts * args.samples, "--prompts x --samples")
     rows = rows_of(args, policy.task)
     prompts = policy.encode_rows(rows)
+    with bar(console, "sampling", len(rows) * args.samples) as advance:
+        drawn = policy.complete(prompts, args.samples, seed=args.seed, progress=advance)
     return [
         {
             "prompt_ids": prompts[i],
@@ -171,7 +194,7 @@ def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
             "correct": policy.verdict(completion.ids, rows[i], completion.truncated).correct,
             "row": rows[i],
         }
-        for i, group in enumerate(policy.complete(prompts, args.samples, seed=args.seed))
+        for i, group in enumerate(drawn)
         for completion in group
     ]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokencredit.lm.packing import Ids
 from tokencredit.lm.policy import Policy
+from tokencredit.lm.prefix_sampler import ROWS
 from tokencredit.lm.scoring import score
 from tokencredit.scores.draws import uniform_draws
 from tokencredit.scores.known import exact_value, oracle_positions
@@ -35,7 +36,7 @@ def measure(
 
     rows         the task's, one per completion; only scores of the sources "task" and "steps" read them
     seed, step   of what is random: directions, draws, rollouts
-    batch        completions that are scored together; None for all at once
+    batch        completions that are scored together, at most; None for as many as the policy's memory allows
     importance   options of `lm.proxies.importance`: num_directions, method, parameters ...
 
     ValueError names a score that there is not, or that the task cannot give.
@@ -52,9 +53,10 @@ def measure(
             temperature=policy.temperature,
             names=wanted["forward"],
             batch=size,
+            memory=policy.memory,
         )
     if wanted["importance"]:
-        options = {"temperature": policy.temperature, "seed": seed, **(importance or {})}
+        options = {"temperature": policy.temperature, "seed": seed, "memory": policy.memory, **(importance or {})}
         found |= proxies(policy.model, prompts, completions, wanted["importance"], batch=batch, **options)
     if "uniform" in names:
         width = max(map(len, completions), default=0)
@@ -64,6 +66,6 @@ def measure(
         if name in names:
             found[name] = known(policy, rows, prompts, completions)
     if "step_gain" in names:
-        gains = step_gains(policy, rows, prompts, completions, batch=batch or 512, seed=seed)
+        gains = step_gains(policy, rows, prompts, completions, batch=batch or ROWS, seed=seed)
         found["step_gain"] = [torch.tensor(gain, dtype=torch.float64) for gain in gains]
     return {name: found[name] for name in names}

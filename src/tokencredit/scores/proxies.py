@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,11 +19,13 @@ def proxies(
     kinds: Sequence[str],
     *,
     batch: int | None = None,
+    heard: Callable[[str, str], Any] | None = None,
     **options: Any,
 ) -> dict[str, list[Tensor]]:
     """{kind: [T] of every completion}, on the CPU.
 
     batch    rows of one call; None for all at once
+    heard    told the kind and the way in which it was computed, for every call
     options  of `importance`: temperature, seed, num_directions, method, parameters, max_tokens ...
     """
     found: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
@@ -33,5 +35,7 @@ def proxies(
         ids, attention, wanted = pack(prompts[some], completions[some], model.device)
         result = importance(model, ids, attention, wanted, tuple(kinds), **options)
         for kind in kinds:
+            if heard:
+                heard(kind, result[kind].method)
             found[kind] += [values.cpu() for values in unpack(result[kind].value, wanted)]
     return found

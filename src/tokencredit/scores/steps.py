@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.packing import Ids
 from tokencredit.lm.policy import Policy
+from tokencredit.lm.prefix_sampler import ROWS
 from tokencredit.lm.sampling import Request, Sampler, Trace
 from tokencredit.pivotality.tree import on_text
 from tokencredit.tasks.task import Row, Steps
@@ -95,7 +96,7 @@ def step_gains(
     completions: Ids,
     *,
     num: int = ROLLOUTS,
-    batch: int = 512,
+    batch: int = ROWS,
     seed: int = 0,
 ) -> list[list[float]]:
     """The gain of the step that every token of every completion belongs to; `rows` are the task's, one per completion.

@@ -4,6 +4,7 @@ optimizer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +44,44 @@ class StepConfig(CheckpointConfig):
     """The step that its optimizer makes, or that a fresh one would."""
 
     optimizer: Literal["adamw", "sgd"] | None = option(None, "a fresh optimizer in place of the checkpoint's")
+
+
+FULL = 1 << 22
+"""Parameters up to which a study has its full default size."""
+
+
+def usual(number: float, parameters: int, there: int | None = None, least: int = 24) -> int:
+    """A default number of prompts for a model of so many parameters on a task that has `there` of them (None:
+    without end): `number`, for a model over 2²² parameters fewer in proportion but `least`, and no more than there
+    are.
+
+    >>> usual(8192, 109_000), usual(8192, 135_000_000), usual(8192, 109_000, there=7473)
+    (8192, 255, 7473)
+    """
+    found = max(round(number * min(1.0, FULL / parameters)), least)
+    return found if there is None else min(found, there)
+
+
+def parameters_of(checkpoint: Any) -> int:
+    return sum(p.numel() for p in checkpoint.model.parameters())
+
+
+def prompts_there(checkpoint: Any, split: str = "train") -> int | None:
+    """How many prompts a part of the task has; None where it makes them without end."""
+    from tokencredit.tasks.task import Endless
+
+    return None if isinstance(checkpoint.task, Endless) else len(checkpoint.task.rows(split, None, 0))
+
+
+def check_prompts(checkpoint: Any, wanted: Mapping[str, int], split: str = "train") -> None:
+    """ValueError for the first flag that asks for more prompts than the task has; before any is sampled."""
+    there = prompts_there(checkpoint, split)
+    for flag, number in wanted.items():
+        if there is not None and number > there:
+            raise ValueError(
+                f"{flag} {number:,}: the {split} part of {checkpoint.config.task} has {there:,} prompts. Ask for fewer,"
+                " or leave it out"
+            )
 
 
 def open_from(config: CheckpointConfig, **options: Any) -> Any:

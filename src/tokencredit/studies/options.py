@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, field, fields
+from copy import deepcopy
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -32,8 +33,11 @@ def option(default: Any, help: str, **how: Any) -> Any:
 
 def identity(config: Any) -> dict[str, Any]:
     """The fields that make a study this one and no other."""
-    there = {each.name for each in fields(config) if each.metadata.get("identity", True)}
-    return {name: value for name, value in asdict(config).items() if name in there}
+    return {
+        each.name: identity(value) if is_dataclass(value := getattr(config, each.name)) else deepcopy(value)
+        for each in fields(config)
+        if each.metadata.get("identity", True)
+    }
 
 
 def _hints(config: type) -> dict[str, Any]:

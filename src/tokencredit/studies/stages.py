@@ -28,6 +28,10 @@ class Stages:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
+    def has(self, name: str) -> bool:
+        """Whether arrays of that name are stored."""
+        return (self.folder / f"{name}.npz").exists()
+
     def value(self, name: str, make: Callable[[], Any]) -> Any:
         """A JSON value; what is returned has been through JSON whether it was made now or earlier."""
         path = self.folder / f"{name}.json"

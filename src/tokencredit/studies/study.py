@@ -14,6 +14,7 @@ page. A killed study goes on where it was and ends with the same numbers.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ def silent(text: str) -> None:
 
 @dataclass
 class Work:
-    """What a study works with: its directory, its figures, and whom it tells what it does.
+    """What a study works with: its directory, its figures, and whom it tells what it does: `say` for what is going on,
+    `tell` for what is to stay on the terminal.
 
     Nothing is made before `begin`, so that whatever can be refused is refused without a trace.
     """
@@ -55,6 +57,7 @@ class Work:
     path: Path
     book: Book
     say: Say = silent
+    tell: Say = silent
     record: Run = field(init=False)
     stages: Stages = field(init=False)
 
@@ -75,6 +78,40 @@ class Work:
             command=self.book.command,
         )
         self.stages = Stages(self.path / "stages")
+
+    def counting(self, what: str, unit: str, total: float | None = None) -> Counting:
+        """Says how far something is, and how long the rest will take at that pace, while it is told what is done."""
+        return Counting(self.say, what, unit, total)
+
+
+@dataclass
+class Counting:
+    """A `Progress` in words: "rolling out: 130 of 512 rollouts, 4,100 tokens, 3 min left"."""
+
+    say: Say
+    what: str
+    unit: str
+    total: float | None = None
+    done: float = 0.0
+    tokens: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, rows: float, tokens: int = 0, total: float | None = None) -> None:
+        self.done, self.tokens, self.total = self.done + rows, self.tokens + tokens, total or self.total
+        of = f" of {self.total:,.0f}" if self.total else ""
+        parts = [f"{self.what}: {self.done:,.0f}{of} {self.unit}"]
+        parts += [f"{self.tokens:,} tokens"] if self.tokens else []
+        if self.total and self.done:
+            spent = time.perf_counter() - self.began
+            parts.append(f"{told_time(spent * max(self.total - self.done, 0) / self.done)} left")
+        self.say(", ".join(parts))
+
+
+def told_time(seconds: float) -> str:
+    """A time in words: 40 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True)
@@ -122,9 +159,9 @@ class Study:
         """A module of the folder, imported when it is needed: the command line has to start without a model."""
         return import_module(f"{self.package}.{name}")
 
-    def run(self, config: Any, out: Path, *, command: str = "", say: Say = silent) -> Result:
+    def run(self, config: Any, out: Path, *, command: str = "", say: Say = silent, tell: Say = silent) -> Result:
         """The whole study, in the directory `out`, which it holds meanwhile: its result, as `read_result` reads it."""
-        work = Work(self.name, config, Path(out), Book(command, config.seed), say)
+        work = Work(self.name, config, Path(out), Book(command, config.seed), say, tell)
         with exclusive(work.path):
             found = self.part("study").run(config, work)
             result = {"study": self.name, "command": command, "seed": config.seed, "config": work.record.info["config"]}
@@ -175,7 +212,8 @@ class Study:
 
         config = self.read(args)
         with self.display(console) as say:
-            result = self.run(config, args.out, command=args.command_line, say=say)
+            tell = partial(console.print, soft_wrap=True, markup=False, highlight=False)
+            result = self.run(config, args.out, command=args.command_line, say=say, tell=tell)
         self.show(result, console)
         page = self.write_page(args.out)
         console.print(f"Report: {page}; figures: {args.out / 'result.json'}", soft_wrap=True)

@@ -33,7 +33,7 @@ DESCRIBES = ("token_id", "rollouts", "defined", "skipped", "chosen", "inclusion"
 
 
 @dataclass(frozen=True)
-class Truth:
+class KnownTruth:
     """What is known: [N] tokens, their `places` (trace, position), prompt by number, and {name of TRUTHS: [N]}."""
 
     places: Sequence[tuple[int, int]]
@@ -41,7 +41,7 @@ class Truth:
     known: Mapping[str, np.ndarray]
 
     @classmethod
-    def read(cls, folder: Path) -> Truth:
+    def read(cls, folder: Path) -> KnownTruth:
         """ValueError where the directory holds no truth, or one of another format."""
         folder = Path(folder)
         if not (folder / "truth.json").exists():
@@ -77,7 +77,7 @@ class Judgement:
         }
 
 
-def judge(truth: Truth, estimates: Estimates, *, bootstraps: int = 1000, seed: int = 0) -> list[Judgement]:
+def judge(truth: KnownTruth, estimates: Estimates, *, bootstraps: int = 1000, seed: int = 0) -> list[Judgement]:
     """A judgement of every column of the estimates. ValueError where there is no column to judge."""
     bootstrap = Bootstrap(truth.prompt, bootstraps, seed)
     found = [
@@ -92,11 +92,11 @@ def judge(truth: Truth, estimates: Estimates, *, bootstraps: int = 1000, seed: i
 
 def judge_file(folder: Path, path: Path, *, spent: int | None = None, seed: int = 0) -> list[Judgement]:
     """The same from files: the directory of a truth, and a file of estimates or a pivotality run's directory."""
-    truth = Truth.read(folder)
+    truth = KnownTruth.read(folder)
     return judge(truth, read_estimates(path, truth.places, spent), seed=seed)
 
 
-def _judge(truth: Truth, e: Estimates, name: str, values: np.ndarray, bootstrap: Bootstrap) -> Judgement:
+def _judge(truth: KnownTruth, e: Estimates, name: str, values: np.ndarray, bootstrap: Bootstrap) -> Judgement:
     figures: dict[str, Figure] = {}
     if is_truth(name):
         known = truth.known[name]

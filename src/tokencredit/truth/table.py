@@ -132,7 +132,7 @@ def _tokens(
 ) -> list[dict[str, Any]]:
     found, at = [], 0
     for trace, (row, ids) in enumerate(zip(rows, completions)):
-        roles = policy.roles(row, ids) or [None] * len(ids)
+        roles: Sequence[str | None] = policy.roles(row, ids) or [None] * len(ids)
         for position, token in enumerate(policy.tokens(ids)):
             known = {name: float(columns[name][at]) for name in TRUTHS}
             about = {"trace": trace, "position": position, "token_id": int(ids[position]), "token": token}

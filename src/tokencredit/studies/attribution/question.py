@@ -4,9 +4,9 @@ rollouts?
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tokencredit.studies.arguments import StepConfig
+from tokencredit.studies.arguments import StepConfig, usual
 from tokencredit.studies.options import check_choices, option
 from tokencredit.studies.study import RUN, Study
 
@@ -27,6 +27,7 @@ COMPARED = (
     "ptw_entropy",
 )
 SIZES = ("PROMPTS", "ROLLOUTS")
+DEFAULT = "default: 1024, fewer for a model over 4M parameters and no more than the task has, and"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,11 @@ class AttributeConfig(StepConfig):
         " control, the entropy-shaped and the weighted ones, dapo)",
     )
     baseline: str = option("grpo", "the method that the others are compared with")
-    entropy: tuple[int, int] = option(
-        (1024, 4), "what the gradient of entropy is estimated on, prompts and rollouts of each", metavar=SIZES
+    entropy: tuple[int, int] | None = option(
+        None, f"what the gradient of entropy is estimated on, prompts and rollouts of each ({DEFAULT} 4)", metavar=SIZES
     )
-    reward: tuple[int, int] = option(
-        (1024, 8), "what the gradient of reward is estimated on, prompts and rollouts of each", metavar=SIZES
+    reward: tuple[int, int] | None = option(
+        None, f"what the gradient of reward is estimated on, prompts and rollouts of each ({DEFAULT} 8)", metavar=SIZES
     )
     trees: int = option(32, "prompts with exact pivotality, on the embedded world; 0 for none")
     pivotality: str | None = option(
@@ -53,11 +54,17 @@ class AttributeConfig(StepConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.prompts < 3 or self.group < 2 or min(self.entropy[0], self.reward[0]) < 3 or self.reward[1] < 2:
+        entropy, reward = self.entropy or (1024, 4), self.reward or (1024, 8)
+        if self.prompts < 3 or self.group < 2 or min(entropy[0], reward[0]) < 3 or reward[1] < 2:
             raise ValueError(
                 "intervals need at least 3 prompts of the step and of either evaluation, and credit and the gradient of"
                 " the reward at least 2 rollouts of each"
             )
+
+    def fitted(self, parameters: int, there: int | None) -> AttributeConfig:
+        """With the sizes that nobody named: for a model of so many parameters on a task of `there` prompts."""
+        num = usual(1024, parameters, there)
+        return replace(self, entropy=self.entropy or (num, 4), reward=self.reward or (num, 8))
 
 
 STUDY = Study(

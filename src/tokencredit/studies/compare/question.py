@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,5 +120,5 @@ STUDY = CompareStudy(
     "Methods at an equal budget",
     Comparison,
     EXAMPLES,
-    shared=Shared(add_policy, lambda args: {"training": training_arguments(args)}),
+    shared=Shared(partial(add_policy, memory=False), lambda args: {"training": training_arguments(args)}),
 )

@@ -7,7 +7,7 @@ arrays are [N].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from tokencredit.agreement.rollouts import AlternativeRollouts
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.policy import Policy
-from tokencredit.lm.sampling import Request, Trace
+from tokencredit.lm.sampling import Progress, Request, Trace
 from tokencredit.pivotality.exact import exact_effects
 from tokencredit.scores.proxies import proxies as score_proxies
 from tokencredit.scores.table import SCORES
@@ -39,7 +39,9 @@ def held_out(task: Task, num: int, seed: int) -> list[Row]:
     return list(found.values())[:num]
 
 
-def draw(policy: Policy, rows: Sequence[Row], num: int, seed: int) -> list[list[dict]]:
+def draw(
+    policy: Policy, rows: Sequence[Row], num: int, seed: int, progress: Progress | None = None
+) -> list[list[dict]]:
     """For each prompt `num` sampled completions: {"ids", "tokens", "correct", "reason", "truncated", "answer",
     "role"}.
     """
@@ -48,7 +50,7 @@ def draw(policy: Policy, rows: Sequence[Row], num: int, seed: int) -> list[list[
         Request(i, 0, policy.max_new_tokens, seed_of("trace", seed, i, k)) for i in range(len(rows)) for k in range(num)
     ]
     found: list[dict] = [{}] * len(requests)
-    for index, rollout in policy.sampler().continue_(prompts, requests):
+    for index, rollout in policy.sampler().continue_(prompts, requests, progress):
         row = rows[requests[index].trace]
         found[index] = _describe(policy, row, list(rollout.ids), rollout.truncated)
     return [found[i * num : (i + 1) * num] for i in range(len(rows))]
@@ -89,7 +91,7 @@ def proxies(
     """{kind: [N]}, larger meaning more important."""
     pairs = _pairs(policy, rows, completions)
     prompts, ids = [prompt for _, prompt, _ in pairs], [own for *_, own in pairs]
-    options = {"seed": seed, "temperature": policy.temperature, "batch": batch}
+    options = {"seed": seed, "temperature": policy.temperature, "batch": batch, "memory": policy.memory}
     found = score_proxies(policy.model, prompts, ids, kinds, **options)
     return {
         kind: torch.cat(values).double().numpy() * (-1 if SCORES[kind].falling else 1) for kind, values in found.items()
@@ -109,7 +111,7 @@ def roll_out(
     completions: Sequence[Sequence[dict]],
     num: int,
     seed: int,
-    on_done: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[AlternativeRollouts, dict[str, int]]:
     """`num` rollouts per token that start with another token: drawn from π without the written one, continued
     on-policy, verified.
@@ -139,7 +141,7 @@ def roll_out(
     rewards, alternative = np.full((len(pi), num), np.nan), np.full((len(pi), num), -1)
     cost = {"rollouts": len(requests), "tokens": 0}
     judged: dict[tuple, float] = {}
-    for index, rollout in sampler.continue_(traces, [request for *_, request in requests]):
+    for index, rollout in sampler.continue_(traces, [request for *_, request in requests], progress):
         token, k, request = requests[index]
         whole = (*traces[request.trace].completion[: request.prefix], request.token, *rollout.ids)
         key = (pairs[request.trace][0], whole, rollout.truncated)
@@ -147,8 +149,6 @@ def roll_out(
             judged[key] = float(policy.verdict(whole, rows[key[0]], rollout.truncated).correct)
         rewards[token, k], alternative[token, k] = judged[key], request.token
         cost["tokens"] += len(rollout.ids)
-        if on_done and index % 500 == 0:
-            on_done(500)
     trace = np.repeat(np.arange(len(traces)), [len(t.completion) for t in traces])
     reward = np.array([each["correct"] for group in completions for each in group], float)
     return AlternativeRollouts(trace, np.array(pi), reward, rewards, alternative, np.stack(share)), cost

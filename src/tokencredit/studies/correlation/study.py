@@ -38,7 +38,7 @@ from tokencredit.studies.correlation.question import CorrelationConfig
 from tokencredit.studies.correlation.token_view import token_view
 from tokencredit.studies.study import Work
 
-CHUNK = 8  # prompts per stored piece of the rollouts and trees
+CHUNK, LARGE = 8, 1 << 24  # prompts per stored piece of the rollouts and trees; 1 for a model over so many parameters
 
 
 def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
@@ -50,11 +50,11 @@ def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
     work.begin(task=config.policy.task, model=config.policy.model, policy=config.policy.as_dict())
     stages, say, book = work.stages, work.say, work.book
 
-    say(f"sampling {config.completions} completions of {len(rows)} held-out prompts")
-    drawn = stages.value("completions", lambda: measurement.draw(policy, rows, config.completions, config.seed))
+    heard = work.counting("sampling completions", "completions", config.completions * len(rows))
+    drawn = stages.value("completions", lambda: measurement.draw(policy, rows, config.completions, config.seed, heard))
     say("computing proxies: " + ", ".join(config.proxies))
     proxies = stages.arrays("proxies", lambda: measurement.proxies(policy, rows, drawn, config.seed, config.proxies))
-    rollouts, cost = _rollouts(config, policy, rows, drawn, stages, say)
+    rollouts, cost = _rollouts(config, policy, rows, drawn, work)
     exact = _exact(config, policy, rows, drawn, stages, say) if config.with_trees(policy.task) else None
 
     say("figures")
@@ -77,20 +77,24 @@ def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
     return study | {"cost": cost | {"seconds": stages.seconds}}
 
 
-def _rollouts(config, policy, rows, drawn, stages, say) -> tuple[AlternativeRollouts, dict[str, int]]:
+def _rollouts(config, policy, rows, drawn, work: Work) -> tuple[AlternativeRollouts, dict[str, int]]:
     """Rollouts of all completions, stored a few prompts at a time."""
-    pieces = []
-    for start in range(0, len(rows), CHUNK):
-        say(f"rolling out alternatives: prompt {start + 1} of {len(rows)}")
-        some = slice(start, start + CHUNK)
+    pieces, size = [], 1 if sum(p.numel() for p in policy.model.parameters()) > LARGE else CHUNK
+    length = [config.rollouts * sum(len(each["ids"]) for each in group) for group in drawn]
+    heard = work.counting("rolling out alternatives", "rollouts", sum(length))
+    for start in range(0, len(rows), size):
+        some = slice(start, start + size)
 
         def make(some=some, start=start) -> dict[str, np.ndarray]:
             found, cost = measurement.roll_out(
-                policy, rows[some], drawn[some], config.rollouts, seed_of(config.seed, start)
+                policy, rows[some], drawn[some], config.rollouts, seed_of(config.seed, start), heard
             )
             return asdict(found) | {name: np.array(value) for name, value in cost.items()}
 
-        pieces.append(stages.arrays(f"rollouts_{start:05d}", make))
+        name = f"rollouts_{start:05d}"
+        if work.stages.has(name):
+            heard.total -= sum(length[some])
+        pieces.append(work.stages.arrays(name, make))
     offset = 0
     for piece in pieces:
         piece["trace"] = piece["trace"] + offset

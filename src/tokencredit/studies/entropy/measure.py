@@ -80,7 +80,7 @@ def measure(checkpoint: Checkpoint, update: Update, sizes: Sizes, factors: Seque
     """Everything about one update. `factors` multiply the optimizer's own learning rate."""
     rows = prompts_of(checkpoint, sizes.eval_prompts, seed_of(seed, "prompts"))
     whole = Evaluation.of(checkpoint, rows, seed_of(seed, "rollouts"))
-    some = torch.arange(min(sizes.sweep_prompts, len(rows)))
+    some = torch.arange(min(sizes.sweep_prompts or len(rows), len(rows)))
     other = Evaluation.of(checkpoint, rows[: len(some)], seed_of(seed, "independent"))
     ids = [seed_of(*prompt) for prompt in whole.batch.prompts]
     found: Arrays = {"prompt": np.array(ids), **_predicted(whole, update.vector, sizes)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from tokencredit.studies.arguments import StepConfig
+from tokencredit.studies.arguments import StepConfig, usual
 from tokencredit.studies.options import check_choices, option
 from tokencredit.studies.study import RUN, Study
 
@@ -12,7 +12,7 @@ ABOVE = 0.5
 """Decades of the sweep that lie above the optimizer's own rate, to the next step of it."""
 FEWEST = 8
 """Evaluation prompts below which no interval is given (`measured.FEW`)."""
-SMALL = {"updates": 4, "eval_prompts": 2048, "sweep_prompts": 256}
+SMALL = {"updates": 4, "share": 0.25}
 EXAMPLES = """\
   tokencredit dynamics entropy --run runs/demo/grpo-0
   tokencredit dynamics entropy --run runs/grpo --checkpoint 40 --updates 16 --workers 4
@@ -28,11 +28,19 @@ class Sizes:
 
     prompts: int = option(64, "prompts of an update's batch")
     group: int = option(8, "rollouts of each of them")
-    eval_prompts: int = option(8192, "prompts, with one rollout each, that a prediction is made on")
+    eval_prompts: int | None = option(
+        None,
+        "prompts, with one rollout each, that a prediction is made on (default: 8192; fewer for a model over 4M"
+        " parameters, and no more than the task has)",
+    )
     fresh: int = option(2, "fresh rollouts of each of them, on either side of the policy")
-    sweep_prompts: int = option(1024, "prompts at the other learning rates")
+    sweep_prompts: int | None = option(
+        None, "prompts at the other learning rates (default: 1024; an eighth of the others at most)"
+    )
     sweep_fresh: int = option(1, "fresh rollouts of each of these")
-    sub_batch: int = option(256, "rollouts of the small predictions whose spread is shown")
+    sub_batch: int | None = option(
+        None, "rollouts of the small predictions whose spread is shown (default: 256, at most an eighth of the others)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +50,17 @@ class SweepConfig(Sizes, StepConfig):
     updates: int = option(8, "steps that are looked at, each on a batch of its own")
     rates: int = option(12, "learning rates of the sweep")
     decades: float = option(2.0, "that they span, half of one above the optimizer's own")
+    share: float = field(default=1.0, metadata={"identity": False})
     workers: int | None = option(
-        None, "updates side by side (default: one per core, at most 4; 1 on a GPU)", identity=False
+        None, "updates side by side (default: one per core, at most 4; 1 on a GPU and of a large model)", identity=False
     )
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if min(self.eval_prompts, self.sweep_prompts) < FEWEST:
+        least = min(n for n in (self.eval_prompts, self.sweep_prompts, FEWEST) if n is not None)
+        if least < FEWEST:
             raise ValueError(
-                f"{min(self.eval_prompts, self.sweep_prompts)} evaluation prompts are too few for an interval: take"
-                f" {FEWEST} at least; hundreds are useful"
+                f"{least} evaluation prompts are too few for an interval: take {FEWEST} at least; hundreds are useful"
             )
         if self.updates < 1 or self.rates < 4 or not self.decades > ABOVE or min(self.fresh, self.sweep_fresh) < 1:
             raise ValueError(
@@ -59,11 +68,18 @@ class SweepConfig(Sizes, StepConfig):
                 f" --decades over {ABOVE:g}; got {self.updates}, {self.fresh}, {self.sweep_fresh}, {self.rates},"
                 f" {self.decades:g}"
             )
-        if not 2 <= self.sub_batch <= self.eval_prompts // 2:
+        if None not in (self.sub_batch, self.eval_prompts) and not 2 <= self.sub_batch <= self.eval_prompts // 2:
             raise ValueError(
                 f"sub-batches hold 2 rollouts or more, and the {self.eval_prompts} evaluation prompts have to make at"
                 f" least two of them: {self.sub_batch} do not fit"
             )
+
+    def fitted(self, parameters: int, there: int | None) -> SweepConfig:
+        """With the sizes that nobody named: for a model of so many parameters on a task of `there` prompts."""
+        whole = self.eval_prompts or usual(8192 * self.share, parameters, there, least=64)
+        sweep = self.sweep_prompts or min(max(whole // 8, FEWEST), max(round(1024 * self.share), FEWEST))
+        sub = self.sub_batch or max(min(256, whole // 8), 2)
+        return replace(self, eval_prompts=whole, sweep_prompts=sweep, sub_batch=sub)
 
     @property
     def factors(self) -> tuple[float, ...]:

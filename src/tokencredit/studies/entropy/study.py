@@ -19,13 +19,17 @@ from tokencredit.dynamics import precision
 from tokencredit.dynamics.batch import prompts_of, roles
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.entropy import entropy_weights
+from tokencredit.dynamics.vectors import FINE
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.prompts import prompt_text
-from tokencredit.studies.arguments import open_from
+from tokencredit.studies import forecast
+from tokencredit.studies.arguments import check_prompts, open_from, parameters_of, prompts_there
 from tokencredit.studies.entropy import figures
 from tokencredit.studies.entropy.measure import BEST, Arrays, Evaluation, draw_update, measure
 from tokencredit.studies.entropy.question import SweepConfig
 from tokencredit.studies.entropy.statistics import UpdateStatistics
+from tokencredit.studies.forecast import ALONG, BACKWARD
+from tokencredit.studies.options import identity
 from tokencredit.studies.processes import Forked, last_words, run_all
 from tokencredit.studies.stages import Stages
 from tokencredit.studies.study import Work
@@ -39,7 +43,16 @@ def run(config: SweepConfig, work: Work) -> dict[str, Any]:
     """The whole study: its blocks; rollouts.parquet and tokens of the first evaluation."""
     checkpoint = open_from(config)
     lr = checkpoint.needs_optimizer().lr
-    work.begin(task=checkpoint.config.task, model=str(checkpoint.path), checkpoint=str(checkpoint.path), lr=lr)
+    config = config.fitted(parameters_of(checkpoint), prompts_there(checkpoint))
+    asked = {
+        "--prompts": config.prompts,
+        "--eval-prompts": config.eval_prompts,
+        "--sweep-prompts": config.sweep_prompts,
+    }
+    check_prompts(checkpoint, asked)
+    about = {"checkpoint": str(checkpoint.path), "lr": lr}
+    work.begin(task=checkpoint.config.task, model=str(checkpoint.path), config=identity(config), **about)
+    _foretell(config, checkpoint, work)
     arrays = _updates(config, checkpoint, work)
     work.say("how small a change the arithmetic can show")
     rounding = work.stages.arrays("precision", lambda: _precision(config, checkpoint))
@@ -59,6 +72,20 @@ def run(config: SweepConfig, work: Work) -> dict[str, Any]:
     return {"about": about, **figures.figures(updates, rounding, config.sub_batch, work.book)}
 
 
+def _foretell(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> None:
+    """The forecast, for all updates."""
+    rates, many = 2 * len(config.factors), config.updates
+    evaluated = 3 + 4 * ALONG + 2 * rates / 8
+    parts = (
+        forecast.Drawn(many * config.prompts, config.group, 1 + BACKWARD),
+        forecast.Drawn(many * config.eval_prompts, 1, evaluated),
+        forecast.Drawn(many * config.eval_prompts, 5 * config.fresh, 0),
+        forecast.Drawn(many * config.sweep_prompts, 1 + config.sweep_fresh * (rates + 1), 1 + rates),
+    )
+    first = checkpoint.policy.encode_rows(prompts_of(checkpoint, 1, config.seed))[0]
+    work.tell(forecast.forecast(checkpoint, parts, 4, first))
+
+
 def _updates(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> list[Arrays]:
     """Every update's sums; several side by side in processes of their own where there are cores for it and no GPU to
     share.
@@ -66,7 +93,7 @@ def _updates(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> list[Ar
     folder = work.stages.folder
     names = [f"update_{k}" for k in range(config.updates)]
     waiting = [k for k, name in enumerate(names) if not (folder / f"{name}.npz").exists()]
-    alone = checkpoint.model.device.type != "cpu"
+    alone = checkpoint.model.device.type != "cpu" or parameters_of(checkpoint) > FINE
     workers = config.workers or (1 if alone else min(os.cpu_count() or 1, 4))
     if workers > 1 and len(waiting) > 1:
         log = folder / "workers.log"
@@ -102,9 +129,12 @@ def _measure_alone(config: SweepConfig, k: int, folder: Path) -> None:
 def _precision(config: SweepConfig, checkpoint: Checkpoint) -> Arrays:
     """Rounding along the first update, on rollouts of the first evaluation's prompts."""
     direction = draw_update(checkpoint, config, seed_of("update", config.seed, 0)).vector
-    rows = prompts_of(checkpoint, min(config.sweep_prompts, ROUNDED), seed_of("precision", config.seed))
+    rows = prompts_of(checkpoint, min(config.sweep_prompts or ROUNDED, ROUNDED), seed_of("precision", config.seed))
     evaluation = Evaluation.of(checkpoint, rows, seed_of("precision", config.seed))
-    opened = {name: open_from(config, dtype=dtype) for name, dtype in precision.DTYPES.items()}
+    own = next(checkpoint.model.parameters()).dtype
+    opened = {
+        name: checkpoint if dtype == own else open_from(config, dtype=dtype) for name, dtype in precision.DTYPES.items()
+    }
     terms = precision.expansion(opened["float64"], evaluation.batch, evaluation.baseline(), direction)
     found: Arrays = {"factors": precision.FACTORS}
     for name, each in opened.items():

@@ -8,8 +8,9 @@ predictable for any group size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,8 +69,16 @@ def measure(
     return measured(products_of(checkpoint, method, batch, limit=limit, seed=seed), batch.rollouts, seed=seed)
 
 
-def products_of(checkpoint: Checkpoint, method: Method, batch: Batch, *, limit: int = LIMIT, seed: int = 0) -> Products:
-    """The products of gradients, which take the time. ValueError as of `measure`."""
+def products_of(
+    checkpoint: Checkpoint,
+    method: Method,
+    batch: Batch,
+    *,
+    limit: int = LIMIT,
+    seed: int = 0,
+    progress: Callable[..., Any] | None = None,
+) -> Products:
+    """The products of gradients, which take the time: a backward pass each. ValueError as of `measure`."""
     part = credited(method, batch)
     coefficient, _ = loss_coefficients(method, part)
     if not coefficient.any():
@@ -82,15 +91,19 @@ def products_of(checkpoint: Checkpoint, method: Method, batch: Batch, *, limit: 
             f"a noise scale with an interval needs at least 3 prompts, {part.num_prompts} count here: draw more"
         )
     index, num = part.rollouts.group_index, part.num_prompts
+    options = {"limit": limit, "seed": seed, "heard": progress}
+    split = int(torch.bincount(batch.rollouts.group_index).min()) >= PAIRS
+    if progress:
+        progress(0, total=num + len(batch) * split)
     own, sketched = products(
-        part.passes(checkpoint), (_only(coefficient, index == p) for p in range(num)), num, limit=limit, seed=seed
+        part.passes(checkpoint), (_only(coefficient, index == p) for p in range(num)), num, **options
     )
-    if int(torch.bincount(batch.rollouts.group_index).min()) < PAIRS:
+    if not split:
         return Products(own, None, sketched)
     weight = method.aggregate.weights(batch.rollouts).double() * len(batch)
     mixed = batch.rollouts.informative
     rows = (_only(weight, torch.arange(len(batch)) == i) * mixed[i] for i in range(len(batch)))
-    plain, sketched = products(batch.passes(checkpoint), rows, len(batch), limit=limit, seed=seed)
+    plain, sketched = products(batch.passes(checkpoint), rows, len(batch), **options)
     return Products(own, plain, sketched)
 
 

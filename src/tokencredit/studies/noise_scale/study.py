@@ -7,10 +7,12 @@ from __future__ import annotations
 from typing import Any
 
 from tokencredit.durable import write_parquet
-from tokencredit.dynamics.batch import draw
-from tokencredit.studies.arguments import open_from
+from tokencredit.dynamics.batch import draw, prompts_of
+from tokencredit.studies import forecast
+from tokencredit.studies.arguments import check_prompts, open_from
+from tokencredit.studies.forecast import BACKWARD
 from tokencredit.studies.noise_scale.figures import blocks
-from tokencredit.studies.noise_scale.measurement import Products, measured, products_of
+from tokencredit.studies.noise_scale.measurement import PAIRS, Products, measured, products_of
 from tokencredit.studies.noise_scale.question import NoiseScaleConfig
 from tokencredit.studies.study import Work
 
@@ -18,11 +20,17 @@ from tokencredit.studies.study import Work
 def run(config: NoiseScaleConfig, work: Work) -> dict[str, Any]:
     """The whole study: its blocks; grid.parquet."""
     c = open_from(config)
-    work.say(f"{config.prompts} prompts x {config.group} rollouts")
-    batch = draw(c, config.prompts, config.group, config.seed, needs=sorted(c.method.needs))
+    check_prompts(c, {"--prompts": config.prompts})
+    first = c.policy.encode_rows(prompts_of(c, 1, config.seed))[0]
+    parts = [forecast.Drawn(config.prompts, config.group, 1 + (1 + (config.group >= PAIRS)) * BACKWARD)]
+    work.tell(forecast.forecast(c, parts, 2, first))
+    heard = work.counting("sampling", "rollouts", config.prompts * config.group)
+    batch = draw(c, config.prompts, config.group, config.seed, needs=sorted(c.method.needs), progress=heard)
     work.begin(task=c.config.task, model=str(c.path), checkpoint=str(c.path))
-    work.say("products of gradients")
-    stored = work.stages.arrays("products", lambda: products_of(c, c.method, batch, seed=config.seed).arrays())
+    heard = work.counting("products of gradients", "gradients")
+    stored = work.stages.arrays(
+        "products", lambda: products_of(c, c.method, batch, seed=config.seed, progress=heard).arrays()
+    )
     work.say("figures")
     found = measured(Products.of(stored), batch.rollouts, seed=config.seed)
     result = {
