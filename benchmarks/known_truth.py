@@ -43,16 +43,8 @@ def main():
         truth = options.truth or here / "truth"
         if not (truth / "truth.json").exists():
             call("world", "truth", "--out", truth, "--prompts", options.prompts, "--samples", options.samples)
-        given = (
-            "--data",
-            truth / "traces.parquet",
-            "--prompt-column",
-            "prompt_ids",
-            "--completion-column",
-            "completion_ids",
-        )
         scores = here / "scores.parquet"
-        call("score", *given, "--scores", *PROXIES, "--method", "exact", "--out", scores)
+        call("score", "--data", truth / "traces.parquet", "--scores", *PROXIES, "--method", "exact", "--out", scores)
         found = [each for each in judge_file(truth, scores, spent=0) if each.column in PROXIES]
         for number, words in enumerate(RUNS.values()):
             call("pivotality", "run", "--traces", truth, *words, "--out", here / f"run{number}")

@@ -124,13 +124,13 @@ COUNTS = (
 )
 WHOLE: dict[str, Callable[[str], int]] = {
     **dict.fromkeys(COUNTS, count),
-    **dict.fromkeys(("top_k", "trees", "directions"), count_or_none),
+    **dict.fromkeys(("top_k", "trees", "directions", "spent"), count_or_none),
     **dict.fromkeys(("checkpoint", "step"), step),
     "seed": seed,
 }
 REAL: dict[str, Callable[[str], float]] = {
     **dict.fromkeys(("temperature", "temperatures"), temperature),
-    **dict.fromkeys(("tokens_per_second", "cost_rollout", "budget", "rates", "decades"), positive),
+    **dict.fromkeys(("tokens_per_second", "cost_rollout", "budget", "rates", "decades", "eps"), positive),
     **dict.fromkeys(("minutes", "learning_rate"), positive),
     "success_above": finite,
     **dict.fromkeys(("success", "select", "control", "skip_below", "margin", "threshold", "collapse"), fraction),

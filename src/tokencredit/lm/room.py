@@ -20,7 +20,6 @@ such as a gradient, come on top. Wherever a single row takes more than there is,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -109,7 +108,7 @@ class _Shape:
     size: int
 
     @classmethod
-    def of(cls, model: Any) -> _Shape:
+    def of(cls, model: CausalModel) -> _Shape:
         config = getattr(model, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
 

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 TRUTH_EXAMPLES = """examples:
   tokencredit world truth --out truth
-  tokencredit score --data truth/traces.parquet --prompt-column prompt_ids --completion-column completion_ids \\
-      --scores entropy surprisal --out scores.parquet
+  tokencredit score --data truth/traces.parquet --scores entropy surprisal --out scores.parquet
   tokencredit pivotality run --traces truth --rollouts 8 --out runs/eight
   tokencredit world judge truth scores.parquet runs/eight"""
 JUDGE_EXAMPLES = """examples:
@@ -107,7 +106,7 @@ def _table(found: list[Judgement]) -> Any:
     from tokencredit.truth.judge import MEASURES
 
     table = plain_table(
-        "against the truth; 95 % intervals by prompt", "estimator", "column", "tokens", "spent", *MEASURES
+        "against the truth; 95 % intervals by prompt", "=estimator", "=column", ">tokens", ">spent", *MEASURES
     )
     for each in found:
         spent = "–" if each.spent is None else f"{each.spent:,}"

@@ -24,7 +24,7 @@ from tokencredit.dynamics.attribution import (
     PARTS,
     Attribution,
     attribute,
-    change,
+    changes,
     goals_on,
 )
 from tokencredit.dynamics.batch import Batch
@@ -156,7 +156,7 @@ def take_apart(
             left_out[method.name] = str(error.args[0] if error.args else error)
             continue
         fresh = step_along(checkpoint, own.batch, own.value, own.credit).fresh
-        found[method.name] = {LONG: np.array(norm(fresh))} | change(fresh, goals)
+        found[method.name] = {LONG: np.array(norm(fresh))} | changes([fresh], goals)[0]
     return Autopsy(made, found, left_out, optimistic)
 
 
