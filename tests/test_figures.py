@@ -20,7 +20,6 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md"
 NOT_COMMITTED = frozenset(
     [
         "compare",
-        "conditions",
     ]
 )
 

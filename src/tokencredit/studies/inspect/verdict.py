@@ -152,7 +152,7 @@ def _of_autopsy(block: Mapping[str, Any], figures: Figures) -> Iterator[dict[str
         total, tokens = figures[goal["parts"]["total"]], figures[goal["parts"]["tokens"]]
         said = (
             f"The update of step {block['step']} {'raises' if total.value > 0 else 'lowers'} {name} by"
-            f" {_size(total)} {total.unit}{caution}"
+            f" {_size(total)}{'' if total.unit == name else f' {total.unit}'}{caution}"
         )
         if tokens.sign:
             kinds = f"{goal['half']} kinds" if goal["half"] > 1 else "one kind"
