@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tokencredit.cli import main
-from tokencredit.credit_model import CreditModel
 from tokencredit.credit_model.evaluate import evaluate
 from tokencredit.credit_model.features import SCORES, TokenFeatures
 from tokencredit.credit_model.labels import Labels
+from tokencredit.credit_model.model import CreditModel
 from tokencredit.durable import read_rows
 
 PROMPTS, EACH, WIDTH = 60, 40, 8

@@ -101,7 +101,8 @@ def test_a_part_without_prompts_says_so(policy, tmp_path, capsys):
         "".join(json.dumps({"prompt": row["prompt"], "answer": 1}) + "\n" for row in Reckon().rows("train", 3))
     )
     run = tmp_path / "run"
-    for command in (["evaluate"], ["score", "--out", str(tmp_path / "x")], ["pivotality", "run", "--out", str(run)]):
+    held_out = ["pivotality", "run", "--split", "test", "--out", str(run)]
+    for command in (["evaluate"], ["score", "--out", str(tmp_path / "x")], held_out):
         assert main([*command, "--task", str(data)]) == 1
         assert "has no prompts in the part that was asked for" in capsys.readouterr().err.replace("\n", " ")
     assert not run.exists()

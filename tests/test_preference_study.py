@@ -27,9 +27,9 @@ def test_every_rollout_that_is_sampled_is_counted(policy, make, monkeypatch):
     config, asked = PreferenceConfig(**TINY), []
     plain = PrefixSampler.continue_
 
-    def counting(self, traces, requests):
+    def counting(self, traces, requests, *more):
         asked.append(len(requests))
-        return plain(self, traces, requests)
+        return plain(self, traces, requests, *more)
 
     monkeypatch.setattr(PrefixSampler, "continue_", counting)
     lots = make(policy, policy.task.rows("train", 10, 0), config, 0)

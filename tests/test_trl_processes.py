@@ -74,7 +74,8 @@ def compare_logs(one, two, rank):
     for a, b in zip(one, two, strict=True):
         for name, value in a.items():
             if not name.startswith(timing + share) and (rank == 0 or name != "loss"):
-                assert b[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+                close = 1e-4 if name == "noise_scale" else 1e-5  # a ratio, and its denominator a small difference
+                assert b[name] == pytest.approx(value, rel=close, abs=1e-5), name
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4, abs=1e-5)
 
 

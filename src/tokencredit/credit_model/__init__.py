@@ -3,7 +3,3 @@
 Its *size* is a score like any proxy: as the probability of `TokenSampling` it keeps the gradient unbiased, and it can
 rank what a budget of re-sampling measures. Its sign needs the outcome, which is known where one trains.
 """
-
-from tokencredit.credit_model.model import CreditModel
-
-__all__ = ["CreditModel"]

@@ -79,7 +79,7 @@ def learned_size(folder: str | Path) -> Scorer:
         CreditTrainer(method=METHODS["token_sampling"].replace(score="learned_size"),
                       scorers={"learned_size": learned_size("runs/credit_model")}, ...)
     """
-    from tokencredit.credit_model import CreditModel
+    from tokencredit.credit_model.model import CreditModel
 
     fitted = CreditModel.load(Path(folder))
 

@@ -159,7 +159,7 @@ class PolicyConfig:
         own = dict(read_mapping(run / "run.json", "config")["config"]) if run else {}
         same = own if self.task in (None, own.get("task")) else {}
         task = self.task or own.get("task") or self.named_task()
-        if task is None:
+        if not task:
             raise ValueError(
                 f"no task is named, and {self.model} is not a run that would tell it: name one with --task, for example"
                 " --task gsm8k, --task train.jsonl, or --task verify.py:verify --option path=train.jsonl"
@@ -177,7 +177,7 @@ class PolicyConfig:
         if self.task is not None:
             return self.task
         if run := run_of(self.model):
-            return str(read_mapping(run / "run.json", "config")["config"]["task"])
+            return read_mapping(run / "run.json", "config")["config"].get("task") or None
         speaks = (
             self.model == EMBEDDED or set(VOCABULARY) <= load_tokenizer(resolve_model(self.model)).get_vocab().keys()
         )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokencredit.lm.models import Tokenizer
+if TYPE_CHECKING:
+    from tokencredit.lm.models import Tokenizer
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
