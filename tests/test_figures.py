@@ -17,11 +17,7 @@ TIES = tomllib.loads((ROOT / "docs" / "figures.toml").read_text(encoding="utf-8"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # Results that the pages quote and that are not committed yet; a figure tied to one may name it without a key. Once the
 # file is there, its name has to go from here.
-NOT_COMMITTED = frozenset(
-    [
-        "compare",
-    ]
-)
+NOT_COMMITTED: frozenset[str] = frozenset()
 
 ENDS = ("value", "low", "high")
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
