@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tokencredit import __version__
 from tokencredit.argument_types import give_kinds
-from tokencredit.console import Parser, console, errors, visible, warn
+from tokencredit.console import Parser, add_command, console, errors, visible, warn
 from tokencredit.credit_model import command as credit_model_command
 from tokencredit.figure import Figure
 from tokencredit.lifeline import end_with_parent
@@ -23,6 +23,7 @@ from tokencredit.lm.arguments import add_policy, policy_config, training_argumen
 from tokencredit.pivotality import command as pivotality_command
 from tokencredit.scores import command as score_command
 from tokencredit.studies.command import add_dynamics, add_inspect, add_study
+from tokencredit.truth import command as truth_command
 
 TOLD = (ValueError, KeyError, OSError, ImportError, RuntimeError, TypeError)
 """Errors whose message is for whoever gave the command; of any other it is a part."""
@@ -111,16 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _command(commands, name: str, run, summary: str, examples: str) -> argparse.ArgumentParser:
-    # argparse formats `help` with %, but not `description`.
-    parser = commands.add_parser(
-        name,
-        help=summary.replace("%", "%%"),
-        description=summary,
-        epilog=f"examples:{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
+    return add_command(commands, name, run, summary, f"examples:{examples}")
 
 
 def _demo_parser(commands) -> None:
@@ -224,7 +216,6 @@ def _world_parser(commands) -> None:
   tokencredit world show
   tokencredit world truth --out truth""",
     )
-    p.set_defaults(run=lambda args: p.print_help())
     actions = p.add_subparsers(title="actions", metavar="")
     b = _command(
         actions,
@@ -245,9 +236,7 @@ def _world_parser(commands) -> None:
         "\n  tokencredit world show --num 3",
     )
     s.add_argument("--num", type=int, default=3, help="(default: %(default)s)")
-    from tokencredit.truth.command import add_parsers
-
-    add_parsers(actions)
+    truth_command.add_parsers(actions)
 
 
 def _report_parser(commands) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -78,6 +78,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(visible(message))
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int] | None, summary: str, epilog: str
+) -> argparse.ArgumentParser:
+    """Adds a command to the subparsers of another, and returns its parser. `epilog` is printed as it stands, after the
+    flags; without `run` the command prints its help.
+    """
+    parser = commands.add_parser(
+        name,
+        help=summary.replace("%", "%%"),  # argparse formats `help` with %, but not `description`
+        description=summary,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run or (lambda args: parser.print_help()))
+    return parser
 
 
 console = PlainConsole()

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tokencredit.console import console, warn
+from tokencredit.console import add_command, console, warn
 
 EXAMPLES = """examples:
   tokencredit pivotality run --split train --prompts 200 --samples 2 --out runs/labels
@@ -19,21 +19,22 @@ EXAMPLES = """examples:
 def add_parser(commands: Any) -> None:
     """Adds the command to the subparsers of the command line."""
     summary = "Learn which tokens matter from measured effects, and ask of others."
-    p = _command(commands, "credit-model", None, summary)
-    p.set_defaults(run=lambda args: p.print_help())
+    p = add_command(commands, "credit-model", None, summary, EXAMPLES)
     actions = p.add_subparsers(title="actions", metavar="")
-    f = _command(actions, "fit", _fit, "Fit a credit model to the effects that a pivotality run measured.")
+    f = add_command(actions, "fit", _fit, "Fit a credit model to the effects that a pivotality run measured.", EXAMPLES)
     f.add_argument("labels", type=Path, help="a directory that `tokencredit pivotality run` wrote")
     f.add_argument("--out", type=Path, required=True, help="directory of weights.safetensors and card.json")
     f.add_argument(
         "--seed", type=int, default=0, help="of the split of prompts and the networks (default: %(default)s)"
     )
-    e = _command(actions, "evaluate", _evaluate, "Hold it against every cheap proxy, on prompts it has not seen.")
+    e = add_command(
+        actions, "evaluate", _evaluate, "Hold it against every cheap proxy, on prompts it has not seen.", EXAMPLES
+    )
     e.add_argument("credit_model", type=Path, help="a directory that `tokencredit credit-model fit` wrote")
     e.add_argument("labels", type=Path, help="a pivotality run of other prompts, of this policy or a later one")
     e.add_argument("--seed", type=int, default=0, help="of the bootstrap over prompts (default: %(default)s)")
     e.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    d = _command(actions, "predict", _predict, "Its size and credit of every token of given completions.")
+    d = add_command(actions, "predict", _predict, "Its size and credit of every token of given completions.", EXAMPLES)
     d.add_argument("credit_model", type=Path, help="a directory that `tokencredit credit-model fit` wrote")
     d.add_argument(
         "--traces", type=Path, required=True, help="a directory with traces.parquet: a truth, or a pivotality run"
@@ -42,18 +43,6 @@ def add_parser(commands: Any) -> None:
     d.add_argument(
         "--out", type=Path, required=True, help="Parquet file: trace, position, learned_size, learned_credit"
     )
-
-
-def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _fit(args: argparse.Namespace) -> int:

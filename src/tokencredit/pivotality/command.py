@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencredit.console import console, warn
+from tokencredit.console import add_command, console, warn
 from tokencredit.durable import plain, read_mapping, write_json
 from tokencredit.exclusive import exclusive
 from tokencredit.limits import check_rows
@@ -36,7 +36,6 @@ def add_parser(commands: Any) -> None:
         "  tokencredit pivotality plan\n  tokencredit pivotality run --out runs/pivots\n"
         "  tokencredit pivotality export runs/pivots",
     )
-    p.set_defaults(run=lambda args: p.print_help())
     actions = p.add_subparsers(title="actions", metavar="")
     run_parser = _command(
         actions,
@@ -103,15 +102,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _command(commands: Any, name: str, run: Any, summary: str, examples: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
+    return add_command(commands, name, run, summary, f"examples:\n{examples}")
 
 
 def _study_arguments(p: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencredit.console import console
+from tokencredit.console import add_command, console
 from tokencredit.limits import check_rows
 from tokencredit.lm.arguments import add_policy, policy_config, rows_of
 from tokencredit.scores.table import SCORES
@@ -36,14 +36,7 @@ WAYS = {
 def add_parser(commands: Any) -> None:
     """Adds the command to the subparsers of the command line."""
     summary = "Scores of every token of given or sampled completions: log-prob, entropy, importance proxies."
-    p = commands.add_parser(
-        "score",
-        help=summary,
-        description=summary,
-        epilog=f"{EXAMPLES}\n\nscores:\n{_score_table()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.set_defaults(run=run)
+    p = add_command(commands, "score", run, summary, f"{EXAMPLES}\n\nscores:\n{_score_table()}")
     p.add_argument("--out", type=Path, required=True, help="Parquet file to write: row per completion, list per score")
     p.add_argument(
         "--data",

@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from tokencredit.console import add_command, errors
 from tokencredit.console import console as terminal
-from tokencredit.console import errors
 from tokencredit.durable import plain, write_json
 
 SUMMARY = "Claims about token gradients, weights, GTPO and GRPO: what is true of them, checked in seconds."
@@ -23,14 +23,7 @@ EXAMPLES = """examples:
 
 def add_action(actions: Any) -> None:
     """Adds `theory` to the actions of `study`."""
-    p = actions.add_parser(
-        "theory",
-        help=SUMMARY,
-        description=SUMMARY,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.set_defaults(run=run_command)
+    p = add_command(actions, "theory", run_command, SUMMARY, EXAMPLES)
     p.add_argument("--only", nargs="+", metavar="NAME", help="statements to check, like L1 T (default: all)")
     p.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     p.add_argument("--out", type=Path, help="also write the JSON to this file")

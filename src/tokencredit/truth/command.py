@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencredit.console import console
+from tokencredit.console import add_command, console
 from tokencredit.lm.arguments import add_policy, policy_config
 
 if TYPE_CHECKING:
@@ -25,14 +25,7 @@ JUDGE_EXAMPLES = """examples:
 def add_parsers(actions: Any) -> None:
     """Adds both to the actions of `tokencredit world`."""
     summary = "Completions of the embedded world with what is exactly known of every token."
-    p = actions.add_parser(
-        "truth",
-        help=summary,
-        description=summary,
-        epilog=TRUTH_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.set_defaults(run=_truth)
+    p = add_command(actions, "truth", _truth, summary, TRUTH_EXAMPLES)
     p.add_argument("--out", type=Path, required=True, help="directory of traces.parquet, truth.parquet and truth.json")
     p.add_argument("--prompts", type=int, default=32, help="different prompts (default: %(default)s)")
     p.add_argument("--samples", type=int, default=2, help="completions of each (default: %(default)s)")
@@ -45,14 +38,7 @@ def add_parsers(actions: Any) -> None:
     )
     add_policy(p)
     summary = "How far estimates of tokens are from the truth, at the tokens they spent."
-    p = actions.add_parser(
-        "judge",
-        help=summary,
-        description=summary,
-        epilog=JUDGE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.set_defaults(run=_judge)
+    p = add_command(actions, "judge", _judge, summary, JUDGE_EXAMPLES)
     p.add_argument("truth", type=Path, help="directory that `tokencredit world truth` wrote")
     p.add_argument(
         "estimates",
