@@ -24,7 +24,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tokencredit.console import add_command, console
 from tokencredit.exclusive import exclusive
 from tokencredit.lm.arguments import add_policy, policy_config
 from tokencredit.runs import Run
@@ -183,6 +182,8 @@ class Study:
 
     def add_action(self, actions: Any) -> None:
         """Adds the study's own command."""
+        from tokencredit.console import add_command
+
         action = self.action or self.name.replace("_", "-")
         p = add_command(actions, action, self.command, self.summary, f"examples:\n{self.examples}")
         out = Path("runs") / self.name.replace("_", "-")
@@ -202,6 +203,8 @@ class Study:
         """Runs the study, prints its tables and findings, writes its page; 1 where the result names parts that
         failed.
         """
+        from tokencredit.console import console
+
         config = self.read(args)
         with self.display(console) as say:
             tell = partial(console.print, soft_wrap=True, markup=False, highlight=False)
