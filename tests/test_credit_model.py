@@ -28,7 +28,7 @@ def planted(seed, noise=0.05, start=0):
     scores = torch.randn(num, len(SCORES), generator=generator)
     names = tuple(f"{seed} {start + i}" for i in range(PROMPTS))
     labels = Labels(measured.double(), torch.full((num,), noise, dtype=torch.float64), prompt, names, 7)
-    return TokenFeatures(states, scores, outcome, torch.arange(num) // 10), labels, effect
+    return TokenFeatures(states, scores, outcome), labels, effect
 
 
 @pytest.fixture(scope="module")

@@ -26,13 +26,13 @@ STATES = ("before, middle layer", "after, middle layer", "before, last layer", "
 
 @dataclass(frozen=True)
 class TokenFeatures:
-    """Of N tokens, completion after completion: states [N, 4, D], scores [N, 8], outcome [N] (the completion's reward),
-    row [N] (its number), float32."""
+    """Of N tokens, completion after completion, float32: states [N, 4, D], scores [N, 8], outcome [N] (the completion's
+    reward).
+    """
 
     states: Tensor
     scores: Tensor
     outcome: Tensor
-    row: Tensor
 
 
 @torch.no_grad()
@@ -80,5 +80,4 @@ def features(
         torch.cat(states),
         torch.cat(columns),
         torch.tensor(rewards, dtype=torch.float32).repeat_interleave(lengths),
-        torch.arange(len(completions)).repeat_interleave(lengths),
     )

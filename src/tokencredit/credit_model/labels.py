@@ -64,6 +64,6 @@ def read_labels(directory: Path, policy: Policy | None = None) -> tuple[Policy, 
     names = [json.dumps(ids) for ids in prompts]
     number = {name: k for k, name in enumerate(dict.fromkeys(names))}
     prompt = torch.tensor([number[names[row["trace"]]] for row in tokens])
-    some = TokenFeatures(found.states[keep], found.scores[keep], found.outcome[keep], found.row[keep])
+    some = TokenFeatures(found.states[keep], found.scores[keep], found.outcome[keep])
     spent = int(result["figures"]["generated"]["value"])
     return policy, some, Labels(effect[keep], error[keep], prompt[keep], tuple(number), spent)

@@ -11,7 +11,6 @@ on average on prompts that neither saw.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,10 +206,3 @@ def _train(
 def same_prompts(card: dict[str, Any], prompts: Sequence[str]) -> int:
     """How many of these prompts the model was fitted, stopped or calibrated on."""
     return len(set(card.get("prompt_ids", ())) & set(prompts))
-
-
-def as_text(card: dict[str, Any]) -> str:
-    """The card without the list of prompts, for a reader."""
-    return json.dumps(
-        {name: value for name, value in card.items() if name != "prompt_ids"}, indent=1, ensure_ascii=False
-    )

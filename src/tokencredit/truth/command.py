@@ -72,9 +72,12 @@ def _truth(args: argparse.Namespace) -> int:
 
 def _judge(args: argparse.Namespace) -> int:
     from tokencredit.durable import write_json
-    from tokencredit.truth.judge import judge_file
+    from tokencredit.truth.estimates import read_estimates
+    from tokencredit.truth.judge import KnownTruth, judge
 
-    found = [each for path in args.estimates for each in judge_file(args.truth, path, spent=args.spent, seed=args.seed)]
+    truth = KnownTruth.read(args.truth)
+    estimates = [read_estimates(path, truth.places, args.spent) for path in args.estimates]
+    found = [each for some in estimates for each in judge(truth, some, seed=args.seed)]
     if args.columns:
         there = sorted({each.column for each in found})
         if missing := [name for name in args.columns if name not in there]:
