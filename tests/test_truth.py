@@ -9,7 +9,7 @@ import torch
 from tokencredit.cli import main
 from tokencredit.durable import read_rows, write_parquet
 from tokencredit.lm.policy import PolicyConfig
-from tokencredit.pivotality.tree import grow_forest, on_text
+from tokencredit.pivotality.exact import policy_forest
 from tokencredit.truth.estimates import Estimates, read_estimates
 from tokencredit.truth.goals import known_goals
 from tokencredit.truth.judge import PIVOTAL, KnownTruth, judge
@@ -26,9 +26,7 @@ def policy():
 
 
 def grown(policy, prompts, rows):
-    verifiers = [on_text(policy.task.verify, policy.tokenizer, row) for row in rows]
-    options = {"eos_token_id": policy.ends, "max_new_tokens": policy.max_new_tokens, "eps": EPS}
-    return grow_forest(policy.model, prompts, verifiers, **options)
+    return policy_forest(policy, rows, prompts, eps=EPS)
 
 
 def test_gradients_of_the_goals_are_those_of_the_trees(policy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,23 @@ from tokencredit.lm.policy import Policy
 from tokencredit.lm.sampling import Trace
 from tokencredit.pivotality.tree import PrefixTree, grow_forest, on_text
 from tokencredit.tasks.task import Row
+
+
+def policy_forest(
+    policy: Policy, rows: Sequence[Row], prompts: Sequence[Sequence[int]], **options: Any
+) -> list[PrefixTree]:
+    """One tree per row of a policy's task, as the policy is sampled; `prompts` are their token ids, the options those
+    of `grow_forest`.
+    """
+    return grow_forest(
+        policy.model,
+        prompts,
+        [on_text(policy.task.verify, policy.tokenizer, row) for row in rows],
+        eos_token_id=policy.ends,
+        max_new_tokens=policy.max_new_tokens,
+        temperature=policy.temperature,
+        **options,
+    )
 
 
 def exact_effects(
@@ -34,17 +52,7 @@ def exact_effects(
     include = [[list(ids) for ids in group] for group in completions]
     if alternatives:
         include = _with_alternatives(policy, prompts, include, alternatives, enough)
-    trees = grow_forest(
-        policy.model,
-        prompts,
-        [on_text(policy.task.verify, policy.tokenizer, row) for row in rows],
-        eos_token_id=policy.ends,
-        max_new_tokens=policy.max_new_tokens,
-        eps=eps,
-        temperature=policy.temperature,
-        include=include,
-        include_eps=include_eps,
-    )
+    trees = policy_forest(policy, rows, prompts, eps=eps, include=include, include_eps=include_eps)
     found: dict[str, list[np.ndarray]] = {}
     for tree, group in zip(trees, completions):
         for ids in group:

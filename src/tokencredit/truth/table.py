@@ -21,9 +21,8 @@ import numpy as np
 from tokencredit.durable import plain, write_json, write_parquet
 from tokencredit.dynamics.passes import Passes
 from tokencredit.lm.policy import Policy
-from tokencredit.pivotality.exact import exact_effects
+from tokencredit.pivotality.exact import exact_effects, policy_forest
 from tokencredit.pivotality.store import model_hash
-from tokencredit.pivotality.tree import grow_forest, on_text
 from tokencredit.scores.measure import measure
 from tokencredit.tasks.task import Row, Walkable
 from tokencredit.truth.goals import known_goals
@@ -75,15 +74,7 @@ def write_truth(
     prompt_ids = [asked[i] for i, _ in each]
     norms = measure(policy, own, prompt_ids, completions, ["gradient_norm", "fisher_trace"], importance=exact)
     columns |= {name: np.concatenate([x.numpy() for x in values]) for name, values in norms.items()}
-    trees = grow_forest(
-        policy.model,
-        asked,
-        [on_text(policy.task.verify, policy.tokenizer, row) for row in rows],
-        eos_token_id=policy.ends,
-        max_new_tokens=policy.max_new_tokens,
-        eps=10 * eps,
-        temperature=policy.temperature,
-    )
+    trees = policy_forest(policy, rows, asked, eps=10 * eps)
     goals = known_goals(policy, asked, trees)
     passes = Passes(policy.model, prompt_ids, completions, temperature=policy.temperature)
     lengths = [len(ids) for ids in completions]
