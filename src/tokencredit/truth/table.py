@@ -25,7 +25,7 @@ from tokencredit.pivotality.exact import exact_effects, policy_forest
 from tokencredit.pivotality.store import model_hash
 from tokencredit.scores.measure import measure
 from tokencredit.tasks.task import Row, Walkable
-from tokencredit.truth.goals import known_goals
+from tokencredit.truth.goals import Known, known_goals
 
 FORMAT = 1
 TRUTHS = {
@@ -41,6 +41,7 @@ TRUTHS = {
     "entropy_change": "⟨∇H̄, ∇log π⟩: mean token entropy, the same, nats",
     "width": "how wide the bracket of V is before the token",
 }
+FROM_TREES = ("value", "before_after", "replace", "spread", "probability", "entropy", "width")
 
 
 def write_truth(
@@ -64,36 +65,29 @@ def write_truth(
     rows = list({str(row["prompt"]): row for row in policy.task.rows("test", 4 * prompts, seed)}.values())[:prompts]
     asked = policy.encode_rows(rows)
     drawn = policy.complete(asked, samples, seed=seed)
-    groups = [[list(each.ids) for each in group] for group in drawn]
-    known = exact_effects(policy, rows, groups, eps=eps, include_eps=1000 * eps)
     each = [(i, completion) for i, group in enumerate(drawn) for completion in group]
-    own, completions = [rows[i] for i, _ in each], [list(completion.ids) for _, completion in each]
-    columns = {name: known[name] for name in ("value", "before_after", "replace", "spread", "entropy", "width")}
-    columns["probability"] = known["pi"]
-    exact = {"method": "exact"}
-    prompt_ids = [asked[i] for i, _ in each]
-    norms = measure(policy, own, prompt_ids, completions, ["gradient_norm", "fisher_trace"], importance=exact)
+    own, prompt_ids = [rows[i] for i, _ in each], [list(asked[i]) for i, _ in each]
+    completions = [list(completion.ids) for _, completion in each]
+    columns = _effects(policy, rows, [[list(c.ids) for c in group] for group in drawn], eps)
+    norms = measure(
+        policy, own, prompt_ids, completions, ["gradient_norm", "fisher_trace"], importance={"method": "exact"}
+    )
     columns |= {name: np.concatenate([x.numpy() for x in values]) for name, values in norms.items()}
     trees = policy_forest(policy, rows, asked, eps=10 * eps)
     goals = known_goals(policy, asked, trees)
-    passes = Passes(policy.model, prompt_ids, completions, temperature=policy.temperature)
-    lengths = [len(ids) for ids in completions]
-    for name, gradient in (("reward_change", goals.reward_gradient), ("entropy_change", goals.entropy_gradient)):
-        moved = passes.forward(gradient)[0].numpy()
-        columns[name] = np.concatenate([row[:length] for row, length in zip(moved, lengths)])
-    verdicts = [policy.verdict(c.ids, rows[i], c.truncated) for i, c in each]
+    columns |= _changes(policy, prompt_ids, completions, goals)
     traces = [
         {
             "trace": k,
-            "row": json.dumps(plain(rows[i])),
-            "prompt": rows[i]["prompt"],
-            "prompt_ids": list(asked[i]),
+            "row": json.dumps(plain(row)),
+            "prompt": row["prompt"],
+            "prompt_ids": ids,
             "completion": policy.text(c.ids),
             "completion_ids": list(c.ids),
-            "reward": float(verdict.correct),
+            "reward": float(policy.verdict(c.ids, row, c.truncated).correct),
             "truncated": c.truncated,
         }
-        for k, ((i, c), verdict) in enumerate(zip(each, verdicts))
+        for k, (row, ids, (_, c)) in enumerate(zip(own, prompt_ids, each))
     ]
     out.mkdir(parents=True, exist_ok=True)
     write_parquet(out / "traces.parquet", traces)
@@ -108,7 +102,7 @@ def write_truth(
         "temperature": policy.temperature,
         "prompts": len(rows),
         "completions": len(traces),
-        "tokens": sum(lengths),
+        "tokens": sum(map(len, completions)),
         "width": {"mean": float(columns["width"].mean()), "largest": float(columns["width"].max())},
         "reward": goals.reward,
         "entropy": goals.entropy,
@@ -116,6 +110,26 @@ def write_truth(
     }
     write_json(out / "truth.json", about)
     return about
+
+
+def _effects(
+    policy: Policy, rows: Sequence[Row], groups: Sequence[Sequence[Sequence[int]]], eps: float
+) -> dict[str, np.ndarray]:
+    """What prefix trees say of the tokens, [N] each, by the names of `TRUTHS`."""
+    known = exact_effects(policy, rows, groups, eps=eps, include_eps=1000 * eps)
+    return {name: known["pi" if name == "probability" else name] for name in FROM_TREES}
+
+
+def _changes(
+    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], goals: Known
+) -> dict[str, np.ndarray]:
+    """What a plain gradient step on one token's log-prob does to either goal, [N] each."""
+    passes = Passes(policy.model, prompts, completions, temperature=policy.temperature)
+    found = {}
+    for name, gradient in (("reward_change", goals.reward_gradient), ("entropy_change", goals.entropy_gradient)):
+        moved = passes.forward(gradient)[0].numpy()
+        found[name] = np.concatenate([row[: len(ids)] for row, ids in zip(moved, completions)])
+    return found
 
 
 def _tokens(
