@@ -1,7 +1,6 @@
 """The pretrained model of the benchmarks, SmolLM2-135M-Instruct, and a few prompts for it."""
 
 import os
-import resource
 from pathlib import Path
 
 MODEL = os.environ.get("TOKENCREDIT_PRETRAINED", str(Path(__file__).parents[1] / "runs" / "smollm2"))
@@ -28,8 +27,3 @@ def chat(tokenizer, text: str) -> list[int]:
     """Token ids of a user's message."""
     asked = [{"role": "user", "content": text}]
     return list(tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"])
-
-
-def peak_gib() -> float:
-    """The largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

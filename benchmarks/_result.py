@@ -3,6 +3,9 @@
 import json
 import os
 import platform
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -21,3 +24,16 @@ def finish(name: str, figures: dict) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(line + "\n")
     print(line)
+
+
+def peak_gib() -> float:
+    """The largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def alone(*words: str) -> dict:
+    """What a script prints as its last line, as JSON, in a process of its own, so that its peak of memory is its own."""
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])

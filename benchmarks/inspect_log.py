@@ -4,14 +4,11 @@ of token ids, and reads each in a process of its own: rows per second of one cor
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from _result import finish
+from _result import alone, finish, peak_gib
 
 ROWS, TOKENS, SHARD = 1_000_000, 48, 10_000
 
@@ -52,8 +49,7 @@ def read(folder: Path) -> dict[str, float]:
     start = time.process_time()
     rewarded = sum(rollout.reward is not None for rollout in logs.read(folder))
     seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"rows": rewarded, "rows_per_second": rewarded / seconds, "peak_gib": peak}
+    return {"rows": rewarded, "rows_per_second": rewarded / seconds, "peak_gib": peak_gib()}
 
 
 def main() -> None:
@@ -68,10 +64,7 @@ def main() -> None:
     for name, make in (("verl", write_verl), ("ids", write_ids)):
         with tempfile.TemporaryDirectory() as folder:
             make(Path(folder), args.rows)
-            done = subprocess.run([sys.executable, __file__, "--read", folder], capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            found[name] = json.loads(done.stdout)
+            found[name] = alone(__file__, "--read", folder)
         print(name, found[name])
     worst = {
         "rows_per_second": min(each["rows_per_second"] for each in found.values()),

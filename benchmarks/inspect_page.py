@@ -5,14 +5,11 @@ the layout of TRL's table, 200 words each, and inspects it in a process of its o
 import argparse
 import json
 import random
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from _result import finish
+from _result import alone, finish, peak_gib
 
 STEPS, ROLLOUTS, WORDS, GROUP = 200, 256, 200, 8
 
@@ -40,7 +37,7 @@ def inspect(folder: Path) -> dict[str, float]:
     assert tokencredit(["inspect", str(folder), "--out", str(out)]) == 0
     return {
         "core_seconds": time.process_time() - start,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_gib(),
         "page_mb": (out / "report.html").stat().st_size / 1e6,
         "result_mb": (out / "result.json").stat().st_size / 1e6,
     }
@@ -57,10 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         write_log(log, args.steps)
-        done = subprocess.run([sys.executable, __file__, "--inspect", str(log)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found = json.loads(done.stdout.splitlines()[-1]) | {"rollouts": args.steps * ROLLOUTS}
+        found = alone(__file__, "--inspect", str(log)) | {"rollouts": args.steps * ROLLOUTS}
     print(found)
     if args.steps == STEPS:
         finish("inspect_page", found)

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from scipy.stats import spearmanr
 
-from _pretrained import chat, model_path, peak_gib, problems
-from _result import finish
+from _pretrained import chat, model_path, problems
+from _result import finish, peak_gib
 from tokencredit.lm.completions import sample
 from tokencredit.lm.load import load_model, load_tokenizer
 from tokencredit.lm.packing import pack

@@ -15,8 +15,8 @@ import time
 import torch
 from transformers import GenerationConfig
 
-from _pretrained import chat, model_path, peak_gib, problems
-from _result import finish
+from _pretrained import chat, model_path, problems
+from _result import finish, peak_gib
 from tokencredit.argument_types import size
 from tokencredit.lm.completions import sample
 from tokencredit.lm.distribution import Settings, seed_of

@@ -10,8 +10,6 @@ each alone, in a process of its own.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -21,8 +19,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from _pretrained import model_path, peak_gib, problems
-from _result import finish
+from _pretrained import model_path, problems
+from _result import alone, finish, peak_gib
 from _trainers import StepTimes
 from tokencredit.engines.trl import CreditTrainer
 
@@ -91,16 +89,7 @@ def main() -> None:
         return
     found = {}
     for name in RUNS:
-        command = [
-            sys.executable,
-            __file__,
-            "--one",
-            name,
-            *(f"--{k}={getattr(options, k)}" for k in ("steps", "threads")),
-        ]
-        found[name] = json.loads(
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-        )
+        found[name] = alone(__file__, "--one", name, *(f"--{k}={getattr(options, k)}" for k in ("steps", "threads")))
     seconds = {name: statistics.median(each["seconds"]) for name, each in found.items()}
     ratios = {name: seconds[name] / seconds["stock"] for name in ("grpo", "gtpo")}
     figures = {"ratio": max(ratios.values()), "ratios": ratios, "seconds_per_step": seconds, "steps": options.steps}

@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from cuts import Cut, cut_at
 from tokencredit import checkpoints
 from tokencredit.checkpoints import COMPLETE
 from tokencredit.cli import main
@@ -36,10 +37,6 @@ WEIGHTS = "adapter_model.safetensors"
 
 def config(**changes):
     return TrainConfig(**{"peft": PEFT} | SIZES | changes)
-
-
-class Cut(Exception):
-    """What ends a run before its end."""
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +78,10 @@ def test_what_is_opened_is_the_base_with_the_adapter(run, last):
 
 
 def test_a_run_that_was_cut_goes_on_bit_for_bit(run, last, tmp_path):
-    def cut(event, figures):
-        if event == "step" and figures["step"] == 3:
-            raise Cut
-
     out = tmp_path / "run"
     same = config(method="ptw_gradient_norm", learning_rate=0.01)
     with pytest.raises(Cut):
-        train(same, out, listen=cut)
+        train(same, out, listen=cut_at(3))
     assert [checkpoints.step_of(path) for path in checkpoints.marked(out / "checkpoints")] == [2]
     told = []
     train(same, out, listen=lambda *each: told.append(each))

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from cuts import Cut, cut_at
 from tokencredit import METHODS, Chain, GroupCenter, Outcome
 from tokencredit.checkpoints import marked, step_of
 from tokencredit.cli import main
@@ -22,18 +23,6 @@ from trl_tiny import build
 
 OWN = METHODS["grpo"].replace(name="mine", chain=Chain(Outcome(), GroupCenter(scale="none"), GroupCenter()))
 SAVED = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "num_iterations": 1}
-
-
-class Cut(Exception):
-    """What ends a run before its end."""
-
-
-def cut_at(step):
-    def listen(event, figures):
-        if event == "step" and figures["step"] == step:
-            raise Cut
-
-    return listen
 
 
 def recorded(out, changes=None, method=OWN, **keywords):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cuts import Cut, cut_at
 from tokencredit import checkpoints
 from tokencredit.checkpoints import COMPLETE, CheckpointWarning
 from tokencredit.cli import main
@@ -38,18 +39,6 @@ CONFIG = TrainConfig(
     threads=1,
 )
 CLOCKS = ("seconds", "tokens_per_second")
-
-
-class Cut(Exception):
-    """What ends a run before its end."""
-
-
-def cut_at(step):
-    def listen(event, figures):
-        if event == "step" and figures["step"] == step:
-            raise Cut
-
-    return listen
 
 
 @pytest.fixture(scope="module")

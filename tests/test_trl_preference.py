@@ -14,7 +14,7 @@ from tokencredit.lm.policy import PolicyConfig
 from tokencredit.lm.scoring import score
 from tokencredit.pivotality.export import Pair, write_pairs
 from tokencredit.preference import PREFERENCES, Hinge, Pairs, PreferenceMethod
-from trl_tiny import tiny_model, tiny_tokenizer, weights
+from trl_tiny import PLAIN, tiny_model, tiny_tokenizer, weights
 
 
 def settings(folder, **changes):
@@ -24,20 +24,8 @@ def settings(folder, **changes):
         per_device_eval_batch_size=4,
         max_steps=4,
         learning_rate=0.1,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        bf16=False,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        seed=1,
-        use_cpu=True,
-        max_grad_norm=0.0,
-        log_level="error",
     )
-    return DPOConfig(**values | changes)
+    return DPOConfig(**PLAIN | values | changes)
 
 
 def written(num=16, seed=0):

@@ -32,19 +32,17 @@ def quiet(**more):
     return {"log_completions": True, "num_completions_to_print": 0, "max_steps": 2} | more
 
 
-def test_rewards_of_turns_become_credit_and_tools_get_none(tmp_path, monkeypatch):
+def trained_on_turns(folder, monkeypatch, method):
+    """(trainer, what it recorded of every step): two turns with a tool between them, each turn with its own reward."""
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     seen = []
-    train(
-        CreditTrainer,
-        tmp_path,
-        quiet(),
-        rollout_func=two_turns,
-        method="grpo_process",
-        token_rewards=of_turns,
-        record=seen.append,
-        record_every=1,
-    )
+    own = {"rollout_func": two_turns, "token_rewards": of_turns}
+    trainer = train(CreditTrainer, folder, quiet(), method=method, record=seen.append, record_every=1, **own)
+    return trainer, seen
+
+
+def test_rewards_of_turns_become_credit_and_tools_get_none(tmp_path, monkeypatch):
+    _, seen = trained_on_turns(tmp_path, monkeypatch, "grpo_process")
     batch = seen[0]
     mask, credit, rewards = batch["mask"], batch["credit"], batch["scores"]["token_reward"]
     assert not credit[~mask].any() and (~mask).any()
@@ -61,18 +59,7 @@ def test_rewards_of_turns_become_credit_and_tools_get_none(tmp_path, monkeypatch
 
 
 def test_the_table_keeps_what_a_rollout_was_trained_on_and_is_read_back(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    seen = []
-    trainer = train(
-        CreditTrainer,
-        tmp_path,
-        quiet(),
-        rollout_func=two_turns,
-        method="gtpo",
-        token_rewards=of_turns,
-        record=seen.append,
-        record_every=1,
-    )
+    trainer, seen = trained_on_turns(tmp_path, monkeypatch, "gtpo")
     found = list(logs.read(tmp_path / "completions"))
     assert [each.step for each in found] == [1] * 16 + [2] * 16
     encoded = logs.encode(found, tiny_tokenizer())

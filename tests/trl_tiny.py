@@ -68,6 +68,23 @@ def _text(completion):
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
+PLAIN = {
+    "lr_scheduler_type": "constant",
+    "optim": "sgd",
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "seed": 1,
+    "use_cpu": True,
+    "max_grad_norm": 0.0,
+    "log_level": "error",
+}
+"""Training without anything that would blur a comparison, or be written."""
+
+
 def settings(folder, **changes):
     values = dict(
         output_dir=str(folder),
@@ -76,22 +93,10 @@ def settings(folder, **changes):
         max_completion_length=LONGEST,
         max_steps=2,
         learning_rate=0.05,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        bf16=False,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        seed=1,
         temperature=1.0,
-        use_cpu=True,
-        max_grad_norm=0.0,
-        log_level="error",
         generation_kwargs={"suppress_tokens": [PAD]},
     )
-    return GRPOConfig(**values | changes)
+    return GRPOConfig(**PLAIN | values | changes)
 
 
 def build(cls, folder, changes=None, **keywords):
