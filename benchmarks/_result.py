@@ -32,7 +32,7 @@ def peak_gib() -> float:
 
 
 def alone(*words: str) -> dict:
-    """What a script prints as its last line, as JSON, in a process of its own, so that its peak of memory is its own."""
+    """What a script prints as its last line, JSON, run in a process of its own: so its peak of memory is its own."""
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
