@@ -120,7 +120,7 @@ def test_stored_rewards_of_edited_code_are_refused(tmp_path, capsys):
     """The same name, another rule; and a store that knows the name alone."""
     from tokencredit.tasks.reckon import Reckon
 
-    rows = Reckon().rows("test", 24, 0)
+    rows = Reckon().rows("train", 24, 0)
     text = "def verify(completion, row):\n    return len(completion) % 2 == 0\n"
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
     (tmp_path / "verify.py").write_text(text)
