@@ -53,7 +53,7 @@ class PreferenceConfig(OnPolicy):
     steps: int = option(32, "optimizer steps, the same for all")
     pairs: int = option(32, "pairs of a step")
     rates: tuple[float, ...] = option(
-        (3e-4, 1e-3), "learning rates; each arm takes its best on validation prompts, of the first seed"
+        (1e-4, 3e-4), "learning rates; each arm takes its best on validation prompts, of the first seed"
     )
     seeds: int = option(4, "runs per arm: other training prompts, rollouts and order")
     prompts: int = option(256, "held-out prompts; half as many others choose the rates")
