@@ -51,7 +51,11 @@ def test_a_budget_and_a_shape_give_rows_and_tokens(model):
     assert found.tokens_along(100) == LEAST // (3 * 2048 + 6 * 8 * 100)
     assert found.tokens_along(100, 8) == LEAST // (17 * 2048 + 8 * 6 * 8 * 100)
     assert found.tokens_attending(100) == LEAST // (2048 + 2 * 8 * 100)
+    assert found.rows_trained(100, 20, 0) == LEAST // (100 * found.graph + 20 * 1024)
+    assert found.rows_trained(100, 20, LEAST // 12) == LEAST * 3 // 4 // (100 * found.graph + 20 * 1024)
+    assert found.rows_trained(100, 20, LEAST) == LEAST // 2 // (100 * found.graph + 20 * 1024)
     small = replace(found, space=1)
+    assert small.rows_trained(9, 9, 0) == 1
     assert [small.rows(9), small.tokens(), small.tokens_back(), small.tokens_along(9)] == [1] * 4, "one row goes alone"
 
 

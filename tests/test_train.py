@@ -313,6 +313,21 @@ def test_accumulated_passes_are_one_batch(tmp_path):
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
 
+def test_a_batch_goes_in_as_few_passes_as_there_is_room_for(tmp_path, monkeypatch):
+    """By default; 8 rollouts a pass here, then 3 and 5, of which 2 and 4 divide the batch."""
+    from tokencredit.lm.room import Room
+
+    config = tiny(steps=1, prompts=2, group=4, **NEVER)
+    found = []
+    for rows in (100, 3, 5):
+        monkeypatch.setattr(Room, "rows_trained", lambda self, length, written, trained, rows=rows: rows)
+        run = train(config, tmp_path / str(rows))
+        [state] = [json.loads(path.read_text()) for path in run.path.glob("checkpoints/*/trainer_state.json")]
+        found.append((state["train_batch_size"], run.metrics()[0]["grad_norm"]))
+    assert [rows for rows, _ in found] == [8, 2, 4]
+    assert [norm for _, norm in found[1:]] == pytest.approx([found[0][1]] * 2, rel=1e-3)
+
+
 def test_completions_without_a_word(tmp_path):
     """Every completion is its end token alone: no reward, no credit, nothing undefined."""
     others = [i for i, word in enumerate(VOCABULARY) if word != "<eos>"]

@@ -42,7 +42,7 @@ class TrainConfig:
     prompts, group            prompts per rollout batch, and completions of each
     updates, minibatches      passes over a rollout batch, and optimizer steps per pass
     accumulate                forward and backward passes per optimizer step: more need less memory, and change nothing
-                              else
+                              else. None: as few as the model has room for (lm.room)
     learning_rate             None: 5e-4 for the embedded task, 1e-6 for any other (a pretrained model), and 1e-5 there
                               for adapters
     temperature               of the sampling, in training and evaluation
@@ -76,7 +76,7 @@ class TrainConfig:
     group: int = 8
     updates: int = 2
     minibatches: int = 1
-    accumulate: int = 1
+    accumulate: int | None = None
     learning_rate: float | None = None
     temperature: float = 1.0
     max_new_tokens: int | None = None
@@ -118,9 +118,9 @@ class TrainConfig:
         Budget.of(self.budget)
         if self.eval_part not in PARTS:
             raise ValueError(f"eval_part must be one of {', '.join(PARTS)}, got {self.eval_part!r}")
-        pieces = self.minibatches * self.accumulate
-        if self.prompts * self.group % pieces:
-            each = f"{self.minibatches} minibatches" + (f" of {self.accumulate} passes" if self.accumulate > 1 else "")
+        passes = self.accumulate or 1
+        if self.prompts * self.group % (self.minibatches * passes):
+            each = f"{self.minibatches} minibatches" + (f" of {passes} passes" if passes > 1 else "")
             raise ValueError(f"{self.prompts} prompts x {self.group} rollouts do not split into {each}")
 
     @property

@@ -16,6 +16,7 @@ from tokencredit.engines.lora import FIELDS
 from tokencredit.engines.trainer import Trainer
 from tokencredit.lm.load import find_device
 from tokencredit.lm.models import CausalModel
+from tokencredit.lm.room import Room
 from tokencredit.method import Method
 from tokencredit.methods import METHODS
 from tokencredit.train_config import TrainConfig
@@ -63,7 +64,8 @@ def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOCon
     place = find_device(config.device)
     if place.index is not None:
         raise ValueError(f"device: training uses the GPUs that it sees; for {place} alone set CUDA_VISIBLE_DEVICES")
-    pieces, cuda, processes = config.minibatches * config.accumulate, place.type == "cuda", num_processes()
+    accumulate, cuda, processes = config.accumulate or 1, place.type == "cuda", num_processes()
+    pieces = config.minibatches * accumulate
     if config.prompts * config.group % (pieces * processes):
         raise ValueError(
             f"{config.prompts} prompts x {config.group} rollouts do not split into {pieces} passes of {processes}"
@@ -81,7 +83,7 @@ def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOCon
         "num_generations": config.group,
         "steps_per_generation": pieces,
         "num_iterations": config.updates,
-        "gradient_accumulation_steps": config.accumulate,
+        "gradient_accumulation_steps": accumulate,
         "max_steps": config.optimizer_steps,
         "max_completion_length": max_new_tokens,
         "temperature": config.temperature,
@@ -105,6 +107,16 @@ def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOCon
         "ddp_find_unused_parameters": False,
     }
     return GRPOConfig(**settings | save | further)
+
+
+def fewest_passes(config: TrainConfig, model: CausalModel, prompt: int, written: int) -> int:
+    """Forward and backward passes per optimizer step, as few as the model has room for in rows of at most `prompt` tokens
+    and `written` more.
+    """
+    trained = 0 if config.peft else sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    fit = Room.of(model).rows_trained(prompt + written, written, trained)
+    rows = config.prompts * config.group // (config.minibatches * num_processes())
+    return next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= fit)
 
 
 def read_trainer(trainer: Trainer, **told: Any) -> TrainConfig:

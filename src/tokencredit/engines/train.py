@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import PrinterCallback
 
 from tokencredit.checkpoints import step_of
 from tokencredit.engines.adaptor import make_reward, prompts_of, training_rows
-from tokencredit.engines.configs import make_args
+from tokencredit.engines.configs import fewest_passes, make_args
 from tokencredit.engines.lora import make_lora
 from tokencredit.engines.page import log_page
 from tokencredit.engines.recorder import Listener, RoundsLeft, RunRecorder
@@ -102,13 +103,15 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
         raise ValueError(
             f"{config.task} has no prompts to evaluate on: give a file of them (task_options.test), or set eval_every=0"
         )
-    for some in (rows, tested):
-        encode_prompts(tokenizer, some, shape, limit, config.chat)
+    asked, _ = (encode_prompts(tokenizer, some, shape, limit, config.chat) for some in (rows, tested))
     recorder.rows, recorder.held_out = rows, tested
     dtype = getattr(torch, config.dtype) if config.dtype not in (None, "auto") else config.dtype or torch.float32
     init = {"dtype": dtype} | dict(config.trl.get("model_init_kwargs") or {})
     torch.manual_seed(config.seed)
     model = read_model(model_path, **init)
+    if config.accumulate is None:
+        passes = fewest_passes(config, model, max(map(len, asked)), limit)
+        args = make_args(replace(config, accumulate=passes), limit, recorder.out / "checkpoints")
     trainer = CreditTrainer(
         model=model,
         peft_config=lora,

@@ -12,6 +12,8 @@ A token takes, in numbers of the model's precision, with D, I the widths of its 
 
     rows of a decoding step   ¾ M / (1.2 k (L + 32) + 8 V)        V the vocabulary; ¼ M holds the prefixes
     tokens of a pass          M / f,   M / g,   M / t          M / (f + layers · heads · L) with every attention weight
+    rows of a training pass   M' / (g L + 4 V n)               n tokens written; M' is M less three numbers for each
+                                                               parameter in training (gradient, moments), M / 2 at least
 
 f and g are within a fifth of what SmolLM2-135M was seen to take (83 KB and 1.6 MB). Vectors as large as the model,
 such as a gradient, come on top. Wherever a single row takes more than there is, it goes alone.
@@ -84,6 +86,13 @@ class Room:
     def tokens_back(self) -> int:
         """Tokens of a pass that a backward pass follows."""
         return max(self.space // max(self.graph, 1), 1)
+
+    def rows_trained(self, length: int, written: int, trained: int) -> int:
+        """Rows of a training pass, at least one: `written` of `length` tokens each have a loss, and gradient and moments
+        of `trained` bytes of parameters come beside them.
+        """
+        space = max(self.space - 3 * trained, self.space // 2)
+        return max(space // (self.graph * length + self.logits // 2 * written), 1)
 
     def tokens_along(self, length: int, directions: int = 1) -> int:
         """Tokens of a forward-mode pass along some directions at once, in rows of at most `length`."""

@@ -1,0 +1,76 @@
+"""Peak memory of every command on SmolLM2-135M, fp32 on a CPU, at its default memory: each alone in a process.
+
+    python benchmarks/pretrained_peaks.py [--only attribute ...]
+
+Numbers of prompts and rollouts are small, for time: a command puts no more rows through the model at once than its
+budget of memory allows, however many there are. peak_gib: the largest resident set of the command, libraries and
+weights included; seconds: of processor. `highest` is the largest of all. Those that need a checkpoint read the run
+that `train` made. With --only, the other commands keep the figures that the result file has.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from _pretrained import model_path
+from _result import finish
+
+CHAT = ("--chat", "--temperature", "0.6")
+SMALL = "--prompts 4 --group 4"
+COMMANDS = {
+    "train": "train --method gtpo --steps 1 --quiet --set prompts=4 --set group=8 --set updates=1"
+    " --set learning_rate=2e-5 --set eval_prompts=16 --set eval_samples=2",
+    "evaluate": "evaluate --prompts 16 --samples 4",
+    "score": "score --prompts 16",
+    "pivotality": "pivotality run --prompts 2 --samples 2 --rollouts 8",
+    "correlation": "study correlation --prompts 4 --completions 1 --rollouts 4 --bootstraps 50 --temperatures",
+    "variance": f"study variance {SMALL} --batch 2 --methods gtpo ptw_entropy",
+    "noise_scale": f"dynamics noise-scale {SMALL}",
+    "entropy": f"dynamics entropy {SMALL} --updates 1 --rates 3 --eval-prompts 16",
+    "kernel": f"dynamics kernel {SMALL} --sequences --held-out 8",
+    "attribute": "dynamics attribute --prompts 8 --group 4 --entropy 24 2 --reward 24 2 --trees 0"
+    " --methods grpo gtpo ptw_entropy",
+}
+ON_RUN = ("noise_scale", "entropy", "kernel", "attribute")
+PEAK = """
+import resource, sys
+from tokencredit.cli import main
+code = main(sys.argv[1:])
+used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print("measured", max(u.ru_maxrss for u in used) / 2**20, sum(u.ru_utime + u.ru_stime for u in used), code)
+"""
+
+
+def measure(name: str, folder: Path) -> dict[str, float]:
+    """Peak and seconds of one command; its own words go to the terminal, and one that fails ends the benchmark."""
+    out = () if name == "evaluate" else ("--out", str(folder / ("scores.parquet" if name == "score" else name)))
+    model = (
+        ("--model", str(folder / "train")) if name in ON_RUN else ("--model", model_path(), "--task", "stories", *CHAT)
+    )
+    words = [sys.executable, "-c", PEAK, *COMMANDS[name].split(), *model, *out]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    peak, seconds, code = done.stdout.rpartition("measured ")[2].split() if "measured " in done.stdout else (0, 0, 1)
+    if int(code):
+        raise SystemExit(f"{name} failed:\n{done.stdout}")
+    return {"peak_gib": round(float(peak), 3), "seconds": round(float(seconds), 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    options = parser.parse_args()
+    former = Path(__file__).parent / "results" / "pretrained_peaks.json"
+    found = json.loads(former.read_text())["commands"] if former.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        needed = {"train"} if set(options.only) & set(ON_RUN) else set()
+        for name in [name for name in COMMANDS if name in needed | set(options.only)]:
+            found[name] = measure(name, Path(folder))
+            print(name, found[name], file=sys.stderr, flush=True)
+    finish("pretrained_peaks", {"highest": max(each["peak_gib"] for each in found.values()), "commands": found})
+
+
+if __name__ == "__main__":
+    main()
