@@ -110,8 +110,8 @@ def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOCon
 
 
 def fewest_passes(config: TrainConfig, model: CausalModel, prompt: int, written: int) -> int:
-    """Forward and backward passes per optimizer step, as few as the model has room for in rows of at most `prompt` tokens
-    and `written` more.
+    """Forward and backward passes per optimizer step, as few as the model has room for in rows of at most `prompt`
+    tokens and `written` more.
     """
     trained = 0 if config.peft else sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     fit = Room.of(model).rows_trained(prompt + written, written, trained)

@@ -88,8 +88,8 @@ class Room:
         return max(self.space // max(self.graph, 1), 1)
 
     def rows_trained(self, length: int, written: int, trained: int) -> int:
-        """Rows of a training pass, at least one: `written` of `length` tokens each have a loss, and gradient and moments
-        of `trained` bytes of parameters come beside them.
+        """Rows of a training pass, at least one: `written` of `length` tokens each have a loss; gradient and moments of
+        `trained` bytes of parameters come beside them.
         """
         space = max(self.space - 3 * trained, self.space // 2)
         return max(space // (self.graph * length + self.logits // 2 * written), 1)
