@@ -55,7 +55,7 @@ class CorrelationConfig(OnPolicy):
     temperatures: tuple[float, ...] = option((0.5, 0.75, 1.0, 1.25, 1.5), "conditions of the model", nargs="*")
     policies: dict[str, str] = option(dict, "a further policy to compare; repeatable", flag="--policy")
     runs: tuple[str, ...] = option((), "training runs whose checkpoints are compared", nargs="*")
-    condition_prompts: int = option(64, "prompts of every condition")
+    condition_prompts: int = option(64, "prompts of every condition (default: 64; no more than --prompts)")
     condition_samples: int = 16
     seed: int = option(0, "(default: 0)")
 

@@ -193,7 +193,8 @@ def _study(
 
 def _conditions(config, policy, stages, say) -> list[dict[str, Any]]:
     """Figures of entropy and calibration for every policy, temperature and bin of difficulty."""
-    rows = measurement.held_out(policy.task, config.condition_prompts, seed_of(config.seed, "conditions"))
+    num = min(config.condition_prompts, config.prompts)
+    rows = measurement.held_out(policy.task, num, seed_of(config.seed, "conditions"))
     model, own = config.policy.model, config.policy.temperature
     main = conditions.Condition(f"{model}, temperature {own:g}", "temperature", model, own)
     wanted = [conditions.Condition(f"{model}, temperature {t:g}", "temperature", model, t) for t in config.temperatures]
