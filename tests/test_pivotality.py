@@ -28,7 +28,9 @@ from tokencredit.pivotality.budgets import ESTIMANDS, Fixed, TwoStage, allocate,
 from tokencredit.pivotality.estimands import PathMap
 from tokencredit.pivotality.estimator import Effect, before_after, discoveries, estimate, wilson, with_without
 from tokencredit.pivotality.measure import measure
-from tokencredit.pivotality.store import RolloutStore, StoreError, model_hash, part_size, sampler_identity
+from tokencredit.lm.fingerprint import model_hash
+from tokencredit.pivotality.parts import cut, part_size
+from tokencredit.pivotality.store import RolloutStore, StoreError, sampler_identity
 from tokencredit.pivotality.tree import grow_forest, on_text
 from tokencredit.tasks import load
 from tokencredit.tasks.exact import (
@@ -676,8 +678,8 @@ def test_stored_rollouts_are_read_and_not_sampled(tmp_path):
 
 
 def test_parts_follow_the_work_and_nothing_else(tmp_path):
-    """An eighth of the requests, from 64 to 4,096: what a kill costs. The stored parts are as many as that makes, and a
-    store that is opened anew reads all of them.
+    """An eighth of the requests, from 64 to 4,096: what a kill costs. The stored parts are not many more than that
+    makes, since they end where a trace does, and a store that is opened anew reads all of them.
     """
     assert [part_size(n) for n in (0, 1, 512, 513, 8_000, 32_768, 10**6)] == [64, 64, 64, 65, 1000, 4096, 4096]
     assert [part_size(100, longest) for longest in (1, 32, 64, 100, 128, 5000)] == [64, 64, 32, 20, 16, 16]
@@ -690,8 +692,25 @@ def test_parts_follow_the_work_and_nothing_else(tmp_path):
         store = RolloutStore(tmp_path, identity_of(model, sampler))
         found.append(measure(traces, sampler, judge, budget=Fixed(32), max_new_tokens=4, store=store))
     total = sum(m.rollouts for m in found[0])
-    assert len(list((tmp_path / "parts").iterdir())) == -(-total // part_size(total)) > 4
+    assert 4 < -(-total // part_size(total)) <= len(list((tmp_path / "parts").iterdir())) <= 12
     assert all((a.estimate.proportion == b.estimate.proportion).all() for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("size", (1, 7, 10, 64))
+def test_parts_end_where_a_trace_does(size):
+    """Hand-derived for a size of 10: 4 + 5 fit, 3 + 6 fit, 25 are cut into 8 + 8 + 9, and 1 is left."""
+    of_trace = [4, 5, 3, 6, 25, 1]
+    requests = [Request(k, 0, 8, i) for k, num in enumerate(of_trace) for i in range(num)]
+    where = cut(requests, size)
+    assert [i for own in where for i in range(own.start, own.stop)] == list(range(len(requests)))
+    assert all(0 < own.stop - own.start <= size for own in where)
+    for k, num in enumerate(of_trace):
+        holding = [own for own in where if any(r.trace == k for r in requests[own])]
+        assert len(holding) == (1 if num <= size else -(-num // size))
+        assert num <= size or all(r.trace == k for own in holding for r in requests[own])
+    if size == 10:
+        assert [own.stop - own.start for own in where] == [9, 9, 8, 8, 9, 1]
+    assert cut([], size) == []
 
 
 KILLED = """

@@ -17,6 +17,7 @@ from tokencredit.lm.prefix_sampler import PrefixSampler
 from tokencredit.lm.proxies import exact_is_cheap, importance
 from tokencredit.lm.room import LEAST, LIBRARIES, Room
 from tokencredit.lm.sampling import Request, Trace
+from tokencredit.pivotality.crew import Here
 from tokencredit.pivotality.store import RolloutStore
 from tokencredit.studies.arguments import check_prompts, usual
 from tokencredit.studies.attribution.question import AttributeConfig
@@ -154,14 +155,14 @@ def test_a_small_run_that_is_killed_keeps_its_parts(tmp_path, model):
     judge = lambda k, ids, cut: len(ids) % 2 == 0  # noqa: E731
     sampler = Dying(model, ends=[2])
     with pytest.raises(KeyboardInterrupt):
-        RolloutStore(tmp_path / "cut", {}).collect(TRACES, asked, sampler, judge)
+        RolloutStore(tmp_path / "cut", {}).collect(TRACES, asked, Here(sampler, judge))
     assert len(list((tmp_path / "cut" / "parts").glob("*.parquet"))) == 1
     heard: list[float] = []
     cut = RolloutStore(tmp_path / "cut", {}).collect(
-        TRACES, asked, sampler, judge, progress=lambda n, *_: heard.append(n)
+        TRACES, asked, Here(sampler, judge), progress=lambda n, *_: heard.append(n)
     )
-    whole = RolloutStore(None, {}).collect(TRACES, asked, PrefixSampler(model, ends=[2]), judge)
-    assert cut.ids == whole.ids and heard[0] == 20 and sampler.calls == 3, (
+    whole = RolloutStore(None, {}).collect(TRACES, asked, Here(PrefixSampler(model, ends=[2]), judge))
+    assert (cut.length == whole.length).all() and heard[0] == 20 and sampler.calls == 3, (
         "the part that was there is not sampled again"
     )
 

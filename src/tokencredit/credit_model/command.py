@@ -49,7 +49,7 @@ def _fit(args: argparse.Namespace) -> int:
     from tokencredit.credit_model.labels import read_labels
     from tokencredit.credit_model.model import CreditModel
     from tokencredit.durable import read_mapping
-    from tokencredit.pivotality.store import model_hash
+    from tokencredit.lm.fingerprint import model_hash
 
     policy, found, labels = read_labels(args.labels)
     about = {
@@ -70,7 +70,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from tokencredit.credit_model.labels import read_labels
     from tokencredit.credit_model.model import CreditModel
     from tokencredit.durable import write_json
-    from tokencredit.pivotality.store import model_hash
+    from tokencredit.lm.fingerprint import model_hash
     from tokencredit.progress import plain_table
 
     model = CreditModel.load(args.credit_model)

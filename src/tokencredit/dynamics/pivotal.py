@@ -24,7 +24,7 @@ from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.lm.completions import Completion
 from tokencredit.pivotality import record
 from tokencredit.pivotality.exact import exact_effects
-from tokencredit.pivotality.store import model_hash
+from tokencredit.lm.fingerprint import model_hash
 
 TOP = 0.2
 ESTIMANDS = ("before_after", "spread")

@@ -5,12 +5,13 @@ on a base model.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tokencredit import hub
 from tokencredit.checkpoints import check, newest
@@ -112,6 +113,23 @@ def load_config(path: str) -> Any:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"the model {path} cannot be loaded: {_first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What can be told of a model without its weights, for a process that leaves the model to others."""
+
+    config: Any
+    generation_config: Any
+
+
+def load_outline(path: str) -> Outline:
+    """The outline of a model; of an adapter, its base model's."""
+    config, base = load_config(path), base_of(path) or path
+    try:
+        return Outline(config, GenerationConfig.from_pretrained(base))
+    except OSError:  # as transformers has it where there is no such file
+        return Outline(config, GenerationConfig.from_model_config(config))
 
 
 def load_model(path: str | Path, *, dtype: str | torch.dtype | None = None, device: str | None = None) -> CausalModel:

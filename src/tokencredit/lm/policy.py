@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from tokencredit.durable import read_mapping
 from tokencredit.lm.completions import Completion, sample
 from tokencredit.lm.distribution import Settings
-from tokencredit.lm.load import EMBEDDED, load_config, load_model, load_tokenizer, resolve_model, run_of
+from tokencredit.lm.load import EMBEDDED, load_config, load_model, load_outline, load_tokenizer, resolve_model, run_of
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.lm.prefix_sampler import ROWS, PrefixSampler
 from tokencredit.lm.prompts import Prompt, encode_prompt, encode_prompts
@@ -187,15 +187,21 @@ class PolicyConfig:
         """The task alone."""
         return load(self.task or EMBEDDED, **self.options)
 
-    def open(self) -> Policy:
-        """Load it. Whatever can be refused is refused before the model's weights are read."""
+    def open(self, weights: bool = True) -> Policy:
+        """Load it. Whatever can be refused is refused before the model's weights are read, which are left where they
+        are without `weights`: such a policy encodes, decodes and verifies, and others sample.
+        """
         found = self.settled()
         path, task = resolve_model(self.model), found.load_task()
         tokenizer = load_tokenizer(path)
         if found.chat and not getattr(tokenizer, "chat_template", None):
             raise ValueError(f"--chat: the tokenizer of {self.model} has no chat template; leave it out for plain text")
-        model = load_model(path, dtype=self.dtype, device=self.device)
-        Room.of(model, self.memory)
+        model: CausalModel
+        if weights:
+            model = load_model(path, dtype=self.dtype, device=self.device)
+            Room.of(model, self.memory)
+        else:
+            model = cast(CausalModel, load_outline(path))
         return Policy(
             model,
             tokenizer,

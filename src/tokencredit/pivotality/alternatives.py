@@ -13,7 +13,7 @@ from scipy import stats
 from tokencredit.lm.sampling import Trace
 from tokencredit.pivotality.allocation import Design
 from tokencredit.pivotality.estimator import Effect, proportion_variance, wilson
-from tokencredit.pivotality.store import Judge, judged
+from tokencredit.pivotality.verdicts import Judge, judged
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencredit.console import add_command, console, warn
+from tokencredit.console import add_command, console, errors, warn
+from tokencredit.distribute.arguments import add_ray, check_ray, pool_of
 from tokencredit.durable import plain, read_mapping, write_json
 from tokencredit.exclusive import exclusive
 from tokencredit.limits import check_rows
@@ -19,6 +20,8 @@ from tokencredit.lm.arguments import add_policy, policy_config, rows_of
 if TYPE_CHECKING:
     from tokencredit.lm.policy import Policy, PolicyConfig
     from tokencredit.lm.sampling import Sampler, Trace
+    from tokencredit.distribute.pool import Pool
+    from tokencredit.pivotality.crew import Crew
     from tokencredit.pivotality.store import RolloutStore
     from tokencredit.tasks.task import Row
     from tokencredit.tasks.verdict import Verdict
@@ -48,6 +51,7 @@ def add_parser(commands: Any) -> None:
     run_parser.add_argument(
         "--out", type=Path, required=True, help="directory of the rollouts, the tables and result.json"
     )
+    add_ray(run_parser)
     plan_parser = _command(
         actions,
         "plan",
@@ -156,10 +160,13 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
 
 @dataclass
 class _Setting:
-    """A policy, where its rollouts are kept, and the traces that are measured, each with the task's row."""
+    """A policy, who samples it, where its rollouts are kept, and the traces that are measured, each with the task's
+    row.
+    """
 
     policy: Policy
-    sampler: Sampler
+    sampler: Sampler | None
+    pool: Pool | None
     store: RolloutStore
     rows: list[Row] = field(default_factory=list)
     traces: list[Trace] = field(default_factory=list)
@@ -169,24 +176,46 @@ class _Setting:
         self.rows = rows
         self.store.labels = [json.dumps(plain(row), sort_keys=True) for row in rows]
 
+    @property
+    def crew(self) -> Crew:
+        """Who samples and verifies: this process, or the workers."""
+        from tokencredit.pivotality.away import Away
+        from tokencredit.pivotality.crew import Here
+
+        if self.pool is None:
+            return Here(self.sampler, self.judge)
+        return Away(self.pool, self.policy.settings, self.rows)
+
     def judge(self, k: int, ids: tuple[int, ...], truncated: bool) -> Verdict:
         return self.policy.verdict(ids, self.rows[k], truncated)
 
 
 def _open(
-    settled: PolicyConfig, *, top_k: int = 0, top_p: float = 1.0, batch: int = 512, store: Path | None
+    settled: PolicyConfig,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    batch: int = 512,
+    store: Path | None,
+    pool: Pool | None = None,
 ) -> _Setting:
-    from tokencredit.pivotality.store import RolloutStore, model_hash, sampler_identity
+    from tokencredit.lm.fingerprint import model_hash
+    from tokencredit.pivotality.away import Away
+    from tokencredit.pivotality.store import RolloutStore, sampler_identity
     from tokencredit.tasks.source import task_source
 
-    policy = replace(settled.open(), top_k=top_k, top_p=top_p)
-    sampler = policy.sampler(batch)
+    policy = replace(settled.open(weights=pool is None), top_k=top_k, top_p=top_p)
     verifier = " ".join([policy.task.name if settled.task is None else settled.task, *_told(settled.options)])
-    source = task_source(policy.task) if store else None
-    identity = sampler_identity(
-        sampler, settled.model, model_hash(policy.model), verifier, policy.max_new_tokens, source
-    )
-    return _Setting(policy, sampler, RolloutStore(store, identity))
+    limit = policy.max_new_tokens
+    if pool is None:
+        sampler = policy.sampler(batch)
+        source = task_source(policy.task) if store else None
+        identity = sampler_identity(sampler, settled.model, model_hash(policy.model), verifier, limit, source)
+    else:
+        sampler, facts = None, pool.facts
+        asked = Away(pool, policy.settings), settled.model, facts.model_hash, verifier, limit, facts.source
+        identity = sampler_identity(*asked, kind=facts.sampler)
+    return _Setting(policy, sampler, pool, RolloutStore(store, identity))
 
 
 def _told(options: Mapping[str, Any]) -> list[str]:
@@ -194,11 +223,14 @@ def _told(options: Mapping[str, Any]) -> list[str]:
     return [f"{name}={json.dumps(value)}" for name, value in sorted(options.items())]
 
 
-def _from_arguments(args: argparse.Namespace, settled: PolicyConfig, store: Path | None) -> _Setting:
+def _from_arguments(
+    args: argparse.Namespace, settled: PolicyConfig, store: Path | None, pool: Pool | None = None
+) -> _Setting:
     """The setting, with traces that are given, or sampled from the same sampler that measures them."""
     from tokencredit.lm.distribution import seed_of
     from tokencredit.lm.sampling import Request, Trace
     from tokencredit.pivotality import record
+    from tokencredit.pivotality.parts import write
     from tokencredit.progress import bar
 
     if args.traces:
@@ -206,7 +238,7 @@ def _from_arguments(args: argparse.Namespace, settled: PolicyConfig, store: Path
         check_rows(len(given) * args.rollouts, "completions of --traces x --rollouts")
     else:
         check_rows(args.prompts * args.samples * args.rollouts, "--prompts x --samples x --rollouts")
-    s = _open(settled, top_k=args.top_k, top_p=args.top_p, batch=args.batch, store=store)
+    s = _open(settled, top_k=args.top_k, top_p=args.top_p, batch=args.batch, store=store, pool=pool)
     if args.traces:
         s.traces = [Trace(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in given]
         s.set_rows([json.loads(row["row"]) for row in given])
@@ -216,9 +248,10 @@ def _from_arguments(args: argparse.Namespace, settled: PolicyConfig, store: Path
     requests = [
         Request(k, 0, limit, seed_of(args.seed, "trace", k, n)) for k in range(len(rows)) for n in range(args.samples)
     ]
+    s.rows = rows
     with bar(console, "completions", len(requests)) as advance:
-        found = dict(s.sampler.continue_(prompts, requests, advance))
-    s.traces = [Trace(prompts[r.trace].prompt, found[i].ids) for i, r in enumerate(requests)]
+        found = write(s.crew, prompts, requests, advance)
+    s.traces = [Trace(prompts[r.trace].prompt, ids) for r, ids in zip(requests, found)]
     s.set_rows([rows[r.trace] for r in requests])
     return s
 
@@ -232,36 +265,37 @@ def _budget(args: argparse.Namespace) -> Any:
 
 
 def _run(args: argparse.Namespace) -> int:
+    check_ray(args)
     with exclusive(args.out):
-        return _measure(args)
+        settled = policy_config(args).settled()
+        sampling = {"top_k": args.top_k, "top_p": args.top_p, "batch": args.batch}
+        with pool_of(args, settled.as_dict() | {"memory": settled.memory}, **sampling) as pool:
+            return _measure(args, settled, pool)
 
 
-def _measure(args: argparse.Namespace) -> int:
+def _measure(args: argparse.Namespace, settled: PolicyConfig, pool: Pool | None) -> int:
     from tokencredit.lm.prompts import prompt_text
     from tokencredit.pivotality import record
-    from tokencredit.pivotality.measure import measure
+    from tokencredit.pivotality.measure import measure_with
     from tokencredit.progress import bar
 
     budget = _budget(args)
-    settled = policy_config(args).settled()
-    setting = _from_arguments(args, settled, args.out / "store")
+    setting = _from_arguments(args, settled, args.out / "store", pool)
     start = time.perf_counter()
     with bar(console, "rollouts", None) as advance:
-        measured = measure(
+        found, failed = measure_with(
+            setting.crew,
             setting.traces,
-            setting.sampler,
-            setting.judge,
             budget=budget,
             max_new_tokens=setting.policy.max_new_tokens,
             store=setting.store,
             seed=args.seed,
             progress=advance,
         )
-    record.write(args.out, measured, setting.rows, setting.policy)
+    measured, rows = list(found.values()), [setting.rows[k] for k in found]
+    record.write(args.out, measured, rows, setting.policy)
     command = getattr(args, "command_line", "tokencredit pivotality run")
-    figures = record.figures(
-        measured, [prompt_text(row["prompt"]) for row in setting.rows], seed=args.seed, command=command
-    )
+    figures = record.figures(measured, [prompt_text(row["prompt"]) for row in rows], seed=args.seed, command=command)
     write_json(
         args.out / "result.json",
         {
@@ -271,6 +305,7 @@ def _measure(args: argparse.Namespace) -> int:
             "split": args.split,
             "identity": setting.store.identity,
             "policy": settled.as_dict(),
+            "failed": {str(k): str(error) for k, error in sorted(failed.items())},
             "figures": figures,
         },
     )
@@ -279,22 +314,33 @@ def _measure(args: argparse.Namespace) -> int:
     spending = f"{known['rollouts']:,} rollouts, {known['generated']:,} tokens generated in {spent:.1f} s"
     console.print(f"{known['tokens']} tokens measured with {spending}")
     console.print(f"pivotal tokens (false discovery rate .05): {known['pivotal']}; results in {args.out}")
-    return 0
+    for k, error in sorted(failed.items()):
+        errors.print(f"trace {k} is not in it: {error}", soft_wrap=True)
+    if failed:
+        told = f"{len(failed)} of {len(setting.traces)} traces failed; the same command tries them again"
+        errors.print(told, style="red", soft_wrap=True)
+    return 1 if failed else 0
 
 
 def _plan(args: argparse.Namespace) -> int:
     import numpy as np
 
     from tokencredit.pivotality.budgets import TwoStage, plan
-    from tokencredit.pivotality.measure import check_traces, make_stage, skip_rule
+    from tokencredit.pivotality.measure import check_traces
+    from tokencredit.pivotality.stage import Wanted, make_stage, skip_rule
 
     budget = _budget(args)
     setting = _from_arguments(args, policy_config(args).settled(), None)
-    check_traces(setting.traces, setting.sampler, setting.policy.max_new_tokens)
+    crew, limit, failed = setting.crew, setting.policy.max_new_tokens, {}
+    check_traces(setting.traces, crew, limit)
     first = budget.first if isinstance(budget, TwoStage) else budget
-    skipped, _ = skip_rule(setting.traces, setting.sampler, first, args.seed)
-    num = [np.full(len(trace.completion), first.num) for trace in setting.traces]
-    stage = make_stage(setting.traces, setting.sampler, num, skipped, setting.policy.max_new_tokens, args.seed, "plan")
+    traces = dict(enumerate(setting.traces))
+    skipped, _ = skip_rule(crew, traces, first, args.seed, failed)
+    num = {k: np.full(len(trace.completion), first.num) for k, trace in traces.items()}
+    wanted = {k: Wanted(num[k], skipped[k], limit, args.seed, "plan") for k in skipped}
+    stage = make_stage(crew, traces, wanted, failed)
+    if failed:
+        raise failed[min(failed)]
     speed = args.tokens_per_second or _speed(setting, stage)
     found = plan(stage.designs, budget, tokens_per_second=speed, success=args.success, estimand=args.estimand)
     for name, value in asdict(found).items():

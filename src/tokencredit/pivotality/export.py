@@ -21,7 +21,9 @@ from tokencredit.lm.models import Tokenizer
 from tokencredit.lm.sampling import Progress, Request, Sampler, Trace
 from tokencredit.lm.text import piece_after
 from tokencredit.pivotality.estimator import wilson
-from tokencredit.pivotality.store import Judge, RolloutStore, prefix_digest
+from tokencredit.pivotality.crew import Here
+from tokencredit.pivotality.store import RolloutStore, prefix_digest
+from tokencredit.pivotality.verdicts import Judge
 
 FORMATS = ("dpo", "jsonl")
 
@@ -87,7 +89,10 @@ def verify_pairs(
             requests += [Request(k, i, max_new_tokens - i - 1, s, token) for s in seeds]
     if not requests:
         return []
-    reward = store.collect(traces, requests, sampler, judge, "export", progress).reward.reshape(len(found), 2, num)
+    outcomes = store.collect(traces, requests, Here(sampler, judge), "export", progress)
+    if outcomes.failed:
+        raise outcomes.failed[min(outcomes.failed)]
+    reward = outcomes.reward.reshape(len(found), 2, num)
     pairs = [
         _pair(k, i, alternative, traces[k], *rates.mean(-1), num) for (k, i, alternative), rates in zip(found, reward)
     ]

@@ -6,20 +6,23 @@ fresh stage)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 
-from tokencredit.lm.distribution import entropy, seed_of, uniforms
-from tokencredit.lm.sampling import Progress, Request, Sampler, Trace
-from tokencredit.pivotality.allocation import REST, Design, make_design
+from tokencredit.lm.sampling import Progress, Sampler, Trace
+from tokencredit.pivotality.allocation import Design
 from tokencredit.pivotality.alternatives import AlternativeTable, substitute
-from tokencredit.pivotality.budgets import Budget, Fixed, TwoStage, allocate, choose, skip
+from tokencredit.pivotality.budgets import Budget, TwoStage, allocate, choose
+from tokencredit.pivotality.by_trace import ask_each
+from tokencredit.pivotality.crew import Crew, Here
 from tokencredit.pivotality.estimands import PathMap
 from tokencredit.pivotality.estimator import Effect, TraceEstimate, estimate
-from tokencredit.pivotality.store import Judge, Outcomes, RolloutStore, judged, prefix_digest
+from tokencredit.pivotality.stage import Stage, Wanted, coins, make_stage, skip_rule
+from tokencredit.pivotality.store import Outcomes, RolloutStore
+from tokencredit.pivotality.verdicts import Judge, own_reward
 
 
 @dataclass(frozen=True)
@@ -51,25 +54,6 @@ class MeasuredTrace:
     generated: int
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Designs of all traces and the requests they make; `stratum` and `draw` [n] say what each request is for."""
-
-    designs: list[Design]
-    entropy: list[np.ndarray]
-    requests: list[Request]
-    stratum: np.ndarray
-    draw: np.ndarray
-    bounds: np.ndarray  # requests of trace k: bounds[k] … bounds[k+1]
-
-    def of(self, k: int) -> slice:
-        return slice(int(self.bounds[k]), int(self.bounds[k + 1]))
-
-    def successes(self, k: int, reward: np.ndarray) -> np.ndarray:
-        """Sums of rewards [H] of a trace's strata."""
-        return np.bincount(self.stratum[self.of(k)], reward[self.of(k)], minlength=len(self.designs[k].num))
-
-
 def measure(
     traces: Sequence[Trace],
     sampler: Sampler,
@@ -81,57 +65,156 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[MeasuredTrace]:
-    """The pivotality of every token of every trace; see `budgets` for how rollouts are spent and `store` for how they
-    are kept.
+    """The pivotality of every token of every trace, found in this process; see `budgets` for how rollouts are spent and
+    `store` for how they are kept. A trace that fails is an error; what was sampled is stored by then.
     """
-    check_traces(traces, sampler, max_new_tokens)
-    verdicts = [own_reward(judge, k, trace, sampler.ends) for k, trace in enumerate(traces)]
-    rewards = [reward for reward, _ in verdicts]
-    first_budget = budget.first if isinstance(budget, TwoStage) else budget
-    skipped, inclusion = skip_rule(traces, sampler, first_budget, seed)
-    num = [np.full(len(trace.completion), first_budget.num) for trace in traces]
-    first = make_stage(
-        traces, sampler, num, skipped, max_new_tokens, seed, "screen" if isinstance(budget, TwoStage) else "fixed"
+    found, failed = measure_with(
+        Here(sampler, judge),
+        traces,
+        budget=budget,
+        max_new_tokens=max_new_tokens,
+        store=store,
+        seed=seed,
+        progress=progress,
     )
-    if progress:
-        progress(0, total=len(first.requests))
-    outcomes = store.collect(traces, first.requests, sampler, judge, "first", progress)
-    found = [estimate(d, first.successes(k, outcomes.reward), rewards[k]) for k, d in enumerate(first.designs)]
-    chosen = [e.design.defined for e in found]
-    halves = [(first, outcomes, first.draw % 2)]
+    if failed:
+        raise failed[min(failed)]
+    return list(found.values())
+
+
+def measure_with(
+    crew: Crew,
+    traces: Sequence[Trace],
+    *,
+    budget: Budget,
+    max_new_tokens: int,
+    store: RolloutStore,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[dict[int, MeasuredTrace], dict[int, Exception]]:
+    """The same by a crew: the traces that were measured, and why the others were not, by number. A trace that fails
+    changes nothing about the others, but that with two stages tokens are chosen among the traces that are left. The
+    first error is raised where every trace failed.
+    """
+    check_traces(traces, crew, max_new_tokens)
+    numbered, failed = dict(enumerate(traces)), {}
+    own = ask_each(crew, own_verdict, {k: (trace, None) for k, trace in numbered.items()}, failed)
+    _check_left(traces, failed)
+    screening = budget.first if isinstance(budget, TwoStage) else budget
+    skipped, inclusion = skip_rule(crew, numbered, screening, seed, failed)
+
+    # A trace without a verdict of its own is sampled with the others: what they are sampled with is always the same.
+    name = "screen" if isinstance(budget, TwoStage) else "fixed"
+    num = {k: np.full(len(traces[k].completion), screening.num) for k in skipped}
+    wanted = {k: Wanted(num[k], skipped[k], max_new_tokens, seed, name) for k in num}
+    first = make_stage(crew, numbered, wanted, failed)
+    _tell(progress, first)
+    outcomes = _outcomes(crew, traces, first, store, "first", progress, failed)
+    found = _estimates(first, outcomes, own, failed)
+    chosen = {k: e.design.defined for k, e in found.items()}
+    halves = [(first, outcomes, {k: first.traces[k].draw % 2 for k in found})]
     if isinstance(budget, TwoStage):
-        coins = [_coins(trace, seed, "control") for trace in traces]
-        chosen, share = choose([e.effect(budget.estimand) for e in found], budget, coins)
-        inclusion = [a * b for a, b in zip(inclusion, share)]
+        chosen, share = _choice(traces, found, budget, seed)
+        inclusion = {k: inclusion[k] * share[k] for k in found}
         num = _second_numbers(found, chosen, budget)
-        second = make_stage(traces, sampler, num, skipped, max_new_tokens, seed, "confirm")
-        if progress:
-            progress(0, total=len(first.requests) + len(second.requests))
-        fresh = store.collect(traces, second.requests, sampler, judge, "second", progress)
-        found = [estimate(d, second.successes(k, fresh.reward), rewards[k]) for k, d in enumerate(second.designs)]
-        halves = [(first, outcomes, np.zeros(len(first.draw), int)), (second, fresh, np.ones(len(second.draw), int))]
-    swapped = [_substitute(k, trace, rewards[k], halves[-1][0], judge, sampler.ends) for k, trace in enumerate(traces)]
-    return [
-        _gather(k, trace, *verdicts[k], sampler.ends, found[k], inclusion[k], chosen[k], swapped[k], halves)
-        for k, trace in enumerate(traces)
-    ]
+        wanted = {k: Wanted(num[k], skipped[k], max_new_tokens, seed, "confirm") for k in found}
+        second = make_stage(crew, numbered, wanted, failed)
+        _tell(progress, first, second)
+        fresh = _outcomes(crew, traces, second, store, "second", progress, failed)
+        found = _estimates(second, fresh, own, failed)
+        halves = [
+            (first, outcomes, {k: np.zeros(len(first.traces[k].draw), int) for k in found}),
+            (second, fresh, {k: np.ones(len(second.traces[k].draw), int) for k in found}),
+        ]
+    last = halves[-1][0]
+    swaps = {k: (traces[k], Swaps(own[k][0], last.traces[k].design, last.traces[k].drawn)) for k in found}
+    swapped = ask_each(crew, swap, swaps, failed)
+    _check_left(traces, failed)
+    about = {"inclusion": inclusion, "chosen": chosen, "halves": halves, "ends": crew.ends}
+    return {k: _gather(k, traces[k], *own[k], found[k], swapped[k], **about) for k in swapped}, failed
 
 
-def check_traces(traces: Sequence[Trace], sampler: Sampler, max_new_tokens: int) -> None:
+def _tell(progress: Progress | None, *stages: Stage) -> None:
+    if progress:
+        progress(0, total=sum(len(stage.requests) for stage in stages))
+
+
+def _check_left(traces: Sequence[Trace], failed: Mapping[int, Exception]) -> None:
+    """Raises the first error where every trace failed."""
+    if failed and len(failed) == len(traces):
+        raise failed[min(failed)]
+
+
+def _outcomes(
+    crew: Crew,
+    traces: Sequence[Trace],
+    stage: Stage,
+    store: RolloutStore,
+    name: str,
+    progress: Progress | None,
+    failed: dict[int, Exception],
+) -> Outcomes:
+    """The outcomes of a stage; what fails in it is put into `failed`, where it has not failed before."""
+    found = store.collect(traces, stage.requests, crew, name, progress)
+    for k, error in found.failed.items():
+        failed.setdefault(k, error)
+    _check_left(traces, failed)
+    return found
+
+
+def _estimates(
+    stage: Stage, outcomes: Outcomes, own: Mapping[int, tuple[float, str]], failed: Iterable[int]
+) -> dict[int, TraceEstimate]:
+    """The estimate of every trace that has not failed."""
+    left = [k for k in stage.traces if k not in failed]
+    return {k: estimate(stage.traces[k].design, stage.successes(k, outcomes.reward), own[k][0]) for k in left}
+
+
+def _choice(
+    traces: Sequence[Trace], found: Mapping[int, TraceEstimate], budget: TwoStage, seed: int
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """(chosen [T], inclusion probability [T]) of every trace, from the screening."""
+    effects = [e.effect(budget.estimand) for e in found.values()]
+    chosen, share = choose(effects, budget, [coins(traces[k], seed, "control") for k in found])
+    return dict(zip(found, chosen)), dict(zip(found, share))
+
+
+def own_verdict(sampler: Sampler, judge: Judge, k: int, trace: Trace, given: Any) -> tuple[float, str]:
+    """(reward, reason) of a trace itself, an `Ask`."""
+    return own_reward(judge, k, trace, sampler.ends)
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """What `substitute` of a trace is made of: its own reward, and the alternatives (stratum, token) that a stage
+    drew.
+    """
+
+    reward: float
+    design: Design
+    drawn: list[tuple[int, int]]
+
+
+def swap(sampler: Sampler, judge: Judge, k: int, trace: Trace, swaps: Swaps) -> Effect:
+    """`substitute` of a trace, an `Ask`: a verification of each alternative, no rollout."""
+    return substitute(k, trace, swaps.reward, swaps.design, swaps.drawn, judge, sampler.ends)
+
+
+def check_traces(traces: Sequence[Trace], crew: Crew, max_new_tokens: int) -> None:
     """ValueError for a sampler without alternatives, and for a trace that is not whole."""
-    if sampler.settings.temperature == 0:
+    if crew.settings.temperature == 0:
         raise ValueError(
             "at temperature 0 the sampler never writes anything but its first choice: alternatives have probability 0"
             " and pivotality is undefined at every token. Use the temperature that the traces were sampled with"
         )
     for k, trace in enumerate(traces):
         ids = trace.completion
-        if not ids or len(ids) > max_new_tokens or any(t in sampler.ends for t in ids[:-1]):
+        if not ids or len(ids) > max_new_tokens or any(t in crew.ends for t in ids[:-1]):
             raise ValueError(
                 f"trace {k} has {len(ids)} tokens; it needs 1 to {max_new_tokens} (max_new_tokens), and an end "
                 "token only as the last"
             )
-        if ids[-1] not in sampler.ends and len(ids) < max_new_tokens:
+        if ids[-1] not in crew.ends and len(ids) < max_new_tokens:
             raise ValueError(
                 f"trace {k} stops after {len(ids)} tokens without an end token, although {max_new_tokens} were allowed:"
                 " its reward is not that of a completion. Give the max_new_tokens it was sampled with, or its end"
@@ -139,74 +222,11 @@ def check_traces(traces: Sequence[Trace], sampler: Sampler, max_new_tokens: int)
             )
 
 
-def own_reward(judge: Judge, k: int, trace: Trace, ends: Sequence[int]) -> tuple[float, str]:
-    """(reward, reason) of a trace itself. ValueError where the verifier answers differently the second time."""
-    truncated = trace.completion[-1] not in ends
-    answers = [judged(judge, k, trace.completion, truncated) for _ in range(3)]
-    if len(set(answers)) > 1:
-        raise ValueError(
-            f"the verifier gave {answers} to the same completion (trace {k}): pivotality needs one that is"
-            " deterministic"
-        )
-    return answers[0]
-
-
-def make_stage(
-    traces: Sequence[Trace],
-    sampler: Sampler,
-    num: Sequence[np.ndarray],
-    skipped: Sequence[np.ndarray],
-    max_new_tokens: int,
-    seed: int,
-    name: str,
-) -> Stage:
-    """Strata and requests for num[k] [T] rollouts at the tokens of trace k. Alternatives are drawn by the seeds of
-    their requests.
-    """
-    designs, entropies, requests, stratum, draw, bounds = [], [], [], [], [], [0]
-    for k, (trace, log_p) in enumerate(zip(traces, sampler.distributions(traces))):
-        design = make_design(log_p, trace.completion, num[k], skipped[k])
-        label = prefix_digest(trace, len(trace.completion))
-        counter: dict[int, int] = {}
-        for h, (i, token, n) in enumerate(zip(design.position.tolist(), design.token.tolist(), design.num.tolist())):
-            start = counter.get(i, 0)
-            counter[i] = start + n
-            seeds = [seed_of(seed, name, label, i, c) for c in range(start, start + n)]
-            tokens = [token] * n
-            if token == REST:
-                tokens = design.draw_rest(i, uniforms(torch.tensor(seeds), torch.tensor(i)).numpy()).tolist()
-            requests += [Request(k, i, max_new_tokens - i - 1, s, int(t)) for s, t in zip(seeds, tokens)]
-            stratum += [h] * n
-            draw += range(n)
-        # The cumulative distributions are as large as the vocabulary at every token.
-        designs.append(replace(design, others={}))
-        entropies.append(entropy(log_p.double()).numpy())
-        bounds.append(len(requests))
-    return Stage(designs, entropies, requests, np.array(stratum, int), np.array(draw, int), np.array(bounds))
-
-
-def skip_rule(
-    traces: Sequence[Trace], sampler: Sampler, budget: Fixed, seed: int
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """(skipped [T], inclusion probability [T]) of each trace; the model is asked only where a rule is set."""
-    if budget.skip_below == 0:
-        return [np.zeros(len(t.completion), bool) for t in traces], [np.ones(len(t.completion)) for t in traces]
-    found = []
-    for trace, log_p in zip(traces, sampler.distributions(traces)):
-        p = log_p.double().exp()
-        p[torch.arange(len(p)), torch.tensor(trace.completion)] = 0.0
-        found.append(skip(p.sum(-1).numpy(), budget, _coins(trace, seed, "skip")))
-    return [skipped for skipped, _ in found], [inclusion for _, inclusion in found]
-
-
-def _coins(trace: Trace, seed: int, name: str) -> np.ndarray:
-    """Uniforms [T] that depend on the trace and the seed alone."""
-    key = torch.tensor([seed_of(seed, name, prefix_digest(trace, len(trace.completion)))])
-    return uniforms(key, torch.arange(len(trace.completion))).numpy()
-
-
-def _second_numbers(found: Sequence[TraceEstimate], chosen: Sequence[np.ndarray], budget: TwoStage) -> list[np.ndarray]:
-    """Rollouts of the second stage [T] per trace, from the screened success rates."""
+def _second_numbers(
+    estimates: Mapping[int, TraceEstimate], choice: Mapping[int, np.ndarray], budget: TwoStage
+) -> dict[int, np.ndarray]:
+    """Rollouts of the second stage [T] of every trace, from the screened success rates."""
+    found, chosen = list(estimates.values()), [choice[k] for k in estimates]
     defined = [e.design.defined for e in found]
     paths = [PathMap.of(np.where(d, e.design.pi, 1.0), np.where(d, e.design.rest, 0.0)) for e, d in zip(found, defined)]
     rate = [np.clip((np.nan_to_num(e.v_not) * budget.screen + 1) / (budget.screen + 2), 0.0, 1.0) for e in found]
@@ -214,13 +234,8 @@ def _second_numbers(found: Sequence[TraceEstimate], chosen: Sequence[np.ndarray]
     total = budget.confirm * int(sum(c.sum() for c in chosen))
     sigma = [np.sqrt(r * (1 - r)) for r in rate]
     weights = [c.astype(float) for c in chosen]
-    return allocate(paths, weights, sigma, cost, total, sampled=defined, estimand=budget.estimand)
-
-
-def _substitute(k: int, trace: Trace, reward: float, stage: Stage, judge: Judge, ends: Sequence[int]) -> Effect:
-    """`substitute` of trace k from the alternatives that a stage drew: a verification each, no rollout."""
-    drawn = [(int(h), request.token) for h, request in zip(stage.stratum[stage.of(k)], stage.requests[stage.of(k)])]
-    return substitute(k, trace, reward, stage.designs[k], drawn, judge, ends)
+    num = allocate(paths, weights, sigma, cost, total, sampled=defined, estimand=budget.estimand)
+    return dict(zip(estimates, num))
 
 
 def _gather(
@@ -228,35 +243,32 @@ def _gather(
     trace: Trace,
     reward: float,
     reason: str,
-    ends: Sequence[int],
     found: TraceEstimate,
-    inclusion: np.ndarray,
-    chosen: np.ndarray,
     swapped: Effect,
-    halves: Sequence[tuple[Stage, Outcomes, np.ndarray]],
+    *,
+    inclusion: Mapping[int, np.ndarray],
+    chosen: Mapping[int, np.ndarray],
+    halves: Sequence[tuple[Stage, Outcomes, Mapping[int, np.ndarray]]],
+    ends: Sequence[int],
 ) -> MeasuredTrace:
-    pieces = [
-        [
-            (r.prefix, r.token, half, reward)
-            for r, half, reward in zip(
-                stage.requests[stage.of(k)], which[stage.of(k)].tolist(), outcomes.reward[stage.of(k)].tolist()
-            )
-        ]
+    rows = [
+        (request.prefix, request.token, half, value)
         for stage, outcomes, which in halves
+        for request, half, value in zip(
+            stage.traces[k].requests, which[k].tolist(), outcomes.reward[stage.where[k]].tolist()
+        )
     ]
-    table = AlternativeTable.of([row for piece in pieces for row in piece])
-    generated = sum(int(outcomes.length[stage.of(k)].sum()) for stage, outcomes, _ in halves)
     return MeasuredTrace(
         trace,
         reward,
         reason,
         trace.completion[-1] not in ends,
         found,
-        np.where(found.design.rest > 0, inclusion, 0.0),
-        chosen,
+        np.where(found.design.rest > 0, inclusion[k], 0.0),
+        chosen[k],
         swapped,
-        table,
-        halves[-1][0].entropy[k],
-        sum(map(len, pieces)),
-        generated,
+        AlternativeTable.of(rows),
+        halves[-1][0].traces[k].entropy,
+        len(rows),
+        sum(int(outcomes.length[stage.where[k]].sum()) for stage, outcomes, _ in halves),
     )

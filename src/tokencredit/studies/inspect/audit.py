@@ -26,7 +26,8 @@ from tokencredit.logs import LoggedRollout
 from tokencredit.pivotality.budgets import Fixed
 from tokencredit.pivotality.estimator import discoveries
 from tokencredit.pivotality.measure import MeasuredTrace, measure
-from tokencredit.pivotality.store import RolloutStore, model_hash, sampler_identity
+from tokencredit.lm.fingerprint import model_hash
+from tokencredit.pivotality.store import RolloutStore, sampler_identity
 from tokencredit.studies.book import Book
 from tokencredit.studies.inspect.sample import LoggedStep
 from tokencredit.studies.inspect.source import Missing

@@ -1,0 +1,70 @@
+"""A Ray cluster: one of this machine alone, or one that runs already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LOCAL, AUTO = "local", "auto"
+OBJECTS = 200_000_000  # bytes of Ray's own store on this machine; what travels are token ids and figures
+PATIENCE = 5  # seconds in which an address has to answer
+
+
+@contextmanager
+def connected(address: str, workers: int | None = None) -> Iterator[Any]:
+    """The module `ray`, connected: to a cluster of `workers` processes on this machine, which ends with this one, or to
+    the one at an address (auto, HOST:PORT, ray://HOST:PORT). A connection that is there already is used, and left.
+
+    ImportError where Ray is not installed; ConnectionError, within seconds, where nothing answers.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    options = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": workers}
+    if address != LOCAL:
+        _check(address)
+        options = {"address": address}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+    except ConnectionError as error:
+        raise ConnectionError(_unreachable(address, str(error).splitlines()[0])) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def import_ray() -> Any:
+    """The module, which sends no statistics and leaves the visible GPUs of a process without any as they are."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--ray needs Ray: pip install 'tokencredit[ray]'") from error
+    return ray
+
+
+def _check(address: str) -> None:
+    """ConnectionError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    if address == AUTO:
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and host and port.isdigit()):
+        raise ValueError(f"--ray is local, auto, HOST:PORT or ray://HOST:PORT, not {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except OSError as error:
+        raise ConnectionError(_unreachable(address, str(error))) from error
+
+
+def _unreachable(address: str, why: str) -> str:
+    return (
+        f"no Ray cluster answers at {address} ({why}). Start one with `ray start --head --port 6379` and give its"
+        " HOST:6379, or use --ray local for the processors and GPUs of this machine"
+    )
