@@ -33,6 +33,7 @@ FLOORS = (
     *("settings", "stats", "figure", "agreement", "runs", "budget", "tasks", "train_config", "progress"),
     *(
         "lm",
+        "distribute",
         "logs",
         "pivotality",
         "credit_model",

@@ -17,18 +17,19 @@ import torch
 
 from tokencredit.lm.completions import sample
 from tokencredit.lm.distribution import Settings
+from tokencredit.lm.fingerprint import model_hash
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.prefix_sampler import PrefixSampler
-from tokencredit.lm.sampling import Trace, end_tokens
+from tokencredit.lm.sampling import Request, Trace, end_tokens
 from tokencredit.pivotality import export, record
 from tokencredit.pivotality.allocation import REST, make_design, trace_probabilities
 from tokencredit.pivotality.alternatives import AlternativeTable, max_alternative, substitute
 from tokencredit.pivotality.budgets import ESTIMANDS, Fixed, TwoStage, allocate, choose, plan, skip
+from tokencredit.pivotality.crew import Here
 from tokencredit.pivotality.estimands import PathMap
 from tokencredit.pivotality.estimator import Effect, before_after, discoveries, estimate, wilson, with_without
 from tokencredit.pivotality.measure import measure
-from tokencredit.lm.fingerprint import model_hash
 from tokencredit.pivotality.parts import cut, part_size
 from tokencredit.pivotality.store import RolloutStore, StoreError, sampler_identity
 from tokencredit.pivotality.tree import grow_forest, on_text
@@ -564,7 +565,6 @@ def test_temperature_and_truncation_are_honoured():
 
 
 def continued(sampler, seed):
-    from tokencredit.lm.sampling import Request
 
     return dict(sampler.continue_([Trace(tuple(encode(PROMPTS[40])))], [Request(0, 0, 4, seed)]))[0].ids
 
@@ -628,7 +628,8 @@ def test_a_trace_cut_by_the_length_limit_keeps_its_own_reward():
 
 
 def identity_of(model, sampler, name="a"):
-    return sampler_identity(sampler, name, model_hash(model), "modular", 4)
+    about = {"model": name, "model_digest": model_hash(model), "verifier": "modular", "max_new_tokens": 4}
+    return sampler_identity("PrefixSampler", sampler.settings, sampler.ends, **about)
 
 
 def test_a_store_of_another_model_or_sampler_is_refused(tmp_path):
@@ -782,7 +783,9 @@ def test_tables_figures_and_pairs(tmp_path):
     wanted = export.candidates(tokens, alternatives, 0.1, "before_after")
     assert wanted == export.candidates(tokens, alternatives, 0.1)
     assert len(wanted) <= len(export.candidates(tokens, alternatives, 0.1, "replace"))
-    pairs = export.verify_pairs(wanted[:12], traces, sampler, judge, store, num=32, max_new_tokens=limit, margin=0.1)
+    pairs = export.verify_pairs(
+        wanted[:12], traces, Here(sampler, judge), store, num=32, max_new_tokens=limit, margin=0.1
+    )
     assert pairs
     for pair in pairs:
         assert pair.difference[1] > 0.1 and pair.chosen_rate[0] > pair.rejected_rate[0]

@@ -131,7 +131,7 @@ WHOLE: dict[str, Callable[[str], int]] = {
 REAL: dict[str, Callable[[str], float]] = {
     **dict.fromkeys(("temperature", "temperatures"), temperature),
     **dict.fromkeys(("tokens_per_second", "cost_rollout", "budget", "rates", "decades", "eps"), positive),
-    **dict.fromkeys(("minutes", "learning_rate"), positive),
+    **dict.fromkeys(("minutes", "learning_rate", "gpus_per_worker"), positive),
     "success_above": finite,
     **dict.fromkeys(("success", "select", "control", "skip_below", "margin", "threshold", "collapse"), fraction),
     "cost_prompt": not_negative,

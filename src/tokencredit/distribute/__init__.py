@@ -1,8 +1,9 @@
 """Work on several machines or GPUs, by Ray: workers that each hold a policy, and this process, which cuts the work into
 pieces, hands them out and alone writes what comes back.
 
-    arguments   --ray, --workers, --gpus-per-worker
+    workers     which are asked for: --ray, --workers, --gpus-per-worker
     cluster     a Ray of this machine, or one that runs already
+    site        what a process elsewhere needs in order to be one of the command's
     host        what a worker holds: a policy, opened from names and numbers; and what it is, as a hash and a version
     pool        the workers, and pieces of work on their way to them
     lost        a piece that nobody could do

@@ -22,12 +22,13 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
     ImportError where Ray is not installed; ConnectionError, within seconds, where nothing answers.
     """
     ray = import_ray()
+    if address not in (LOCAL, AUTO):
+        _check(address)
     if ray.is_initialized():
         yield ray
         return
     options = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": workers}
     if address != LOCAL:
-        _check(address)
         options = {"address": address}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
@@ -50,10 +51,27 @@ def import_ray() -> Any:
     return ray
 
 
+def share(ray: Any, workers: int | None = None, gpus: float | None = None) -> tuple[int, float]:
+    """(number of workers, GPUs of each) of a cluster.
+
+    workers   by default one for every `gpus` GPUs, and where there is no GPU one for every processor
+    gpus      by default 1 where the cluster has any; several workers share one with a part of 1
+
+    ValueError where workers would wait for ever.
+    """
+    there = ray.cluster_resources()
+    each = (1.0 if there.get("GPU") else 0.0) if gpus is None else gpus
+    for name, amount in (("CPU", 1.0), ("GPU", each)):
+        if (wanted := (workers or 1) * amount) > there.get(name, 0):
+            raise ValueError(
+                f"{workers or 1} workers need {wanted:g} {name}s, and the cluster has {there.get(name, 0):g}: ask for"
+                " fewer --workers, or less of --gpus-per-worker"
+            )
+    return workers or int(there["GPU"] / each if each else there["CPU"]), each
+
+
 def _check(address: str) -> None:
     """ConnectionError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
-    if address == AUTO:
-        return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and host and port.isdigit()):
         raise ValueError(f"--ray is local, auto, HOST:PORT or ray://HOST:PORT, not {address!r}")

@@ -2,62 +2,43 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tokencredit import __version__
+from tokencredit.distribute.site import Site, here
 
 if TYPE_CHECKING:
     from tokencredit.lm.policy import Policy
-    from tokencredit.lm.sampling import Sampler
-
-PASSED_ON = ("HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
-"""What of a command's environment its workers get as well."""
-
-
-class WrongWorker(RuntimeError):
-    """A worker that would compute something else: another version, another model, or none."""
-
-
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    from tokencredit.lm.sampling import Progress, Sampler
 
 
 @dataclass(frozen=True)
 class HostSpec:
-    """Which policy a host holds, and what it has in common with the process that asks for it.
+    """Which policy a host holds: names and numbers, never live objects.
 
     policy          fields of a settled `PolicyConfig`, as plain values
     top_k, top_p    of sampling          batch   rows of a pass, at most
-    threads         of torch: results are the same to the bit for the same number
-    folder          where relative paths of models and verifiers begin
     """
 
     policy: Mapping[str, Any]
     top_k: int = 0
     top_p: float = 1.0
     batch: int = 512
-    version: str = __version__
-    threads: int = field(default_factory=lambda: int(os.environ.get("OMP_NUM_THREADS") or 1))
-    folder: str = field(default_factory=os.getcwd)
-    environment: Mapping[str, str] = field(default_factory=_environment)
+    site: Site = field(default_factory=Site)
 
     def open(self) -> Host:
-        """The host, in this process. WrongWorker where this is another version of tokencredit."""
-        if self.version != __version__:
-            raise WrongWorker(
-                f"{here()} has tokencredit {__version__}, and the command that asks has {self.version}: install the"
-                " same version everywhere"
-            )
-        os.environ.update(self.environment)
-        if os.path.isdir(self.folder):
-            os.chdir(self.folder)
-            sys.path.append(self.folder)
+        """The host, in a process of its own. WrongWorker where this is another version of tokencredit."""
+        self.site.enter()
         return Host(self)
+
+    def outline(self) -> Policy:
+        """The policy without its weights, for the process that asks: see `PolicyConfig.open`."""
+        from tokencredit.lm.policy import PolicyConfig
+
+        opened = PolicyConfig(**self.policy).open(weights=False)
+        return replace(opened, top_k=self.top_k, top_p=self.top_p)
 
 
 @dataclass(frozen=True)
@@ -78,22 +59,35 @@ class Facts:
 
 
 class Host:
-    """A policy and its sampler in a process that works for another."""
+    """A policy and its sampler, for pieces of work; nothing is loaded before it is asked for.
+
+    listen   hears of rows and tokens while they are sampled, where the work is for this process itself
+    """
+
+    listen: Progress | None = None
 
     def __init__(self, spec: HostSpec) -> None:
-        import torch
+        self.spec = spec
 
-        torch.set_num_threads(spec.threads)
-        from dataclasses import replace
-
-        from tokencredit.lm.fingerprint import model_hash
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy, with its weights."""
         from tokencredit.lm.policy import PolicyConfig
+
+        return replace(PolicyConfig(**self.spec.policy).open(), top_k=self.spec.top_k, top_p=self.spec.top_p)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """What samples it."""
+        return self.policy.sampler(self.spec.batch)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What it is."""
+        from tokencredit.lm.fingerprint import model_hash
         from tokencredit.tasks.source import task_source
 
-        opened = PolicyConfig(**spec.policy).open()
-        self.policy: Policy = replace(opened, top_k=spec.top_k, top_p=spec.top_p)
-        self.sampler: Sampler = self.policy.sampler(spec.batch)
-        self.facts = Facts(
+        return Facts(
             here(),
             model_hash(self.policy.model),
             sum(p.numel() for p in self.policy.model.parameters()),
@@ -101,8 +95,3 @@ class Host:
             self.policy.ends,
             task_source(self.policy.task),
         )
-
-
-def here() -> str:
-    """This process, for messages."""
-    return f"the worker {os.getpid()} on {socket.gethostname()}"

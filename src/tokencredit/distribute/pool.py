@@ -1,56 +1,95 @@
-"""A pool of workers: Ray actors that hold a host each, and the pieces of work on their way to them.
+"""Who does pieces of work: workers, which are Ray actors that hold a host each (`Pool`), or this process (`Alone`).
 
 A worker has at most `AHEAD` pieces at a time, so that neither memory nor a queue grows with the work. One that dies is
-started again by Ray, and its pieces are done again, `RETRIES` times; a piece that ends it every time is lost, and named.
-A worker is asked who it is before it gets work, and with every piece again, since one that was started again may have
-found another model.
+started again by Ray, and its pieces are done again, `RETRIES` times; a piece that ends it every time is lost. A worker
+is asked who it is before it gets work, and with every piece again, since one that was started again may have found
+another model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from tokencredit.distribute.cluster import connected
-from tokencredit.distribute.host import Facts, HostSpec, WrongWorker
+from tokencredit.distribute.cluster import connected, share
+from tokencredit.distribute.host import Facts, Host, HostSpec
 from tokencredit.distribute.lost import Lost
+from tokencredit.distribute.site import WrongWorker
+
+if TYPE_CHECKING:
+    from tokencredit.lm.policy import Policy
+    from tokencredit.lm.sampling import Progress
 
 AHEAD = 2
 RETRIES = 3
 
 
 class Worker:
-    """The actor: a host, or why there is none."""
+    """The actor. A host that cannot be opened is told when it is asked for: what an actor raises while it is made
+    reaches nobody as it is.
+    """
 
     def __init__(self, spec: HostSpec) -> None:
-        try:
-            self.host, self.trouble = spec.open(), None
-        except Exception as error:
-            self.trouble = error
+        self.spec = spec
+
+    @cached_property
+    def host(self) -> Host:
+        return self.spec.open()
 
     def facts(self) -> Facts:
         """Who it is."""
-        if self.trouble is not None:
-            raise self.trouble
         return self.host.facts
 
     def do(self, identity: str, work: Callable[..., Any], given: tuple[Any, ...]) -> Any:
         """work(host, *given), or `Lost`."""
-        facts = self.facts()
-        if facts.model_hash != identity:
-            raise WrongWorker(_other_model(facts, identity))
+        if self.facts().model_hash != identity:
+            raise WrongWorker(_other_model(self.facts(), identity))
         try:
             return work(self.host, *given)
         except Exception as error:
             return Lost(error)
 
 
+Work = Callable[..., Any]
+"""work(host, *call): a function of a module, so that it can be named to another process."""
+Told = Callable[[Any], tuple[float, int]]
+"""(rows, tokens) that a call's result is worth, for a progress that cannot hear of them while they are made."""
+
+
+class Alone:
+    """This process in the place of workers: call after call; what one raises is raised."""
+
+    def __init__(self, spec: HostSpec) -> None:
+        self.spec, self.host = spec, Host(spec)
+
+    @property
+    def facts(self) -> Facts:
+        """What it is."""
+        return self.host.facts
+
+    @property
+    def policy(self) -> Policy:
+        """The policy, with its weights."""
+        return self.host.policy
+
+    def run(
+        self, work: Work, calls: Iterable[tuple[Any, ...]], progress: Progress | None = None, told: Told | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """(number of the call, work(host, *call)), in order."""
+        self.host.listen = progress
+        for number, call in enumerate(calls):
+            yield number, work(self.host, *call)
+            if progress and told is None:
+                progress(1)
+
+
 class Pool:
     """Workers that all hold the same policy. WrongWorker names one that does not."""
 
     def __init__(self, ray: Any, spec: HostSpec, workers: int, gpus: float) -> None:
-        self.ray = ray
+        self.ray, self.spec = ray, spec
         kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=RETRIES)(Worker)
         self.workers = [kind.remote(spec) for _ in range(workers)]
         self.facts = self._identities()
@@ -78,9 +117,18 @@ class Pool:
                 f" where it runs? {_last_line(error)}"
             ) from error
 
-    def run(self, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """(number of the call, work(host, *call) or `Lost`), as they end. `work` is a function of a module; `calls` are
-        taken when there is room for them.
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy without its weights, which the workers have."""
+        return self.spec.outline()
+
+    def run(
+        self, work: Work, calls: Iterable[tuple[Any, ...]], progress: Progress | None = None, told: Told | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """(number of the call, work(host, *call) or `Lost`), as they end; `calls` are taken when there is room for
+        them.
+
+        progress   hears what `told` says of every result, or of one row for each
         """
         waiting, load = enumerate(calls), [0] * len(self.workers)
         running: dict[Any, tuple[int, int]] = {}
@@ -96,7 +144,10 @@ class Pool:
                 (reference,), _ = self.ray.wait(list(running), num_returns=1)
                 number, place = running.pop(reference)
                 load[place] -= 1
-                yield number, self._outcome(reference)
+                found = self._outcome(reference)
+                if progress and not isinstance(found, Lost):
+                    progress(*(told(found) if told else (1,)))
+                yield number, found
         finally:
             for reference in running:
                 self.ray.cancel(reference)
@@ -118,34 +169,30 @@ class Pool:
             self.ray.kill(worker)
 
 
+def done(
+    pool: Pool | Alone,
+    work: Work,
+    calls: Iterable[tuple[Any, ...]],
+    progress: Progress | None = None,
+    told: Told | None = None,
+) -> list[Any]:
+    """work(host, *call) of every call, in order; the error of the first that was lost is raised, when all are done."""
+    found = dict(pool.run(work, calls, progress, told))
+    for number in sorted(found):
+        if isinstance(found[number], Lost):
+            raise found[number].error
+    return [found[number] for number in sorted(found)]
+
+
 @contextmanager
 def pool(spec: HostSpec, address: str, workers: int | None = None, gpus: float | None = None) -> Iterator[Pool]:
-    """Workers on the cluster at an address (`cluster.connected`), ended afterwards.
-
-    workers   by default one for every `gpus` GPUs, and where there is no GPU one for every processor
-    gpus      of every worker, by default 1 where the cluster has any; several workers share one with a part of 1
-    """
+    """Workers on the cluster at an address (`cluster.connected`), ended afterwards; `cluster.share` says how many."""
     with connected(address, workers) as ray:
-        there = ray.cluster_resources()
-        share = (1.0 if there.get("GPU") else 0.0) if gpus is None else gpus
-        _check_room(there, workers, share)
-        number = workers or int(there["GPU"] / share if share else there["CPU"])
-        found = Pool(ray, spec, number, share)
+        found = Pool(ray, spec, *share(ray, workers, gpus))
         try:
             yield found
         finally:
             found.close()
-
-
-def _check_room(there: dict[str, float], workers: int | None, gpus: float) -> None:
-    """ValueError where workers would wait for ever."""
-    wanted = workers or 1
-    for name, each in (("CPU", 1.0), ("GPU", gpus)):
-        if wanted * each > there.get(name, 0):
-            raise ValueError(
-                f"{wanted} workers need {wanted * each:g} {name}s and the cluster has {there.get(name, 0):g}: ask for"
-                f" fewer --workers{', or less than ' + format(gpus, 'g') + ' --gpus-per-worker' if name == 'GPU' else ''}"
-            )
 
 
 def _other_model(facts: Facts, identity: str) -> str:

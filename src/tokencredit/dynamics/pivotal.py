@@ -22,9 +22,9 @@ from tokencredit.durable import read_mapping
 from tokencredit.dynamics.batch import Batch, roll_out, scored
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.lm.completions import Completion
+from tokencredit.lm.fingerprint import model_hash
 from tokencredit.pivotality import record
 from tokencredit.pivotality.exact import exact_effects
-from tokencredit.lm.fingerprint import model_hash
 
 TOP = 0.2
 ESTIMANDS = ("before_after", "spread")

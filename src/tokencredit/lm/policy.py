@@ -70,6 +70,7 @@ class Policy:
         seed: int,
         batch: int = ROWS,
         greedy: bool = False,
+        first: int = 0,
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """`num` completions of every prompt (token ids), as `lm.completions.sample` draws them."""
@@ -83,6 +84,7 @@ class Policy:
             seed=seed,
             batch=batch,
             memory=self.memory,
+            first=first,
             progress=progress,
         )
 

@@ -1,4 +1,4 @@
-"""The crew of workers on Ray: each holds the model and the task, and verifies by the row that is sent along."""
+"""The crew of a pool. Workers on Ray: each holds the model and the task, and verifies by the row that is sent along."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tokencredit.distribute.host import Host
-from tokencredit.distribute.pool import Pool
+from tokencredit.distribute.pool import Alone, Pool
 from tokencredit.lm.distribution import Settings
+from tokencredit.lm.policy import Policy
 from tokencredit.lm.sampling import Progress
-from tokencredit.pivotality.crew import Piece, Work
-from tokencredit.pivotality.parts import Found, Written, sampled
+from tokencredit.pivotality.crew import Crew, Here, SomeTraces, Work
+from tokencredit.pivotality.parts import Found, Written, continued, sampled
 from tokencredit.tasks.task import Row
 from tokencredit.tasks.verdict import Verdict
 
@@ -22,25 +23,32 @@ class Away:
         self.pool, self.settings, self.rows = pool, settings, rows
         self.ends = pool.facts.ends
 
-    def run(
-        self, work: Work, pieces: Iterable[Piece], progress: Progress | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    def run(self, work: Work, pieces: Iterable[SomeTraces], progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
         """`progress` hears of a part when it has come back."""
         calls = ((work, piece, {k: self.rows[k] for k in piece.numbers}) for piece in pieces)
-        for number, done in self.pool.run(_on_host, calls):
-            if progress and (written := _sampled(work, done)):
-                progress(len(written.ids), sum(map(len, written.ids)))
-            yield number, done
+        told = _sampled if work in (continued, sampled) else _nothing
+        yield from self.pool.run(_on_host, calls, progress, told)
 
 
-def _sampled(work: Work, done: Any) -> Written | None:
-    """What was sampled just now."""
-    if isinstance(done, Written):
-        return done
-    return done.written if work is sampled and isinstance(done, Found) else None
+def crew_of(pool: Pool | Alone, policy: Policy, rows: Sequence[Row]) -> Crew:
+    """The crew of a pool; `rows` are the task's, one per trace. A process that is alone tells of every row."""
+    if isinstance(pool, Pool):
+        return Away(pool, policy.settings, rows)
+    return Here(pool.host.sampler, lambda k, ids, truncated: policy.verdict(ids, rows[k], truncated))
 
 
-def _on_host(host: Host, work: Work, piece: Piece, rows: Mapping[int, Row]) -> Any:
+def _sampled(result: Found | Written) -> tuple[int, int]:
+    """Rows and tokens of a part."""
+    written = result.written if isinstance(result, Found) else result
+    return len(written.ids), sum(map(len, written.ids))
+
+
+def _nothing(result: Any) -> tuple[int, int]:
+    """What is no sampling is no progress of it."""
+    return 0, 0
+
+
+def _on_host(host: Host, work: Work, piece: SomeTraces, rows: Mapping[int, Row]) -> Any:
     def judge(k: int, ids: tuple[int, ...], truncated: bool) -> Verdict:
         return host.policy.verdict(ids, rows[k], truncated)
 

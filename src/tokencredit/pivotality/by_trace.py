@@ -36,9 +36,7 @@ def ask_each(
 ) -> dict[int, Any]:
     """The answer for every trace, by number and in order; those that raise an error are put into `failed`."""
     numbers = list(asked)
-    shards = [
-        Shard({k: asked[k] for k in numbers[start : start + SHARD]}) for start in range(0, len(numbers), SHARD)
-    ]
+    shards = [Shard({k: asked[k] for k in numbers[start : start + SHARD]}) for start in range(0, len(numbers), SHARD)]
     found: dict[int, Any] = {}
     for n, answers in crew.run(partial(_answers, ask), shards):
         found |= dict.fromkeys(shards[n].numbers, answers) if isinstance(answers, Lost) else answers
@@ -46,9 +44,7 @@ def ask_each(
     return {k: found[k] for k in numbers if k not in failed}
 
 
-def _answers(
-    ask: Ask, sampler: Sampler, judge: Judge, shard: Shard, progress: Progress | None
-) -> dict[int, Any]:
+def _answers(ask: Ask, sampler: Sampler, judge: Judge, shard: Shard, progress: Progress | None) -> dict[int, Any]:
     return {k: _answer(ask, sampler, judge, k, *given) for k, given in shard.asked.items()}
 
 

@@ -6,25 +6,24 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokencredit.console import add_command, console, errors, warn
-from tokencredit.distribute.arguments import add_ray, check_ray, pool_of
+from tokencredit.distribute.workers import Workers, add_ray, workers_of
 from tokencredit.durable import plain, read_mapping, write_json
 from tokencredit.exclusive import exclusive
 from tokencredit.limits import check_rows
 from tokencredit.lm.arguments import add_policy, policy_config, rows_of
 
 if TYPE_CHECKING:
+    from tokencredit.distribute.pool import Alone, Pool
     from tokencredit.lm.policy import Policy, PolicyConfig
-    from tokencredit.lm.sampling import Sampler, Trace
-    from tokencredit.distribute.pool import Pool
+    from tokencredit.lm.sampling import Trace
     from tokencredit.pivotality.crew import Crew
     from tokencredit.pivotality.store import RolloutStore
     from tokencredit.tasks.task import Row
-    from tokencredit.tasks.verdict import Verdict
 
 FIXED, TWO_STAGE = "fixed", "two-stage"
 
@@ -161,12 +160,11 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
 @dataclass
 class _Setting:
     """A policy, who samples it, where its rollouts are kept, and the traces that are measured, each with the task's
-    row.
+    row. Workers have the weights, and this process the rest.
     """
 
     policy: Policy
-    sampler: Sampler | None
-    pool: Pool | None
+    pool: Pool | Alone
     store: RolloutStore
     rows: list[Row] = field(default_factory=list)
     traces: list[Trace] = field(default_factory=list)
@@ -178,44 +176,31 @@ class _Setting:
 
     @property
     def crew(self) -> Crew:
-        """Who samples and verifies: this process, or the workers."""
-        from tokencredit.pivotality.away import Away
-        from tokencredit.pivotality.crew import Here
+        """Who samples and verifies."""
+        from tokencredit.pivotality.away import crew_of
 
-        if self.pool is None:
-            return Here(self.sampler, self.judge)
-        return Away(self.pool, self.policy.settings, self.rows)
-
-    def judge(self, k: int, ids: tuple[int, ...], truncated: bool) -> Verdict:
-        return self.policy.verdict(ids, self.rows[k], truncated)
+        return crew_of(self.pool, self.policy, self.rows)
 
 
-def _open(
-    settled: PolicyConfig,
-    *,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    batch: int = 512,
-    store: Path | None,
-    pool: Pool | None = None,
-) -> _Setting:
-    from tokencredit.lm.fingerprint import model_hash
-    from tokencredit.pivotality.away import Away
+def _open(settled: PolicyConfig, pool: Pool | Alone, store: Path | None) -> _Setting:
     from tokencredit.pivotality.store import RolloutStore, sampler_identity
-    from tokencredit.tasks.source import task_source
 
-    policy = replace(settled.open(weights=pool is None), top_k=top_k, top_p=top_p)
+    policy = pool.policy
+    if store is None:
+        return _Setting(policy, pool, RolloutStore(None, {}))
+    facts = pool.facts
     verifier = " ".join([policy.task.name if settled.task is None else settled.task, *_told(settled.options)])
-    limit = policy.max_new_tokens
-    if pool is None:
-        sampler = policy.sampler(batch)
-        source = task_source(policy.task) if store else None
-        identity = sampler_identity(sampler, settled.model, model_hash(policy.model), verifier, limit, source)
-    else:
-        sampler, facts = None, pool.facts
-        asked = Away(pool, policy.settings), settled.model, facts.model_hash, verifier, limit, facts.source
-        identity = sampler_identity(*asked, kind=facts.sampler)
-    return _Setting(policy, sampler, pool, RolloutStore(store, identity))
+    identity = sampler_identity(
+        facts.sampler,
+        policy.settings,
+        facts.ends,
+        model=settled.model,
+        model_digest=facts.model_hash,
+        verifier=verifier,
+        verifier_source=facts.source,
+        max_new_tokens=policy.max_new_tokens,
+    )
+    return _Setting(policy, pool, RolloutStore(store, identity))
 
 
 def _told(options: Mapping[str, Any]) -> list[str]:
@@ -224,7 +209,7 @@ def _told(options: Mapping[str, Any]) -> list[str]:
 
 
 def _from_arguments(
-    args: argparse.Namespace, settled: PolicyConfig, store: Path | None, pool: Pool | None = None
+    args: argparse.Namespace, settled: PolicyConfig, pool: Pool | Alone, store: Path | None
 ) -> _Setting:
     """The setting, with traces that are given, or sampled from the same sampler that measures them."""
     from tokencredit.lm.distribution import seed_of
@@ -238,7 +223,7 @@ def _from_arguments(
         check_rows(len(given) * args.rollouts, "completions of --traces x --rollouts")
     else:
         check_rows(args.prompts * args.samples * args.rollouts, "--prompts x --samples x --rollouts")
-    s = _open(settled, top_k=args.top_k, top_p=args.top_p, batch=args.batch, store=store, pool=pool)
+    s = _open(settled, pool, store)
     if args.traces:
         s.traces = [Trace(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in given]
         s.set_rows([json.loads(row["row"]) for row in given])
@@ -264,23 +249,26 @@ def _budget(args: argparse.Namespace) -> Any:
     return TwoStage(args.rollouts, args.confirm, args.select, args.control, args.skip_below, args.estimand)
 
 
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    return {"top_k": args.top_k, "top_p": args.top_p, "batch": args.batch}
+
+
 def _run(args: argparse.Namespace) -> int:
-    check_ray(args)
+    workers = workers_of(args)
     with exclusive(args.out):
         settled = policy_config(args).settled()
-        sampling = {"top_k": args.top_k, "top_p": args.top_p, "batch": args.batch}
-        with pool_of(args, settled.as_dict() | {"memory": settled.memory}, **sampling) as pool:
+        with workers.open(settled, **_sampling(args)) as pool:
             return _measure(args, settled, pool)
 
 
-def _measure(args: argparse.Namespace, settled: PolicyConfig, pool: Pool | None) -> int:
+def _measure(args: argparse.Namespace, settled: PolicyConfig, pool: Pool | Alone) -> int:
     from tokencredit.lm.prompts import prompt_text
     from tokencredit.pivotality import record
     from tokencredit.pivotality.measure import measure_with
     from tokencredit.progress import bar
 
     budget = _budget(args)
-    setting = _from_arguments(args, settled, args.out / "store", pool)
+    setting = _from_arguments(args, settled, pool, args.out / "store")
     start = time.perf_counter()
     with bar(console, "rollouts", None) as advance:
         found, failed = measure_with(
@@ -323,6 +311,12 @@ def _measure(args: argparse.Namespace, settled: PolicyConfig, pool: Pool | None)
 
 
 def _plan(args: argparse.Namespace) -> int:
+    settled = policy_config(args).settled()
+    with Workers().open(settled, **_sampling(args)) as pool:
+        return _forecast(args, settled, pool)
+
+
+def _forecast(args: argparse.Namespace, settled: PolicyConfig, pool: Pool | Alone) -> int:
     import numpy as np
 
     from tokencredit.pivotality.budgets import TwoStage, plan
@@ -330,7 +324,7 @@ def _plan(args: argparse.Namespace) -> int:
     from tokencredit.pivotality.stage import Wanted, make_stage, skip_rule
 
     budget = _budget(args)
-    setting = _from_arguments(args, policy_config(args).settled(), None)
+    setting = _from_arguments(args, settled, pool, None)
     crew, limit, failed = setting.crew, setting.policy.max_new_tokens, {}
     check_traces(setting.traces, crew, limit)
     first = budget.first if isinstance(budget, TwoStage) else budget
@@ -364,21 +358,28 @@ def _plan(args: argparse.Namespace) -> int:
 def _speed(setting: _Setting, stage: Any) -> float:
     """Tokens per second on 256 of the rollouts, spread over the traces."""
     some = stage.requests[:: max(1, len(stage.requests) // 256)][:256]
-    list(setting.sampler.continue_(setting.traces, some[:8]))
+    sampler = setting.pool.host.sampler
+    list(sampler.continue_(setting.traces, some[:8]))
     start = time.perf_counter()
-    num = sum(len(rollout.ids) for _, rollout in setting.sampler.continue_(setting.traces, some))
+    num = sum(len(rollout.ids) for _, rollout in sampler.continue_(setting.traces, some))
     return max(num, 1) / (time.perf_counter() - start)
 
 
 def _export(args: argparse.Namespace) -> int:
     if not args.directory.is_dir():
         raise ValueError(f"{args.directory}: no such directory")
-    with exclusive(args.directory):
-        return _export_pairs(args)
-
-
-def _export_pairs(args: argparse.Namespace) -> int:
     from tokencredit.lm.policy import PolicyConfig
+
+    result = read_mapping(args.directory / "result.json", "identity", "policy")
+    settled, sampler = PolicyConfig(**result["policy"]), result["identity"]["sampler"]
+    with (
+        exclusive(args.directory),
+        Workers().open(settled, top_k=sampler["top_k"], top_p=sampler["top_p"]) as pool,
+    ):
+        return _export_pairs(args, settled, pool)
+
+
+def _export_pairs(args: argparse.Namespace, settled: PolicyConfig, pool: Pool | Alone) -> int:
     from tokencredit.lm.sampling import Trace
     from tokencredit.pivotality import export, record
     from tokencredit.progress import bar
@@ -388,15 +389,7 @@ def _export_pairs(args: argparse.Namespace) -> int:
         told = "are of --split test" if split else "may be of --split test (the run is of an earlier version)"
         warn(f"the prompts of {args.directory} {told}: what is trained on these pairs has no held-out prompts there")
     tokens, alternatives, traces = (record.read(args.directory, name) for name in ("tokens", "alternatives", "traces"))
-    result = read_mapping(args.directory / "result.json", "identity", "policy")
-    identity = result["identity"]
-    sampler = identity["sampler"]
-    s = _open(
-        PolicyConfig(**result["policy"]),
-        top_k=sampler["top_k"],
-        top_p=sampler["top_p"],
-        store=args.directory / "store",
-    )
+    s = _open(settled, pool, args.directory / "store")
     s.set_rows([json.loads(row["row"]) for row in traces])
     s.traces = [Trace(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in traces]
     found = export.candidates(tokens, alternatives, args.margin, args.estimand)
@@ -404,8 +397,7 @@ def _export_pairs(args: argparse.Namespace) -> int:
         pairs = export.verify_pairs(
             found,
             s.traces,
-            s.sampler,
-            s.judge,
+            s.crew,
             s.store,
             num=args.fresh,
             max_new_tokens=s.policy.max_new_tokens,

@@ -2,8 +2,8 @@
 (`away.Away`).
 
 A piece is a few traces, by their numbers in the whole, and what is asked about them; a function (sampler, judge, piece,
-progress) does it. Pieces are cut alike whoever does them, and none knows of another, so that the results are the same to
-the bit.
+progress) does it. Pieces are cut alike whoever does them, and none knows of another, so that the results are the same
+to the bit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tokencredit.lm.sampling import Progress, Sampler
 from tokencredit.pivotality.verdicts import Judge
 
 
-class Piece(Protocol):
+class SomeTraces(Protocol):
     """Some traces of a measurement."""
 
     @property
@@ -40,11 +40,9 @@ class Crew(Protocol):
     settings: Settings
     ends: tuple[int, ...]
 
-    def run(
-        self, work: Work, pieces: Sequence[Piece], progress: Progress | None = None
-    ) -> Iterator[tuple[int, Any]]:
-        """(number of the piece, what came of it, or a `distribute.lost.Lost`), in any order; `progress` hears of rows and tokens that are
-        sampled.
+    def run(self, work: Work, pieces: Sequence[SomeTraces], progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
+        """(number of the piece, what came of it, or a `distribute.lost.Lost`), in any order; `progress` hears of rows
+        and tokens that are sampled.
         """
         ...
 
@@ -56,8 +54,6 @@ class Here:
         self.sampler, self.judge = sampler, judge
         self.settings, self.ends = sampler.settings, tuple(sampler.ends)
 
-    def run(
-        self, work: Work, pieces: Iterable[Piece], progress: Progress | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    def run(self, work: Work, pieces: Iterable[SomeTraces], progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
         for number, piece in enumerate(pieces):
             yield number, work(self.sampler, self.judge, piece, progress)

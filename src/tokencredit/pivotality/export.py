@@ -18,12 +18,11 @@ import numpy as np
 from tokencredit.durable import replace_file
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.models import Tokenizer
-from tokencredit.lm.sampling import Progress, Request, Sampler, Trace
+from tokencredit.lm.sampling import Progress, Request, Trace
 from tokencredit.lm.text import piece_after
+from tokencredit.pivotality.crew import Crew
 from tokencredit.pivotality.estimator import wilson
-from tokencredit.pivotality.crew import Here
 from tokencredit.pivotality.store import RolloutStore, prefix_digest
-from tokencredit.pivotality.verdicts import Judge
 
 FORMATS = ("dpo", "jsonl")
 
@@ -70,8 +69,7 @@ def candidates(
 def verify_pairs(
     found: Sequence[tuple[int, int, int]],
     traces: Sequence[Trace],
-    sampler: Sampler,
-    judge: Judge,
+    crew: Crew,
     store: RolloutStore,
     *,
     num: int,
@@ -89,7 +87,7 @@ def verify_pairs(
             requests += [Request(k, i, max_new_tokens - i - 1, s, token) for s in seeds]
     if not requests:
         return []
-    outcomes = store.collect(traces, requests, Here(sampler, judge), "export", progress)
+    outcomes = store.collect(traces, requests, crew, "export", progress)
     if outcomes.failed:
         raise outcomes.failed[min(outcomes.failed)]
     reward = outcomes.reward.reshape(len(found), 2, num)

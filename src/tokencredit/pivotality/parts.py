@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from tokencredit.distribute.lost import Lost
@@ -45,7 +45,7 @@ def cut(requests: Sequence[Request], size: int) -> list[slice]:
         if num > size:
             pieces = -(-num // size)
             marks = [end + num * n // pieces for n in range(pieces + 1)]
-            bounds += [slice(a, b) for a, b in zip(marks, marks[1:])]
+            bounds += [slice(a, b) for a, b in pairwise(marks)]
             start = end + num
         end += num
     return [*bounds, slice(start, end)] if end > start else bounds
@@ -135,8 +135,6 @@ def verified(sampler: Sampler, judge: Judge, written: Written, progress: Progres
 def holes(reward: Sequence[Any]) -> bool:
     """Whether a part has rollouts without a reward."""
     return any(value is None for value in reward)
-
-
 
 
 def write(

@@ -6,9 +6,9 @@
 
 A list of requests is cut into `parts`; the name of a part is a hash of the identity and of its requests (prompt and
 prefix token ids, alternative, length budget, seed). A part that is there is read, any other is sampled, so a command
-that was killed goes on where it was and, since a part is always sampled whole, ends with the same bits. Whoever samples,
-this process alone writes. A rollout that the verifier failed on is kept without a reward, and verified again by the next
-command. A store of another model, sampler or verifier is refused.
+that was killed goes on where it was and, since a part is always sampled whole, ends with the same bits. Whoever
+samples, this process alone writes. A rollout that the verifier failed on is kept without a reward, and verified again
+by the next command. A store of another model, sampler or verifier is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tokencredit.distribute.lost import Lost
 from tokencredit.durable import (
     DamagedFile,
     plain,
@@ -30,8 +31,8 @@ from tokencredit.durable import (
     write_json,
     write_parquet,
 )
-from tokencredit.distribute.lost import Lost
-from tokencredit.lm.sampling import Progress, Request, Sampler, Trace
+from tokencredit.lm.distribution import Settings
+from tokencredit.lm.sampling import Progress, Request, Trace
 from tokencredit.pivotality.crew import Crew
 from tokencredit.pivotality.parts import Found, Part, Written, cut, holes, part_size, sampled, verified
 
@@ -45,7 +46,7 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What came of requests, in their order: reward [n] float64, NaN where there is none, and length [n] sampled tokens.
+    """What came of requests, in their order: reward [n] float64, NaN where there is none; length [n] sampled tokens.
 
     failed   {number of the trace: why}, of traces that the verifier or all workers failed on
     """
@@ -56,25 +57,27 @@ class Outcomes:
 
 
 def sampler_identity(
-    sampler: Sampler | Crew,
+    kind: str,
+    settings: Settings,
+    ends: Sequence[int],
+    *,
     model: str,
     model_digest: str,
     verifier: str,
     max_new_tokens: int,
     verifier_source: str | None = None,
-    kind: str = "",
 ) -> dict[str, Any]:
-    """What rollouts of a store have in common. `verifier_source`: of `tasks.source`, None where it cannot be
-    had; `kind`: the name of the class that samples, where that is not the sampler's own.
+    """What rollouts of a store have in common. kind, settings, ends: of the sampler. `verifier_source`: of
+    `tasks.source`, None where it cannot be had.
     """
     return plain(
         {
             "model": model,
             "model_hash": model_digest,
             "sampler": {
-                "kind": kind or type(sampler).__name__,
-                **sampler.settings.as_dict(),
-                "ends": list(sampler.ends),
+                "kind": kind,
+                **settings.as_dict(),
+                "ends": list(ends),
                 "max_new_tokens": max_new_tokens,
             },
             "verifier": verifier,

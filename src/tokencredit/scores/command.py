@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokencredit.console import add_command, console
+from tokencredit.distribute.workers import add_ray, workers_of
 from tokencredit.limits import check_rows
 from tokencredit.lm.arguments import add_policy, policy_config, rows_of
 from tokencredit.scores.table import SCORES
 
 if TYPE_CHECKING:
+    from tokencredit.distribute.host import Host
+    from tokencredit.distribute.pool import Alone, Pool
+    from tokencredit.lm.completions import Completion
     from tokencredit.lm.policy import Policy
     from tokencredit.logs import LoggedRollout
 
@@ -26,6 +30,7 @@ EXAMPLES = """examples:
   tokencredit score --task gsm8k --prompts 50 --samples 4 --scores entropy gradient_norm --out scores.parquet
   tokencredit score --task verify.py:check --option path=data.jsonl --model runs/mine --out scores.parquet"""
 
+SHARD = 64  # prompts whose completions are sampled together
 
 WAYS = {
     "finite_difference": "a sketch, by finite differences along random directions",
@@ -80,6 +85,7 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--batch", type=int, default=32, help="completions scored together, at most (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of prompts, samples and directions (default: %(default)s)")
     add_policy(p)
+    add_ray(p)
 
 
 def _score_table() -> str:
@@ -89,11 +95,9 @@ def _score_table() -> str:
 
 def run(args: argparse.Namespace) -> int:
     from tokencredit.lm.load import run_of
-    from tokencredit.progress import bar
-    from tokencredit.scores.measure import measure
     from tokencredit.scores.table import check_available
 
-    config = policy_config(args)
+    config, workers = policy_config(args), workers_of(args)
     if args.directions is not None and args.directions < 2:
         raise ValueError(f"--directions must be at least 2, for a standard error; got {args.directions}")
     logged = _logged(args) if args.data else []
@@ -101,23 +105,12 @@ def run(args: argparse.Namespace) -> int:
         config = replace(config, task="given")
     settled = config.settled()
     check_available(args.scores, settled.load_task())
-    policy = settled.open()
-    rows = from_log(args, policy, logged) if args.data else from_task(args, policy)
-    if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
-        raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
-    ways: dict[str, Counter[str]] = {name: Counter() for name in args.scores}
-    options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
-    options["heard"] = lambda kind, way: ways[kind].update([way])
-    columns: dict[str, list[list[float]]] = {name: [] for name in args.scores}
-    with bar(console, "scoring", len(rows)) as advance:
-        for start in range(0, len(rows), args.batch):
-            some = rows[start : start + args.batch]
-            prompts, completions = ([row[name] for row in some] for name in ("prompt_ids", "completion_ids"))
-            tasks = [row.get("row", {}) for row in some]
-            found = measure(policy, tasks, prompts, completions, args.scores, seed=args.seed, importance=options)
-            for name, values in found.items():
-                columns[name] += [value.tolist() for value in values]
-            advance(len(some))
+    with workers.open(settled) as pool:
+        policy = pool.policy
+        rows = from_log(args, policy, logged) if args.data else from_task(args, pool)
+        if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
+            raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
+        columns, ways = _scores(args, pool, rows)
     about = {name: getattr(args, name) for name in ("directions", "method", "parameters", "seed")}
     about |= {"ways": {name: sorted(found) for name, found in ways.items() if found}}
     about |= {"policy": settled.as_dict(), "command": getattr(args, "command_line", "")}
@@ -128,6 +121,38 @@ def run(args: argparse.Namespace) -> int:
     num = sum(len(row["completion_ids"]) for row in rows)
     console.print(f"{num} tokens of {len(rows)} completions: {args.out}", soft_wrap=True)
     return 0
+
+
+def _scores(
+    args: argparse.Namespace, pool: Pool | Alone, rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, list[list[float]]], dict[str, Counter[str]]]:
+    """({score: [T] of every row}, {score: how often it was computed in which way}), `args.batch` rows at a time."""
+    from tokencredit.distribute.pool import done
+    from tokencredit.progress import bar
+
+    options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
+    pieces = [rows[start : start + args.batch] for start in range(0, len(rows), args.batch)]
+    with bar(console, "scoring", len(rows)) as advance:
+        told = lambda found: (len(found[0][args.scores[0]]), 0)  # noqa: E731
+        found = done(pool, _scored, [(some, args.scores, args.seed, options) for some in pieces], advance, told)
+    columns = {name: [values for piece, _ in found for values in piece[name]] for name in args.scores}
+    return columns, {name: sum((ways[name] for _, ways in found), Counter()) for name in args.scores}
+
+
+def _scored(
+    host: Host, rows: Sequence[Mapping[str, Any]], names: Sequence[str], seed: int, options: Mapping[str, Any]
+) -> tuple[dict[str, list[list[float]]], dict[str, Counter[str]]]:
+    """The same of a few rows."""
+    from tokencredit.scores.measure import measure
+
+    ways: dict[str, Counter[str]] = {name: Counter() for name in names}
+    heard = {"heard": lambda kind, way: ways[kind].update([way])}
+    prompts, completions = ([row[name] for row in rows] for name in ("prompt_ids", "completion_ids"))
+    tasks = [row.get("row", {}) for row in rows]
+    found = measure(host.policy, tasks, prompts, completions, names, seed=seed, importance={**options, **heard})
+    if host.listen:
+        host.listen(len(rows))
+    return {name: [value.tolist() for value in values] for name, values in found.items()}, ways
 
 
 def _logged(args: argparse.Namespace) -> list[LoggedRollout]:
@@ -169,15 +194,20 @@ def from_log(args: argparse.Namespace, policy: Policy, logged: Sequence[LoggedRo
     ]
 
 
-def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
+def from_task(args: argparse.Namespace, pool: Pool | Alone) -> list[dict[str, Any]]:
     """Rows sampled now, with the verifier's verdict; "row" is the task's."""
+    from tokencredit.distribute.pool import done
     from tokencredit.progress import bar
 
     check_rows(args.prompts * args.samples, "--prompts x --samples")
+    policy = pool.policy
     rows = rows_of(args, policy.task)
     prompts = policy.encode_rows(rows)
+    calls = [
+        (prompts[first : first + SHARD], args.samples, args.seed, first) for first in range(0, len(prompts), SHARD)
+    ]
     with bar(console, "sampling", len(rows) * args.samples) as advance:
-        drawn = policy.complete(prompts, args.samples, seed=args.seed, progress=advance)
+        drawn = [group for piece in done(pool, _drawn, calls, advance, _written) for group in piece]
     return [
         {
             "prompt_ids": prompts[i],
@@ -190,6 +220,15 @@ def from_task(args: argparse.Namespace, policy: Any) -> list[dict[str, Any]]:
         for i, group in enumerate(drawn)
         for completion in group
     ]
+
+
+def _drawn(host: Host, prompts: Sequence[Sequence[int]], num: int, seed: int, first: int) -> list[list[Completion]]:
+    return host.policy.complete(prompts, num, seed=seed, first=first, progress=host.listen)
+
+
+def _written(drawn: Sequence[Sequence[Completion]]) -> tuple[int, int]:
+    """Rows and tokens that were sampled."""
+    return sum(map(len, drawn)), sum(len(each.ids) for group in drawn for each in group)
 
 
 def write(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from tokencredit.distribute.workers import Workers
 from tokencredit.studies.options import option
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ class OnPolicy:
     """A question about a policy, which the arguments that all commands share name."""
 
     policy: PolicyConfig = field(default_factory=default_policy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnWorkers(OnPolicy):
+    """A question about a policy whose answer several processes may find; who does changes nothing about it."""
+
+    workers: Workers = field(default=Workers(), metadata={"identity": False})
 
 
 @dataclass(frozen=True, kw_only=True)

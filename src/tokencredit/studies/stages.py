@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
+from tokencredit.distribute.lost import Lost
 from tokencredit.durable import DamagedFile, append_line, read_json, read_lines, replace_file, write_json
 
 
@@ -57,6 +58,26 @@ class Stages:
                 return {key: stored[key] for key in stored.files}
         except (ValueError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
             raise DamagedFile(f"{path} cannot be read ({error}); remove it and run the study again.") from error
+
+    def pieces(
+        self, names: Sequence[str], make: Callable[[list[int]], Iterable[tuple[int, Any]]]
+    ) -> list[dict[str, np.ndarray]]:
+        """Arrays under several names. Those that are not there are made by `make`, given their places in `names`: it
+        yields (place, arrays or `Lost`) as they come, and each is stored at once. The error of the first that was lost
+        is raised when all the others are stored.
+        """
+        absent = [place for place, name in enumerate(names) if not self.has(name)]
+        lost: dict[int, Exception] = {}
+        for place, made in make(absent) if absent else ():
+            if isinstance(made, Lost):
+                lost[place] = made.error
+            else:
+                self.arrays(names[place], lambda made=made: made)
+        if lost:
+            error = lost[min(lost)]
+            error.add_note(f"{len(lost)} of {len(names)} pieces failed, {names[min(lost)]} first; the rest is kept")
+            raise error
+        return [self.arrays(name, dict) for name in names]
 
     def _spent(self, name: str, start: float) -> None:
         append_line(self.folder / "seconds.jsonl", {"stage": name, "seconds": time.perf_counter() - start})

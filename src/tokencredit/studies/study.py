@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tokencredit.distribute.workers import add_ray, workers_of
 from tokencredit.exclusive import exclusive
 from tokencredit.lm.arguments import add_policy, policy_config
 from tokencredit.runs import Run
@@ -125,8 +126,11 @@ class Shared:
 
 
 POLICY = Shared(add_policy, lambda args: {"policy": policy_config(args)})
+ON_WORKERS = Shared(
+    lambda parser: (add_policy(parser), add_ray(parser)), lambda args: POLICY.read(args) | {"workers": workers_of(args)}
+)
 RUN = Shared(partial(add_policy, model=("--run", "--model")), POLICY.read)
-"""A policy; the same of a question about a run, which names it so."""
+"""A policy; with who does the work; the same policy of a question about a run, which names it so."""
 
 
 @dataclass(frozen=True)

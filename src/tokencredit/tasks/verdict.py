@@ -71,6 +71,10 @@ class VerifierError(RuntimeError):
         super().__init__(message)
         self.row = row
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What it is made of, so that it comes back whole from another process; the cause stays there."""
+        return type(self), (str(self), self.row), self.__dict__
+
 
 def name_row(row: dict) -> str:
     """A short name of a row for messages: its `row_id` where it has one, else its gold answer."""

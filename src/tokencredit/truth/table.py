@@ -20,9 +20,9 @@ import numpy as np
 
 from tokencredit.durable import plain, write_json, write_parquet
 from tokencredit.dynamics.passes import Passes
+from tokencredit.lm.fingerprint import model_hash
 from tokencredit.lm.policy import Policy
 from tokencredit.pivotality.exact import exact_effects, policy_forest
-from tokencredit.lm.fingerprint import model_hash
 from tokencredit.scores.measure import measure
 from tokencredit.tasks.task import Row, Walkable
 from tokencredit.truth.goals import Known, known_goals

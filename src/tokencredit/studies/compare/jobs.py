@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from tokencredit.durable import read_lines
 from tokencredit.runs import Run
 from tokencredit.stats import pass_at_k
 from tokencredit.studies.processes import Forked, last_words, run_all
+from tokencredit.studies.remote import Remote
 from tokencredit.tasks.data import held_out
 from tokencredit.train_config import TrainConfig
 
@@ -54,7 +55,25 @@ class Tell:
         """The stage is over."""
 
 
-def run_jobs(out: Path, jobs: Sequence[Job], workers: int, title: str, tell: Tell) -> dict[str, str]:
+Start = Callable[[Path, Job, Path], Any]
+"""(the study's directory, a job, its log) -> what has the methods of `processes.Forked`."""
+
+
+def forked(out: Path, job: Job, log: Path) -> Forked:
+    """The job in a process of this machine."""
+    if (job.config.task, job.config.model) == ("reckon", "reckon"):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return Forked(perform, (job, out / job.name), log, PRELOAD)
+
+
+def on_ray(ray: Any, gpus: float, out: Path, job: Job, log: Path) -> Remote:
+    """The job as a task of a Ray cluster, with so many GPUs."""
+    return Remote(ray, gpus, perform, (job, (out / job.name).resolve()), log)
+
+
+def run_jobs(
+    out: Path, jobs: Sequence[Job], workers: int, title: str, tell: Tell, start: Start = forked
+) -> dict[str, str]:
     """Run those that are not finished; {name: why} of those that failed."""
     waiting = sorted((job for job in jobs if not finished(out, job)), key=lambda job: -job.cost)
     tell.stage(title, len(jobs), len(jobs) - len(waiting))
@@ -70,7 +89,7 @@ def run_jobs(out: Path, jobs: Sequence[Job], workers: int, title: str, tell: Tel
             tell.ended(name, why.get(name))
 
     try:
-        run_all({job.name: partial(_start, out, job) for job in waiting}, workers, watch)
+        run_all({job.name: partial(_started, out, job, start) for job in waiting}, workers, watch)
     finally:
         tell.over()
     return why
@@ -92,13 +111,11 @@ def _left(run: Run, config: TrainConfig) -> float:
     return budget.amount - (records[-1][budget.unit] if records else 0)
 
 
-def _start(out: Path, job: Job) -> Forked:
+def _started(out: Path, job: Job, start: Start) -> Any:
     log = _log(out, job.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("")
-    if (job.config.task, job.config.model) == ("reckon", "reckon"):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return Forked(perform, (job, out / job.name), log, PRELOAD)
+    return start(out, job, log)
 
 
 def _log(out: Path, name: str) -> Path:

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokencredit.distribute.workers import add_ray
 from tokencredit.durable import replace_file
 from tokencredit.lm.arguments import add_policy, training_arguments
 from tokencredit.studies.options import option
@@ -32,7 +32,7 @@ EXAMPLES = """\
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """What is asked, as it is typed; `study.plan` makes the runs of it. `training`: fields of TrainConfig that the
-    flags of a policy say.
+    flags of a policy say; `ray`, `gpus_per_worker`: where the runs are, which changes nothing about them.
     """
 
     methods: tuple[str, ...] | None = option(
@@ -75,6 +75,8 @@ class Comparison:
     )
     workers: int | None = option(None, "runs side by side (default: one per core, one with a GPU)")
     quick: bool = option(False, "five methods, three seeds, two thirds of the budget, no check of learning rates")
+    ray: str | None = None
+    gpus_per_worker: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -114,11 +116,20 @@ class CompareStudy(Study):
         return 0
 
 
+def _add(parser: argparse.ArgumentParser) -> None:
+    add_policy(parser, memory=False)
+    add_ray(parser, number=False)
+
+
+def _read(args: argparse.Namespace) -> dict[str, Any]:
+    return {"training": training_arguments(args), "ray": args.ray, "gpus_per_worker": args.gpus_per_worker}
+
+
 STUDY = CompareStudy(
     __package__,
     "Which method learns faster, and which ends higher, at an equal budget of rollouts, tokens or seconds?",
     "Methods at an equal budget",
     Comparison,
     EXAMPLES,
-    shared=Shared(partial(add_policy, memory=False), lambda args: {"training": training_arguments(args)}),
+    shared=Shared(_add, _read),
 )

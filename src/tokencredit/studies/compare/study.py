@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tokencredit.durable import append_line, read_lines
 from tokencredit.methods import METHODS
 from tokencredit.scores.table import available, names_of
 from tokencredit.studies.compare.figures import Marks, figures
-from tokencredit.studies.compare.jobs import Job, Tell, choose, finished, run_jobs
+from tokencredit.studies.compare.jobs import Job, Start, Tell, choose, finished, forked, on_ray, run_jobs
 from tokencredit.studies.compare.question import MOST_STEPS, QUICK_STEPS, STEPS, Comparison
 from tokencredit.studies.study import Work
 from tokencredit.tasks import load
@@ -165,17 +166,51 @@ def plan(asked: Comparison) -> tuple[CompareConfig, list[str], int]:
 def run(asked: Comparison, work: Work) -> dict[str, Any]:
     """The whole study: its blocks."""
     config, methods, seeds = plan(asked)
-    workers = _workers() if asked.workers is None else asked.workers
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    if asked.workers is not None and asked.workers < 1:
+        raise ValueError(f"workers must be at least 1, got {asked.workers}")
     methods = check(config, methods, seeds, asked.baseline)
+    with _starting(asked) as (workers, start):
+        return _run(asked, config, methods, seeds, work, workers, start)
+
+
+@contextmanager
+def _starting(asked: Comparison) -> Iterator[tuple[int, Start]]:
+    """(runs side by side, how one is started)."""
+    if asked.ray is None:
+        if asked.gpus_per_worker is not None:
+            raise ValueError("--gpus-per-worker is of workers on Ray: say where they are with --ray, like --ray local")
+        yield _workers() if asked.workers is None else asked.workers, forked
+        return
+    from tokencredit.distribute.cluster import connected, share
+
+    with connected(asked.ray, asked.workers) as ray:
+        number, gpus = share(ray, asked.workers, asked.gpus_per_worker)
+        yield number, partial(on_ray, ray, gpus)
+
+
+def _run(
+    asked: Comparison,
+    config: CompareConfig,
+    methods: Sequence[str],
+    seeds: int,
+    work: Work,
+    workers: int,
+    start: Start,
+) -> dict[str, Any]:
     amount, unit = config.budget.amount, config.budget.unit
     work.say(
         f"{len(methods)} methods, {seeds} seeds, {amount:,g} {unit} each, {workers} side by side, on {config.base.task}"
     )
     settings = Marks(collapse=asked.collapse)
     return compare(
-        config, work, methods=methods, seeds=seeds, baseline=asked.baseline, workers=workers, settings=settings
+        config,
+        work,
+        methods=methods,
+        seeds=seeds,
+        baseline=asked.baseline,
+        workers=workers,
+        settings=settings,
+        start=start,
     )
 
 
@@ -196,6 +231,7 @@ def compare(
     baseline: str,
     workers: int = 1,
     settings: Marks | None = None,
+    start: Start = forked,
 ) -> dict[str, Any]:
     """The runs and what they say: the blocks of the result. RunError where the directory holds a study with
     other settings.
@@ -206,7 +242,8 @@ def compare(
     methods, tell, out = check(config, methods, seeds, baseline), work.say, work.path
     work.begin(task=config.base.task, model=config.base.model, config=config.as_dict())
     with _sitting(out):
-        failed, chosen, runs = _train(config, out, methods, seeds, workers, tell if isinstance(tell, Tell) else Tell())
+        tell = tell if isinstance(tell, Tell) else Tell()
+        failed, chosen, runs = _train(config, out, methods, seeds, workers, tell, start)
     done = [job for job in runs if finished(out, job)]
     if not any(job.config.method == baseline for job in done):
         told = next((f": {why}" for name, why in failed.items() if name.startswith(f"runs/{baseline}-")), "")
@@ -222,7 +259,7 @@ def compare(
 
 
 def _train(
-    config: CompareConfig, out: Path, methods: Sequence[str], seeds: int, workers: int, tell: Tell
+    config: CompareConfig, out: Path, methods: Sequence[str], seeds: int, workers: int, tell: Tell, start: Start
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]], list[Job]]:
     """({run that failed: why}, what was chosen for every method, the runs that count), all runs made."""
     checks = (
@@ -235,12 +272,12 @@ def _train(
         if len(config.rates) > 1
         else []
     )
-    failed = run_jobs(out, checks, workers, "learning rates", tell)
+    failed = run_jobs(out, checks, workers, "learning rates", tell, start)
     chosen = choose(config, out, methods, checks)
     runs = [
         config.job(method, chosen[method]["factor"], seed, final=True) for seed in range(seeds) for method in methods
     ]
-    return failed | run_jobs(out, runs, workers, "runs", tell), chosen, runs
+    return failed | run_jobs(out, runs, workers, "runs", tell, start), chosen, runs
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tokencredit.studies.arguments import OnPolicy
+from tokencredit.studies.arguments import OnWorkers
 from tokencredit.studies.options import check_choices, option
-from tokencredit.studies.study import POLICY, Study
+from tokencredit.studies.study import ON_WORKERS, Study
 
 if TYPE_CHECKING:
     from tokencredit.tasks.task import Task
@@ -35,7 +35,7 @@ EXAMPLES = """\
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrelationConfig(OnPolicy):
+class CorrelationConfig(OnWorkers):
     """What is measured. `top`, `few`: shares of tokens that a proxy may pick; `condition_samples`: completions of every
     prompt of a condition."""
 
@@ -87,5 +87,5 @@ STUDY = Study(
     CorrelationConfig,
     EXAMPLES,
     small=SMALL,
-    shared=POLICY,
+    shared=ON_WORKERS,
 )

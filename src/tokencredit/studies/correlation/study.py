@@ -11,7 +11,8 @@ A killed study goes on where it was and ends with the same numbers.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from tokencredit.agreement.moments import budget_law
 from tokencredit.agreement.posterior import Posterior
 from tokencredit.agreement.rollouts import ESTIMANDS, AlternativeRollouts
 from tokencredit.checkpoints import listed
+from tokencredit.distribute.pool import Alone, Pool
 from tokencredit.lm.distribution import seed_of
 from tokencredit.studies.book import Book
-from tokencredit.studies.correlation import conditions, measurement
+from tokencredit.studies.correlation import conditions, measurement, pieces
 from tokencredit.studies.correlation.figures import (
     conditions_block,
     estimand_block,
@@ -44,18 +46,23 @@ CHUNK, LARGE = 8, 1 << 24  # prompts per stored piece of the rollouts and trees;
 def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
     """The whole study: its blocks."""
     config = replace(config, policy=config.policy.settled())
-    policy = config.policy.open()
+    with config.workers.open(config.policy) as pool:
+        return _run(config, work, pool)
+
+
+def _run(config: CorrelationConfig, work: Work, pool: Pool | Alone) -> dict[str, Any]:
+    policy = pool.policy
     rows = measurement.held_out(policy.task, config.prompts, config.seed)
     policy.encode_rows(rows)
     work.begin(task=config.policy.task, model=config.policy.model, policy=config.policy.as_dict())
     stages, say, book = work.stages, work.say, work.book
 
     heard = work.counting("sampling completions", "completions", config.completions * len(rows))
-    drawn = stages.value("completions", lambda: measurement.draw(policy, rows, config.completions, config.seed, heard))
+    drawn = stages.value("completions", lambda: pieces.draw(pool, rows, config.completions, config.seed, heard))
     say("computing proxies: " + ", ".join(config.proxies))
-    proxies = stages.arrays("proxies", lambda: measurement.proxies(policy, rows, drawn, config.seed, config.proxies))
-    rollouts, cost = _rollouts(config, policy, rows, drawn, work)
-    exact = _exact(config, policy, rows, drawn, stages, say) if config.with_trees(policy.task) else None
+    proxies = stages.arrays("proxies", lambda: pieces.proxies(pool, rows, drawn, config.seed, config.proxies))
+    rollouts, cost = _rollouts(config, pool, rows, drawn, work)
+    exact = _exact(config, pool, rows, drawn, work) if config.with_trees(policy.task) else None
 
     say("figures")
     posterior = Posterior.fit(rollouts, seed=config.seed)
@@ -64,7 +71,7 @@ def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
     prompt = np.repeat(np.arange(len(rows)), config.completions)
     law, expected = budget_law(rollouts, np.ones(len(tokens.trace)), prompt)
     study["law"] = law_block(book, law, expected, prompt, config.bootstraps)
-    study["conditions"] = conditions_block(_conditions(config, policy, stages, say), book)
+    study["conditions"] = conditions_block(_conditions(config, pool, work), book)
     study["view"] = token_view(policy, rows, drawn, rollouts, posterior, exact, proxies)
     study["findings"] = findings(study, book.figures, config)
     flat = [each for group in drawn for each in group]
@@ -77,45 +84,46 @@ def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
     return study | {"cost": cost | {"seconds": stages.seconds}}
 
 
-def _rollouts(config, policy, rows, drawn, work: Work) -> tuple[AlternativeRollouts, dict[str, int]]:
+def _rollouts(config, pool, rows, drawn, work: Work) -> tuple[AlternativeRollouts, dict[str, int]]:
     """Rollouts of all completions, stored a few prompts at a time."""
-    pieces, size = [], 1 if sum(p.numel() for p in policy.model.parameters()) > LARGE else CHUNK
+    size = 1 if pool.facts.parameters > LARGE else CHUNK
+    starts = range(0, len(rows), size)
     length = [config.rollouts * sum(len(each["ids"]) for each in group) for group in drawn]
     heard = work.counting("rolling out alternatives", "rollouts", sum(length))
-    for start in range(0, len(rows), size):
-        some = slice(start, start + size)
+    names = [f"rollouts_{start:05d}" for start in starts]
 
-        def make(some=some, start=start) -> dict[str, np.ndarray]:
-            found, cost = measurement.roll_out(
-                policy, rows[some], drawn[some], config.rollouts, seed_of(config.seed, start), heard
-            )
-            return asdict(found) | {name: np.array(value) for name, value in cost.items()}
+    def make(absent: list[int]) -> Iterator[tuple[int, Any]]:
+        wanted = [slice(starts[n], starts[n] + size) for n in absent]
+        heard.total = sum(sum(length[some]) for some in wanted)
+        calls = [(rows[some], drawn[some], config.rollouts, seed_of(config.seed, some.start)) for some in wanted]
+        for n, found in pool.run(pieces.rolled_out, calls, heard, pieces.rollouts_and_tokens):
+            yield absent[n], found
 
-        name = f"rollouts_{start:05d}"
-        if work.stages.has(name):
-            heard.total -= sum(length[some])
-        pieces.append(work.stages.arrays(name, make))
+    found = work.stages.pieces(names, make)
     offset = 0
-    for piece in pieces:
+    for piece in found:
         piece["trace"] = piece["trace"] + offset
         offset += len(piece["reward"])
-    names = ("trace", "pi", "reward", "rewards", "alternative", "share")
-    cost = {name: int(sum(piece[name] for piece in pieces)) for name in ("rollouts", "tokens")}
-    return AlternativeRollouts(*(np.concatenate([piece[name] for piece in pieces]) for name in names)), cost
+    columns = ("trace", "pi", "reward", "rewards", "alternative", "share")
+    cost = {name: int(sum(piece[name] for piece in found)) for name in ("rollouts", "tokens")}
+    return AlternativeRollouts(*(np.concatenate([piece[name] for piece in found]) for name in columns)), cost
 
 
-def _exact(config, policy, rows, drawn, stages, say) -> dict[str, np.ndarray]:
+def _exact(config, pool, rows, drawn, work: Work) -> dict[str, np.ndarray]:
     """Effects from prefix trees, stored a few prompts at a time."""
-    pieces = []
-    for start in range(0, len(rows), CHUNK):
-        say(f"growing prefix trees: prompt {start + 1} of {len(rows)}")
-        some = slice(start, start + CHUNK)
-        pieces.append(
-            stages.arrays(
-                f"exact_{start:05d}", lambda some=some: measurement.exact(policy, rows[some], drawn[some], eps=1e-5)
-            )
-        )
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    starts = range(0, len(rows), CHUNK)
+    heard = work.counting("growing prefix trees", "prompts", len(rows))
+
+    def make(absent: list[int]) -> Iterator[tuple[int, Any]]:
+        wanted = [slice(starts[n], starts[n] + CHUNK) for n in absent]
+        heard.total = sum(len(rows[some]) for some in wanted)
+        calls = [(rows[some], drawn[some]) for some in wanted]
+        for n, found in pool.run(pieces.exact, calls):
+            heard(len(rows[wanted[n]]))
+            yield absent[n], found
+
+    found = work.stages.pieces([f"exact_{start:05d}" for start in starts], make)
+    return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
 
 
 def _tokens(drawn: list, proxies: dict[str, np.ndarray], rollouts: AlternativeRollouts, seed: int) -> Tokens:
@@ -191,31 +199,29 @@ def _study(
     return blocks
 
 
-def _conditions(config, policy, stages, say) -> list[dict[str, Any]]:
+def _conditions(config, pool, work: Work) -> list[dict[str, Any]]:
     """Figures of entropy and calibration for every policy, temperature and bin of difficulty."""
-    num = min(config.condition_prompts, config.prompts)
-    rows = measurement.held_out(policy.task, num, seed_of(config.seed, "conditions"))
+    task, num = pool.policy.task, min(config.condition_prompts, config.prompts)
+    rows = measurement.held_out(task, num, seed_of(config.seed, "conditions"))
     model, own = config.policy.model, config.policy.temperature
     main = conditions.Condition(f"{model}, temperature {own:g}", "temperature", model, own)
     wanted = [conditions.Condition(f"{model}, temperature {t:g}", "temperature", model, t) for t in config.temperatures]
     wanted += [conditions.Condition(label, "policy", path, own) for label, path in _policies(config).items()]
+    wanted = list(dict.fromkeys([main, *wanted]))
+    heard = work.counting("when is entropy a good proxy", "conditions", len(wanted))
+    options = {"samples": config.condition_samples, "rollouts": config.rollouts, "seed": config.seed}
+    options["exact"] = config.with_trees(task)
+
+    def make(absent: list[int]) -> Iterator[tuple[int, Any]]:
+        heard.total = len(absent)
+        for n, found in pool.run(pieces.condition, [(config.policy, wanted[k], rows, options) for k in absent]):
+            heard(1)
+            yield absent[n], found
+
+    names = [f"condition_{seed_of(each.model, each.temperature):016x}" for each in wanted]
     found, whole = [], np.ones(len(rows), bool)
-    for condition in dict.fromkeys([main, *wanted]):
-        say(f"when is entropy a good proxy: {condition.label}")
-
-        def make(condition=condition) -> dict[str, np.ndarray]:
-            its = replace(config.policy, model=condition.model, temperature=condition.temperature).open()
-            return conditions.measure(
-                its,
-                rows,
-                samples=config.condition_samples,
-                rollouts=config.rollouts,
-                exact=config.with_trees(policy.task),
-                seed=config.seed,
-            )
-
-        arrays = stages.arrays(f"condition_{seed_of(condition.model, condition.temperature):016x}", make)
-        options = {"num": config.bootstraps, "seed": config.seed, "top": config.top}
+    options = {"num": config.bootstraps, "seed": config.seed, "top": config.top}
+    for condition, arrays in zip(wanted, work.stages.pieces(names, make)):
         found.append({"label": condition.label, "kind": condition.kind, **conditions.figures(arrays, whole, **options)})
         if condition == main:
             for label, member in conditions.difficulty_bins(arrays["correct"].mean(1)):

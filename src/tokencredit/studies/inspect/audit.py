@@ -20,13 +20,13 @@ import torch
 
 from tokencredit.agreement.ranks import share_of_top
 from tokencredit.agreement.resampling import Bootstrap, compare
+from tokencredit.lm.fingerprint import model_hash
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.sampling import Trace
 from tokencredit.logs import LoggedRollout
 from tokencredit.pivotality.budgets import Fixed
 from tokencredit.pivotality.estimator import discoveries
 from tokencredit.pivotality.measure import MeasuredTrace, measure
-from tokencredit.lm.fingerprint import model_hash
 from tokencredit.pivotality.store import RolloutStore, sampler_identity
 from tokencredit.studies.book import Book
 from tokencredit.studies.inspect.sample import LoggedStep
@@ -159,7 +159,14 @@ def measured(
     own = [rows[i] for i in chosen]
     sampler = policy.sampler(256)
     identity = sampler_identity(
-        sampler, model, model_hash(policy.model), policy.task.name, policy.max_new_tokens, task_source(policy.task)
+        type(sampler).__name__,
+        sampler.settings,
+        sampler.ends,
+        model=model,
+        model_digest=model_hash(policy.model),
+        verifier=policy.task.name,
+        verifier_source=task_source(policy.task),
+        max_new_tokens=policy.max_new_tokens,
     )
 
     def judge(k: int, ids: tuple[int, ...], truncated: bool) -> Any:

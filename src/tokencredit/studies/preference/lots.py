@@ -16,6 +16,7 @@ from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.sampling import Trace
 from tokencredit.pivotality.budgets import Fixed
+from tokencredit.pivotality.crew import Here
 from tokencredit.pivotality.export import candidates, verify_pairs
 from tokencredit.pivotality.measure import MeasuredTrace, measure
 from tokencredit.pivotality.record import alternative_rows, token_rows
@@ -106,8 +107,7 @@ def pivots(policy: Policy, rows: Sequence[Row], config: PreferenceConfig, seed: 
     pairs = verify_pairs(
         wanted,
         traces,
-        policy.sampler(),
-        _judge(policy, own),
+        Here(policy.sampler(), _judge(policy, own)),
         RolloutStore(None, {}, part=4096),
         num=config.fresh,
         max_new_tokens=policy.max_new_tokens,
