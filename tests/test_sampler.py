@@ -324,5 +324,5 @@ def test_vllm_keeps_the_contract(monkeypatch, settings):
 
 def test_vllm_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match="pip install vllm"):
+    with pytest.raises(ImportError, match="tokencredit\\[vllm\\]"):
         vllm_sampler.VllmSampler.load("a/model", ends=[END])

@@ -19,7 +19,7 @@ from tokencredit.console import Parser, add_command, console, errors, visible, w
 from tokencredit.credit_model import command as credit_model_command
 from tokencredit.figure import Figure
 from tokencredit.lifeline import end_with_parent
-from tokencredit.lm.arguments import add_policy, policy_config, training_arguments
+from tokencredit.lm.arguments import add_policy, add_sampler, policy_config, training_arguments
 from tokencredit.pivotality import command as pivotality_command
 from tokencredit.scores import command as score_command
 from tokencredit.studies.command import add_dynamics, add_inspect, add_study
@@ -190,6 +190,7 @@ def _evaluate_parser(commands) -> None:
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     p.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     add_policy(p)
+    add_sampler(p)
 
 
 def _methods_parser(commands) -> None:

@@ -62,10 +62,30 @@ def add_policy(
         )
 
 
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """Adds --sampler and --sampler-option to a command that samples a policy."""
+    group = parser.add_argument_group("sampler", "what samples the policy")
+    group.add_argument(
+        "--sampler",
+        choices=("transformers", "vllm"),
+        help="vllm is for GPUs and has its own random numbers (default: transformers)",
+    )
+    group.add_argument(
+        "--sampler-option",
+        action="append",
+        default=[],
+        dest="sampler_options",
+        metavar="K=V",
+        help="field of vllm.LLM, like gpu_memory_utilization=0.6; repeatable",
+    )
+
+
 def policy_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What was said, by field of `PolicyConfig`; what was not said is left out."""
-    names = ("model", "task", "temperature", "max_new_tokens", "chat", "dtype", "device", "memory")
+    names = ("model", "task", "temperature", "max_new_tokens", "chat", "dtype", "device", "memory", "sampler")
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if told := getattr(args, "sampler_options", None):
+        given["sampler_options"] = read_settings(told, "--sampler-option")
     return given | ({"options": read_settings(args.options)} if args.options else {})
 
 

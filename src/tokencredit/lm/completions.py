@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokencredit.lm.distribution import Settings, seed_of
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.lm.prefix_sampler import ROWS, PrefixSampler
-from tokencredit.lm.sampling import Progress, Request, Trace, end_tokens
+from tokencredit.lm.sampling import Progress, Request, Sampler, Trace, end_tokens
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,21 @@ def sample(
     sampler = PrefixSampler(
         model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch, memory=memory
     )
+    options = {"max_new_tokens": max_new_tokens, "seed": seed, "first": first, "progress": progress}
+    return sample_by(sampler, prompts, num, **options)
+
+
+def sample_by(
+    sampler: Sampler,
+    prompts: Sequence[Sequence[int]],
+    num: int = 1,
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
+    first: int = 0,
+    progress: Progress | None = None,
+) -> list[list[Completion]]:
+    """The same by any sampler."""
     requests = [
         Request(i, 0, max_new_tokens, seed_of(seed, first + i, k)) for i in range(len(prompts)) for k in range(num)
     ]

@@ -8,19 +8,31 @@ from functools import cached_property
 from typing import Any, cast
 
 from tokencredit.durable import read_mapping
-from tokencredit.lm.completions import Completion, sample
+from tokencredit.lm.completions import Completion, sample_by
 from tokencredit.lm.distribution import Settings
-from tokencredit.lm.load import EMBEDDED, load_config, load_model, load_outline, load_tokenizer, resolve_model, run_of
+from tokencredit.lm.load import (
+    EMBEDDED,
+    base_of,
+    load_config,
+    load_model,
+    load_outline,
+    load_tokenizer,
+    resolve_model,
+    run_of,
+)
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.lm.prefix_sampler import ROWS, PrefixSampler
 from tokencredit.lm.prompts import Prompt, encode_prompt, encode_prompts
 from tokencredit.lm.room import Room
-from tokencredit.lm.sampling import Progress, end_tokens
+from tokencredit.lm.sampling import Progress, Sampler, end_tokens
 from tokencredit.lm.text import pieces
 from tokencredit.tasks import load
 from tokencredit.tasks.reckon import VOCABULARY
 from tokencredit.tasks.task import Roles, Row, Task
 from tokencredit.tasks.verdict import Verdict
+
+SAMPLERS = ("transformers", "vllm")
+BESIDE = 0.5  # share of a GPU's memory that vLLM takes where nobody says another; the model of the scores is there too
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +43,7 @@ class Policy:
     name           as the user called the model
     top_k, top_p   of sampling; 0 and 1 keep every token
     memory         bytes that passes are sized for, as `lm.room.Room.of` takes them
+    engine         options of `vllm.LLM` where vLLM samples, `model` among them; None where transformers does
     """
 
     model: CausalModel
@@ -43,6 +56,7 @@ class Policy:
     top_k: int = 0
     top_p: float = 1.0
     memory: int | None = None
+    engine: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.max_new_tokens:
@@ -58,9 +72,16 @@ class Policy:
         """How it is sampled."""
         return Settings(self.temperature, self.top_k, self.top_p)
 
-    def sampler(self, batch: int = ROWS) -> PrefixSampler:
-        """Continues prefixes by this policy, at most `batch` rows at a time and no more than there is room for."""
-        return PrefixSampler(self.model, ends=self.ends, settings=self.settings, batch=batch, memory=self.memory)
+    def sampler(self, batch: int = ROWS, settings: Settings | None = None) -> Sampler:
+        """Continues prefixes by this policy, or by its model with other settings: with transformers at most `batch`
+        rows at a time and no more than there is room for; vLLM schedules them itself.
+        """
+        settings = settings or self.settings
+        if self.engine is not None:
+            from tokencredit.lm.vllm_sampler import VllmSampler
+
+            return VllmSampler.load(ends=self.ends, settings=settings, **self.engine)
+        return PrefixSampler(self.model, ends=self.ends, settings=settings, batch=batch, memory=self.memory)
 
     def complete(
         self,
@@ -74,16 +95,12 @@ class Policy:
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """`num` completions of every prompt (token ids), as `lm.completions.sample` draws them."""
-        return sample(
-            self.model,
-            self.tokenizer,
+        return sample_by(
+            self.sampler(batch, Settings(0.0 if greedy else self.temperature)),
             prompts,
             num,
             max_new_tokens=self.max_new_tokens,
-            temperature=0.0 if greedy else self.temperature,
             seed=seed,
-            batch=batch,
-            memory=self.memory,
             first=first,
             progress=progress,
         )
@@ -134,6 +151,8 @@ class PolicyConfig:
     dtype, device    as torch calls them; by default a GPU where there is one and the checkpoint's own dtype there, else
                      float32 on the CPU
     memory           bytes that the process may take; no part of what is asked, and in no record
+    sampler          what samples, "transformers" or "vllm"; the model is loaded by transformers as well, for scores
+    sampler_options  fields of `vllm.LLM`, like gpu_memory_utilization or max_model_len
     """
 
     model: str = EMBEDDED
@@ -145,12 +164,18 @@ class PolicyConfig:
     dtype: str | None = None
     device: str | None = None
     memory: int | None = field(default=None, metadata={"identity": False})
+    sampler: str = SAMPLERS[0]
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ValueError(f"--temperature must be positive and finite, got {self.temperature:g}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens must be at least 1, got {self.max_new_tokens}")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"--sampler is one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
+        if self.sampler_options and self.sampler != "vllm":
+            raise ValueError("--sampler-option is of vLLM: give --sampler vllm as well")
 
     def settled(self) -> PolicyConfig:
         """With everything that is None filled in, but dtype and device; what a record should hold.
@@ -195,6 +220,11 @@ class PolicyConfig:
         """
         found = self.settled()
         path, task = resolve_model(self.model), found.load_task()
+        if self.sampler == "vllm" and base_of(path):
+            raise ValueError(
+                f"--sampler vllm: {self.model} is an adapter, which is sampled with transformers here; merge it"
+                " (peft's merge_and_unload, save_pretrained) and name the merged model"
+            )
         tokenizer = load_tokenizer(path)
         if found.chat and not getattr(tokenizer, "chat_template", None):
             raise ValueError(f"--chat: the tokenizer of {self.model} has no chat template; leave it out for plain text")
@@ -213,12 +243,22 @@ class PolicyConfig:
             found.chat,
             self.model,
             memory=self.memory,
+            engine=self._engine(path, model) if weights and self.sampler == "vllm" else None,
         )
+
+    def _engine(self, path: str, model: CausalModel) -> dict[str, Any]:
+        """How vLLM loads the same model: in its dtype, and on a GPU with room beside it."""
+        engine: dict[str, Any] = {"model": path, "dtype": str(model.dtype).removeprefix("torch.")}
+        if model.device.type == "cuda":
+            engine["gpu_memory_utilization"] = BESIDE
+        return engine | dict(self.sampler_options)
 
     def as_dict(self) -> dict[str, Any]:
         """What a record should hold: which policy, not what it may take."""
         found = asdict(self) | {"options": dict(self.options)}
         del found["memory"]
+        if self.sampler == SAMPLERS[0]:
+            del found["sampler"], found["sampler_options"]
         return found
 
     def _usual_limit(self) -> int:

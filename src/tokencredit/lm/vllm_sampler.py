@@ -8,7 +8,9 @@ which is NaN here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -41,9 +43,11 @@ class VllmSampler:
 
     @classmethod
     def load(cls, model: str, *, ends: Sequence[int], settings: Settings | None = None, **engine: Any) -> VllmSampler:
-        """A sampler on a model's path or hub name; `engine` goes to `vllm.LLM`."""
+        """A sampler on a model's path or hub name; `engine` goes to `vllm.LLM`, which is made once for a process: other
+        settings share it.
+        """
         options = {"enable_prefix_caching": True, "max_logprobs": -1, "logprobs_mode": "processed_logprobs", **engine}
-        llm = _vllm().LLM(model=model, **options)
+        llm = _engine(model, json.dumps(options, sort_keys=True))
         return cls(llm, ends=ends, vocab=llm.llm_engine.model_config.get_vocab_size(), settings=settings)
 
     def distributions(self, traces: Sequence[Trace]) -> Iterator[Tensor]:
@@ -109,10 +113,15 @@ def _rollout(output: Any) -> Rollout:
     return Rollout(ids, output.finish_reason == "length", logprob, (float("nan"),) * len(ids))
 
 
+@cache
+def _engine(model: str, options: str) -> Any:
+    return _vllm().LLM(model=model, **json.loads(options))
+
+
 def _vllm() -> Any:
     try:
         return import_module("vllm")
     except ImportError as error:
         raise ImportError(
-            "sampling with vLLM needs the package `vllm` (pip install vllm); without it, use PrefixSampler"
+            "sampling with vLLM needs it: pip install 'tokencredit[vllm]'; without it, --sampler transformers"
         ) from error

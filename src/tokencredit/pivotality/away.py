@@ -23,7 +23,9 @@ class Away:
         self.pool, self.settings, self.rows = pool, settings, rows
         self.ends = pool.facts.ends
 
-    def run(self, work: Work, pieces: Iterable[SomeTraces], progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
+    def run(
+        self, work: Work, pieces: Iterable[SomeTraces], progress: Progress | None = None
+    ) -> Iterator[tuple[int, Any]]:
         """`progress` hears of a part when it has come back."""
         calls = ((work, piece, {k: self.rows[k] for k in piece.numbers}) for piece in pieces)
         told = _sampled if work in (continued, sampled) else _nothing

@@ -15,7 +15,7 @@ from tokencredit.distribute.workers import Workers, add_ray, workers_of
 from tokencredit.durable import plain, read_mapping, write_json
 from tokencredit.exclusive import exclusive
 from tokencredit.limits import check_rows
-from tokencredit.lm.arguments import add_policy, policy_config, rows_of
+from tokencredit.lm.arguments import add_policy, add_sampler, policy_config, rows_of
 
 if TYPE_CHECKING:
     from tokencredit.distribute.pool import Alone, Pool
@@ -51,6 +51,7 @@ def add_parser(commands: Any) -> None:
         "--out", type=Path, required=True, help="directory of the rollouts, the tables and result.json"
     )
     add_ray(run_parser)
+    add_sampler(run_parser)
     plan_parser = _command(
         actions,
         "plan",

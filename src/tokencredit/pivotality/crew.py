@@ -40,7 +40,9 @@ class Crew(Protocol):
     settings: Settings
     ends: tuple[int, ...]
 
-    def run(self, work: Work, pieces: Sequence[SomeTraces], progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
+    def run(
+        self, work: Work, pieces: Sequence[SomeTraces], progress: Progress | None = None
+    ) -> Iterator[tuple[int, Any]]:
         """(number of the piece, what came of it, or a `distribute.lost.Lost`), in any order; `progress` hears of rows
         and tokens that are sampled.
         """
@@ -54,6 +56,8 @@ class Here:
         self.sampler, self.judge = sampler, judge
         self.settings, self.ends = sampler.settings, tuple(sampler.ends)
 
-    def run(self, work: Work, pieces: Iterable[SomeTraces], progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
+    def run(
+        self, work: Work, pieces: Iterable[SomeTraces], progress: Progress | None = None
+    ) -> Iterator[tuple[int, Any]]:
         for number, piece in enumerate(pieces):
             yield number, work(self.sampler, self.judge, piece, progress)

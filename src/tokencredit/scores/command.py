@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tokencredit.console import add_command, console
 from tokencredit.distribute.workers import add_ray, workers_of
 from tokencredit.limits import check_rows
-from tokencredit.lm.arguments import add_policy, policy_config, rows_of
+from tokencredit.lm.arguments import add_policy, add_sampler, policy_config, rows_of
 from tokencredit.scores.table import SCORES
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--seed", type=int, default=0, help="of prompts, samples and directions (default: %(default)s)")
     add_policy(p)
     add_ray(p)
+    add_sampler(p)
 
 
 def _score_table() -> str:

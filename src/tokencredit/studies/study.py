@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokencredit.distribute.workers import add_ray, workers_of
 from tokencredit.exclusive import exclusive
-from tokencredit.lm.arguments import add_policy, policy_config
+from tokencredit.lm.arguments import add_policy, add_sampler, policy_config
 from tokencredit.runs import Run
 from tokencredit.studies.book import Book
 from tokencredit.studies.options import add_flags, identity, read, told
@@ -127,7 +127,8 @@ class Shared:
 
 POLICY = Shared(add_policy, lambda args: {"policy": policy_config(args)})
 ON_WORKERS = Shared(
-    lambda parser: (add_policy(parser), add_ray(parser)), lambda args: POLICY.read(args) | {"workers": workers_of(args)}
+    lambda parser: (add_policy(parser), add_sampler(parser), add_ray(parser)),
+    lambda args: POLICY.read(args) | {"workers": workers_of(args)},
 )
 RUN = Shared(partial(add_policy, model=("--run", "--model")), POLICY.read)
 """A policy; with who does the work; the same policy of a question about a run, which names it so."""
