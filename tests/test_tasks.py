@@ -1,7 +1,11 @@
 """Verifiers, verdict by verdict; limits that hold; data files with good and bad rows. No network."""
 
+import ast
+import builtins
+import importlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +16,7 @@ from pathlib import Path
 import numpy
 import pytest
 
+import tokencredit
 from tokencredit import tasks
 from tokencredit.tasks import answers, bounded, gsm8k, jsonl, numerals
 from tokencredit.tasks.bounded import Limits
@@ -356,6 +361,32 @@ def test_a_function_becomes_a_verifier():
     assert as_verifier(lambda completion, row: UNPARSED)("", {}) == UNPARSED
     assert as_verifier(lambda completion, row: numpy.bool_(True))("", {}) == CORRECT
     assert as_verifier(lambda completion, row, truncated: truncated)("", {}, truncated=True) == CORRECT
+
+
+def exceptions():
+    """{name: class} of every exception of the package, imported from the module that its file is."""
+    package = Path(tokencredit.__file__).parent
+    kinds = {name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, Exception)}
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and {ast.unparse(base) for base in node.bases} & kinds:
+                module = ".".join(["tokencredit", *path.relative_to(package).with_suffix("").parts])
+                found[node.name] = getattr(importlib.import_module(module), node.name)
+    return found
+
+
+def test_every_exception_comes_back_whole_from_another_process():
+    """What a worker raises is pickled: type, message, notes and what it carries are the same afterwards."""
+    made = {"VerifierError": ("bad failed on row 3", {"answer": "7"}), "WriteFailure": (28, "disk full", "a.json")}
+    found = exceptions()
+    assert {"VerifierError", "StoreError", "WrongWorker", "WriteFailure", "RunError"} <= found.keys()
+    for name, kind in found.items():
+        error = kind(*made.get(name, ("a message",)))
+        error.add_note("of trace 4")
+        back = pickle.loads(pickle.dumps(error))
+        assert (type(back), str(back), vars(back)) == (kind, str(error), vars(error)), name
+    assert pickle.loads(pickle.dumps(VerifierError("bad", {"answer": "7"}))).row == {"answer": "7"}
 
 
 def test_a_raising_verifier_names_the_row_or_says_error():
