@@ -812,8 +812,7 @@ def test_pairs_of_equal_sides_are_dropped():
     pairs = export.verify_pairs(
         wanted,
         traces,
-        sampler,
-        lambda k, ids, truncated: sum(ids) % 2 == 0,
+        Here(sampler, lambda k, ids, truncated: sum(ids) % 2 == 0),
         RolloutStore(None, {}),
         num=64,
         max_new_tokens=4,

@@ -53,7 +53,7 @@ SPEC = HostSpec(CONFIG.as_dict())
 @pytest.fixture(scope="module")
 def cluster():
     """Functions of this module are sent as they are: no worker can import it."""
-    with connected("local", 6) as found:
+    with connected("local", 4) as found:
         found.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield found
 
@@ -349,11 +349,11 @@ def test_bad_addresses_and_too_few_processors(cluster, capsys, monkeypatch, tmp_
     assert "--workers is of workers on Ray" in capsys.readouterr().err
     assert main(["study", "compare", "--gpus-per-worker", "1", "--out", str(tmp_path / "none")]) == 1
     assert "--gpus-per-worker is of workers on Ray" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="7 workers need 7 CPUs, and the cluster has 6"):
-        share(cluster, 7)
+    with pytest.raises(ValueError, match="5 workers need 5 CPUs, and the cluster has 4"):
+        share(cluster, 5)
     with pytest.raises(ValueError, match=r"1 workers need 0\.5 GPUs, and the cluster has 0"):
         share(cluster, None, 0.5)
-    assert share(cluster) == (6, 0.0) and not (tmp_path / "none").exists()
+    assert share(cluster) == (4, 0.0) and not (tmp_path / "none").exists()
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"tokencredit\[ray\]"):
         import_ray()

@@ -11,6 +11,7 @@ from typing import Any
 
 LOCAL, AUTO = "local", "auto"
 OBJECTS = 200_000_000  # bytes of Ray's own store on this machine; what travels are token ids and figures
+ATTEMPTS = 4
 PATIENCE = 5  # seconds in which an address has to answer
 
 
@@ -31,13 +32,27 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
     if address != LOCAL:
         options = {"address": address}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+        _start(ray, options)
     except ConnectionError as error:
         raise ConnectionError(_unreachable(address, str(error).splitlines()[0])) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, options: dict[str, Any]) -> None:
+    """`ray.init`, again where Ray gave up on a machine so busy that it did not start within its half minute."""
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if not left:
+                raise RuntimeError(f"Ray did not start on this machine in {ATTEMPTS} attempts; is it busy?") from error
 
 
 def import_ray() -> Any:

@@ -34,14 +34,18 @@ class Shard:
 def ask_each(
     crew: Crew, ask: Ask, asked: Mapping[int, tuple[Trace, Any]], failed: dict[int, Exception]
 ) -> dict[int, Any]:
-    """The answer for every trace, by number and in order; those that raise an error are put into `failed`."""
+    """The answer for every trace, by number and in order, but for those that raise an error: they are put into `failed`,
+    where they have not failed before.
+    """
     numbers = list(asked)
     shards = [Shard({k: asked[k] for k in numbers[start : start + SHARD]}) for start in range(0, len(numbers), SHARD)]
     found: dict[int, Any] = {}
     for n, answers in crew.run(partial(_answers, ask), shards):
         found |= dict.fromkeys(shards[n].numbers, answers) if isinstance(answers, Lost) else answers
-    failed |= {k: found[k].error for k in numbers if isinstance(found[k], Lost)}
-    return {k: found[k] for k in numbers if k not in failed}
+    for k in numbers:
+        if isinstance(found[k], Lost):
+            failed.setdefault(k, found[k].error)
+    return {k: found[k] for k in numbers if not isinstance(found[k], Lost)}
 
 
 def _answers(ask: Ask, sampler: Sampler, judge: Judge, shard: Shard, progress: Progress | None) -> dict[int, Any]:

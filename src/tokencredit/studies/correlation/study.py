@@ -209,12 +209,12 @@ def _conditions(config, pool, work: Work) -> list[dict[str, Any]]:
     wanted += [conditions.Condition(label, "policy", path, own) for label, path in _policies(config).items()]
     wanted = list(dict.fromkeys([main, *wanted]))
     heard = work.counting("when is entropy a good proxy", "conditions", len(wanted))
-    options = {"samples": config.condition_samples, "rollouts": config.rollouts, "seed": config.seed}
-    options["exact"] = config.with_trees(task)
+    size = {"samples": config.condition_samples, "rollouts": config.rollouts, "seed": config.seed}
+    size["exact"] = config.with_trees(task)
 
     def make(absent: list[int]) -> Iterator[tuple[int, Any]]:
         heard.total = len(absent)
-        for n, found in pool.run(pieces.condition, [(config.policy, wanted[k], rows, options) for k in absent]):
+        for n, found in pool.run(pieces.condition, [(config.policy, wanted[k], rows, size) for k in absent]):
             heard(1)
             yield absent[n], found
 
