@@ -18,7 +18,8 @@ PATIENCE = 5  # seconds in which an address has to answer
 @contextmanager
 def connected(address: str, workers: int | None = None) -> Iterator[Any]:
     """The module `ray`, connected: to a cluster of `workers` processes on this machine, which ends with this one, or to
-    the one at an address (auto, HOST:PORT, ray://HOST:PORT). A connection that is there already is used, and left.
+    the one at an address (auto, HOST:PORT), of which this machine is a part. A connection that is there already is
+    used, and left.
 
     ImportError where Ray is not installed; ConnectionError, within seconds, where nothing answers.
     """
@@ -87,9 +88,9 @@ def share(ray: Any, workers: int | None = None, gpus: float | None = None) -> tu
 
 def _check(address: str) -> None:
     """ConnectionError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdigit()):
-        raise ValueError(f"--ray is local, auto, HOST:PORT or ray://HOST:PORT, not {address!r}")
+        raise ValueError(f"--ray is local, auto or HOST:PORT, not {address!r}")
     try:
         socket.create_connection((host, int(port)), timeout=PATIENCE).close()
     except OSError as error:

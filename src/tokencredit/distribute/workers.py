@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Workers:
     """Workers on Ray, or none: the work is then done in this process.
 
-    address   local, auto, HOST:PORT or ray://HOST:PORT; None for no Ray
+    address   local, auto or HOST:PORT; None for no Ray
     number    of workers; by default one for every GPU, and where there is none one for every processor
     gpus      of each, by default 1 where there are any; several workers share one with a part of 1
     """
@@ -54,7 +54,7 @@ def add_ray(parser: argparse.ArgumentParser, *, number: bool = True) -> None:
     group.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="local: workers on this machine; auto, HOST:PORT or ray://HOST:PORT: on a cluster that runs",
+        help="local: workers on this machine; auto or HOST:PORT: on a running cluster that this machine is a part of",
     )
     if number:
         group.add_argument("--workers", type=int, metavar="N", help="(default: one per GPU, else one per processor)")

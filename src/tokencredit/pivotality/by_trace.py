@@ -34,8 +34,8 @@ class Shard:
 def ask_each(
     crew: Crew, ask: Ask, asked: Mapping[int, tuple[Trace, Any]], failed: dict[int, Exception]
 ) -> dict[int, Any]:
-    """The answer for every trace, by number and in order, but for those that raise an error: they are put into `failed`,
-    where they have not failed before.
+    """The answer for every trace, by number and in order, but for those that raise an error: they are put into
+    `failed`, where they have not failed before.
     """
     numbers = list(asked)
     shards = [Shard({k: asked[k] for k in numbers[start : start + SHARD]}) for start in range(0, len(numbers), SHARD)]

@@ -134,8 +134,7 @@ def _scores(
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
     pieces = [rows[start : start + args.batch] for start in range(0, len(rows), args.batch)]
     with bar(console, "scoring", len(rows)) as advance:
-        told = lambda found: (len(found[0][args.scores[0]]), 0)  # noqa: E731
-        found = done(pool, _scored, [(some, args.scores, args.seed, options) for some in pieces], advance, told)
+        found = done(pool, _scored, [(some, args.scores, args.seed, options) for some in pieces], advance, _rows)
     columns = {name: [values for piece, _ in found for values in piece[name]] for name in args.scores}
     return columns, {name: sum((ways[name] for _, ways in found), Counter()) for name in args.scores}
 
@@ -221,6 +220,11 @@ def from_task(args: argparse.Namespace, pool: Pool | Alone) -> list[dict[str, An
         for i, group in enumerate(drawn)
         for completion in group
     ]
+
+
+def _rows(found: tuple[dict[str, list[list[float]]], Any]) -> tuple[int, int]:
+    """Rows that were scored; nothing is sampled."""
+    return len(next(iter(found[0].values()))), 0
 
 
 def _drawn(host: Host, prompts: Sequence[Sequence[int]], num: int, seed: int, first: int) -> list[list[Completion]]:

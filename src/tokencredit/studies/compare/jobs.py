@@ -61,8 +61,6 @@ Start = Callable[[Path, Job, Path], Any]
 
 def forked(out: Path, job: Job, log: Path) -> Forked:
     """The job in a process of this machine."""
-    if (job.config.task, job.config.model) == ("reckon", "reckon"):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return Forked(perform, (job, out / job.name), log, PRELOAD)
 
 
@@ -115,6 +113,8 @@ def _started(out: Path, job: Job, start: Start) -> Any:
     log = _log(out, job.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("")
+    if (job.config.task, job.config.model) == ("reckon", "reckon"):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return start(out, job, log)
 
 
