@@ -19,7 +19,7 @@ from tokencredit.durable import DamagedFile, append_line, read_json, read_lines,
 
 class Stages:
     """Results under `folder`, by name: JSON values and groups of arrays. `seconds` says what was spent on each, by
-    whichever process.
+    whichever process; of pieces that several make, the time from one to the next.
 
     A stage must be a function of the study's configuration and of earlier stages alone; whoever makes the folder sees
     to it that it belongs to that configuration (`runs.Run.create` refuses another).
@@ -50,9 +50,7 @@ class Stages:
         path = self.folder / f"{name}.npz"
         if not path.exists():
             start = time.perf_counter()
-            made = make()
-            replace_file(path, lambda file: np.savez_compressed(file, **made))
-            self._spent(name, start)
+            self._store(name, make(), start)
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return {key: stored[key] for key in stored.files}
@@ -68,16 +66,22 @@ class Stages:
         """
         absent = [place for place, name in enumerate(names) if not self.has(name)]
         lost: dict[int, Exception] = {}
+        start = time.perf_counter()
         for place, made in make(absent) if absent else ():
             if isinstance(made, Lost):
                 lost[place] = made.error
             else:
-                self.arrays(names[place], lambda made=made: made)
+                self._store(names[place], made, start)
+            start = time.perf_counter()
         if lost:
             error = lost[min(lost)]
             error.add_note(f"{len(lost)} of {len(names)} pieces failed, {names[min(lost)]} first; the rest is kept")
             raise error
         return [self.arrays(name, dict) for name in names]
+
+    def _store(self, name: str, made: Mapping[str, np.ndarray], start: float) -> None:
+        replace_file(self.folder / f"{name}.npz", lambda file: np.savez_compressed(file, **made))
+        self._spent(name, start)
 
     def _spent(self, name: str, start: float) -> None:
         append_line(self.folder / "seconds.jsonl", {"stage": name, "seconds": time.perf_counter() - start})
