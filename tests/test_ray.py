@@ -52,7 +52,10 @@ SPEC = HostSpec(CONFIG.as_dict())
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Functions of this module are sent as they are: no worker can import it."""
+    """Functions of this module are sent as they are: no worker can import it. Workers are as nice as this process,
+    where Ray would have them wait for whatever else the machine does.
+    """
+    os.environ.update(RAY_worker_niceness="0")
     with connected("local", 4) as found:
         found.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield found
