@@ -313,13 +313,13 @@ def changed(folder, factor):
 
 def test_a_piece_that_ends_its_worker_is_lost_and_another_model_is_refused(cluster, tmp_path, monkeypatch):
     """The worker loads its model again when it is started again: meanwhile another one was put there."""
-    monkeypatch.setattr(pools, "RETRIES", 0)
+    monkeypatch.setattr(pools, "RETRIES", 1)
     folder = tmp_path / "model"
     shutil.copytree(resolve_model("reckon"), folder)
     with pools.pool(HostSpec(replace(CONFIG, model=str(folder)).as_dict()), "local", 1) as one:
         changed(folder, 1.5)
         ((number, lost),) = one.run(leave, [()])
-        assert number == 0 and isinstance(lost, Lost) and "its worker died 1 times" in str(lost.error)
+        assert number == 0 and isinstance(lost, Lost) and "its worker died 2 times" in str(lost.error)
         with pytest.raises(WrongWorker, match=rf"holds another model \(\w+\) than the others \({one.facts.model_hash}"):
             list(one.run(process, [()]))
 

@@ -35,7 +35,7 @@ class Remote:
         except self.ray.exceptions.RayTaskError as error:
             told = str(error.cause)
         except self.ray.exceptions.RayError as error:
-            told = f"its process ended ({str(error).strip().splitlines()[0]})"
+            told = f"its process ended ({_first_line(error)})"
         with self.log.open("a") as file:
             file.write(f"error: {told}\n")
         return 1
@@ -51,6 +51,10 @@ class Remote:
 
     def kill(self) -> None:
         self.ray.cancel(self.reference, force=True)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _enter(site: Site, function: Callable[..., object], arguments: tuple[Any, ...], log: str) -> int:
