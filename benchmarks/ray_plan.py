@@ -2,7 +2,8 @@
 
     python benchmarks/ray_plan.py [--traces 10000] [--tokens 500] [--tokens-per-second 2000 10000] [--prompts 16]
 
-Computed from a small run of the shipped model, measured now, and from the cost of a part (`results/ray_scaling.json`):
+Computed from a small run of the shipped model, measured now, and from what a rollout cost the process that hands the
+work out (`results/ray_scaling.json`):
 
     rollouts   = traces · tokens · per token         with two stages screen + confirm (select + control (1 − select))
     generated  = rollouts · tokens / 2 · length      length: rollouts of the small run against the rest of their trace
@@ -10,10 +11,10 @@ Computed from a small run of the shipped model, measured now, and from the cost 
     storage    = rollouts · bytes + generated · 4    bytes: of the small run's parts without token ids, which are
                                                      counted as they are, 4 bytes each
     memory     = rollouts · bytes                    of the process that hands the work out
-    driver     = parts · overhead                    processor time beside the rollouts themselves
+    driver     = rollouts · its processor time
 
 Assumed, and not measured: that rollouts of a large model are as long, against the rest of their trace, as those of the
-small one; the speed; the mean length of a trace.
+small one; the speed; the mean length of a trace; that the driver's time does not grow with the length of a rollout.
 """
 
 import argparse
@@ -89,7 +90,7 @@ def per_token(budget):
     return budget.screen + budget.confirm * (budget.select + budget.control * (1 - budget.select))
 
 
-def planned(budget, options, small, overhead):
+def planned(budget, options, small, seconds):
     rollouts = options.traces * options.tokens * per_token(budget)
     generated = rollouts * (options.tokens - 1) / 2 * small["length"]
     return {
@@ -100,7 +101,7 @@ def planned(budget, options, small, overhead):
         "storage_gib": (rollouts * small["bytes_per_rollout"] + generated * 4) / 2**30,
         "memory_gib": rollouts * small["memory_per_rollout"] / 2**30,
         "parts": rollouts / MOST,
-        "driver_hours": rollouts / MOST * overhead / 3600,
+        "driver_hours": rollouts * seconds / 3600,
     }
 
 
@@ -114,11 +115,10 @@ def main():
     torch.set_num_threads(1)
     small = small_run(options.prompts)
     scaling = json.loads((Path(__file__).parent / "results" / "ray_scaling.json").read_text())
-    plans = {name: planned(budget, options, small, scaling["overhead_per_part"]) for name, budget in BUDGETS.items()}
+    seconds = scaling["seconds"]["driver"] / scaling["rollouts"]
+    plans = {name: planned(budget, options, small, seconds) for name, budget in BUDGETS.items()}
     asked = {key: value for key, value in vars(options).items() if key != "prompts"}
-    finish(
-        "ray_plan", {"small": small, "asked": asked, "plans": plans, "overhead_per_part": scaling["overhead_per_part"]}
-    )
+    finish("ray_plan", {"small": small, "asked": asked, "plans": plans, "driver_seconds_per_rollout": seconds})
 
 
 if __name__ == "__main__":

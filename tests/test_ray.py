@@ -312,16 +312,17 @@ def changed(folder, factor):
 
 
 def test_a_piece_that_ends_its_worker_is_lost_and_another_model_is_refused(cluster, tmp_path, monkeypatch):
-    """The worker loads its model again when it is started again: meanwhile another one was put there."""
+    """A worker that was started again loads its model again: in the end another one has been put there."""
     monkeypatch.setattr(pools, "RETRIES", 1)
     folder = tmp_path / "model"
     shutil.copytree(resolve_model("reckon"), folder)
     with pools.pool(HostSpec(replace(CONFIG, model=str(folder)).as_dict()), "local", 1) as one:
-        changed(folder, 1.5)
         ((number, lost),) = one.run(leave, [()])
         assert number == 0 and isinstance(lost, Lost) and "its worker died 2 times" in str(lost.error)
+        assert len(processes(one)) == 1, "the next piece finds a worker"
+        changed(folder, 1.5)
         with pytest.raises(WrongWorker, match=rf"holds another model \(\w+\) than the others \({one.facts.model_hash}"):
-            list(one.run(process, [()]))
+            list(one.run(leave, [()]))
 
 
 def test_workers_that_differ_are_refused(workers):
