@@ -29,9 +29,8 @@ def connected(address: str, workers: int | None = None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    options = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": workers}
-    if address != LOCAL:
-        options = {"address": address}
+    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": workers}
+    options = own if address == LOCAL else {"address": address}
     try:
         _start(ray, options)
     except ConnectionError as error:
