@@ -27,20 +27,33 @@ FREE_PROXIES = ("varentropy", "margin", "sum_p2")
 
 
 def importance_scorers(
-    *, num_directions: int = 8, method: str = "sketch", parameters: str = "trainable", max_tokens: int = 8192
+    *,
+    num_directions: int = 8,
+    method: str = "sketch",
+    parameters: str = "trainable",
+    max_tokens: int = 8192,
+    perturbation: str = "first_order",
+    scale: float | None = None,
 ) -> dict[str, Scorer]:
     """{kind: scorer} for every importance proxy; computed only for methods that need them.
 
-    parameters   whose gradients count, as `lm.proxies.importance` takes them: those that are trained, unless told
+    parameters     whose gradients count, as `lm.proxies.importance` takes them: those that are trained, unless told
+    perturbation   how `perturbation_variance` is found: to first order, or over `num_directions` models that are moved
+                   by "gaussian" noise of deviation `scale` (1e-3) or by "dropout" at the rate `scale` (0.1)
 
     Directions are drawn anew for every rollout batch, from the trainer's seed and its step. The seconds of a batch are
     logged as `seconds_importance`; they are part of `seconds_scoring`.
     """
+    from tokencredit.lm.proxies import check_perturbation
+
+    check_perturbation(perturbation, scale)
     options = {
         "num_directions": num_directions,
         "method": method,
         "parameters": parameters,
         "max_tokens": max_tokens,
+        "perturbation": perturbation,
+        "scale": scale,
     }
     return {kind: _Proxy(kind, options) for kind in (*names_of("importance"), *FREE_PROXIES)}
 

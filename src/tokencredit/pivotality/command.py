@@ -48,6 +48,13 @@ def add_parser(commands: Any) -> None:
     run_parser.add_argument(
         "--out", type=Path, required=True, help="directory of the rollouts, the tables and result.json"
     )
+    run_parser.add_argument(
+        "--sizes",
+        type=Path,
+        metavar="FILE",
+        help="predicted sizes of the tokens of --traces, as `credit-model predict` writes them: a fixed budget is spent"
+        " where they are large",
+    )
     plan_parser = _command(
         actions,
         "plan",
@@ -239,12 +246,16 @@ def _run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> int:
     from tokencredit.lm.prompts import prompt_text
     from tokencredit.pivotality import record
+    from tokencredit.pivotality.given_sizes import read_sizes
     from tokencredit.pivotality.measure import measure
     from tokencredit.progress import bar
 
     budget = _budget(args)
+    if args.sizes and not args.traces:
+        raise ValueError("--sizes are of given completions: name them with --traces")
     settled = policy_config(args).settled()
     setting = _from_arguments(args, settled, args.out / "store")
+    sizes = read_sizes(args.sizes, setting.traces) if args.sizes else None
     start = time.perf_counter()
     with bar(console, "rollouts", None) as advance:
         measured = measure(
@@ -256,6 +267,7 @@ def _measure(args: argparse.Namespace) -> int:
             store=setting.store,
             seed=args.seed,
             progress=advance,
+            sizes=sizes,
         )
     record.write(args.out, measured, setting.rows, setting.policy)
     command = getattr(args, "command_line", "tokencredit pivotality run")

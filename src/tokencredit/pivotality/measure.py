@@ -19,6 +19,7 @@ from tokencredit.pivotality.alternatives import AlternativeTable, substitute
 from tokencredit.pivotality.budgets import Budget, Fixed, TwoStage, allocate, choose, skip
 from tokencredit.pivotality.estimands import PathMap
 from tokencredit.pivotality.estimator import Effect, TraceEstimate, estimate
+from tokencredit.pivotality.given_sizes import given_sizes, spread_rollouts
 from tokencredit.pivotality.store import Judge, Outcomes, RolloutStore, judged, prefix_digest
 
 
@@ -35,6 +36,7 @@ class MeasuredTrace:
     alternatives  counts of every alternative, in two independent halves (the screening and the second stage, where
                   there are two)
     entropy       of the distribution that sampled, nats
+    sized         `before_after` given sizes that were predicted beforehand, where there are any: see `given_sizes`
     """
 
     trace: Trace
@@ -49,6 +51,7 @@ class MeasuredTrace:
     entropy: np.ndarray
     rollouts: int
     generated: int
+    sized: Effect | None = None
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,26 @@ def measure(
     store: RolloutStore,
     seed: int = 0,
     progress: Progress | None = None,
+    sizes: Sequence[np.ndarray] | None = None,
 ) -> list[MeasuredTrace]:
     """The pivotality of every token of every trace; see `budgets` for how rollouts are spent and `store` for how they
     are kept.
+
+    sizes   predicted sizes [T] of before_after, per trace: a fixed budget is then spent where they are large, and
+            `sized` is what its rollouts say given them
     """
+    if sizes is not None and isinstance(budget, TwoStage):
+        raise ValueError(
+            "predicted sizes take the place of a screening: give them to a fixed budget, not to two stages"
+        )
     check_traces(traces, sampler, max_new_tokens)
     verdicts = [own_reward(judge, k, trace, sampler.ends) for k, trace in enumerate(traces)]
     rewards = [reward for reward, _ in verdicts]
     first_budget = budget.first if isinstance(budget, TwoStage) else budget
     skipped, inclusion = skip_rule(traces, sampler, first_budget, seed)
     num = [np.full(len(trace.completion), first_budget.num) for trace in traces]
+    if sizes is not None:
+        num = spread_rollouts(traces, sampler, sizes, first_budget.num, skipped)
     first = make_stage(
         traces, sampler, num, skipped, max_new_tokens, seed, "screen" if isinstance(budget, TwoStage) else "fixed"
     )
@@ -111,10 +124,13 @@ def measure(
         found = [estimate(d, second.successes(k, fresh.reward), rewards[k]) for k, d in enumerate(second.designs)]
         halves = [(first, outcomes, np.zeros(len(first.draw), int)), (second, fresh, np.ones(len(second.draw), int))]
     swapped = [_substitute(k, trace, rewards[k], halves[-1][0], judge, sampler.ends) for k, trace in enumerate(traces)]
-    return [
+    gathered = [
         _gather(k, trace, *verdicts[k], sampler.ends, found[k], inclusion[k], chosen[k], swapped[k], halves)
         for k, trace in enumerate(traces)
     ]
+    if sizes is None:
+        return gathered
+    return [replace(m, sized=given_sizes(m.estimate, m.reward, size)) for m, size in zip(gathered, sizes)]
 
 
 def check_traces(traces: Sequence[Trace], sampler: Sampler, max_new_tokens: int) -> None:

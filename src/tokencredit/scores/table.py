@@ -45,6 +45,9 @@ SCORES: dict[str, ScoreKind] = {
         ScoreKind("surprisal", "−log π of the token", "nats", "importance"),
         ScoreKind("head_norm", "norm of the gradient of log π over the LM head", "1", "importance"),
         ScoreKind(
+            "head_fisher", "trace of the Fisher information over the LM head: its diagonal's sum", "1", "importance"
+        ),
+        ScoreKind(
             "last_block_norm", "the same over the last block's position-local part and the head", "1", "importance"
         ),
         ScoreKind("gradient_norm", "norm of the gradient of log π over the parameters", "1", "importance"),
