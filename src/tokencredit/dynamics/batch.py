@@ -128,7 +128,7 @@ def scored(
     mask = passes.grid(torch.ones(len(passes.batch), dtype=torch.float64)) > 0
     scores = dict(zip(("logprob", "entropy"), passes.values()))
     if beyond := sorted(set(needs) - set(FREE)):
-        found = measure(c.policy, rows, own, ids, beyond, seed=seed, step=c.step)
+        found = measure(c.policy, rows, own, ids, beyond, seed=seed, step=c.step, group=group)
         scores |= {name: grid(values, mask.shape[1]) for name, values in found.items()}
     reward = torch.tensor([float(verdict.correct) for verdict in verdicts], dtype=torch.float64)
     scores["entropy"] = scores["entropy"].clamp(min=0)

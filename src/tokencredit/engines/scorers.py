@@ -68,6 +68,45 @@ def uniform(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> T
     return drawn.to(batch["completion_ids"].device)
 
 
+def js_divergence(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+    """[B, T]: how far the group's distributions are apart at the position (`scores.siblings`); one forward pass per
+    rollout batch. ValueError where a process has parts of groups.
+    """
+    from tokencredit.lm.packing import grid
+    from tokencredit.scores import siblings
+
+    ids = batch["completion_ids"]
+    size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    if len(ids) % size:
+        raise ValueError(
+            f"js_divergence compares whole groups, and a process has {len(ids)} rollouts in groups of {size}: make"
+            f" per_device_train_batch_size x steps_per_generation a multiple of {size}"
+        )
+    prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+    model, group = trainer.accelerator.unwrap_model(trainer.model), [row // size for row in range(len(ids))]
+    found = siblings.js_divergence(model, prompts, completions, group, temperature=trainer.temperature)
+    return grid(found, ids.shape[1], torch.float32).to(ids.device)
+
+
+def planning(phrases: Sequence[str] | None = None) -> Scorer:
+    """The scorer that marks tokens of phrases that plan: those of `scores.planning`, or your own.
+
+    CreditTrainer(method="hicra", scorers={"planning": planning(["wait", "let me check"])}, ...)
+    """
+
+    def scorer(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+        from tokencredit.lm.packing import grid
+        from tokencredit.scores.planning import PHRASES
+        from tokencredit.scores.planning import planning as mark
+
+        ids, tokenizer = batch["completion_ids"], trainer.processing_class
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor of images holds one
+        found = mark(tokenizer, _own(batch, "completion"), PHRASES if phrases is None else phrases)
+        return grid(found, ids.shape[1], torch.float32).to(ids.device)
+
+    return scorer
+
+
 def task_scorers(task: Task, tokenizer: Tokenizer, max_new_tokens: int, batch: int = 512) -> dict[str, Scorer]:
     """Scores that need the task: `step_gain`, and what it knows of its completions. `inputs` are the task's rows.
 

@@ -26,7 +26,7 @@ from tokencredit import train_config
 from tokencredit.budget import UNITS, Budget
 from tokencredit.durable import append_line, read_lines
 from tokencredit.methods import METHODS
-from tokencredit.scores.table import available, names_of
+from tokencredit.scores.table import OF_A_RUN, available, names_of
 from tokencredit.studies.compare.figures import Marks, figures
 from tokencredit.studies.compare.jobs import Job, Tell, choose, finished, run_jobs
 from tokencredit.studies.compare.question import MOST_STEPS, QUICK_STEPS, STEPS, Comparison
@@ -283,4 +283,4 @@ def check(config: CompareConfig, methods: Sequence[str], seeds: int, baseline: s
 
 def unavailable(methods: Sequence[str], task: Task) -> dict[str, list[str]]:
     """{method: scores that neither an engine nor this task can give}."""
-    return {name: missing for name in methods if (missing := sorted(METHODS[name].needs - available(task)))}
+    return {name: missing for name in methods if (missing := sorted(METHODS[name].needs - available(task) - OF_A_RUN))}
