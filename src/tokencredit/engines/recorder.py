@@ -70,6 +70,8 @@ METRICS = (
     "noise_scale",
     "noise_scale/signal",
     "noise_scale/noise",
+    "entropy_change/predicted",
+    "entropy_change/realised",
     "reward_std",
     "frac_reward_zero_std",
     "completions/mean_length",
