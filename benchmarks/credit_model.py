@@ -33,7 +33,7 @@ PROXIES = (
     *("surprisal", "entropy", "varentropy", "margin", "sum_p2", "head_norm", "last_block_norm", "gradient_norm"),
     *("fisher_trace", "perturbation_variance", "attention", "uniform"),
 )
-LEARNED = ("learned_size", "learned_credit")
+FILES = (("truth", ""), ("scores", ".parquet"), ("learned", ".parquet"))
 FIXED, SIZED = (2, 3, 4, 8), (2, 3)
 
 
@@ -150,16 +150,14 @@ def main():
         result = {}
         for name, policy in (("same policy", ()), ("later policy", ("--model", later))):
             suffix = "_later" if policy else ""
-            truth, scores, learned = (
-                work / f"{each}{suffix}" for each in ("truth", "scores.parquet", "learned.parquet")
-            )
+            truth, scores, learned = (work / f"{each}{suffix}{end}" for each, end in FILES)
             drawn = ("--prompts", o.held_out, "--samples", o.samples, "--out", truth, *policy)
             if policy:
                 many = ("--split", "test", "--rollouts", o.many)
                 call(truth / "result.json", "pivotality", "run", *many, *drawn)
             else:
-                call(truth / "truth.json", "world", "truth", *drawn)
-            asked = ("--data", truth / "traces.parquet", "--scores", *PROXIES, "--method", "exact", "--out", scores)
+                call(truth / "truth.json", "world", "truth", "--no-gradients", *drawn)
+            asked = ("--data", truth / "traces.parquet", "--scores", *PROXIES, "--out", scores)
             call(scores, "score", *asked, *policy)
             call(learned, "credit-model", "predict", model, "--traces", truth, "--out", learned, *policy)
             known = Measured(truth) if policy else Known(truth)
