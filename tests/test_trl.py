@@ -337,7 +337,7 @@ def test_vllms_importance_ratio_scales_the_gradient(tmp_path, shape):
 
 
 def test_what_credit_per_token_takes_to_keep(tmp_path):
-    """The rollout batch that waits for its updates: credit and weight are 8 bytes for a token, where TRL's advantage is 4
+    """A rollout batch that waits for its updates: credit and weight are 8 bytes for a token, where TRL's advantage is 4
     for a rollout; all else is the same (docs/training.md).
     """
     kept = {}

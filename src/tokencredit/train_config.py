@@ -30,7 +30,7 @@ AT_LEAST_0 = (
     "noise_scale_every",
     "entropy_change_every",
 )
-LATER = ("peft", "entropy_change_every")
+LATER = ("peft", "entropy_change_every", "credit_model")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 RATES = {"reckon": 5e-4}
 OTHER_RATE, ADAPTER_RATE = 1e-6, 1e-5
@@ -69,6 +69,8 @@ class TrainConfig:
     noise_scale_every         optimizer steps between measurements of the gradient noise scale; 0: none
     entropy_change_every      optimizer steps between measurements of the entropy's change, predicted and realised; 0:
                               none
+    credit_model              for a method that reads `learned_credit`: {every: optimizer steps between fits, prompts,
+                              samples and rollouts: of the labels of each}
     threads                   CPU threads; None leaves torch's choice
     peft                      fields of peft's LoraConfig, e.g. {"r": 8, "target_modules": "all-linear"}: adapters are
                               trained in place of all parameters
@@ -105,6 +107,7 @@ class TrainConfig:
     save_every: int = 10
     noise_scale_every: int = 0
     entropy_change_every: int = 0
+    credit_model: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
     peft: dict[str, Any] = field(default_factory=dict)
     trl: dict[str, Any] = field(default_factory=dict)

@@ -82,7 +82,7 @@ def js_divergence(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]
             f"js_divergence compares whole groups, and a process has {len(ids)} rollouts in groups of {size}: make"
             f" per_device_train_batch_size x steps_per_generation a multiple of {size}"
         )
-    prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+    prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
     model, group = trainer.accelerator.unwrap_model(trainer.model), [row // size for row in range(len(ids))]
     found = siblings.js_divergence(model, prompts, completions, group, temperature=trainer.temperature)
     return grid(found, ids.shape[1], torch.float32).to(ids.device)
@@ -101,7 +101,7 @@ def planning(phrases: Sequence[str] | None = None) -> Scorer:
 
         ids, tokenizer = batch["completion_ids"], trainer.processing_class
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor of images holds one
-        found = mark(tokenizer, _own(batch, "completion"), PHRASES if phrases is None else phrases)
+        found = mark(tokenizer, own_ids(batch, "completion"), PHRASES if phrases is None else phrases)
         return grid(found, ids.shape[1], torch.float32).to(ids.device)
 
     return scorer
@@ -138,7 +138,7 @@ def learned_size(folder: str | Path) -> Scorer:
     def scorer(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
         from tokencredit.lm.packing import grid
 
-        prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+        prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
         model, ids = trainer.accelerator.unwrap_model(trainer.model), batch["completion_ids"]
         size = trainer.args.per_device_train_batch_size
         options = {"temperature": trainer.temperature, "batch": size}
@@ -171,7 +171,7 @@ def _logprob(trainer: Trainer, model: CausalModel, batch: dict[str, Tensor]) -> 
     from tokencredit.lm.packing import grid
     from tokencredit.lm.scoring import score
 
-    prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+    prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
     size, ids = trainer.args.per_device_train_batch_size, batch["completion_ids"]
     found = score(model, prompts, completions, temperature=trainer.temperature, batch=size, names=("logprob",))
     return grid(found["logprob"], ids.shape[1], torch.float32).to(ids.device)
@@ -232,7 +232,7 @@ class _OfTask:
             top_k=trainer.top_k or 0,
             top_p=trainer.top_p or 1.0,
         )
-        prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+        prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
         seed = seed_of(trainer.args.seed, trainer.state.global_step)
         with evaluating(model):
             found = measure(policy, inputs, prompts, completions, [self.name], seed=seed, batch=self.batch)[self.name]
@@ -240,6 +240,6 @@ class _OfTask:
         return grid(found, ids.shape[1], torch.float32).to(ids.device)
 
 
-def _own(batch: dict[str, Tensor], part: str) -> list[list[int]]:
+def own_ids(batch: dict[str, Tensor], part: str) -> list[list[int]]:
     """Token ids without padding."""
     return [ids[mask].tolist() for ids, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"].bool())]

@@ -94,6 +94,8 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
     tokenizer, shape = load_tokenizer(model_path), load_config(model_path)
     limit = config.max_new_tokens or usual_limit(task, shape)
     check_available(sorted(method.needs - OF_A_RUN), task)
+    if config.credit_model and "learned_credit" not in method.needs:
+        raise ValueError(f"credit_model is for methods that read learned_credit, which {method.name} does not")
     lora = make_lora(config, model_path, shape)
     scorers = task_scorers(task, tokenizer, limit, config.eval_batch)
     args = make_args(config, limit, recorder.out / "checkpoints")
@@ -116,6 +118,10 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
     if "self_reward" in method.needs:
         reference = read_model(model_path, **init).eval().requires_grad_(False).to(args.device)
         scorers["self_reward"] = log_ratio(None, reference)
+    if "learned_credit" in method.needs:
+        from tokencredit.engines.trl_learned import learned_credit
+
+        scorers["learned_credit"] = learned_credit(task, tokenizer, rows, limit, config.credit_model)
     trainer = CreditTrainer(
         model=model,
         peft_config=lora,

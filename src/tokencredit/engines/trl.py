@@ -160,6 +160,8 @@ class CreditTrainer(Steered, GRPOTrainer):
         self._scoring: Scoring | None = None
         self._with_text = False
         self._figures: dict[str, float] = {}
+        self.sampled_besides = {"rollouts": 0, "tokens": 0}
+        self.latest_rewards: Tensor | None = None
         self._token_columns: dict[str, list] = {}
         self._pending: list[dict[str, Tensor]] = []
         self._clock = Clock()
@@ -204,6 +206,7 @@ class CreditTrainer(Steered, GRPOTrainer):
             out = super()._generate_and_score_completions(inputs)
         finally:
             stash, self._stash = self._stash, None
+        self.latest_rewards = stash.rewards
         wanted = self.method.needs | ({"logprob"} if self.method.surrogate.plans else set())
         if (wanted & FREE - self.scorers.keys() or self._with_text) and "entropy" not in stash.scores:
             args = self.args
@@ -403,6 +406,9 @@ class CreditTrainer(Steered, GRPOTrainer):
 
     def _log_rollouts(self, batch: GatheredBatch, credit: Tensor) -> None:
         figures = rollout_figures(batch, batch.rollouts, credit)
+        for unit, number in self.sampled_besides.items():
+            figures[f"sampled_{unit}"] += number
+        self.sampled_besides = dict.fromkeys(self.sampled_besides, 0)
         for name, value in figures.items():
             if name != "reward":
                 self._metrics["train" if self.model.training else "eval"][name].append(value)
