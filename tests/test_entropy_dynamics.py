@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokencredit.cli import make_parser
 from tokencredit.dynamics.batch import draw, prompts_of
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.entropy import entropy_terms, entropy_weights, terms_of
@@ -47,6 +48,7 @@ from tokencredit.studies.entropy.figures import _flags, figures
 from tokencredit.studies.entropy.measure import Evaluation, draw_update
 from tokencredit.studies.entropy.question import STUDY, Sizes, SweepConfig
 from tokencredit.studies.entropy.statistics import UpdateStatistics, odd_change, pooled_ratio, relative_errors
+from tokencredit.studies.options import identity
 from tokencredit.tasks.exact import PromptedPolicy, encode, modular_world, tiny_model
 
 torch.set_num_threads(1)
@@ -560,6 +562,13 @@ TINY = {
 def test_studies_that_cannot_answer_are_refused(wrong, told):
     with pytest.raises(ValueError, match=told):
         SweepConfig(**TINY | wrong)
+
+
+def test_a_field_that_came_later_is_part_of_a_study_where_it_is_asked_for():
+    assert "softmax" not in identity(SweepConfig()) and identity(SweepConfig(softmax="float64"))["softmax"] == "float64"
+    parser = make_parser()
+    asked = parser.parse_args(["dynamics", "entropy", "--run", "reckon", "--softmax", "float64"])
+    assert asked.softmax == "float64"
 
 
 def test_the_sweep_spans_its_decades_and_holds_the_optimizer_s_own_rate():

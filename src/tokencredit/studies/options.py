@@ -91,7 +91,8 @@ def told(small: Mapping[str, Any], config: type) -> str:
 
 def _add(parser: argparse.ArgumentParser, each: Field, hint: Any) -> None:
     how, default = dict(each.metadata), _default(each)
-    how.pop("identity", None)
+    for name in ("identity", "later"):
+        how.pop(name, None)
     help = how.pop("help").replace("%", "%%")
     said = default is None or default is False or default in ((), {}) or "(default" in help
     if not said:
