@@ -1,7 +1,7 @@
 """What `entropy_change_every` costs while training, and how its two numbers agree: GRPO on reckon, measured at every
 rollout batch.
 
-    python benchmarks/entropy_online.py [--steps 30]
+    python benchmarks/entropy_online.py [--steps 16]
 
 `share` is the processor time of a measurement over that of an optimizer step, generation included; `every` the number
 of optimizer steps between measurements from which they cost no more than 5 %. `ratio` is Σ predicted · realised /
@@ -24,7 +24,7 @@ from tokencredit.train_config import TrainConfig
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=16)
     options = parser.parse_args()
     spent = []
 
@@ -46,7 +46,7 @@ def main():
         start = time.process_time()
         run = train(config, Path(folder) / "run")
         total = time.process_time() - start
-    rows = [m for m in run.metrics() if "entropy_change/predicted" in m]
+        rows = [m for m in run.metrics() if "entropy_change/predicted" in m]
     predicted, realised = (np.array([m[f"entropy_change/{name}"] for m in rows]) for name in ("predicted", "realised"))
     entropy = np.array([m["entropy"] for m in rows])
     steps = config.optimizer_steps
