@@ -174,6 +174,7 @@ def test_the_page_draws_every_section(opened, tokens):
         "Predicted and real changes",
         "What a token’s own term makes",
         "Which gradients are alike",
+        "Which completions are tied together",
         "Cosines one by one",
         "Spectrum",
     ]

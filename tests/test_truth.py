@@ -154,7 +154,7 @@ def test_from_the_truth_to_the_judgement_of_a_run(tmp_path, capsys):
     assert main(["world", "truth", *made]) == 0
     without, whole = (KnownTruth.read(folder) for folder in (few, here))
     assert whole.known.keys() - without.known.keys() == set(OF_GRADIENTS)
-    assert all(np.array_equal(x, whole.known[name]) for name, x in without.known.items())
+    assert all(np.array_equal(x, whole.known[name], equal_nan=True) for name, x in without.known.items())
     norm = Estimates("norms", {"gradient_norm": whole.known["gradient_norm"]}, {})
     assert "error" in judge(whole, norm)[0].figures and "error" not in judge(without, norm)[0].figures
     assert main(["world", "judge", str(tmp_path), str(run)]) == 1
