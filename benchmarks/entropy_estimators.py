@@ -1,6 +1,6 @@
 """Other people's estimators of the change of entropy beside ours, on the same rollouts of the embedded world.
 
-    python benchmarks/entropy_estimators.py [--updates 3] [--prompts 2048] [--batches 2000] [--size 256]
+    python benchmarks/entropy_estimators.py [--updates 4] [--prompts 2048] [--batches 2000] [--size 256]
 
 GRPO on reckon, checkpoint 40, as in dynamics_linear.py. Every update is AdamW's next step on a batch of its own; the
 change of entropy along it is predicted, and measured, on one rollout of each of --prompts prompts.
@@ -88,7 +88,7 @@ def synthetic(rest, linear, true, rng, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("updates", 3), ("prompts", 2048), ("batches", 2000), ("size", 256), ("seed", 0)):
+    for name, default in (("updates", 4), ("prompts", 2048), ("batches", 2000), ("size", 256), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
