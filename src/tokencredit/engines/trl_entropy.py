@@ -28,10 +28,6 @@ from tokencredit.engines.trl_groups import loss_mask
 from tokencredit.lm.packing import grid
 from tokencredit.masked import zero_off
 
-EVERY = 40
-"""Optimizer steps between measurements at which they cost no more than 5 % of the training of a small model
-(benchmarks/entropy_online.py).
-"""
 NAMES = ("entropy_change/predicted", "entropy_change/realised")
 
 
