@@ -90,6 +90,7 @@ studies: setup
 	$(BIN)/tokencredit study compare
 	$(BIN)/tokencredit study variance
 	$(BIN)/tokencredit study variance --model runs/grpo-5 --out runs/variance-5
+	$(BIN)/tokencredit study variance --prompts 96 --truth rloo --methods grpo dhpo arm sent tw_grpo hicra abc spo_chain entropy_bonus --out runs/variance-related
 	$(BIN)/tokencredit study preference
 	$(BIN)/tokencredit dynamics entropy --run runs/grpo --checkpoint 40 --out runs/entropy
 	$(BIN)/tokencredit dynamics attribute --run runs/grpo-20 --checkpoint 20 --out runs/attribution-20
@@ -104,7 +105,7 @@ studies: setup
 	$(BIN)/tokencredit report runs/correlation runs/compare runs/variance runs/preference runs/entropy runs/attribution-40 runs/kernel runs/noise-scale --out runs/studies.html
 
 keep:
-	@set -e; for pair in theory.json:theory claims:demo correlation:correlation compare:compare variance:variance variance-5:variance_5 preference:preference \
+	@set -e; for pair in theory.json:theory claims:demo correlation:correlation compare:compare variance:variance variance-5:variance_5 variance-related:variance_related preference:preference \
 	attribution-20:attribution_20 attribution-40:attribution_40 kernel:kernel kernel-sequences:kernel_sequences kernel-identity:kernel_identity pivots:pivotality attribution-pivots:attribution_pivots; \
 	do $(BIN)/python benchmarks/_keep.py runs/$${pair%%:*} $${pair##*:}; done
 

@@ -24,6 +24,7 @@ from tokencredit import train_config as engines
 from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.budget import Budget
 from tokencredit.cli import main, make_parser
+from tokencredit.related import RELATED
 from tokencredit.runs import Run, RunError
 from tokencredit.stats import OverSeedsAndPrompts
 from tokencredit.studies.book import Book
@@ -588,6 +589,11 @@ def test_methods_that_a_task_cannot_give_are_left_out_or_refused(tmp_path, capsy
     assert methods == [name for name in COMPARED if name not in ("exact_value", "oracle_positions")]
     assert main([*argv, "--methods", "grpo", "exact_value"]) == 1
     assert "exact_value needs exact_value, which the task" in capsys.readouterr().err.replace("\n", " ")
+    assert main([*argv, "--methods", "grpo", "rto_group"]) == 1
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert "rto_group needs implicit_reward (log π_r − log π_ref of the token, π_r trained on preferences)" in told
+    others = {"rto_group": ["implicit_reward"], "prime_offline": ["implicit_reward"], "grpo_process": ["token_reward"]}
+    assert unavailable([*(method.name for method in RELATED), "learned_credit"], load("reckon")) == others
     (tmp_path / "rows.jsonl").write_text("".join(lines[:20]))
     assert main(argv) == 1 and "held-out prompts in its validation part, too few" in capsys.readouterr().err.replace(
         "\n", " "

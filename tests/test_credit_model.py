@@ -89,3 +89,9 @@ def test_from_a_run_to_predictions(tmp_path, capsys):
     rows, tokens = read_rows(out), read_rows(labels / "tokens.parquet")
     assert [(r["trace"], r["position"]) for r in rows] == [(t["trace"], t["position"]) for t in tokens]
     assert min(row["learned_size"] for row in rows) >= 0
+    sized = ["--traces", str(labels), "--rollouts", "2", "--sizes", str(out)]
+    assert main(["pivotality", "run", *sized, "--out", str(tmp_path / "sized")]) == 0
+    tokens = read_rows(tmp_path / "sized" / "tokens.parquet")
+    assert any(row["given_size"] is not None for row in tokens)
+    assert main(["pivotality", "run", *sized[2:], "--out", str(tmp_path / "none")]) == 1
+    assert "name them with --traces" in capsys.readouterr().err.replace("\n", " ")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokencredit.cli import make_parser
 from tokencredit.dynamics.batch import draw, prompts_of
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.entropy import entropy_terms, entropy_weights, terms_of
@@ -24,10 +25,20 @@ from tokencredit.dynamics.reweighting import (
     linear_change,
     quadratic_change,
     reweighted,
+    reweighted_sequences,
     second_derivatives,
     slopes,
 )
-from tokencredit.dynamics.to_go import BASELINES, Baseline, after, baseline_of, before, hidden_states
+from tokencredit.dynamics.to_go import (
+    BASELINES,
+    Baseline,
+    after,
+    baseline_of,
+    before,
+    hidden_states,
+    moving_average,
+    places,
+)
 from tokencredit.dynamics.true_change import by_reweighting, by_sampling
 from tokencredit.dynamics.vectors import moved, norm, scaled
 from tokencredit.lm.policy import PolicyConfig
@@ -37,6 +48,7 @@ from tokencredit.studies.entropy.figures import _flags, figures
 from tokencredit.studies.entropy.measure import Evaluation, draw_update
 from tokencredit.studies.entropy.question import STUDY, Sizes, SweepConfig
 from tokencredit.studies.entropy.statistics import UpdateStatistics, odd_change, pooled_ratio, relative_errors
+from tokencredit.studies.options import identity
 from tokencredit.tasks.exact import PromptedPolicy, encode, modular_world, tiny_model
 
 torch.set_num_threads(1)
@@ -173,7 +185,7 @@ def sampled(world, num, seed):
     return Rollouts(reward=torch.zeros(num), group=torch.arange(num), mask=world.mask[rows], scores=scores), rows
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", [*BASELINES, "ema"])
 def test_predictions_from_samples_are_right_on_average_and_their_intervals_cover(world, name):
     truth, found = expanded(world, none(world))[0], []
     for seed in range(200):
@@ -201,7 +213,7 @@ def test_the_position_baseline_has_less_noise_than_none(world):
     assert errors["position"] < 0.8 * errors["none"]
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", [*BASELINES, "ema"])
 def test_a_baseline_knows_neither_its_token_nor_what_follows(world, name):
     """Changing a rollout from token t on (its own log-prob, the entropies after it) leaves its baseline up to t as it
     was.
@@ -222,14 +234,76 @@ def test_ridge_is_fitted_on_other_prompts(world):
     rollouts = replace(rollouts, group=torch.arange(60) // 2)
     scores = {key: rollouts.score(key).clone() for key in ("entropy", "logprob")}
     scores["entropy"][1] += 1
+    averaged, moved_on = (baseline_of(each, "ema").entropy for each in (rollouts, replace(rollouts, scores=scores)))
+    assert torch.equal(averaged[:2], moved_on[:2]) and not torch.equal(averaged[2:], moved_on[2:])
     for name in ("position", "ridge"):
         own, changed = baseline_of(rollouts, name), baseline_of(replace(rollouts, scores=scores), name)
         assert torch.equal(own.entropy[0], changed.entropy[0]) and not torch.equal(own.entropy[2:], changed.entropy[2:])
 
 
+def test_the_moving_average_by_hand():
+    """Prompts in their order: 0, then a tenth of the first one's mean, then that moved a tenth towards the second's."""
+    mask = torch.tensor([[True, True], [True, True], [True, False], [True, True]])
+    targets = torch.zeros(4, 2, 1, dtype=torch.float64)
+    targets[:, 0, 0] = torch.tensor([1.0, 3.0, 10.0, 7.0])
+    targets[:, 1, 0] = torch.tensor([5.0, 5.0, 99.0, 0.0])
+    found = moving_average(targets, mask, torch.tensor([0, 0, 1, 2]), places(mask))[..., 0]
+    expected = [[0, 0], [0, 0], [0.2, 0], [0.2 + 0.1 * (10 - 0.2), 0.5]]
+    assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_ratios_of_whole_completions_are_right_as_well_and_noisier(world):
+    """Summed over all completions both are the moved entropy; from samples whole ratios have the larger error, and at
+    rest there is nothing between them.
+    """
+    rest = reweighted_sequences(torch.zeros_like(world.logprob), world.entropy, world.mask)
+    assert all(torch.equal(a, b) for a, b in zip(rest, at_rest(world.entropy, world.mask)))
+    with moved(world.passes.parameters, world.direction, 1.0):
+        logprob, entropy = world.passes.values()
+    sums = reweighted_sequences(logprob - world.logprob, entropy, world.mask)
+    found = (world.probability @ sums.entropy) / (world.probability @ sums.length)
+    assert float(found) == pytest.approx(world.entropy_at(1.0), abs=1e-9)
+    errors = {"prefixes": [], "completions": []}
+    for seed in range(100):
+        rollouts, rows = sampled(world, 100, seed)
+        ratio, moved_to, mask = (logprob - world.logprob)[rows], entropy[rows], rollouts.mask
+        baseline = baseline_of(rollouts, "position")
+        ways = (reweighted(ratio, moved_to, mask, baseline), reweighted_sequences(ratio, moved_to, mask))
+        for name, each in zip(errors, ways):
+            errors[name].append(float(each.entropy.sum() / each.length.sum()) - world.entropy_at(1.0))
+    assert np.std(errors["prefixes"]) < np.std(errors["completions"])
+    huge = torch.tensor([[50.0, 0.0]])
+    assert reweighted_sequences(huge, torch.ones(1, 2), torch.ones(1, 2).bool()).length[0] == pytest.approx(
+        2 * np.e**10
+    )
+
+
+def test_a_softmax_in_float64_is_that_of_the_logits_in_float64(single):
+    """Behind the same body in float32: values to its own precision, and the derivatives of both modes as in float32."""
+    batch = draw(single, 4, 2, 3)
+    plain, fine = (batch.passes(replace(single, softmax=dtype)) for dtype in (None, torch.float64))
+    own = [torch.tensor([[*p, *c]]) for p, c in zip(batch.prompts, batch.completions)]
+    logprob, entropy = fine.values()
+    for row, (ids, prompt) in enumerate(zip(own, batch.prompts)):
+        with torch.no_grad():
+            hidden = single.model.model(input_ids=ids).last_hidden_state[0, len(prompt) - 1 : -1].double()
+            log_p = (hidden @ single.model.lm_head.weight.double().T / single.temperature).log_softmax(-1)
+        token = ids[0, len(prompt) :]
+        there = slice(0, len(token))
+        assert torch.allclose(logprob[row, there], log_p.gather(1, token[:, None])[:, 0], rtol=0, atol=1e-6)
+        assert torch.allclose(entropy[row, there], torch.special.entr(log_p.exp()).sum(1), rtol=0, atol=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain.values(), (logprob, entropy)))
+    weights = entropy_weights(batch)
+    along = plain.reverse(*weights)
+    again = fine.reverse(*weights)
+    assert all(torch.allclose(x, again[name], atol=1e-5 + 1e-3 * float(x.abs().max())) for name, x in along.items())
+    pairs = zip(plain.forward(along), fine.forward(along))
+    assert all(torch.allclose(a, b, atol=1e-3 * float(a.abs().max())) for a, b in pairs)
+
+
 def test_what_a_baseline_refuses(world):
     rollouts, _ = sampled(world, 10, 0)
-    with pytest.raises(ValueError, match="none, entropy, position, ridge"):
+    with pytest.raises(ValueError, match="none, entropy, position, ridge, ema"):
         baseline_of(rollouts, "value")
     with pytest.raises(ValueError, match=r"features are \[B, T, F\]"):
         baseline_of(rollouts, "ridge", torch.zeros(10, 2, 3))
@@ -488,6 +562,13 @@ TINY = {
 def test_studies_that_cannot_answer_are_refused(wrong, told):
     with pytest.raises(ValueError, match=told):
         SweepConfig(**TINY | wrong)
+
+
+def test_a_field_that_came_later_is_part_of_a_study_where_it_is_asked_for():
+    assert "softmax" not in identity(SweepConfig()) and identity(SweepConfig(softmax="float64"))["softmax"] == "float64"
+    parser = make_parser()
+    asked = parser.parse_args(["dynamics", "entropy", "--run", "reckon", "--softmax", "float64"])
+    assert asked.softmax == "float64"
 
 
 def test_the_sweep_spans_its_decades_and_holds_the_optimizer_s_own_rate():

@@ -205,6 +205,22 @@ def test_the_head_norm_is_the_gradient_over_the_head():
     torch.testing.assert_close(values(found, "head_norm", masks), torch.stack(slow), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_head_fisher_sums_the_diagonal_over_the_head(name):
+    """Σ_k E_{v~p} (∂ log p_v / ∂ W_k)², over the vocabulary one by one; for the head as a parameter of its own."""
+    model, masks = MODELS[name](), batch(lengths=(5,))
+    head = model.lm_head
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    found = importance(model, *masks, kinds=("head_fisher", "head_norm"))
+    log_p = model(input_ids=masks[0], attention_mask=masks[1]).logits.log_softmax(-1)
+    for position in masks[2][0].nonzero()[:, 0].tolist():
+        rows = [torch.autograd.grad(x, head.weight, retain_graph=True)[0] for x in log_p[0, position - 1]]
+        diagonal = sum(x.exp() * g.square() for x, g in zip(log_p[0, position - 1].detach(), rows))
+        assert found["head_fisher"].value[0, position].item() == pytest.approx(diagonal.sum().item(), rel=1e-5)
+        written = rows[int(masks[0][0, position])].norm().item()
+        assert found["head_norm"].value[0, position].item() == pytest.approx(written, rel=1e-5)
+
+
 def test_attention_received_by_hand():
     model, masks = llama(), batch()
     model.set_attn_implementation("eager")
@@ -231,6 +247,14 @@ def test_first_order_variance_is_that_of_small_perturbations():
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
     dropped = importance(model, *masks, perturbation="dropout", scale=0.2, **options)["perturbation_variance"]
     assert (dropped.value[on] > 0).all() and (dropped.value <= 1).all()
+    for kind, scale, told in (
+        ("noise", None, "first_order, gaussian, dropout"),
+        ("first_order", 0.1, "it takes no scale; gaussian, dropout do"),
+        ("gaussian", 0.0, "a scale above 0, not 0"),
+        ("dropout", 1.0, "above 0 and below 1, not 1"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            importance(model, *masks, kinds=("perturbation_variance",), perturbation=kind, scale=scale)
 
 
 # What must not matter, and what must ----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.vectors import norm
 from tokencredit.studies.kernel.measurement import step_of
 from tokencredit.studies.kernel.question import STUDY
+from tokencredit.studies.kernel.ties import strongest
 
 SMALL = [
     "dynamics",
@@ -71,12 +72,38 @@ def test_tokens_exactly(tokens):
     assert all(len(row["real"]) == len(result["config"]["factors"]) for row in held)
     pairs = parquet.read_table(out / "pairs.parquet").to_pylist()
     assert {row["scope"] for row in pairs} == {"same completion", "same prompt", "other prompts"}
+    named_ties(out, result)
     figure = result["figures"]["influence/r2/1"]
     assert (
         {"value", "low", "high", "unit", "seed", "command"} <= figure.keys()
         and figure["seed"] == 1
         and "kernel" in figure["command"]
     )
+
+
+def named_ties(out, result):
+    """Every pair of completions once, of the scope that it is said to be, by ids that make its text; its cosine is that
+    of the summed kernel.
+    """
+    ties = parquet.read_table(out / "ties.parquet").to_pylist()
+    assert ties == result["ties"] and len({(t["rollout_a"], t["rollout_b"]) for t in ties}) == len(ties)
+    with np.load(out / "stages" / "kernel.npz") as kept:
+        kernel, row = kept["kernel"], kept["row"]
+    for tie in ties:
+        assert (tie["scope"] == "same prompt") == (tie["prompt_a"] == tie["prompt_b"])
+        assert (tie["prompt_ids_a"] == tie["prompt_ids_b"]) == (tie["scope"] == "same prompt")
+        a, b = (row == tie[f"rollout_{side}"] for side in "ab")
+        products = [float(kernel[np.ix_(x, y)].sum()) for x, y in ((a, b), (a, a), (b, b))]
+        assert tie["cosine"] == pytest.approx(products[0] / np.sqrt(products[1] * products[2]), abs=1e-5)
+        assert tie["completion_text_a"].split() and len(tie["completion_ids_b"]) == int(b.sum())
+
+
+def test_the_strongest_ties_by_hand():
+    cosine = np.array([[1, 0.9, -0.2, 0.1], [0.9, 1, 0.3, -0.4], [-0.2, 0.3, 1, 0.5], [0.1, -0.4, 0.5, 1]])
+    found = strongest(cosine, np.array([0, 0, 1, 1]), 1)
+    within = [(0, 1, 0.9, "same prompt"), (2, 3, 0.5, "same prompt")]
+    assert found == [*within, (1, 2, 0.3, "other prompts"), (1, 3, -0.4, "other prompts")]
+    assert len(strongest(cosine, np.array([0, 0, 1, 1]), 50)) == 6
 
 
 def test_it_goes_on_where_it_was_with_the_same_numbers(tokens, tmp_path):
@@ -112,7 +139,7 @@ def test_a_sketch_says_its_noise_and_makes_no_claim_on_shares(tmp_path, capsys):
     result = study(tmp_path / "kernel", "--directions", "4", "--optimizer", "adamw")
     assert value(result, "noise") == 0.5 and result["shares"] == {} and "within ± 0.500" in " ".join(result["findings"])
     assert value(result, "influence/r2/0.03") > 0.99, "influence is predicted by forward passes, whatever the sketch"
-    assert len(STUDY.sections(tmp_path / "kernel")) == 5
+    assert len(STUDY.sections(tmp_path / "kernel")) == 6
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):
@@ -147,6 +174,7 @@ def test_the_page_draws_every_section(opened, tokens):
         "Predicted and real changes",
         "What a token’s own term makes",
         "Which gradients are alike",
+        "Which completions are tied together",
         "Cosines one by one",
         "Spectrum",
     ]

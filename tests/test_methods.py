@@ -29,6 +29,7 @@ NAMES = (
     "token_reward",
     "entropy",
     "exact_value",
+    "learned_credit",
     "fisher_trace",
     "gradient_norm",
     "perturbation_variance",
@@ -44,7 +45,7 @@ NAMES = (
     "js_divergence",
     "planning",
 )
-SIGNED = ("exact_value", "logprob", "step_gain", "implicit_reward", "self_reward")
+SIGNED = ("exact_value", "learned_credit", "logprob", "step_gain", "implicit_reward", "self_reward")
 DTYPES = st.sampled_from((torch.float64, torch.float32))
 
 
@@ -97,7 +98,15 @@ def test_dapo_with_equal_clips_is_grpo_up_to_aggregation(rollouts, seed):
 
 # otb keeps the return where no sibling is alive; vineppo, spo_chain and exact_value compare with values of their own;
 # the others have a source of credit besides the outcome, or share out the batch's.
-RELATIVE = set(METHODS) - {"reinforce", "reinforce_pp_baseline", "otb", "vineppo", "spo_chain", "exact_value"}
+RELATIVE = set(METHODS) - {
+    "reinforce",
+    "reinforce_pp_baseline",
+    "otb",
+    "vineppo",
+    "spo_chain",
+    "exact_value",
+    "learned_credit",
+}
 RELATIVE -= {"grpo_process", "rto_group", "spro", "abc", "prime_offline", "entropy_bonus", "entropy_bonus_adaptive"}
 
 

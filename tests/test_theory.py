@@ -17,6 +17,7 @@ from tokencredit.theory import (
     means,
     network,
     rows,
+    soft,
     variance,
     weighting,
 )
@@ -118,6 +119,16 @@ PLANTED = {
     "always convergent": (grpo.check_fixed_point, {"stable": lambda slope: True}, "slope decides convergence"),
     "a wider clip": (grpo.check_clip, {"clip": 0.3}, "no ascent beats the claimed optimum"),
     "no clip": (grpo.check_clip, {"clip": 100.0}, "the ascent comes to the same place"),
+    "Q - V whatever beta": (
+        soft.check_soft_advantage,
+        {"claimed": lambda value, beta: value},
+        "beta = 0.1: the implicit reward is the claimed one",
+    ),
+    "log V whatever beta": (
+        soft.check_soft_advantage,
+        {"claimed": lambda value, beta: beta * value.clamp(min=1e-9).log()},
+        "beta = 100: the implicit reward is the claimed one",
+    ),
     "groups as if infinite": (
         grpo.check_groups,
         {"claimed": lambda p, size: grpo.whitened(p)},
@@ -212,6 +223,17 @@ def test_recursion_by_hand():
     assert grpo.step(p, 0.3, 2.0) == pytest.approx(p, abs=1e-12)
     rise = (grpo.step(p + 1e-6, 0.3, 2.0) - grpo.step(p - 1e-6, 0.3, 2.0)) / 2e-6
     assert grpo.slope(p, 2.0) == pytest.approx(rise, rel=1e-6)
+
+
+def test_soft_advantage_by_hand():
+    """V = .3 → .6 → .2 → 1: at β = 1, κ = e − 1 and log(1 + .6κ) − log(1 + .3κ) = .292778, and so on."""
+    value = torch.tensor([0.3, 0.6, 0.2, 1.0], dtype=torch.float64)
+    for beta, expected in (
+        (100.0, [0.3001, -0.4004, 0.7992]),
+        (1.0, [0.292778, -0.413119, 0.704605]),
+        (0.1, [0.069307, -0.109846, 0.160926]),
+    ):
+        assert soft.soft_advantage(value[:-1], value[1:], beta).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_solver_finds_the_gibbs_policy():

@@ -31,7 +31,18 @@ TINY = {
     "threads": 1,
     "max_rounds": 1,
 }
-NAMES = ("otb", "random_tokens", "oracle_positions", "token_sampling", "vineppo", "abc", "arm", "spo_chain")
+NAMES = (
+    "otb",
+    "random_tokens",
+    "oracle_positions",
+    "token_sampling",
+    "vineppo",
+    "abc",
+    "arm",
+    "spo_chain",
+    "tw_grpo",
+    "spro",
+)
 
 
 @pytest.fixture(scope="module", params=NAMES)

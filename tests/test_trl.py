@@ -334,3 +334,31 @@ def test_vllms_importance_ratio_scales_the_gradient(tmp_path, shape):
         torch.allclose(gradient(importance_sampling_ratio=torch.full((16, width), 2.0)), 2 * plain, atol=1e-6)
         and plain.norm() > 0
     )
+
+
+def test_what_credit_per_token_takes_to_keep(tmp_path):
+    """A rollout batch that waits for its updates: credit and weight are 8 bytes for a token, where TRL's advantage is 4
+    for a rollout; all else is the same (docs/training.md).
+    """
+    kept = {}
+
+    def watched(cls):
+        class Watched(cls):
+            def _generate_and_score_completions(self, inputs):
+                out = super()._generate_and_score_completions(inputs)
+                kept[cls] = {name: x.numel() * x.element_size() for name, x in out.items() if torch.is_tensor(x)}
+                kept[cls, "shape"] = list(out["completion_ids"].shape)
+                return out
+
+        return Watched
+
+    changes = {"max_steps": 1, "num_iterations": 2}
+    train(watched(GRPOTrainer), tmp_path, changes)
+    train(watched(CreditTrainer), tmp_path, changes, method="gtpo")
+    stock, credit = kept[GRPOTrainer], kept[CreditTrainer]
+    rows, width = kept[CreditTrainer, "shape"]
+    assert credit["advantages"] + credit["token_weight"] == 8 * rows * width and stock["advantages"] == 4 * rows
+    assert kept[GRPOTrainer, "shape"] == [rows, width]
+    assert credit.keys() - stock.keys() <= {"token_weight", "entropy_known"}
+    for name in stock.keys() & credit.keys() - {"advantages"}:
+        assert stock[name] == credit[name], name

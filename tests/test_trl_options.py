@@ -1,9 +1,11 @@
 """What the TRL engine refuses, and how it says so."""
 
 import pytest
+import torch
 from datasets import Dataset
 
 from tokencredit import METHODS
+from tokencredit.engines.scorers import importance_scorers
 from tokencredit.engines.trl import CreditTrainer
 from tokencredit.engines.trl_options import check_version, decided, refuse_what_conflicts
 from tokencredit.engines.trl_rewards import check, checked
@@ -69,6 +71,35 @@ def test_unknown_methods_and_missing_scores_are_named_before_the_first_step(tmp_
     scorers = {"exact_value": lambda trainer, inputs, batch: batch["completion_mask"][:, :1].float()}
     with pytest.raises(ValueError, match=r'scorer of "exact_value" must return \[B, T\]'):
         train(CreditTrainer, tmp_path, method="exact_value", scorers=scorers)
+
+
+def test_perturbations_may_be_sampled_while_training(tmp_path):
+    """The weight of `ptw_perturbation`: Gaussian noise that is small ranks tokens as the first order does; the policy
+    that trains is the one that was there before the noise.
+    """
+    seen, after = {}, {}
+    for kind in ("first_order", "gaussian", "dropout"):
+        trainer = build(
+            CreditTrainer,
+            tmp_path,
+            {"max_steps": 1, "learning_rate": 0.0},
+            method="ptw_perturbation",
+            scorers=importance_scorers(perturbation=kind, num_directions=64),
+            record_every=1,
+            record=lambda batch, kind=kind: seen.setdefault(kind, batch),
+        )
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.train()
+        after[kind] = all(torch.equal(p, q) for p, q in zip(before, trainer.model.parameters()))
+    assert all(after.values())
+    assert all(torch.equal(seen[kind]["completion_ids"], seen["dropout"]["completion_ids"]) for kind in seen)
+    scores = {kind: batch["scores"]["perturbation_variance"][batch["mask"]] for kind, batch in seen.items()}
+    assert all((x >= 0).all() and x.std() > 0 for x in scores.values())
+    ranks = {kind: x.argsort().argsort().double() for kind, x in scores.items()}
+    agree = {kind: torch.corrcoef(torch.stack([ranks["first_order"], x]))[0, 1] for kind, x in ranks.items()}
+    assert agree["gaussian"] > 0.9
+    with pytest.raises(ValueError, match="dropout perturbs by a scale above 0 and below 1, not 2"):
+        importance_scorers(perturbation="dropout", scale=2)
 
 
 def test_dynamic_sampling_needs_a_dataset_with_a_length(tmp_path):

@@ -13,7 +13,7 @@ from tokencredit.pivotality.exact import policy_forest
 from tokencredit.truth.estimates import Estimates, read_estimates
 from tokencredit.truth.goals import known_goals
 from tokencredit.truth.judge import PIVOTAL, KnownTruth, judge
-from tokencredit.truth.table import TRUTHS
+from tokencredit.truth.table import OF_GRADIENTS, TRUTHS
 
 EPS = 1e-3
 
@@ -149,5 +149,13 @@ def test_from_the_truth_to_the_judgement_of_a_run(tmp_path, capsys):
     found = {each["column"]: each for each in json.loads(out.read_text())["judgements"]}
     assert found["before_after"]["spent"] > 0 and found["before_after"]["figures"]["error"]["value"] < 0.3
     assert "entropy" in capsys.readouterr().out
+    few = tmp_path / "few"
+    made = ["--out", str(few), "--prompts", "3", "--eps", "1e-4", "--no-gradients"]
+    assert main(["world", "truth", *made]) == 0
+    without, whole = (KnownTruth.read(folder) for folder in (few, here))
+    assert whole.known.keys() - without.known.keys() == set(OF_GRADIENTS)
+    assert all(np.array_equal(x, whole.known[name], equal_nan=True) for name, x in without.known.items())
+    norm = Estimates("norms", {"gradient_norm": whole.known["gradient_norm"]}, {})
+    assert "error" in judge(whole, norm)[0].figures and "error" not in judge(without, norm)[0].figures
     assert main(["world", "judge", str(tmp_path), str(run)]) == 1
     assert "holds no truth" in capsys.readouterr().err

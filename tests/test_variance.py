@@ -418,6 +418,37 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
     assert "at least 8 prompts" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
+RELATED_ONES = (
+    "dhpo",
+    "arm",
+    "sent",
+    "tw_grpo",
+    "hicra",
+    "abc",
+    "spo_chain",
+    "entropy_bonus",
+    "entropy_bonus_adaptive",
+)
+
+
+def test_related_methods_are_studied_like_the_others(tmp_path):
+    """At the first update those that differ from GRPO in their ratios and penalties alone are GRPO; what needs another
+    model is refused by the score it needs.
+    """
+    asked = {"prompts": 8, "group": 4, "draws": 2, "truth": "rloo", "methods": ("grpo", *RELATED_ONES)}
+    result = STUDY.run(VarianceConfig(**asked), tmp_path / "study")
+    (block,) = result["checkpoints"]
+    assert list(block["methods"]) == ["dapo", "grpo", *RELATED_ONES]
+    rows = parquet.read_table(tmp_path / "study" / "prompts.parquet").to_pylist()
+    squares = {name: [row["square"] for row in rows if row["method"] == name] for name in ("grpo", *RELATED_ONES)}
+    assert squares["dhpo"] == pytest.approx(squares["grpo"], rel=1e-6)
+    apart = {name for name, x in squares.items() if x != pytest.approx(squares["grpo"], rel=1e-3)}
+    assert apart >= {"arm", "tw_grpo", "hicra", "abc", "spo_chain"}
+    for name, score in (("rto_group", "implicit_reward"), ("grpo_process", "token_reward"), ("spro", "self_reward")):
+        with pytest.raises(ValueError, match=rf"{score} \(.*is measured by nobody here"):
+            STUDY.run(VarianceConfig(**asked | {"methods": (name,)}), tmp_path / name)
+
+
 def test_equal_rewards_give_nothing_to_compare(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(type(checkpoint.task), "verify", lambda *_: Verdict(False, True, "wrong"))
     with pytest.raises(ValueError, match="every group's rewards are equal"):

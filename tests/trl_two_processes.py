@@ -46,7 +46,8 @@ def run(case: str, processes: int, folder):
         "num_generations": GROUP,
         "ddp_find_unused_parameters": False,
     }
-    return train(FixedCredit, folder, size | changes, method=method, max_rounds=3, noise_scale_every=1, **keywords)
+    keywords |= {"noise_scale_every": 1, "entropy_change_every": 1}
+    return train(FixedCredit, folder, size | changes, method=method, max_rounds=3, **keywords)
 
 
 def main(folder: Path) -> None:

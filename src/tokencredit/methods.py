@@ -332,5 +332,14 @@ METHODS = _table(
         summary="Q − V of the policy itself, from the prefix tree: the ceiling of every proxy",
         source="policy gradient theorem (Sutton et al. 2000)",
     ),
+    Method(
+        "learned_credit",
+        Chain(Score("learned_credit")),
+        Clip(0.2, 0.2),
+        TokenMean(),
+        summary="Q − V as a credit model expects it, fitted to re-sampled effects while training",
+        source="of this library: docs/credit_model.md; after VinePPO's values and Q-RM's token rewards",
+        fidelity="reconstructed",
+    ),
     *RELATED,
 )

@@ -21,7 +21,16 @@ from tokencredit.tasks.data import PARTS
 if TYPE_CHECKING:
     from tokencredit.methods import Method
 
-AT_LEAST_0 = ("seed", "eval_every", "record_every", "record_rows", "save_every", "noise_scale_every")
+AT_LEAST_0 = (
+    "seed",
+    "eval_every",
+    "record_every",
+    "record_rows",
+    "save_every",
+    "noise_scale_every",
+    "entropy_change_every",
+)
+LATER = ("peft", "entropy_change_every", "credit_model")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 RATES = {"reckon": 5e-4}
 OTHER_RATE, ADAPTER_RATE = 1e-6, 1e-5
@@ -58,6 +67,10 @@ class TrainConfig:
     save_every                checkpoints, in rollout batches; 0: at the end alone
     max_rounds                generation rounds of dynamic sampling, for methods that ask for it
     noise_scale_every         optimizer steps between measurements of the gradient noise scale; 0: none
+    entropy_change_every      optimizer steps between measurements of the entropy's change, predicted and realised; 0:
+                              none
+    credit_model              for a method that reads `learned_credit`: {every: optimizer steps between fits, prompts,
+                              samples and rollouts: of the labels of each}
     threads                   CPU threads; None leaves torch's choice
     peft                      fields of peft's LoraConfig, e.g. {"r": 8, "target_modules": "all-linear"}: adapters are
                               trained in place of all parameters
@@ -93,6 +106,8 @@ class TrainConfig:
     record_rows: int = 64
     save_every: int = 10
     noise_scale_every: int = 0
+    entropy_change_every: int = 0
+    credit_model: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
     peft: dict[str, Any] = field(default_factory=dict)
     trl: dict[str, Any] = field(default_factory=dict)
@@ -135,8 +150,10 @@ class TrainConfig:
         return METHODS[self.method].replace(**options) if options else METHODS[self.method]
 
     def as_dict(self) -> dict[str, Any]:
-        """Its fields; without `peft` where there is none, so that a run that was recorded before it is the same run."""
-        return {name: value for name, value in asdict(self).items() if name != "peft" or value}
+        """Its fields; without those of `LATER` that are off, so that a run that was recorded before them is the same
+        run.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in LATER or value}
 
 
 def check_size(config: TrainConfig) -> None:

@@ -41,8 +41,9 @@ class Batch:
     def passes(self, checkpoint: Checkpoint, kind: type[Passes] = Passes) -> Passes:
         """Values and derivatives of the checkpoint's policy on these completions; [B, T] as the rollouts."""
         width = self.rollouts.mask.shape[1]
-        options = {"temperature": checkpoint.temperature, "memory": checkpoint.policy.memory}
-        return kind(checkpoint.model, self.prompts, self.completions, width=width, **options)
+        c = checkpoint
+        options = {"temperature": c.temperature, "memory": c.policy.memory, "softmax": c.softmax}
+        return kind(c.model, self.prompts, self.completions, width=width, **options)
 
     def take(self, keep: Tensor) -> Batch:
         """The rollouts that `keep` ([B] bool or [K] int) selects, in order; the width stays."""
@@ -124,11 +125,11 @@ def scored(
     c = checkpoint
     verdicts = [c.policy.verdict(x.ids, row, x.truncated) for row, x in zip(rows, completions)]
     ids, own = [completion.ids for completion in completions], [list(prompt) for prompt in prompts]
-    passes = Passes(c.model, own, ids, temperature=c.temperature, memory=c.policy.memory)
+    passes = Passes(c.model, own, ids, temperature=c.temperature, memory=c.policy.memory, softmax=c.softmax)
     mask = passes.grid(torch.ones(len(passes.batch), dtype=torch.float64)) > 0
     scores = dict(zip(("logprob", "entropy"), passes.values()))
     if beyond := sorted(set(needs) - set(FREE)):
-        found = measure(c.policy, rows, own, ids, beyond, seed=seed, step=c.step)
+        found = measure(c.policy, rows, own, ids, beyond, seed=seed, step=c.step, group=group)
         scores |= {name: grid(values, mask.shape[1]) for name, values in found.items()}
     reward = torch.tensor([float(verdict.correct) for verdict in verdicts], dtype=torch.float64)
     scores["entropy"] = scores["entropy"].clamp(min=0)

@@ -29,6 +29,7 @@ class Checkpoint:
     config         of the run; for a plain model the defaults, with its task and model
     optimizer      None where the folder has no optimizer state
     max_grad_norm  gradients longer than this are shortened to it before a step; None for no clipping
+    softmax        of passes over its rollouts, as `Passes` takes it
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Checkpoint:
     config: TrainConfig
     optimizer: OptimizerState | None
     max_grad_norm: float | None
+    softmax: torch.dtype | None = None
 
     @cached_property
     def method(self) -> Method:

@@ -39,6 +39,8 @@ class Passes:
     parameters  the trainable ones by name: what a vector has an entry for
     width       T, where it is more than the longest completion has
     tokens      that go through the model together, at most; memory, bytes of the process, may allow fewer (`lm.room`)
+    softmax     of the logits and what is made of them, such as float64 behind a body in float32; None for the model's
+                own, float32 at least
     """
 
     def __init__(
@@ -51,10 +53,12 @@ class Passes:
         tokens: int = TOKENS,
         width: int = 0,
         memory: int | None = None,
+        softmax: torch.dtype | None = None,
     ) -> None:
         if not any(len(completion) for completion in completions):
             raise ValueError("no completion has a token: there is nothing to differentiate")
         self.model, self.num_rows, self.room = model, len(completions), Room.of(model, memory)
+        self.softmax = softmax
         self.most, self.tokens = tokens, min(tokens, self.room.tokens())
         self.width = max(width, max(len(completion) for completion in completions))
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -144,7 +148,11 @@ class Passes:
             part.ids, part.attention, lambda **inputs: functional_call(body, inner, (), inputs)
         )
         weight, bias = (other.get(id(x), x) for x in (head.weight, head.bias))
-        return statistics(hidden[part.row, part.position], replace(head, weight=weight, bias=bias), part.target)
+        chosen = self._wide(hidden[part.row, part.position])
+        return statistics(chosen, replace(head, weight=weight, bias=bias), part.target)
+
+    def _wide(self, hidden: Tensor) -> Tensor:
+        return hidden if self.softmax is None else hidden.to(self.softmax)
 
     def grid(self, values: Tensor) -> Tensor:
         """[N] -> [B, T] on the CPU, 0 off the completions."""
@@ -152,7 +160,7 @@ class Passes:
 
     def _statistics(self, part: Sequences) -> tuple[Tensor, Tensor]:
         hidden = self.readout.hidden(part.ids, part.attention)[part.row, part.position]
-        return statistics(hidden, self.readout.head, part.target)
+        return statistics(self._wide(hidden), self.readout.head, part.target)
 
     def _at_tokens(self, weight: Tensor) -> Tensor:
         """[B, T] -> [N] of the scored tokens, where they are."""

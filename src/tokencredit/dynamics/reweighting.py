@@ -60,6 +60,16 @@ def reweighted(log_ratio: Tensor, entropy: Tensor, mask: Tensor, baseline: Basel
     )
 
 
+def reweighted_sequences(log_ratio: Tensor, entropy: Tensor, mask: Tensor, bound: float = 10.0) -> Sums:
+    """w Σₜ Hₜ(α), w T of every rollout, w the ratio of its whole completion, its logarithm kept within ± `bound`: the
+    self-normalised importance sampling of P. Saad, "Entropy Dynamics in Reinforcement Learning" (2025).
+
+    What comes after a token weighs it too, which adds noise and nothing else.
+    """
+    w = zero_off(log_ratio, mask).sum(1).clamp(-bound, bound).exp()
+    return Sums(w * zero_off(entropy, mask).sum(1), w * mask.double().sum(1))
+
+
 def slopes(first: PrefixTangents, entropy: Tensor, mask: Tensor, baseline: Baseline) -> dict[str, Sums]:
     """S′(0), L′(0) in three parts: "direct" the tokens' own entropies, "path" the prefixes they are met at, "length"
     how many there are.

@@ -7,7 +7,11 @@ bias.
     ridge      that, and a linear regression of what is left on what the prefix shows, fitted on other prompts: entropy
                here and before, log-prob before, and the hidden state that the token is drawn from where it is given
 
-"none" and "entropy" are those of P. Saad, "Entropy Dynamics in Reinforcement Learning" (2025), `none` and `Hk`.
+    ema        an exponential moving average, with memory 0.9, over the rollouts of the prompts before in the batch, of
+               tokens at the same place; 0 before the first
+
+"ema", "none" and "entropy" are those of P. Saad, "Entropy Dynamics in Reinforcement Learning" (2025): `hk_ema`, `none`
+and `Hk`.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ from tokencredit.masked import over, pool, zero_off
 from tokencredit.rollouts import Rollouts
 
 BASELINES = ("none", "entropy", "position", "ridge")
+"""Those that the study of predicted and true change compares."""
+MEMORY = 0.9
 BINS = 64
 FOLDS = 5
 WIDTH = 64
@@ -53,8 +59,8 @@ def baseline_of(rollouts: Rollouts, name: str, features: Tensor | None = None) -
     """A baseline by name. features [B, T, F]: more for "ridge" to look at, such as `hidden_states`. ValueError for what
     does not fit.
     """
-    if name not in BASELINES:
-        raise ValueError(f"{name!r} is not a baseline of what is to come; there are {', '.join(BASELINES)}")
+    if name not in (*BASELINES, "ema"):
+        raise ValueError(f"{name!r} is not a baseline of what is to come; there are {', '.join(BASELINES)}, ema")
     entropy, mask = rollouts.score("entropy").double(), rollouts.mask
     tokens = mask.double()
     if name == "none":
@@ -64,6 +70,8 @@ def baseline_of(rollouts: Rollouts, name: str, features: Tensor | None = None) -
     if features is not None and features.shape[:2] != mask.shape:
         raise ValueError(f"features are [B, T, F] with [B, T] = {list(mask.shape)}, got {list(features.shape)}")
     targets, group = torch.stack([after(entropy, mask), after(tokens, mask)], -1), rollouts.group_index
+    if name == "ema":
+        return Baseline(*moving_average(targets, mask, group, places(mask)).unbind(-1))
     expected = others_mean(targets, mask, group, places(mask))
     if name == "ridge":
         place = one_hot(places(mask)[mask], int(places(mask).max()) + 1).double()
@@ -87,6 +95,24 @@ def others_mean(targets: Tensor, mask: Tensor, group: Tensor, place: Tensor) -> 
     rest = pool(flat, here) - pool(flat, row * bins + here)
     found = torch.zeros_like(targets)
     found[mask] = over(rest[:, :-1], rest[:, -1:].expand(-1, targets.shape[-1]))
+    return found
+
+
+def moving_average(targets: Tensor, mask: Tensor, group: Tensor, place: Tensor) -> Tensor:
+    """[B, T, K]: the average of the targets in the same bin over the groups before, in the order of their numbers; a
+    group moves those of its bins by 1 − `MEMORY` towards its own mean.
+    """
+    bins = int(place.max()) + 1
+    average, found = targets.new_zeros(bins, targets.shape[-1]), torch.zeros_like(targets)
+    for number in range(int(group.max()) + 1):
+        own = mask & (group == number)[:, None]
+        here = place[own]
+        found[own] = average[here]
+        values = torch.cat([targets[own], targets.new_ones(len(here), 1)], 1)
+        sums = targets.new_zeros(bins, values.shape[1]).index_add_(0, here, values)
+        there = sums[:, -1] > 0
+        mean = sums[there, :-1] / sums[there, -1:]
+        average[there] += (1 - MEMORY) * (mean - average[there])
     return found
 
 

@@ -146,6 +146,7 @@ def read_trainer(trainer: Trainer, **told: Any) -> TrainConfig:
         "max_new_tokens": trainer.max_completion_length,
         "max_rounds": trainer.max_rounds,
         "noise_scale_every": trainer._noise.every,
+        "entropy_change_every": trainer._entropy.every,
         "save_every": int(args.save_steps) // every if args.save_strategy == "steps" else 0,
         "peft": _adapters(trainer.model),
         "trl": _changed(args),

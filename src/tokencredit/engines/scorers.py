@@ -27,20 +27,33 @@ FREE_PROXIES = ("varentropy", "margin", "sum_p2")
 
 
 def importance_scorers(
-    *, num_directions: int = 8, method: str = "sketch", parameters: str = "trainable", max_tokens: int = 8192
+    *,
+    num_directions: int = 8,
+    method: str = "sketch",
+    parameters: str = "trainable",
+    max_tokens: int = 8192,
+    perturbation: str = "first_order",
+    scale: float | None = None,
 ) -> dict[str, Scorer]:
     """{kind: scorer} for every importance proxy; computed only for methods that need them.
 
-    parameters   whose gradients count, as `lm.proxies.importance` takes them: those that are trained, unless told
+    parameters     whose gradients count, as `lm.proxies.importance` takes them: those that are trained, unless told
+    perturbation   how `perturbation_variance` is found: to first order, or over `num_directions` models that are moved
+                   by "gaussian" noise of deviation `scale` (1e-3) or by "dropout" at the rate `scale` (0.1)
 
     Directions are drawn anew for every rollout batch, from the trainer's seed and its step. The seconds of a batch are
     logged as `seconds_importance`; they are part of `seconds_scoring`.
     """
+    from tokencredit.lm.proxies import check_perturbation
+
+    check_perturbation(perturbation, scale)
     options = {
         "num_directions": num_directions,
         "method": method,
         "parameters": parameters,
         "max_tokens": max_tokens,
+        "perturbation": perturbation,
+        "scale": scale,
     }
     return {kind: _Proxy(kind, options) for kind in (*names_of("importance"), *FREE_PROXIES)}
 
@@ -53,6 +66,45 @@ def uniform(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> T
     row = size * trainer.accelerator.process_index + torch.arange(size)
     drawn = uniform_draws(trainer.args.seed, trainer.state.global_step, row, width)
     return drawn.to(batch["completion_ids"].device)
+
+
+def js_divergence(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+    """[B, T]: how far the group's distributions are apart at the position (`scores.siblings`); one forward pass per
+    rollout batch. ValueError where a process has parts of groups.
+    """
+    from tokencredit.lm.packing import grid
+    from tokencredit.scores import siblings
+
+    ids = batch["completion_ids"]
+    size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    if len(ids) % size:
+        raise ValueError(
+            f"js_divergence compares whole groups, and a process has {len(ids)} rollouts in groups of {size}: make"
+            f" per_device_train_batch_size x steps_per_generation a multiple of {size}"
+        )
+    prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
+    model, group = trainer.accelerator.unwrap_model(trainer.model), [row // size for row in range(len(ids))]
+    found = siblings.js_divergence(model, prompts, completions, group, temperature=trainer.temperature)
+    return grid(found, ids.shape[1], torch.float32).to(ids.device)
+
+
+def planning(phrases: Sequence[str] | None = None) -> Scorer:
+    """The scorer that marks tokens of phrases that plan: those of `scores.planning`, or your own.
+
+    CreditTrainer(method="hicra", scorers={"planning": planning(["wait", "let me check"])}, ...)
+    """
+
+    def scorer(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+        from tokencredit.lm.packing import grid
+        from tokencredit.scores.planning import PHRASES
+        from tokencredit.scores.planning import planning as mark
+
+        ids, tokenizer = batch["completion_ids"], trainer.processing_class
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor of images holds one
+        found = mark(tokenizer, own_ids(batch, "completion"), PHRASES if phrases is None else phrases)
+        return grid(found, ids.shape[1], torch.float32).to(ids.device)
+
+    return scorer
 
 
 def task_scorers(task: Task, tokenizer: Tokenizer, max_new_tokens: int, batch: int = 512) -> dict[str, Scorer]:
@@ -86,7 +138,7 @@ def learned_size(folder: str | Path) -> Scorer:
     def scorer(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
         from tokencredit.lm.packing import grid
 
-        prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+        prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
         model, ids = trainer.accelerator.unwrap_model(trainer.model), batch["completion_ids"]
         size = trainer.args.per_device_train_batch_size
         options = {"temperature": trainer.temperature, "batch": size}
@@ -119,7 +171,7 @@ def _logprob(trainer: Trainer, model: CausalModel, batch: dict[str, Tensor]) -> 
     from tokencredit.lm.packing import grid
     from tokencredit.lm.scoring import score
 
-    prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+    prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
     size, ids = trainer.args.per_device_train_batch_size, batch["completion_ids"]
     found = score(model, prompts, completions, temperature=trainer.temperature, batch=size, names=("logprob",))
     return grid(found["logprob"], ids.shape[1], torch.float32).to(ids.device)
@@ -180,7 +232,7 @@ class _OfTask:
             top_k=trainer.top_k or 0,
             top_p=trainer.top_p or 1.0,
         )
-        prompts, completions = (_own(batch, part) for part in ("prompt", "completion"))
+        prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
         seed = seed_of(trainer.args.seed, trainer.state.global_step)
         with evaluating(model):
             found = measure(policy, inputs, prompts, completions, [self.name], seed=seed, batch=self.batch)[self.name]
@@ -188,6 +240,6 @@ class _OfTask:
         return grid(found, ids.shape[1], torch.float32).to(ids.device)
 
 
-def _own(batch: dict[str, Tensor], part: str) -> list[list[int]]:
+def own_ids(batch: dict[str, Tensor], part: str) -> list[list[int]]:
     """Token ids without padding."""
     return [ids[mask].tolist() for ids, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"].bool())]

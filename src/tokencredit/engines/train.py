@@ -19,7 +19,7 @@ from tokencredit.engines.lora import make_lora
 from tokencredit.engines.page import log_page
 from tokencredit.engines.recorder import Listener, RoundsLeft, RunRecorder
 from tokencredit.engines.resume import explained, lost_its_end, place
-from tokencredit.engines.scorers import on_rows, task_scorers
+from tokencredit.engines.scorers import log_ratio, on_rows, task_scorers
 from tokencredit.engines.trl import CreditTrainer
 from tokencredit.exclusive import exclusive
 from tokencredit.lm.load import load_config, load_tokenizer, read_model, resolve_model
@@ -27,7 +27,7 @@ from tokencredit.lm.policy import usual_limit
 from tokencredit.lm.prompts import encode_prompts
 from tokencredit.method import Method
 from tokencredit.runs import Run
-from tokencredit.scores.table import check_available
+from tokencredit.scores.table import OF_A_RUN, check_available
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
 from tokencredit.tasks.task import Task
@@ -93,7 +93,9 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
         model_path = str(Path(model_path).resolve())
     tokenizer, shape = load_tokenizer(model_path), load_config(model_path)
     limit = config.max_new_tokens or usual_limit(task, shape)
-    check_available(sorted(method.needs), task)
+    check_available(sorted(method.needs - OF_A_RUN), task)
+    if config.credit_model and "learned_credit" not in method.needs:
+        raise ValueError(f"credit_model is for methods that read learned_credit, which {method.name} does not")
     lora = make_lora(config, model_path, shape)
     scorers = task_scorers(task, tokenizer, limit, config.eval_batch)
     args = make_args(config, limit, recorder.out / "checkpoints")
@@ -112,6 +114,14 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
     if config.accumulate is None:
         passes = fewest_passes(config, model, max(map(len, asked)), limit)
         args = make_args(replace(config, accumulate=passes), limit, recorder.out / "checkpoints")
+    scorers = {name: on_rows(scorer, rows) for name, scorer in scorers.items()}
+    if "self_reward" in method.needs:
+        reference = read_model(model_path, **init).eval().requires_grad_(False).to(args.device)
+        scorers["self_reward"] = log_ratio(None, reference)
+    if "learned_credit" in method.needs:
+        from tokencredit.engines.trl_learned import learned_credit
+
+        scorers["learned_credit"] = learned_credit(task, tokenizer, rows, limit, config.credit_model)
     trainer = CreditTrainer(
         model=model,
         peft_config=lora,
@@ -120,9 +130,10 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
         reward_funcs=make_reward(task, tokenizer, model, rows),
         processing_class=tokenizer,
         train_dataset=prompts_of(rows, order, config.chat),
-        scorers={k: on_rows(f, rows) for k, f in scorers.items()},
+        scorers=scorers,
         max_rounds=config.max_rounds,
         noise_scale_every=config.noise_scale_every,
+        entropy_change_every=config.entropy_change_every,
         callbacks=[recorder],
     )
     trainer.remove_callback(PrinterCallback)

@@ -27,7 +27,8 @@ except ModuleNotFoundError as error:
 
 from accelerate.utils import gather_object
 
-from tokencredit.engines.scorers import importance_scorers, uniform
+from tokencredit.engines.scorers import Scorer, importance_scorers, js_divergence, planning, uniform
+from tokencredit.engines.trl_entropy import EntropyProbe
 from tokencredit.engines.trl_figures import Clock, as_trl, rollout_figures, update_figures
 from tokencredit.engines.trl_groups import (
     GatheredBatch,
@@ -65,6 +66,10 @@ EXTRAS = (
 )
 
 
+GIVEN: Mapping[str, Scorer] = {"uniform": uniform, "js_divergence": js_divergence, "planning": planning()}
+"""Scores besides the importance proxies that need nothing but the batch."""
+
+
 class CreditTrainer(Steered, GRPOTrainer):
     """A GRPOTrainer that trains with any `Method`; everything else is TRL's.
 
@@ -86,6 +91,8 @@ class CreditTrainer(Steered, GRPOTrainer):
     record_every   ... for the first rollout batch of every so many optimizer steps
     noise_scale_every  optimizer steps between measurements of the gradient noise scale, in prompts (0: none); see
                        engines.trl_noise
+    entropy_change_every   optimizer steps between measurements of what a step does to the mean token entropy, predicted
+                       and realised (0: none); see engines.trl_entropy
 
     Raises ValueError where an option of TRL contradicts the method, or where a score is needed that nobody gives. Warns
     once where rewards differ within groups and no token of a batch has credit, with the reason (`silence`).
@@ -107,10 +114,11 @@ class CreditTrainer(Steered, GRPOTrainer):
         record: Callable[[dict], None] | None = None,
         record_every: int = 10,
         noise_scale_every: int = 0,
+        entropy_change_every: int = 0,
         **keywords,
     ):
         method = METHODS[method] if isinstance(method, str) else method
-        self.scorers = {**importance_scorers(), "uniform": uniform, **(scorers or {})}
+        self.scorers = {**importance_scorers(), **GIVEN, **(scorers or {})}
         self.token_rewards = token_rewards
         missing = sorted(method.needs - FREE - set(self.scorers) - ({TOKEN_REWARD} if token_rewards else set()))
         if missing:
@@ -143,6 +151,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         ]
         self.method = self._start = method.within(self.max_completion_length)
         self._noise = NoiseProbe(noise_scale_every, self)
+        self._entropy = EntropyProbe(entropy_change_every, self)
         self.success_above, self.max_rounds = success_above, max_rounds
         self._leaves_filler = method.mixed_groups_only and max_rounds > 1
         self._silence = Silence(self.accelerator.is_main_process)
@@ -151,10 +160,13 @@ class CreditTrainer(Steered, GRPOTrainer):
         self._scoring: Scoring | None = None
         self._with_text = False
         self._figures: dict[str, float] = {}
+        self.sampled_besides = {"rollouts": 0, "tokens": 0}
+        self.latest_rewards: Tensor | None = None
         self._token_columns: dict[str, list] = {}
         self._pending: list[dict[str, Tensor]] = []
         self._clock = Clock()
         self.add_callback(self._clock)
+        self.add_callback(self._entropy)
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "attach"):
                 callback.attach(self)
@@ -194,6 +206,7 @@ class CreditTrainer(Steered, GRPOTrainer):
             out = super()._generate_and_score_completions(inputs)
         finally:
             stash, self._stash = self._stash, None
+        self.latest_rewards = stash.rewards
         wanted = self.method.needs | ({"logprob"} if self.method.surrogate.plans else set())
         if (wanted & FREE - self.scorers.keys() or self._with_text) and "entropy" not in stash.scores:
             args = self.args
@@ -301,6 +314,7 @@ class CreditTrainer(Steered, GRPOTrainer):
 
     def _compute_loss(self, model: CausalModel, inputs):
         self._noise.before_loss(self)
+        self._entropy.before_loss()
         whole, rows = inputs, self._credited_rows(inputs)
         inputs = inputs if rows is None else trimmed(inputs, rows)
         loss, stats, entropy = self._loss(model, inputs, self._regularises_routers())
@@ -392,6 +406,9 @@ class CreditTrainer(Steered, GRPOTrainer):
 
     def _log_rollouts(self, batch: GatheredBatch, credit: Tensor) -> None:
         figures = rollout_figures(batch, batch.rollouts, credit)
+        for unit, number in self.sampled_besides.items():
+            figures[f"sampled_{unit}"] += number
+        self.sampled_besides = dict.fromkeys(self.sampled_besides, 0)
         for name, value in figures.items():
             if name != "reward":
                 self._metrics["train" if self.model.training else "eval"][name].append(value)

@@ -15,6 +15,17 @@ from tokencredit.lm.head import chosen_logprob
 from tokencredit.lm.readout import Readout, Sequences
 from tokencredit.masked import wide
 
+SCALES = {"gaussian": 1e-3, "dropout": 0.1}
+"""Kinds of perturbation that are sampled, and how strong one is unless told."""
+
+
+def scale_of(kind: str, scale: float | None) -> float:
+    """The strength of a sampled perturbation. ValueError for one that perturbs nothing, or drops everything."""
+    found = SCALES[kind] if scale is None else scale
+    if not found > 0 or (kind == "dropout" and found >= 1):
+        raise ValueError(f"{kind} perturbs by a scale above 0{' and below 1' * (kind == 'dropout')}, not {found:g}")
+    return found
+
 
 @torch.no_grad()
 def sampled_variance(

@@ -14,18 +14,19 @@ from tokencredit.lm.attention import attention_received
 from tokencredit.lm.directions import LORA, Coverage, select_parameters
 from tokencredit.lm.last_block import last_block_norms2
 from tokencredit.lm.models import CausalModel
-from tokencredit.lm.noise import sampled_variance
+from tokencredit.lm.noise import SCALES, sampled_variance, scale_of
 from tokencredit.lm.readout import Readout, Sequences, check_finite, evaluating, find_readout, sequences, unwrap
 from tokencredit.lm.room import Room
 from tokencredit.lm.scoring import kl_divergence, token_scores
 from tokencredit.lm.sketch import DifferenceStep, Sketch, sketch
 from tokencredit.lm.tangents import head_norms
 
-FORWARD = ("entropy", "surprisal", "varentropy", "margin", "sum_p2", "head_norm", "kl_to_ref")
+FORWARD = ("entropy", "surprisal", "varentropy", "margin", "sum_p2", "head_norm", "head_fisher", "kl_to_ref")
+HEAD = ("head_norm", "head_fisher")
 SKETCHED = ("gradient_norm", "fisher_trace", "perturbation_variance")
 KINDS = (*FORWARD, "last_block_norm", *SKETCHED, "attention")
 WAYS = ("auto", "exact", "sketch", "jvp", "finite_difference")
-PERTURBATIONS = ("first_order", "gaussian", "dropout")
+PERTURBATIONS = ("first_order", *SCALES)
 SHORT, SHORT_LORA, SMALL_LORA = 64, 256, 1_000_000
 """`auto` is never exact for rows with as many scored tokens as SHORT, or as SHORT_LORA where at most SMALL_LORA adapter
 weights count.
@@ -103,6 +104,9 @@ def importance(
     entropy, varentropy, margin, sum_p2   of p: nats, nats², largest less second probability, Σ p²
                                                                                                  surprisal    −log p(t)
     head_norm         ‖e_t − p‖ ‖h‖ (with a bias ‖e_t − p‖ √(‖h‖² + 1)), the gradient norm over the LM head, exact
+    head_fisher       (1 − Σ p²) ‖h‖² (with a bias ‖h‖² + 1): the sum of the Fisher information's diagonal over the LM
+                      head, E_{v~p} of head_norm², exact. Its root is the cheapest stand-in for a gradient norm that the
+                      token itself has no part in
     kl_to_ref         KL(p ‖ p_ref), needs `ref_model`
     last_block_norm   gradient norm over the position-local part of the last block and the head, exact, one backward
                       pass
@@ -131,7 +135,8 @@ def importance(
     """
     chosen = "sketch" if method == "auto" and num_directions is not None else method
     num_directions = DIRECTIONS if num_directions is None else num_directions
-    _check(kinds, num_directions, method, perturbation, uncovered, ref_model)
+    _check(kinds, num_directions, method, uncovered, ref_model)
+    check_perturbation(perturbation, scale)
     inner = unwrap(model)
     device = next(inner.parameters()).device
     limit = getattr(inner.config, "max_position_embeddings", None)
@@ -161,7 +166,6 @@ def importance(
         asked = [kind for kind in SKETCHED if kind in kinds]
         if "perturbation_variance" in asked and perturbation != "first_order":
             asked.remove("perturbation_variance")
-            scale = scale if scale is not None else {"gaussian": 1e-3, "dropout": 0.1}[perturbation]
             values = sampled_variance(
                 readout,
                 coverage,
@@ -169,7 +173,7 @@ def importance(
                 num=num_directions,
                 seed=seed,
                 kind=perturbation,
-                scale=scale,
+                scale=scale_of(perturbation, scale),
                 tokens=forward,
             )
             found["perturbation_variance"] = (*values, perturbation)
@@ -184,13 +188,20 @@ def importance(
     return Importance({kind: proxies[kind] for kind in kinds}, **about, step=step)
 
 
-def _check(
-    kinds: Sequence[str], num_directions: int, method: str, perturbation: str, uncovered: str, ref_model: Any
-) -> None:
+def check_perturbation(kind: str, scale: float | None) -> None:
+    """ValueError for a perturbation that there is not, and for a scale that is none."""
+    if kind not in PERTURBATIONS:
+        raise ValueError(f"no perturbation is called {kind!r}; there are: {', '.join(PERTURBATIONS)}")
+    if kind in SCALES:
+        scale_of(kind, scale)
+    elif scale is not None:
+        raise ValueError(f"perturbation {kind!r} samples nothing: it takes no scale; {', '.join(SCALES)} do")
+
+
+def _check(kinds: Sequence[str], num_directions: int, method: str, uncovered: str, ref_model: Any) -> None:
     for what, value, known in (
         *(("kind", kind, KINDS) for kind in ([kinds] if isinstance(kinds, str) else kinds)),
         ("method", method, WAYS),
-        ("perturbation", perturbation, PERTURBATIONS),
         ("uncovered", uncovered, ("refuse", "report")),
     ):
         if value not in known:
@@ -215,9 +226,10 @@ def _free(
     free = [kind for kind in FORWARD if kind in kinds]
     if "perturbation_variance" in kinds and "surprisal" not in free:
         free.append("surprisal")
-    if "head_norm" in free and readout.whole:
-        raise ValueError(f"{type(readout.model).__name__} has no head_norm: {readout.why}")
-    names = [{"surprisal": "logprob"}.get(kind, kind) for kind in free if kind not in ("head_norm", "kl_to_ref")]
+    of_head = [kind for kind in HEAD if kind in free]
+    if of_head and readout.whole:
+        raise ValueError(f"{type(readout.model).__name__} has no {of_head[0]}: {readout.why}")
+    names = [{"surprisal": "logprob"}.get(kind, kind) for kind in free if kind not in (*HEAD, "kl_to_ref")]
     ref = find_readout(ref_model, batch.ids[0], readout.head.temperature) if "kl_to_ref" in free else None
     found = {kind: torch.zeros(len(batch), device=batch.ids.device) for kind in free}
     for part, keep in batch.chunks(tokens) if free else ():
@@ -226,8 +238,9 @@ def _free(
         values = token_scores(hidden, readout.head, part.target, names) if names else {}
         if "logprob" in values:
             values["surprisal"] = -values.pop("logprob")
-        if "head_norm" in free:
-            values["head_norm"] = head_norms(hidden, readout.head, part.target)[0].sqrt()
+        if of_head:
+            norm2, trace = head_norms(hidden, readout.head, part.target)
+            values |= {kind: {"head_norm": norm2.sqrt(), "head_fisher": trace}[kind] for kind in of_head}
         if ref is not None:
             with evaluating(ref_model):
                 ref_hidden = ref.hidden(part.ids, part.attention)[part.row, part.position]

@@ -50,6 +50,13 @@ def add_parser(commands: Any) -> None:
     run_parser.add_argument(
         "--out", type=Path, required=True, help="directory of the rollouts, the tables and result.json"
     )
+    run_parser.add_argument(
+        "--sizes",
+        type=Path,
+        metavar="FILE",
+        help="predicted sizes of the tokens of --traces, as `credit-model predict` writes them: a fixed budget is spent"
+        " where they are large",
+    )
     add_ray(run_parser)
     add_sampler(run_parser)
     plan_parser = _command(
@@ -265,11 +272,15 @@ def _run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, settled: PolicyConfig, pool: Pool | Alone) -> int:
     from tokencredit.lm.prompts import prompt_text
     from tokencredit.pivotality import record
+    from tokencredit.pivotality.given_sizes import read_sizes
     from tokencredit.pivotality.measure import measure_with
     from tokencredit.progress import bar
 
     budget = _budget(args)
+    if args.sizes and not args.traces:
+        raise ValueError("--sizes are of given completions: name them with --traces")
     setting = _from_arguments(args, settled, pool, args.out / "store")
+    sizes = read_sizes(args.sizes, setting.traces) if args.sizes else None
     start = time.perf_counter()
     with bar(console, "rollouts", None) as advance:
         found, failed = measure_with(
@@ -280,6 +291,7 @@ def _measure(args: argparse.Namespace, settled: PolicyConfig, pool: Pool | Alone
             store=setting.store,
             seed=args.seed,
             progress=advance,
+            sizes=sizes,
         )
     measured, rows = list(found.values()), [setting.rows[k] for k in found]
     record.write(args.out, measured, rows, setting.policy)

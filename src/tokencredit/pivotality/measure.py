@@ -7,7 +7,7 @@ fresh stage)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from tokencredit.pivotality.by_trace import ask_each
 from tokencredit.pivotality.crew import Crew, Here
 from tokencredit.pivotality.estimands import PathMap
 from tokencredit.pivotality.estimator import Effect, TraceEstimate, estimate
+from tokencredit.pivotality.given_sizes import given_sizes, spread_rollouts
 from tokencredit.pivotality.stage import Stage, Wanted, coins, make_stage, skip_rule
 from tokencredit.pivotality.store import Outcomes, RolloutStore
 from tokencredit.pivotality.verdicts import Judge, own_reward
@@ -38,6 +39,7 @@ class MeasuredTrace:
     alternatives  counts of every alternative, in two independent halves (the screening and the second stage, where
                   there are two)
     entropy       of the distribution that sampled, nats
+    sized         `before_after` given sizes that were predicted beforehand, where there are any: see `given_sizes`
     """
 
     trace: Trace
@@ -52,6 +54,7 @@ class MeasuredTrace:
     entropy: np.ndarray
     rollouts: int
     generated: int
+    sized: Effect | None = None
 
 
 def measure(
@@ -64,9 +67,13 @@ def measure(
     store: RolloutStore,
     seed: int = 0,
     progress: Progress | None = None,
+    sizes: Sequence[np.ndarray] | None = None,
 ) -> list[MeasuredTrace]:
     """The pivotality of every token of every trace, found in this process; see `budgets` for how rollouts are spent and
     `store` for how they are kept. A trace that fails is an error; what was sampled is stored by then.
+
+    sizes   predicted sizes [T] of before_after, per trace: a fixed budget is then spent where they are large, and
+            `sized` is what its rollouts say given them
     """
     found, failed = measure_with(
         Here(sampler, judge),
@@ -76,6 +83,7 @@ def measure(
         store=store,
         seed=seed,
         progress=progress,
+        sizes=sizes,
     )
     if failed:
         raise failed[min(failed)]
@@ -91,11 +99,16 @@ def measure_with(
     store: RolloutStore,
     seed: int = 0,
     progress: Progress | None = None,
+    sizes: Sequence[np.ndarray] | None = None,
 ) -> tuple[dict[int, MeasuredTrace], dict[int, Exception]]:
     """The same by a crew: the traces that were measured, and why the others were not, by number. A trace that fails
     changes nothing about the others, but that with two stages tokens are chosen among the traces that are left. The
     first error is raised where every trace failed.
     """
+    if sizes is not None and isinstance(budget, TwoStage):
+        raise ValueError(
+            "predicted sizes take the place of a screening: give them to a fixed budget, not to two stages"
+        )
     check_traces(traces, crew, max_new_tokens)
     numbered, failed = dict(enumerate(traces)), {}
     own = ask_each(crew, own_verdict, {k: (trace, None) for k, trace in numbered.items()}, failed)
@@ -106,6 +119,8 @@ def measure_with(
     # A trace without a verdict of its own is sampled with the others: what they are sampled with is always the same.
     name = "screen" if isinstance(budget, TwoStage) else "fixed"
     num = {k: np.full(len(traces[k].completion), screening.num) for k in skipped}
+    if sizes is not None:
+        num = spread_rollouts(crew, numbered, sizes, screening.num, skipped, failed)
     wanted = {k: Wanted(num[k], skipped[k], max_new_tokens, seed, name) for k in num}
     first = make_stage(crew, numbered, wanted, failed)
     _tell(progress, first)
@@ -131,7 +146,10 @@ def measure_with(
     swapped = ask_each(crew, swap, swaps, failed)
     _check_left(traces, failed)
     about = {"inclusion": inclusion, "chosen": chosen, "halves": halves, "ends": crew.ends}
-    return {k: _gather(k, traces[k], *own[k], found[k], swapped[k], **about) for k in swapped}, failed
+    measured = {k: _gather(k, traces[k], *own[k], found[k], swapped[k], **about) for k in swapped}
+    if sizes is not None:
+        measured = {k: replace(m, sized=given_sizes(m.estimate, m.reward, sizes[k])) for k, m in measured.items()}
+    return measured, failed
 
 
 def _tell(progress: Progress | None, *stages: Stage) -> None:

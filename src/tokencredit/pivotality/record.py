@@ -88,6 +88,8 @@ def token_rows(number: int, m: MeasuredTrace, policy: Policy) -> list[dict]:
     ):
         found |= {name: effect.value, f"{name}_standard_error": effect.standard_error}
         found |= {f"{name}_low": effect.low, f"{name}_high": effect.high}
+    if m.sized is not None:
+        found |= {"given_size": m.sized.value, "given_size_standard_error": m.sized.standard_error}
     found |= {
         "spread": e.spread,
         "spread_standard_error": e.spread_error,

@@ -14,7 +14,9 @@ from tokencredit.lm.prefix_sampler import ROWS
 from tokencredit.lm.scoring import score
 from tokencredit.scores.draws import uniform_draws
 from tokencredit.scores.known import exact_value, oracle_positions
+from tokencredit.scores.planning import planning
 from tokencredit.scores.proxies import proxies
+from tokencredit.scores.siblings import by_prompt, js_divergence
 from tokencredit.scores.steps import step_gains
 from tokencredit.scores.table import SCORES, check_available
 from tokencredit.tasks.task import Row
@@ -31,12 +33,14 @@ def measure(
     step: int = 0,
     batch: int | None = None,
     importance: Mapping[str, Any] | None = None,
+    group: Sequence[int] | None = None,
 ) -> dict[str, list[Tensor]]:
     """{name of SCORES: [T] of every completion}, on the CPU.
 
     rows         the task's, one per completion; only scores of the sources "task" and "steps" read them
     seed, step   of what is random: directions, draws, rollouts
     batch        completions that are scored together, at most; None for as many as the policy's memory allows
+    group        of every row, for scores of the source "siblings"; without it rows of one prompt are siblings
     importance   options of `lm.proxies.importance`: num_directions, method, parameters ...
 
     ValueError names a score that there is not, or that the task cannot give.
@@ -58,6 +62,13 @@ def measure(
     if wanted["importance"]:
         options = {"temperature": policy.temperature, "seed": seed, "memory": policy.memory, **(importance or {})}
         found |= proxies(policy.model, prompts, completions, wanted["importance"], batch=batch, **options)
+    if "js_divergence" in names:
+        options = {"temperature": policy.temperature, "memory": policy.memory}
+        found["js_divergence"] = js_divergence(
+            policy.model, prompts, completions, by_prompt(prompts) if group is None else group, **options
+        )
+    if "planning" in names:
+        found["planning"] = planning(policy.tokenizer, completions)
     if "uniform" in names:
         width = max(map(len, completions), default=0)
         drawn = uniform_draws(seed, step, torch.arange(len(completions)), width)

@@ -9,10 +9,12 @@ from typing import Literal
 
 from tokencredit.tasks.task import Deciding, Task, Walkable
 
-Source = Literal["forward", "importance", "draw", "task", "steps", "caller"]
+Source = Literal["forward", "importance", "siblings", "text", "draw", "task", "steps", "caller"]
 SOURCES: dict[Source, str] = {
     "forward": "one forward pass",
     "importance": "an importance proxy, in one call for all tokens",
+    "siblings": "a forward pass over the whole group",
+    "text": "the text of the completion",
     "draw": "a random draw of its own",
     "task": "what the task knows of its completions",
     "steps": "values at the boundaries of reasoning steps, by sampling",
@@ -45,12 +47,17 @@ SCORES: dict[str, ScoreKind] = {
         ScoreKind("surprisal", "−log π of the token", "nats", "importance"),
         ScoreKind("head_norm", "norm of the gradient of log π over the LM head", "1", "importance"),
         ScoreKind(
+            "head_fisher", "trace of the Fisher information over the LM head: its diagonal's sum", "1", "importance"
+        ),
+        ScoreKind(
             "last_block_norm", "the same over the last block's position-local part and the head", "1", "importance"
         ),
         ScoreKind("gradient_norm", "norm of the gradient of log π over the parameters", "1", "importance"),
         ScoreKind("fisher_trace", "trace of the Fisher information of the token's distribution", "1", "importance"),
         ScoreKind("perturbation_variance", "variance of π under perturbed parameters", "1", "importance"),
         ScoreKind("attention", "attention received from later tokens, per later query", "1", "importance"),
+        ScoreKind("js_divergence", "Jensen-Shannon divergence of the group's living distributions", "nats", "siblings"),
+        ScoreKind("planning", "1 on tokens of phrases that plan, else 0", "0/1", "text"),
         ScoreKind("uniform", "uniform in [0, 1), of seed, step and row", "1", "draw"),
         ScoreKind("exact_value", "Q − V from the policy's own prefix trees", "reward", "task"),
         ScoreKind("oracle_positions", "1 where some choice can change the outcome, else 0", "0/1", "task"),
@@ -69,13 +76,14 @@ UNMEASURED: dict[str, ScoreKind] = {
         ),
         ScoreKind("token_reward", "reward of the token or turn, by a verifier; may be none", "reward", "caller"),
         ScoreKind("self_reward", "log π − log π_ref of the token, π the policy that sampled", "nats", "caller"),
-        ScoreKind("js_divergence", "Jensen-Shannon divergence of the group's living distributions", "nats", "caller"),
-        ScoreKind("planning", "1 on tokens of phrases that plan, else 0", "0/1", "caller"),
         ScoreKind("learned_size", "size of Q − V that a credit model expects (`credit-model fit`)", "reward", "caller"),
+        ScoreKind("learned_credit", "Q − V that a credit model expects, given the outcome", "reward", "caller"),
         ScoreKind("prompt_confidence", "exp(mean log π) of the prompt's 20 % least likely tokens", "1", "caller"),
     )
 }
 """What methods read and nobody here measures: CreditTrainer(scorers=...) takes it."""
+OF_A_RUN = frozenset({"self_reward", "learned_credit"})
+"""What a training run measures besides: its first policy is the reference, and it fits a credit model as it goes."""
 FREE = frozenset({"logprob", "entropy"})
 """What every pass over a rollout batch gives by the way."""
 
@@ -87,7 +95,7 @@ def names_of(*sources: Source) -> tuple[str, ...]:
 
 def available(task: Task | None) -> frozenset[str]:
     """Names of the scores that can be measured on a task; with None, where nothing of the task is known."""
-    found = set(names_of("forward", "importance", "draw"))
+    found = set(names_of("forward", "importance", "siblings", "text", "draw"))
     if task is not None:
         found |= {"step_gain"}
         found |= {"exact_value"} if isinstance(task, Walkable) else set()

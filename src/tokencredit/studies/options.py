@@ -26,6 +26,7 @@ def option(default: Any, help: str, **how: Any) -> Any:
     action   as of `argparse`, in place of the reading
     consts   {flag: value}: flags without an argument in its place, of which one may be given
     identity  False for what changes how a study is made and none of its numbers
+    later     True for a field that came later and is off by default: a study that was begun before it is the same
     """
     made = {"default_factory": default} if callable(default) else {"default": default}
     return field(**made, metadata={"help": help, **how})
@@ -37,6 +38,7 @@ def identity(config: Any) -> dict[str, Any]:
         each.name: identity(value) if is_dataclass(value := getattr(config, each.name)) else deepcopy(value)
         for each in fields(config)
         if each.metadata.get("identity", True)
+        and not (each.metadata.get("later") and getattr(config, each.name) == each.default)
     }
 
 
@@ -89,7 +91,8 @@ def told(small: Mapping[str, Any], config: type) -> str:
 
 def _add(parser: argparse.ArgumentParser, each: Field, hint: Any) -> None:
     how, default = dict(each.metadata), _default(each)
-    how.pop("identity", None)
+    for name in ("identity", "later"):
+        how.pop(name, None)
     help = how.pop("help").replace("%", "%%")
     said = default is None or default is False or default in ((), {}) or "(default" in help
     if not said:

@@ -16,12 +16,13 @@ from tokencredit.theory import (
     gtpo,
     means,
     network,
+    soft,
     variance,
     weighting,
 )
 from tokencredit.theory.statement import Statement
 
-FAMILIES = (entropy, network, variance, weighting, gtpo, means, grpo)
+FAMILIES = (entropy, network, variance, weighting, gtpo, means, grpo, soft)
 STATEMENTS: dict[str, Statement] = {each.key: each for family in FAMILIES for each in family.STATEMENTS}
 
 

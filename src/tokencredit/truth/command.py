@@ -36,6 +36,11 @@ def add_parsers(actions: Any) -> None:
         default=1e-6,
         help="prefixes that are reached more rarely are not followed (default: %(default)s)",
     )
+    p.add_argument(
+        "--no-gradients",
+        action="store_true",
+        help="leave out gradient norms, Fisher traces and changes by a step, which take most of the time",
+    )
     add_policy(p)
     summary = "How far estimates of tokens are from the truth, at the tokens they spent."
     p = add_command(actions, "judge", _judge, summary, JUDGE_EXAMPLES)
@@ -60,7 +65,14 @@ def _truth(args: argparse.Namespace) -> int:
     policy = policy_config(args).settled().open()
     command = getattr(args, "command_line", "tokencredit world truth")
     about = write_truth(
-        policy, args.out, prompts=args.prompts, samples=args.samples, seed=args.seed, eps=args.eps, command=command
+        policy,
+        args.out,
+        prompts=args.prompts,
+        samples=args.samples,
+        seed=args.seed,
+        eps=args.eps,
+        command=command,
+        gradients=not args.no_gradients,
     )
     console.print(
         f"{about['tokens']} tokens of {about['completions']} completions of {about['prompts']} prompts; V is known to"

@@ -34,7 +34,9 @@ DESCRIBES = ("token_id", "rollouts", "defined", "skipped", "chosen", "inclusion"
 
 @dataclass(frozen=True)
 class KnownTruth:
-    """What is known: [N] tokens, their `places` (trace, position), prompt by number, and {name of TRUTHS: [N]}."""
+    """What is known: [N] tokens, their `places` (trace, position), prompt by number, and {name of TRUTHS: [N]}, those
+    of gradients where they were asked for.
+    """
 
     places: Sequence[tuple[int, int]]
     prompt: np.ndarray
@@ -52,7 +54,7 @@ class KnownTruth:
         rows = read_rows(folder / "truth.parquet")
         number = {name: k for k, name in enumerate(dict.fromkeys(names))}
         prompt = np.array([number[names[row["trace"]]] for row in rows])
-        known = {name: np.array([row[name] for row in rows], dtype=float) for name in TRUTHS}
+        known = {name: np.array([row[name] for row in rows], dtype=float) for name in TRUTHS if name in rows[0]}
         return cls([(row["trace"], row["position"]) for row in rows], prompt, known)
 
 
@@ -98,7 +100,7 @@ def judge_file(folder: Path, path: Path, *, spent: int | None = None, seed: int 
 
 def _judge(truth: KnownTruth, e: Estimates, name: str, values: np.ndarray, bootstrap: Bootstrap) -> Judgement:
     figures: dict[str, Figure] = {}
-    if is_truth(name):
+    if is_truth(name) and name in truth.known:
         known = truth.known[name]
         there = np.isfinite(values) & np.isfinite(known)
         off = np.where(there, values - known, 0.0)

@@ -41,6 +41,7 @@ TRUTHS = {
     "entropy_change": "⟨∇H̄, ∇log π⟩: mean token entropy, the same, nats",
     "width": "how wide the bracket of V is before the token",
 }
+OF_GRADIENTS = ("gradient_norm", "fisher_trace", "reward_change", "entropy_change")
 FROM_TREES = ("value", "before_after", "replace", "spread", "probability", "entropy", "width")
 
 
@@ -53,10 +54,13 @@ def write_truth(
     seed: int = 0,
     eps: float = 1e-6,
     command: str = "",
+    gradients: bool = True,
 ) -> dict[str, Any]:
     """Samples completions of the task's test prompts, and writes them with what is exactly known of their tokens.
 
-    eps   prefixes that are reached more rarely are not followed, for the goals' gradients those ten times as likely
+    eps         prefixes that are reached more rarely are not followed, for the goals' gradients those ten times as
+                likely
+    gradients   whether `OF_GRADIENTS` are found as well, which is most of the time
 
     Returns what truth.json holds. ValueError where the task is too large for prefix trees.
     """
@@ -69,13 +73,17 @@ def write_truth(
     own, prompt_ids = [rows[i] for i, _ in each], [list(asked[i]) for i, _ in each]
     completions = [list(completion.ids) for _, completion in each]
     columns = _effects(policy, rows, [[list(c.ids) for c in group] for group in drawn], eps)
-    norms = measure(
-        policy, own, prompt_ids, completions, ["gradient_norm", "fisher_trace"], importance={"method": "exact"}
-    )
-    columns |= {name: np.concatenate([x.numpy() for x in values]) for name, values in norms.items()}
-    trees = policy_forest(policy, rows, asked, eps=10 * eps)
-    goals = known_goals(policy, asked, trees)
-    columns |= _changes(policy, prompt_ids, completions, goals)
+    goals: dict[str, float] = {}
+    if gradients:
+        norms = measure(
+            policy, own, prompt_ids, completions, ["gradient_norm", "fisher_trace"], importance={"method": "exact"}
+        )
+        columns |= {name: np.concatenate([x.numpy() for x in values]) for name, values in norms.items()}
+        trees = policy_forest(policy, rows, asked, eps=10 * eps)
+        known = known_goals(policy, asked, trees)
+        columns |= _changes(policy, prompt_ids, completions, known)
+        unresolved = float(np.mean([tree.unresolved for tree in trees]))
+        goals = {"reward": known.reward, "entropy": known.entropy, "unresolved": unresolved}
     traces = [
         {
             "trace": k,
@@ -104,9 +112,7 @@ def write_truth(
         "completions": len(traces),
         "tokens": sum(map(len, completions)),
         "width": {"mean": float(columns["width"].mean()), "largest": float(columns["width"].max())},
-        "reward": goals.reward,
-        "entropy": goals.entropy,
-        "unresolved": float(np.mean([tree.unresolved for tree in trees])),
+        **goals,
     }
     write_json(out / "truth.json", about)
     return about
@@ -139,7 +145,7 @@ def _tokens(
     for trace, (row, ids) in enumerate(zip(rows, completions)):
         roles: Sequence[str | None] = policy.roles(row, ids) or [None] * len(ids)
         for position, token in enumerate(policy.tokens(ids)):
-            known = {name: float(columns[name][at]) for name in TRUTHS}
+            known = {name: float(columns[name][at]) for name in TRUTHS if name in columns}
             about = {"trace": trace, "position": position, "token_id": int(ids[position]), "token": token}
             found.append({**about, "role": roles[position], **known})
             at += 1

@@ -27,7 +27,7 @@ from tokencredit import train_config
 from tokencredit.budget import UNITS, Budget
 from tokencredit.durable import append_line, read_lines
 from tokencredit.methods import METHODS
-from tokencredit.scores.table import available, names_of
+from tokencredit.scores.table import OF_A_RUN, UNMEASURED, available, names_of
 from tokencredit.studies.compare.figures import Marks, figures
 from tokencredit.studies.compare.jobs import Job, Start, Tell, choose, finished, forked, on_ray, run_jobs
 from tokencredit.studies.compare.question import MOST_STEPS, QUICK_STEPS, STEPS, Comparison
@@ -306,7 +306,7 @@ def check(config: CompareConfig, methods: Sequence[str], seeds: int, baseline: s
     task = load(config.base.task, **config.base.task_options)
     if absent := unavailable(methods, task):
         raise ValueError(
-            "; ".join(f"{name} needs {', '.join(needs)}" for name, needs in absent.items())
+            "; ".join(f"{name} needs {', '.join(map(_told, needs))}" for name, needs in absent.items())
             + f", which the task {config.base.task} cannot give: leave it out of --methods"
         )
     for part in ("validation", "final") if len(config.rates) > 1 else ("final",):
@@ -318,6 +318,11 @@ def check(config: CompareConfig, methods: Sequence[str], seeds: int, baseline: s
     return methods
 
 
+def _told(score: str) -> str:
+    """A score, and of one that nobody measures what it would be."""
+    return f"{score} ({UNMEASURED[score].what})" if score in UNMEASURED else score
+
+
 def unavailable(methods: Sequence[str], task: Task) -> dict[str, list[str]]:
     """{method: scores that neither an engine nor this task can give}."""
-    return {name: missing for name in methods if (missing := sorted(METHODS[name].needs - available(task)))}
+    return {name: missing for name in methods if (missing := sorted(METHODS[name].needs - available(task) - OF_A_RUN))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from tokencredit.studies.arguments import StepConfig, usual
 from tokencredit.studies.options import check_choices, option
@@ -50,6 +51,9 @@ class SweepConfig(Sizes, StepConfig):
     updates: int = option(8, "steps that are looked at, each on a batch of its own")
     rates: int = option(12, "learning rates of the sweep")
     decades: float = option(2.0, "that they span, half of one above the optimizer's own")
+    softmax: Literal["float64"] | None = option(
+        None, "precision of the softmax and of what is made of it (default: the model's)", later=True
+    )
     share: float = field(default=1.0, metadata={"identity": False})
     workers: int | None = option(
         None, "updates side by side (default: one per core, at most 4; 1 on a GPU and of a large model)", identity=False

@@ -9,6 +9,7 @@ with the same numbers.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ ROUNDED = 512
 
 def run(config: SweepConfig, work: Work) -> dict[str, Any]:
     """The whole study: its blocks; rollouts.parquet and tokens of the first evaluation."""
-    checkpoint = open_from(config)
+    checkpoint = _open(config)
     lr = checkpoint.needs_optimizer().lr
     config = config.fitted(parameters_of(checkpoint), prompts_there(checkpoint))
     asked = {
@@ -70,6 +71,12 @@ def run(config: SweepConfig, work: Work) -> dict[str, Any]:
         "lr": updates[0].arrays["lr"].item(),
     }
     return {"about": about, **figures.figures(updates, rounding, config.sub_batch, work.book)}
+
+
+def _open(config: SweepConfig, **options: Any) -> Checkpoint:
+    """The checkpoint, with the softmax that is asked for."""
+    softmax = torch.float64 if config.softmax == "float64" else None
+    return replace(open_from(config, **options), softmax=softmax)
 
 
 def _foretell(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> None:
@@ -123,7 +130,7 @@ def _measure(config: SweepConfig, checkpoint: Checkpoint, k: int) -> Arrays:
 def _measure_alone(config: SweepConfig, k: int, folder: Path) -> None:
     """What a process of its own does."""
     torch.set_num_threads(1)
-    Stages(folder).arrays(f"update_{k}", lambda: _measure(config, open_from(config), k))
+    Stages(folder).arrays(f"update_{k}", lambda: _measure(config, _open(config), k))
 
 
 def _precision(config: SweepConfig, checkpoint: Checkpoint) -> Arrays:
@@ -133,7 +140,7 @@ def _precision(config: SweepConfig, checkpoint: Checkpoint) -> Arrays:
     evaluation = Evaluation.of(checkpoint, rows, seed_of("precision", config.seed))
     own = next(checkpoint.model.parameters()).dtype
     opened = {
-        name: checkpoint if dtype == own else open_from(config, dtype=dtype) for name, dtype in precision.DTYPES.items()
+        name: checkpoint if dtype == own else _open(config, dtype=dtype) for name, dtype in precision.DTYPES.items()
     }
     terms = precision.expansion(opened["float64"], evaluation.batch, evaluation.baseline(), direction)
     found: Arrays = {"factors": precision.FACTORS}

@@ -18,6 +18,7 @@ from tokencredit.figure import Figure
 from tokencredit.studies.book import Book
 from tokencredit.studies.kernel.measurement import KernelMeasurement, at_units, unit_rows
 from tokencredit.studies.kernel.question import KernelConfig
+from tokencredit.studies.kernel.ties import tie_rows
 
 POINTS = 400
 SEQUENCES = 64
@@ -39,9 +40,12 @@ def study_of(
     pairs = pair_table(m.kernel, m.units)
     spectra = {name: _spectrum(book, name, k, m) for name, k in (("kernel", m.kernel), ("cosines", cosines(m.kernel)))}
     book.number("noise", m.noise, "cosine", config.directions)
+    rows, cosine = _completions(m)
+    ties = tie_rows(checkpoint, m.update.batch, rows, cosine)
     parts = {"coefficient": -credit} | ({} if change is None else {**change.parts, "total": change.total})
     tables = {
         "pairs": [_pair_row(each) for each in pairs],
+        "ties": ties,
         "senders": [
             row | {name: float(x[i]) for name, x in parts.items()}
             for i, row in enumerate(unit_rows(checkpoint, m.update.batch, m.units))
@@ -69,7 +73,8 @@ def study_of(
         "clip": m.update.clip,
         "edges": EDGES if tokens else (),
         "noise": m.noise,
-        "heat": _heat(checkpoint, m, tokens),
+        "heat": _heat(checkpoint, m, rows, cosine, tokens),
+        "ties": ties,
     }
     return study | {"findings": findings(config, study, book.figures)}, tables
 
@@ -158,19 +163,25 @@ def _spectrum(book: Book, name: str, k: Any, m: KernelMeasurement) -> dict[str, 
     }
 
 
-def _heat(checkpoint: Checkpoint, m: KernelMeasurement, tokens: bool) -> dict[str, Any]:
+def _completions(m: KernelMeasurement) -> tuple[np.ndarray, np.ndarray]:
+    """(rows [R] that send, their cosines [R, R]): the kernel of tokens summed over completions."""
+    rows = np.unique(m.units.row)
+    member = (m.units.row[:, None] == rows).astype(float)
+    return rows, cosines(m.kernel.new_tensor(member.T @ m.kernel.numpy() @ member)).numpy()
+
+
+def _heat(
+    checkpoint: Checkpoint, m: KernelMeasurement, rows: np.ndarray, cosine: np.ndarray, tokens: bool
+) -> dict[str, Any]:
     """Cosines of completions in the order of their prompts and, of tokens, those of two rollouts of one prompt, a right
     and a wrong one.
     """
     batch, units = m.update.batch, m.units
-    rows = np.unique(units.row)
-    member = (units.row[:, None] == rows).astype(float)
     few = rows[:SEQUENCES]
     outcome, group = batch.rollouts.success.tolist(), batch.rollouts.group_index.tolist()
-    sequence = m.kernel.new_tensor(member.T @ m.kernel.numpy() @ member)
     found: dict[str, Any] = {
         "completions": {
-            "cosine": cosines(sequence)[: len(few), : len(few)].tolist(),
+            "cosine": cosine[: len(few), : len(few)].tolist(),
             "block": [group[i] for i in few],
             "names": [f"prompt {group[i]}, {'right' if outcome[i] else 'wrong'}" for i in few],
         }

@@ -30,8 +30,8 @@ WAYS = {
 
 def sections(result: Mapping[str, Any], directory: Path) -> list[Section]:
     """All sections of the study."""
-    found = [_about(result), _influence(result), _diagonal(result), _pairs(result), _heat(result), _spectrum(result)]
-    return [section for section in found if section]
+    parts_of = (_about, _influence, _diagonal, _pairs, _ties, _heat, _spectrum)
+    return [section for part in parts_of if (section := part(result))]
 
 
 def _about(result: Mapping[str, Any]) -> Section:
@@ -127,6 +127,30 @@ def _pairs(result: Mapping[str, Any]) -> Section:
         "Which gradients are alike",
         note + parts.table("Pairs", ("pairs", "number", "mean", "mean size", "deviation"), rows),
     )
+
+
+def _ties(result: Mapping[str, Any]) -> Section | None:
+    """The completions that are tied together, by their text; a result of an earlier version has none."""
+    if not result.get("ties"):
+        return None
+    rows = [
+        (
+            f"{tie['cosine']:+.3f}",
+            tie["scope"],
+            *(
+                text(f"{tie[f'prompt_text_{side}']} → {tie[f'completion_text_{side}']}")
+                + (" (right)" if tie[f"success_{side}"] else " (wrong)")
+                for side in ("a", "b")
+            ),
+        )
+        for tie in result["ties"]
+    ]
+    note = (
+        '<p class="note">Pairs of completions whose gradients are most alike and most opposed; ids of prompts and'
+        " completions stand in ties.parquet.</p>"
+    )
+    table = parts.table("Ties", ("cosine", "pair of", "completion", "completion"), rows)
+    return Section("Which completions are tied together", note + table)
 
 
 def _heat(result: Mapping[str, Any]) -> Section:

@@ -90,7 +90,7 @@ def _scored(
     beyond = sorted(needs - set(b.rollouts.scores))
 
     def make() -> dict[str, np.ndarray]:
-        options = {"seed": config.seed, "step": checkpoint.step}
+        options = {"seed": config.seed, "step": checkpoint.step, "group": b.rollouts.group.tolist()}
         found = measure(checkpoint.policy, b.rows, b.prompts, b.completions, beyond, **options)
         return {score: grid(x, b.rollouts.mask.shape[1]).numpy() for score, x in found.items()}
 
