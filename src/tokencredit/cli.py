@@ -278,7 +278,7 @@ def _train(args) -> int:
         **training_arguments(args),
     )
     config.build_method()
-    first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher, who speaks
+    from tokencredit.engines.processes import is_first
     from tokencredit.engines.train import train
     from tokencredit.progress import TrainProgress
     from tokencredit.studies.pages import write_page
@@ -286,9 +286,9 @@ def _train(args) -> int:
     def page(out: Path) -> Path:
         return write_page([out], out / "report.html", title=str(out))
 
-    with TrainProgress(console, config, quiet=args.quiet or not first) as progress:
+    with TrainProgress(console, config, quiet=args.quiet or not is_first()) as progress:
         train(config, args.out, command=args.command_line, listen=progress.listen, page=page)
-    if not first:
+    if not is_first():
         return 0
     console.print(
         f"Run: {args.out}. Look at it with: {shlex.join(['tokencredit', 'report', str(args.out)])}", soft_wrap=True

@@ -17,6 +17,7 @@ from tokencredit.engines.adaptor import make_reward, prompts_of, training_rows
 from tokencredit.engines.configs import fewest_passes, make_args
 from tokencredit.engines.lora import make_lora
 from tokencredit.engines.page import log_page
+from tokencredit.engines.processes import with_a_word
 from tokencredit.engines.recorder import Listener, RoundsLeft, RunRecorder
 from tokencredit.engines.resume import explained, lost_its_end, place
 from tokencredit.engines.scorers import on_rows, task_scorers
@@ -73,7 +74,8 @@ def train(
         [checkpoint] = broadcast_object_list([place(recorder.run, config) if first else None])
         try:
             recorder.open(step_of(checkpoint) if checkpoint else 0)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with with_a_word(trainer):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:
             if recorder.run:
                 with suppress(OSError):

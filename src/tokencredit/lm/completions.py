@@ -33,19 +33,21 @@ def sample(
     batch: int = ROWS,
     memory: int | None = None,
     progress: Progress | None = None,
+    first: int = 0,
 ) -> list[list[Completion]]:
     """`num` completions of every prompt (token ids); temperature 0 is greedy. At most `batch` are written together, and
     no more than `memory` bytes of the process allow (`lm.room`).
 
     The full distribution is sampled, whatever top-p or top-k the model's own generation config suggests. The k-th
-    completion of the i-th prompt depends on the seed, i and k, and not on `batch`.
+    completion of the i-th prompt depends on the seed, i and k, and not on `batch`; i counts from `first`, for prompts
+    that are a part of more.
     """
     if temperature < 0:
         raise ValueError(f"temperature is 0 (greedy) or positive, got {temperature}")
     sampler = PrefixSampler(
         model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch, memory=memory
     )
-    requests = [Request(i, 0, max_new_tokens, seed_of(seed, i, k)) for i in range(len(prompts)) for k in range(num)]
+    requests = [Request(i, 0, max_new_tokens, seed_of(seed, first + i, k)) for i in range(len(prompts)) for k in range(num)]
     found: list[Completion | None] = [None] * len(requests)
     for index, rollout in sampler.continue_([Trace(tuple(prompt)) for prompt in prompts], requests, progress):
         found[index] = Completion(rollout.ids, rollout.truncated)

@@ -71,6 +71,7 @@ class Policy:
         batch: int = ROWS,
         greedy: bool = False,
         progress: Progress | None = None,
+        first: int = 0,
     ) -> list[list[Completion]]:
         """`num` completions of every prompt (token ids), as `lm.completions.sample` draws them."""
         return sample(
@@ -84,6 +85,7 @@ class Policy:
             batch=batch,
             memory=self.memory,
             progress=progress,
+            first=first,
         )
 
     def encode(self, prompt: Prompt) -> list[int]:
