@@ -123,10 +123,10 @@ def steps(trainer):
 
 
 def weights(trainer):
-    """All parameters in one vector."""
-    return torch.cat(
-        [p.detach().flatten().double() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]
-    )
+    """All parameters in one vector, gathered where processes hold parts of them."""
+    found = trainer.accelerator.unwrap_model(trainer.model).parameters()
+    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in found]
+    return torch.cat([p.detach().flatten().double() for p in whole])
 
 
 def written(prompt, place, turn):

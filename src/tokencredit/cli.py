@@ -18,6 +18,7 @@ from tokencredit.argument_types import give_kinds
 from tokencredit.console import Parser, add_command, console, errors, visible, warn
 from tokencredit.credit_model import command as credit_model_command
 from tokencredit.figure import Figure
+from tokencredit.here import look_here_last
 from tokencredit.lifeline import end_with_parent
 from tokencredit.lm.arguments import add_policy, policy_config, training_arguments
 from tokencredit.pivotality import command as pivotality_command
@@ -89,10 +90,20 @@ def _as_command() -> None:
     """What a process of our own may do: a verifier in the current directory is found, who is ended stops what it
     started, and what another command started ends with it.
     """
-    sys.path.append(os.getcwd())
+    look_here_last()
     warnings.showwarning = warn
     end_with_parent()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _ended)
+
+
+def _ended(*_) -> None:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        errors.print(
+            f"process {os.environ.get('RANK')} was ended by its launcher, as it does where another one of"
+            f" {os.environ['WORLD_SIZE']} has ended. The same command goes on from the last checkpoint",
+            soft_wrap=True,
+        )
+    sys.exit(143)
 
 
 def make_parser() -> argparse.ArgumentParser:
