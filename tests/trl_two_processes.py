@@ -1,10 +1,11 @@
 """Trains the cases below on fixed completions and writes what the loss was given; launched by torchrun, and imported
 for the comparison.
 
-    torchrun --standalone --nproc_per_node 2 tests/trl_two_processes.py FOLDER [CASE ...]
+    torchrun --standalone --nproc_per_node 2 tests/trl_two_processes.py FOLDER [MODE ...]
 
-Every process holds the whole model (ddp), then, for the cases that can, a part of it (fsdp2). Each writes its own file,
-so that decisions can be compared: FOLDER/<mode>.<case>.<rank>.json, and FOLDER/<mode>.<case>.<rank>.safetensors.
+Every process holds the whole model (ddp), then, for the cases that can, a part of it (fsdp2); with deepspeed also zero2 and
+zero3, where they are asked for. Each writes its own file, so that decisions can be compared:
+FOLDER/<mode>.<case>.<rank>.json, and FOLDER/<mode>.<case>.<rank>.safetensors.
 """
 
 import json
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 
 from fsdp_on_cpu import sharded, sharding
 from tokencredit import METHODS
+from tokencredit.engines.processes import shards
 from tokencredit.engines.scorers import task_scorers
 from tokencredit.tasks.verdict import Verdict
 from trl_tiny import LONGEST, FixedCredit, steps, tiny_tokenizer, train, weights
@@ -68,6 +70,7 @@ WHOLE = {
     for name in ("ptw_gradient_norm", "ptw_fisher", "ptw_perturbation", "ptw_attention", "token_sampling", "vineppo")
 }
 """Cases whose scores are measured with the whole model in each process."""
+MODES = {"ddp": CASES | WHOLE, "fsdp2": CASES, "zero2": CASES | WHOLE, "zero3": CASES}
 
 
 def run(case: str, processes: int, folder, mode: str = "ddp"):
@@ -84,16 +87,21 @@ def run(case: str, processes: int, folder, mode: str = "ddp"):
     if mode == "fsdp2":
         size |= {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
         size["fsdp_config"] |= {"reshard_after_forward": True, "cpu_ram_efficient_loading": False}
+    if mode.startswith("zero"):
+        automatic = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps")
+        size["deepspeed"] = dict.fromkeys((*automatic, "gradient_clipping"), "auto")
+        size["deepspeed"] |= {"zero_optimization": {"stage": int(mode[-1])}, "zero_allow_untested_optimizer": True}
     every = int(mode == "ddp" and case in MEASURED)
     return train(FixedCredit, folder, size | changes, method=method, max_rounds=3, noise_scale_every=every, **keywords)
 
 
-def main(folder: Path, *wanted: str) -> None:
-    for mode, cases in (("ddp", {**CASES, **WHOLE}), ("fsdp2", CASES)):
-        for case in [name for name in cases if name in (wanted or cases)]:
+def main(folder: Path, *modes: str) -> None:
+    for mode in modes or ("ddp", "fsdp2"):
+        for case in MODES[mode]:
             with sharding() if mode == "fsdp2" else nullcontext():
                 trainer = run(case, 2, folder, mode)
-            assert sharded(trainer.model) == (mode == "fsdp2"), type(trainer.model)
+            assert shards(trainer) == {"fsdp2": "FSDP", "zero3": "DeepSpeed ZeRO-3"}.get(mode), mode
+            assert mode != "fsdp2" or sharded(trainer.model), type(trainer.model)
             stem = folder / f"{mode}.{case}.{trainer.accelerator.process_index}"
             kept = {
                 f"{turn}.{name}": x.contiguous() for turn, batch in enumerate(trainer.kept) for name, x in batch.items()

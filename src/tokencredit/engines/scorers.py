@@ -152,22 +152,22 @@ class _Proxy:
         from tokencredit.lm.proxies import importance
 
         began = time.perf_counter()
-        width = batch["completion_ids"].shape[1]
-        rows = (
+        size, width = batch["completion_ids"].shape
+        first = size * trainer.accelerator.process_index
+        own = (
             torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
             torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
             torch.cat([torch.zeros_like(batch["prompt_mask"]), batch["completion_mask"]], 1),
         )
-        several = trainer.accelerator.num_processes > 1
         found = importance(
             trainer.accelerator.unwrap_model(trainer.model),
-            *rows,
+            *(gather_rows(trainer, x) for x in own),
             kinds=(self.kind,),
-            among=tuple(gather_rows(trainer, x) for x in rows) if several else None,
             temperature=trainer.temperature,
             seed=trainer.args.seed + 1_000_003 * trainer.state.global_step,
+            rows=slice(first, first + size),
             **self.options,
-        )[self.kind].value[:, -width:]
+        )[self.kind].value[first : first + size, : own[0].shape[1]][:, -width:]
         if found.is_cuda:
             torch.cuda.synchronize()
         trainer._metrics["train" if trainer.model.training else "eval"][SECONDS].append(time.perf_counter() - began)

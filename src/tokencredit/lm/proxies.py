@@ -96,7 +96,7 @@ def importance(
     uncovered: str = "refuse",
     max_tokens: int | None = None,
     memory: int | None = None,
-    among: tuple[Tensor, Tensor, Tensor] | None = None,
+    rows: slice | None = None,
 ) -> Importance:
     """Proxies of the importance of every completion token t of a causal LM; input_ids and masks are [B, L], padded on
     any side.
@@ -126,9 +126,8 @@ def importance(
     temperature    of the policy that sampled
     max_tokens     padded tokens of one pass, at most: 8,192 by default, and no more than `memory` bytes of the process
                    allow (`lm.room`)
-    among          (input_ids, attention_mask, completion_mask) of a larger batch that these rows are a part of, such as
-                   that of all processes: "auto" and the step of a finite difference are chosen on it, so that a token's
-                   proxies do not depend on which rows are measured with it
+    rows           of the batch to measure, all by default; the others are 0. The way, the step of a finite difference and
+                   the passes are those of the whole batch, so that processes which share its rows find what one would
 
     ValueError names what is wrong: shapes, a first token without a prefix, a row beyond the context, logits that are
     not finite.
@@ -139,12 +138,12 @@ def importance(
     inner = unwrap(model)
     device = next(inner.parameters()).device
     limit = getattr(inner.config, "max_position_embeddings", None)
-    batch = sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)), limit)
-    whole = batch if among is None else sequences(*(x.to(device) for x in among), limit)
+    whole = sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)), limit)
+    batch = whole if rows is None else whole.part(range(len(whole.ids))[rows])
     coverage = select_parameters(inner, parameters, uncovered)
     room, most = Room.of(inner, memory), max_tokens or TOKENS
     forward, backward = min(most, room.tokens()), min(most, room.tokens_back())
-    width = batch.ids.shape[1]
+    width = whole.ids.shape[1]
     about = {
         "covered": tuple(coverage.named),
         "uncovered": coverage.uncovered,
@@ -180,10 +179,9 @@ def importance(
             found["perturbation_variance"] = (*values, perturbation)
         if chosen == "auto":
             longest, size = int(torch.bincount(whole.row).max()), sum(p.numel() for p in inner.parameters())
-            cheap = exact_is_cheap(size, coverage, longest, whole.ids.shape[1])
-            chosen = "exact or sketch" if cheap else "sketch"
+            chosen = "exact or sketch" if exact_is_cheap(size, coverage, longest, width) else "sketch"
         tokens = {"finite_difference": backward, "jvp": min(backward, room.tokens_along(width, num_directions))}
-        options = {"num_directions": num_directions, "seed": seed, "among": whole}
+        options = {"num_directions": num_directions, "seed": seed, "whole": whole}
         step = _gradients(found, asked, readout, coverage, batch, chosen, tokens, options)
     proxies = {
         kind: Proxy(batch.scatter(v.float()), batch.scatter(e.float()), how) for kind, (v, e, how) in found.items()
