@@ -4,8 +4,8 @@ against TRL's fused one. Random weights in the shape of Qwen2.5-0.5B: no downloa
     python benchmarks/gpu.py                        # one GPU; benchmarks/results/gpu.json
     python benchmarks/gpu.py --device cpu --small   # the script itself, on a tiny model: prints, keeps nothing
 
-training > NAME    stock (GRPOTrainer), grpo, gtpo, ptw_gradient_norm: seconds per step (median without the first), tokens
-                   per second, peak GiB; `ratio` is seconds over those of stock TRL
+training > NAME    stock (GRPOTrainer), grpo, gtpo, ptw_gradient_norm: seconds per step (median without the first),
+                   tokens per second, peak GiB; `ratio` is seconds over those of stock TRL
 sketch > T         seconds and peak GiB of gradient norms of all tokens of one row of T tokens, K = 8 directions
 head > NAME        seconds and peak GiB above the weights, of log-prob and entropy with a backward pass: ours, fused;
                    `gap` is the largest difference of the log-probs, in nats
@@ -70,7 +70,7 @@ def make_model(shape, device):
 
 
 def train(name, shape, device, rows, length, steps):
-    """Seconds per step, tokens per second and peak GiB of a method, or of stock TRL; every completion has full length."""
+    """Seconds per step, tokens per second and peak GiB of a method, or of stock TRL, on completions of full length."""
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     args = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
@@ -82,7 +82,9 @@ def train(name, shape, device, rows, length, steps):
         bf16=device == "cuda",
         use_cpu=device == "cpu",
         gradient_checkpointing=device == "cuda",
-        generation_kwargs={"suppress_tokens": [*tokenizer.all_special_ids, *range(len(tokenizer), shape["vocab_size"])]},
+        generation_kwargs={
+            "suppress_tokens": [*tokenizer.all_special_ids, *range(len(tokenizer), shape["vocab_size"])]
+        },
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -3,9 +3,9 @@
     python benchmarks/processes.py                    # ddp and fsdp2
     python benchmarks/processes.py ddp fsdp2 zero2 zero3   # with deepspeed, which compiles with g++ at its first use
 
-The tiny model and the fixed completions of the tests (tests/trl_two_processes.py), SGD, two gloo processes on CPUs. FSDP2
-is made to shard there (tests/fsdp_on_cpu.py). `weights` and `credit` are the largest absolute differences, over all
-parameters and all tokens of all rollout batches; `cases` what was trained. What is not in the file was not run.
+The tiny model and the fixed completions of the tests (tests/trl_two_processes.py), SGD, two gloo processes on CPUs.
+FSDP2 is made to shard there (tests/fsdp_on_cpu.py). `weights` and `credit` are the largest absolute differences, over
+all parameters and all tokens of all rollout batches; `cases` what was trained. What is not in the file was not run.
 """
 
 import os

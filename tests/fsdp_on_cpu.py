@@ -1,5 +1,5 @@
-"""FSDP2 on CPUs, for tests: accelerate takes FSDP for GPUs alone, and leaves it out elsewhere without a word. As a script
-it is `tokencredit` with that mended.
+"""FSDP2 on CPUs, for tests: accelerate takes FSDP for GPUs alone, and leaves it out elsewhere without a word. As a
+script it is `tokencredit` with that mended.
 
     accelerate launch --config_file examples/distributed/fsdp2.yaml tests/fsdp_on_cpu.py train --device cpu ...
 """
@@ -33,9 +33,7 @@ def sharded(model) -> bool:
     """Whether every process holds a part of each matrix alone."""
     from torch.distributed.tensor import DTensor
 
-    return all(
-        isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in model.parameters() if p.dim() > 1
-    )
+    return all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in model.parameters() if p.dim() > 1)
 
 
 if __name__ == "__main__":

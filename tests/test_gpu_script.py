@@ -38,7 +38,7 @@ def test_it_runs_on_a_tiny_model_and_keeps_nothing(gpu, capsys):
 
 def test_without_a_gpu_it_says_what_is_missing(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="needs a GPU, and torch .* sees none"):
+    with pytest.raises(SystemExit, match=r"needs a GPU, and torch .* sees none"):
         gpu()
     with pytest.raises(SystemExit, match="--device cpu goes with --small"):
         gpu("--device", "cpu")

@@ -513,7 +513,7 @@ def test_a_head_that_bends_its_logits_is_found_out():
 
 @pytest.mark.parametrize("method", ["finite_difference", "jvp", "auto"])
 def test_rows_are_measured_as_parts_of_their_batch(method):
-    """As processes share a batch: the step is chosen on all of it, and what is computed for a row is what it would be."""
+    """As processes share a batch: the step is chosen on all of it, and a row is what it is among the others."""
     model, masks = MODELS["llama"]().float(), batch((12, 5, 9, 7))
     options = {"kinds": ("gradient_norm", "fisher_trace", "attention"), "num_directions": None}
     options |= {"method": method, "max_tokens": 24}

@@ -1,5 +1,5 @@
-"""`tokencredit train` in several processes: one run, evaluated together, that goes on after a kill; by the configuration
-files of examples/distributed.
+"""`tokencredit train` in several processes: one run, evaluated together, that goes on after a kill; by the
+configuration files of examples/distributed.
 """
 
 import os
@@ -111,8 +111,8 @@ def test_one_clock_ends_all_processes(tmp_path):
 
 
 def test_a_model_in_parts_is_trained_and_opened(tmp_path):
-    """fsdp2.yaml; accelerate takes FSDP for GPUs alone, so the launched script mends that. It asserts nothing by itself:
-    without the mend the run is refused.
+    """fsdp2.yaml. accelerate takes FSDP for GPUs alone: the launched script mends that, and without it the run is
+    refused.
     """
     out, program = tmp_path / "run", [HERE / "fsdp_on_cpu.py"]
     options = {"eval_every": 0, "steps": 1, "task": "reckon"}
@@ -130,7 +130,9 @@ def test_a_model_in_parts_is_trained_and_opened(tmp_path):
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_deepspeed(tmp_path, name):
     if find_spec("deepspeed") is None:
-        pytest.skip(f"deepspeed is not installed: {name}.yaml was not run (pip install deepspeed; it compiles with g++)")
+        pytest.skip(
+            f"deepspeed is not installed: {name}.yaml was not run (pip install deepspeed; it compiles with g++)"
+        )
     out = tmp_path / "run"
     program, options = ["-m", "tokencredit"], {"eval_every": 0, "steps": 2}
     status, output = ended(tmp_path, start(tmp_path, accelerate(name), program, out, **options))

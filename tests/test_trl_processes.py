@@ -1,5 +1,5 @@
-"""The TRL engine over several processes: the numbers of one process, with the whole model in each and with a part of it;
-and a process that is killed.
+"""The TRL engine over several processes: the numbers of one process, with the whole model in each and with a part of
+it; and a process that is killed.
 """
 
 import json
@@ -27,8 +27,8 @@ from trl_two_processes import CASES, WHOLE, run
 HERE = Path(__file__).parent
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 SKETCHED = ("ptw_gradient_norm", "ptw_fisher", "ptw_perturbation")
-"""Credit by finite differences: the same on the same weights. Of the second batch, whose weights differ by the rounding of
-a sum of gradients, they divide that rounding by their step.
+"""Credit by finite differences: the same on the same weights. Of the second batch, whose weights differ by the rounding
+of a sum of gradients, they divide that rounding by their step.
 """
 
 

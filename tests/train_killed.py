@@ -1,6 +1,6 @@
 """`tokencredit` whose processes kill themselves, as the kernel would, when they have done a step of training.
 
-    torchrun --standalone --nproc_per_node 2 tests/train_killed.py STEP RANK[,RANK] train --device cpu ...
+torchrun --standalone --nproc_per_node 2 tests/train_killed.py STEP RANK[,RANK] train --device cpu ...
 """
 
 import os

@@ -3,8 +3,8 @@ for the comparison.
 
     torchrun --standalone --nproc_per_node 2 tests/trl_two_processes.py FOLDER [MODE ...]
 
-Every process holds the whole model (ddp), then, for the cases that can, a part of it (fsdp2); with deepspeed also zero2 and
-zero3, where they are asked for. Each writes its own file, so that decisions can be compared:
+Every process holds the whole model (ddp), then, for the cases that can, a part of it (fsdp2); with deepspeed also zero2
+and zero3, where they are asked for. Each writes its own file, so that decisions can be compared:
 FOLDER/<mode>.<case>.<rank>.json, and FOLDER/<mode>.<case>.<rank>.safetensors.
 """
 

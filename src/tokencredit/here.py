@@ -1,9 +1,9 @@
-"""Modules of the current directory, where a command looks for a verifier of your own: found last, and never in place of a
-library.
+"""Modules of the current directory, where a command looks for a verifier of your own: found last, and never in place of
+a library.
 
-Libraries ask whether others are installed by looking for their names. A folder that is called like one (data in `vllm/`,
-a checkout of `deepspeed`) is a package to Python where the directory is on `sys.path`, and an installed library without a
-version to whoever asks.
+Libraries ask whether others are installed by looking for their names. A folder that is called like one (data in
+`vllm/`, a checkout of `deepspeed`) is a package to Python where the directory is on `sys.path`, and an installed
+library without a version to whoever asks.
 """
 
 from __future__ import annotations

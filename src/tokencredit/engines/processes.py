@@ -48,8 +48,8 @@ def refuse_strangers(trainer: Trainer) -> None:
     for name in asked:
         if joined > 1 and asked[name] and not given[name]:
             raise ValueError(
-                f"{name} was asked for, but accelerate leaves it out on the device {trainer.accelerator.device} and would"
-                " hold the whole model in every process: train on GPUs, or take a configuration without it"
+                f"{name} was asked for, but accelerate leaves it out on the device {trainer.accelerator.device} and"
+                " would hold the whole model in every process: train on GPUs, or take a configuration without it"
                 " (examples/distributed/ddp.yaml)"
             )
 

@@ -112,9 +112,9 @@ class RunRecorder(TrainerCallback):
     eval_every ... record_rows   as in TrainConfig; evaluation is off by default
     listen         hears "start" or "resume", "step", "evaluation" and "finished", with figures
 
-    Several processes record one run, by the first; they evaluate together, each its part of the prompts. Every record says what was spent until then: `seconds` of training
-    alone (generation, scoring and updates, without evaluations and without writing), `rollouts` and `tokens` sampled,
-    those that dynamic sampling left out included.
+    Several processes record one run, by the first; they evaluate together, each its part of the prompts. Every record
+    says what was spent until then: `seconds` of training alone (generation, scoring and updates, without evaluations
+    and without writing), `rollouts` and `tokens` sampled, those that dynamic sampling left out included.
 
     ValueError where the trainer writes elsewhere, or evaluation is asked for without a task; RunError where `out` holds
     another run, or a finished one. An unfinished one goes on with trainer.train(resume_from_checkpoint=True).
@@ -326,7 +326,7 @@ class RunRecorder(TrainerCallback):
         return "correct" if success else "wrong"
 
     def _evaluate(self, step: int, model: CausalModel) -> None:
-        """The prompts are spread over the processes, and the first one records; the figures are those of one process."""
+        """The prompts are spread over the processes, the first one records; the figures are those of one process."""
         if not self.config.eval_every or (step, "test") in self.seen:
             return
         self.seen.add((step, "test"))

@@ -47,7 +47,9 @@ def sample(
     sampler = PrefixSampler(
         model, ends=end_tokens(model, tokenizer), settings=Settings(temperature), batch=batch, memory=memory
     )
-    requests = [Request(i, 0, max_new_tokens, seed_of(seed, first + i, k)) for i in range(len(prompts)) for k in range(num)]
+    requests = [
+        Request(i, 0, max_new_tokens, seed_of(seed, first + i, k)) for i in range(len(prompts)) for k in range(num)
+    ]
     found: list[Completion | None] = [None] * len(requests)
     for index, rollout in sampler.continue_([Trace(tuple(prompt)) for prompt in prompts], requests, progress):
         found[index] = Completion(rollout.ids, rollout.truncated)

@@ -72,8 +72,8 @@ def ask(
     progress: Progress | None = None,
     first: int = 0,
 ) -> list[Answers]:
-    """What the policy answers to each of the rows. They may be a part of more, from number `first` on: answers depend on
-    a row's number among all, so that parts which are asked apart are one whole.
+    """What the policy answers to each of the rows. They may be a part of more, from number `first` on: answers depend
+    on a row's number among all, so that parts which are asked apart are one whole.
     """
     prompts = policy.encode_rows(rows)
     if num_samples < 1 or policy.temperature <= 0:

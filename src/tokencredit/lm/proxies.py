@@ -126,8 +126,8 @@ def importance(
     temperature    of the policy that sampled
     max_tokens     padded tokens of one pass, at most: 8,192 by default, and no more than `memory` bytes of the process
                    allow (`lm.room`)
-    rows           of the batch to measure, all by default; the others are 0. The way, the step of a finite difference and
-                   the passes are those of the whole batch, so that processes which share its rows find what one would
+    rows           of the batch to measure, all by default; the others are 0. The way, the step of a finite difference
+                   and the passes are those of the whole batch: processes that share its rows find what one would
 
     ValueError names what is wrong: shapes, a first token without a prefix, a row beyond the context, logits that are
     not finite.

@@ -235,8 +235,8 @@ class Sequences:
         return values.new_zeros(self.shape).index_put_(self.origin, values)
 
     def part(self, rows: Sequence[int]) -> Sequences:
-        """The tokens of some rows alone, cut into chunks of the width that they have with the others: finite differences
-        see the rounding of a row's width.
+        """The tokens of some rows alone, cut into chunks of the width that they have with the others: finite
+        differences see the rounding of a row's width.
         """
         keep = torch.isin(self.row, torch.tensor(list(rows), device=self.row.device)).nonzero()[:, 0]
         mine = {name: getattr(self, name)[keep] for name in ("row", "position", "target")}
