@@ -119,6 +119,7 @@ def test_a_model_in_parts_is_trained_and_opened(tmp_path):
     refused = start(tmp_path, accelerate("fsdp2"), ["-m", "tokencredit"], tmp_path / "none", **options)
     status, output = ended(tmp_path, refused)
     assert status != 0 and "FSDP was asked for, but accelerate leaves it out" in " ".join(output.split()), output
+    assert not (tmp_path / "none").exists()
     status, output = ended(tmp_path, start(tmp_path, accelerate("fsdp2"), program, out, **options))
     assert status == 0, output
     run = Run.open(out)

@@ -65,7 +65,13 @@ def train(
         run = Run.create(out, **recorder.identity)
         recorder.listen("finished", {"step": config.optimizer_steps})
         return run
-    trainer = make_trainer(config, method, task, recorder)
+    try:
+        trainer = make_trainer(config, method, task, recorder)
+    except Exception:
+        with suppress(OSError):  # transformers makes the directory before the trainer can refuse; what holds files stays
+            (out / "checkpoints").rmdir()
+            out.rmdir()
+        raise
     if page:
         log_page(trainer, partial(page, out))
     first = trainer.accelerator.is_main_process
