@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PrinterCallback
 
 from tokencredit.checkpoints import step_of
@@ -118,7 +118,8 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
     torch.manual_seed(config.seed)
     model = read_model(model_path, **init)
     if config.accumulate is None:
-        passes = fewest_passes(config, model, max(map(len, asked)), limit)
+        fewest = fewest_passes(config, model, max(map(len, asked)), limit)
+        passes = max(gather_object([fewest]))  # the process with the least room decides for all
         args = make_args(replace(config, accumulate=passes), limit, recorder.out / "checkpoints")
     trainer = CreditTrainer(
         model=model,
