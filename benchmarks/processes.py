@@ -8,6 +8,7 @@ FSDP2 is made to shard there (tests/fsdp_on_cpu.py). `weights` and `credit` are 
 all parameters and all tokens of all rollout batches; `cases` what was trained. What is not in the file was not run.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -27,14 +28,15 @@ from trl_tiny import weights  # noqa: E402
 from trl_two_processes import MODES, run  # noqa: E402
 
 
-def main(*modes: str) -> None:
-    folder = Path(tempfile.mkdtemp())
+def main(folder: Path, *modes: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run(
-        [*command, str(TESTS / "trl_two_processes.py"), str(folder), *modes],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-    )
+    for mode in modes:  # each in processes of its own: a mode is told in their environment
+        if not all((folder / f"{mode}.{case}.1.json").exists() for case in MODES[mode]):
+            subprocess.run(
+                [*command, str(TESTS / "trl_two_processes.py"), str(folder), mode],
+                check=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+            )
     cases = dict.fromkeys(case for mode in modes for case in MODES[mode])
     alone = {case: run(case, 1, folder) for case in cases}
     figures: dict = {mode: {"weights": {}, "credit": {}} for mode in modes}
@@ -55,4 +57,8 @@ def main(*modes: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ("ddp", "fsdp2")))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modes", nargs="*", default=["ddp", "fsdp2"])
+    parser.add_argument("--folder", type=Path, help="where processes write; a mode that is there is not run again")
+    options = parser.parse_args()
+    main(options.folder or Path(tempfile.mkdtemp()), *options.modes)

@@ -135,9 +135,9 @@ def _gathered(parameters):
     """ZeRO-3's, where each holds nothing until it is asked for."""
     if not hasattr(parameters[0], "ds_id"):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters(parameters)
+    return deepspeed.zero.GatheredParameters(parameters)
 
 
 def written(prompt, place, turn):

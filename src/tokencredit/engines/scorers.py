@@ -95,8 +95,7 @@ def learned_size(folder: str | Path) -> Scorer:
         found = fitted.predict(model, prompts, completions, [0.0] * len(prompts), **options)
         return grid(found["learned_size"], ids.shape[1], torch.float32).to(ids.device)
 
-    scorer.whole = True
-    return scorer
+    return _Told(scorer, whole=True)
 
 
 def log_ratio(policy: Any, reference: Any) -> Scorer:
@@ -114,8 +113,7 @@ def log_ratio(policy: Any, reference: Any) -> Scorer:
         own, other = (_logprob(trainer, trained if model is None else model, batch) for model in (policy, reference))
         return own - other
 
-    scorer.whole = policy is None or reference is None
-    return scorer
+    return _Told(scorer, whole=policy is None or reference is None)
 
 
 def _logprob(trainer: Trainer, model: CausalModel, batch: dict[str, Tensor]) -> Tensor:
@@ -127,6 +125,17 @@ def _logprob(trainer: Trainer, model: CausalModel, batch: dict[str, Tensor]) -> 
     size, ids = trainer.args.per_device_train_batch_size, batch["completion_ids"]
     found = score(model, prompts, completions, temperature=trainer.temperature, batch=size, names=("logprob",))
     return grid(found["logprob"], ids.shape[1], torch.float32).to(ids.device)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A function, and whether it reads the trained model's parameters in full."""
+
+    function: Scorer
+    whole: bool
+
+    def __call__(self, trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+        return self.function(trainer, inputs, batch)
 
 
 @dataclass(frozen=True)

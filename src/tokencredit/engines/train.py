@@ -68,7 +68,7 @@ def train(
     try:
         trainer = make_trainer(config, method, task, recorder)
     except Exception:
-        with suppress(OSError):  # transformers makes the directory before the trainer can refuse; what holds files stays
+        with suppress(OSError):  # transformers makes the directory before the trainer can refuse; one with files stays
             (out / "checkpoints").rmdir()
             out.rmdir()
         raise
