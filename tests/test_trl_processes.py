@@ -117,18 +117,18 @@ def test_processes_that_would_train_alone_are_refused(tmp_path, monkeypatch):
     """A launcher started two, and accelerate knows of one: torchrun on CPUs without use_cpu=True."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"started 2 processes .*each would train alone.*use_cpu=True"):
-        build(CreditTrainer, tmp_path, method="grpo")
+        build(CreditTrainer, tmp_path, {"use_cpu": False, "dataloader_pin_memory": False}, method="grpo")
 
 
-def trainer_of(processes=2, fsdp=False, deepspeed=False, stage=None, **args):
+def trainer_of(processes=2, with_fsdp=False, with_deepspeed=False, stage=None, **args):
     """What the refusals read of a trainer."""
     plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
     state = SimpleNamespace(deepspeed_plugin=plugin)
     accelerator = SimpleNamespace(num_processes=processes, device="cpu", state=state)
     return SimpleNamespace(
         accelerator=accelerator,
-        is_fsdp_enabled=fsdp,
-        is_deepspeed_enabled=deepspeed,
+        is_fsdp_enabled=with_fsdp,
+        is_deepspeed_enabled=with_deepspeed,
         args=SimpleNamespace(**{"fsdp": False, "deepspeed": None} | args),
     )
 
@@ -136,7 +136,7 @@ def trainer_of(processes=2, fsdp=False, deepspeed=False, stage=None, **args):
 @pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
 def test_sharding_that_is_left_out_in_silence_is_refused(monkeypatch, name):
     refuse_strangers(trainer_of())
-    refuse_strangers(trainer_of(fsdp=True, deepspeed=True, **{name.lower(): "yes"}))
+    refuse_strangers(trainer_of(with_fsdp=True, with_deepspeed=True, **{name.lower(): "yes"}))
     with pytest.raises(ValueError, match=f"{name} was asked for, but accelerate leaves it out on the device cpu"):
         refuse_strangers(trainer_of(**{name.lower(): "yes"}))
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
@@ -146,7 +146,7 @@ def test_sharding_that_is_left_out_in_silence_is_refused(monkeypatch, name):
 
 @pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed ZeRO-3"])
 def test_scores_of_whole_parameters_are_refused_where_these_are_sharded(kind):
-    trainer = trainer_of(fsdp=True) if kind == "FSDP" else trainer_of(deepspeed=True, stage=3)
+    trainer = trainer_of(with_fsdp=True) if kind == "FSDP" else trainer_of(with_deepspeed=True, stage=3)
     task = load("reckon")
     tasks = {name: on_rows(f, ()) for name, f in task_scorers(task, tiny_tokenizer(), 8).items()}
     scorers = {**importance_scorers(), "uniform": uniform, **tasks, "self_reward": log_ratio(None, None)}
@@ -160,7 +160,7 @@ def test_scores_of_whole_parameters_are_refused_where_these_are_sharded(kind):
         refuse_parts(trainer, METHODS[name], scorers)
     mine = {**scorers, "gradient_norm": lambda trainer, inputs, batch: None}
     refuse_parts(trainer, METHODS["ptw_gradient_norm"], mine)
-    refuse_parts(trainer_of(deepspeed=True, stage=2), METHODS["ptw_gradient_norm"], scorers)
+    refuse_parts(trainer_of(with_deepspeed=True, stage=2), METHODS["ptw_gradient_norm"], scorers)
 
 
 def test_parts_of_prompts_are_everything_once():
