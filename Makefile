@@ -9,6 +9,9 @@
 # make pretrained  a small pretrained chat model at runs/smollm2; make test-pretrained  its tests, one small job of every command
 # make docs   the documentation as a site, build/site/index.html
 # make test-vllm  the vLLM sampler, really run, in .venv-vllm (3.4 GB)
+# make test-versions  the trainer's tests with the oldest TRL, a middle one and the newest, each in an environment of its own
+# make test-newest    they and the algebra's, with Python 3.13 and the newest of every library that pip finds
+# make test-package   builds a wheel, installs it into an environment of its own and runs a small demo there
 # make test-algebra  the algebra's tests in .venv-algebra, where torch is the only library of weight
 
 PYTHON ?= python3
@@ -16,11 +19,15 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP = install --quiet --disable-pip-version-check
 ALGEBRA_TESTS = $(addprefix tests/test_, rollouts.py credit.py objective.py methods.py laws.py)
+TRL_TESTS = $(addprefix tests/test_, trl.py trl_options.py trl_sampling.py trl_noise.py trl_steering.py trl_token_rewards.py \
+  trl_processes.py train.py train_processes.py recorder.py resume.py)
+TRL_VERSIONS = 1.10.0 1.13.0 1.16.0
+NEWEST_PYTHON ?= python3.13
 BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test test-architectures test-algebra test-vllm pretrained test-pretrained browser studies keep bench lint docs clean
+.PHONY: setup demo test test-architectures test-algebra test-vllm test-versions test-newest test-package pretrained test-pretrained browser studies keep bench lint docs clean
 
 setup: .venv/ready
 
@@ -73,6 +80,34 @@ test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/pip $(PIP) pytest hypothesis numpy scipy pyarrow rich pyyaml datasets math-verify
 	@touch .venv-vllm/ready
 
+test-versions: $(TRL_VERSIONS:%=test-trl-%)
+
+test-trl-%: .venv-trl-%/ready
+	.venv-trl-$*/bin/python -m pytest $(TRL_TESTS)
+
+.venv-trl-%/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-trl-$*
+	.venv-trl-$*/bin/pip $(PIP) $(TORCH)
+	.venv-trl-$*/bin/pip $(PIP) --editable ".[trl]" trl==$* pytest hypothesis
+	@touch .venv-trl-$*/ready
+
+test-newest: .venv-newest/ready
+	.venv-newest/bin/python -m pytest $(ALGEBRA_TESTS) $(TRL_TESTS)
+
+.venv-newest/ready: pyproject.toml
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip $(PIP) --upgrade torch
+	.venv-newest/bin/pip $(PIP) --editable ".[trl]" pytest hypothesis
+	@touch .venv-newest/ready
+
+test-package: setup
+	rm -rf build/package
+	$(BIN)/python -m build --outdir build/package .
+	$(PYTHON) -m venv build/package/venv
+	build/package/venv/bin/pip $(PIP) $(TORCH)
+	build/package/venv/bin/pip $(PIP) "tokencredit[trl] @ file://$$(ls $(CURDIR)/build/package/*.whl)"
+	cd build/package && venv/bin/tokencredit demo --seeds 1 --steps 3 --out demo
+
 # The report's test opens it in Chromium. Without a way to get one, that test says so and is skipped.
 browser: setup
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
@@ -121,4 +156,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
-	rm -rf .venv .venv-algebra .venv-vllm runs build dist *.egg-info src/*.egg-info
+	rm -rf .venv .venv-algebra .venv-newest .venv-trl-* .venv-vllm runs build dist *.egg-info src/*.egg-info

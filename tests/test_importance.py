@@ -533,3 +533,21 @@ def test_a_head_that_bends_its_logits_is_found_out():
     torch.testing.assert_close(bent["entropy"].value, hot["entropy"].value)
     many = importance(model, *masks, kinds=("gradient_norm",), method="jvp", num_directions=400)["gradient_norm"]
     assert ((many.value - hot["gradient_norm"].value).abs() <= 4 * many.standard_error + 1e-6).all()
+
+
+@pytest.mark.parametrize("method", ["finite_difference", "jvp", "auto"])
+def test_rows_are_measured_as_parts_of_their_batch(method):
+    """As processes share a batch: the step is chosen on all of it, and a row is what it is among the others."""
+    model, masks = MODELS["llama"]().float(), batch((12, 5, 9, 7))
+    options = {"kinds": ("gradient_norm", "fisher_trace", "attention"), "num_directions": None}
+    options |= {"method": method, "max_tokens": 24}
+    together = importance(model, *masks, **options)
+    parts = [importance(model, *masks, rows=rows, **options) for rows in (slice(0, 2), slice(2, 4))]
+    for part in parts:
+        assert part.step == together.step
+    for kind, proxy in together.items():
+        assert proxy.value.any()
+        assert torch.allclose(sum(part[kind].value for part in parts), proxy.value, rtol=1e-5, atol=0)
+        assert not parts[0][kind].value[2:].any() and not parts[1][kind].value[:2].any()
+    none = importance(model, *masks, rows=slice(4, 4), **options)
+    assert not any(proxy.value.any() for proxy in none.values())

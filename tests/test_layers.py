@@ -29,7 +29,7 @@ HEAVY = (
 # The house from the ground up: a module or package may import those above it in this list, and none below.
 FLOORS = (
     *("masked", "rollouts", "credit", "objective", "method", "related", "methods", "silence", "preference", "testing"),
-    *("durable", "checkpoints", "exclusive", "lifeline", "limits", "hub", "argument_types", "console"),
+    *("durable", "checkpoints", "exclusive", "here", "lifeline", "limits", "hub", "argument_types", "console"),
     *("settings", "stats", "figure", "agreement", "runs", "budget", "tasks", "train_config", "progress"),
     *(
         "lm",

@@ -15,6 +15,7 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 from tokencredit.lm import vllm_sampler
 from tokencredit.lm.completions import sample
 from tokencredit.lm.distribution import Settings, draw, entropy, log_probs, seed_of, uniforms
+from tokencredit.lm.key_values import cached
 from tokencredit.lm.prefix_sampler import PrefixSampler
 from tokencredit.lm.sampling import Request, Trace, end_tokens
 from tokencredit.tasks.exact import PROMPTS, PromptedPolicy, encode, modular_world, tiny_model
@@ -326,3 +327,16 @@ def test_vllm_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match="tokencredit\\[vllm\\]"):
         vllm_sampler.VllmSampler.load("a/model", ends=[END])
+
+
+def test_a_cache_is_handed_over_by_the_name_that_the_model_has():
+    """Newer transformers call it `cache`, and drop `past_key_values` in 5.40."""
+
+    class Older:
+        def forward(self, input_ids, past_key_values=None, use_cache=None): ...
+
+    class Newer:
+        def forward(self, input_ids, cache=None, use_cache=None): ...
+
+    assert cached(Older(), "kept") == {"past_key_values": "kept", "use_cache": True}
+    assert cached(Newer(), "kept") == {"cache": "kept", "use_cache": True}

@@ -162,8 +162,8 @@ def test_rewards_may_be_any_kind_of_number():
     assert checked(module, "f") is module
 
 
-@pytest.mark.parametrize("version", ["1.8.2", "1.17.0", "2.0.0"])
+@pytest.mark.parametrize("version", ["1.8.2", "1.9.0", "1.17.0", "2.0.0"])
 def test_an_unsupported_trl_is_refused_by_its_version(version):
-    with pytest.raises(ImportError, match=rf"supports trl>=1.9,<1.17, but trl {version} is installed: pip install"):
+    with pytest.raises(ImportError, match=rf"supports trl>=1.10,<1.17, but trl {version} is installed: pip install"):
         check_version(version)
-    check_version("1.9.0"), check_version("1.16.3")
+    check_version("1.10.0"), check_version("1.16.3")

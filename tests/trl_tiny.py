@@ -5,6 +5,7 @@ they are drawn.
 import gc
 import os
 import random
+from contextlib import nullcontext
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -123,10 +124,20 @@ def steps(trainer):
 
 
 def weights(trainer):
-    """All parameters in one vector."""
-    return torch.cat(
-        [p.detach().flatten().double() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]
-    )
+    """All parameters in one vector, gathered where processes hold parts of them."""
+    found = list(trainer.accelerator.unwrap_model(trainer.model).parameters())
+    with _gathered(found):
+        whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in found]
+        return torch.cat([p.detach().flatten().double() for p in whole])
+
+
+def _gathered(parameters):
+    """ZeRO-3's, where each holds nothing until it is asked for."""
+    if not hasattr(parameters[0], "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)
 
 
 def written(prompt, place, turn):

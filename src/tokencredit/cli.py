@@ -18,6 +18,7 @@ from tokencredit.argument_types import give_kinds
 from tokencredit.console import Parser, add_command, console, errors, visible, warn
 from tokencredit.credit_model import command as credit_model_command
 from tokencredit.figure import Figure
+from tokencredit.here import look_here_last
 from tokencredit.lifeline import end_with_parent
 from tokencredit.lm.arguments import add_policy, add_sampler, policy_config, training_arguments
 from tokencredit.pivotality import command as pivotality_command
@@ -89,10 +90,20 @@ def _as_command() -> None:
     """What a process of our own may do: a verifier in the current directory is found, who is ended stops what it
     started, and what another command started ends with it.
     """
-    sys.path.append(os.getcwd())
+    look_here_last()
     warnings.showwarning = warn
     end_with_parent()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _ended)
+
+
+def _ended(*_) -> None:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        errors.print(
+            f"process {os.environ.get('RANK')} was ended by its launcher, as it does where another one of"
+            f" {os.environ['WORLD_SIZE']} has ended. The same command goes on from the last checkpoint",
+            soft_wrap=True,
+        )
+    sys.exit(143)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -279,7 +290,7 @@ def _train(args) -> int:
         **training_arguments(args),
     )
     config.build_method()
-    first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher, who speaks
+    from tokencredit.engines.processes import is_first
     from tokencredit.engines.train import train
     from tokencredit.progress import TrainProgress
     from tokencredit.studies.pages import write_page
@@ -287,9 +298,9 @@ def _train(args) -> int:
     def page(out: Path) -> Path:
         return write_page([out], out / "report.html", title=str(out))
 
-    with TrainProgress(console, config, quiet=args.quiet or not first) as progress:
+    with TrainProgress(console, config, quiet=args.quiet or not is_first()) as progress:
         train(config, args.out, command=args.command_line, listen=progress.listen, page=page)
-    if not first:
+    if not is_first():
         return 0
     console.print(
         f"Run: {args.out}. Look at it with: {shlex.join(['tokencredit', 'report', str(args.out)])}", soft_wrap=True

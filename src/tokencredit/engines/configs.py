@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -13,6 +12,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from tokencredit.engines.lora import FIELDS
+from tokencredit.engines.processes import num_processes
 from tokencredit.engines.trainer import Trainer
 from tokencredit.lm.load import find_device
 from tokencredit.lm.models import CausalModel
@@ -47,11 +47,6 @@ ELSEWHERE = (
 """Fields of GRPOConfig that say where a run is watched or done, and nothing of what it does."""
 
 
-def num_processes() -> int:
-    """How many processes train together, as their launcher says."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOConfig:
     """TRL's config. ValueError for an option of `trl` that another field decides, or that TRL does not have."""
     further = {k: v for k, v in config.trl.items() if k not in ("model_init_kwargs", "save_total_limit")}
@@ -71,8 +66,6 @@ def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOCon
             f"{config.prompts} prompts x {config.group} rollouts do not split into {pieces} passes of {processes}"
             " processes"
         )
-    if processes > 1 and "seconds" in config.budget:
-        raise ValueError("budget.seconds is one process's: with several give budget.rollouts or budget.tokens")
     save = {
         "save_strategy": "steps",
         "save_steps": (config.save_every or config.steps) * config.updates * config.minibatches,

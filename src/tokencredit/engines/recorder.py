@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from tokencredit.budget import UNITS, Budget
 from tokencredit.checkpoints import keep_newest, seal
 from tokencredit.engines.configs import read_trainer
+from tokencredit.engines.processes import part_of
 from tokencredit.engines.trainer import Trainer
 from tokencredit.exclusive import exclusive
-from tokencredit.lm.evaluate import evaluate
+from tokencredit.lm.evaluate import ask, figures_of
 from tokencredit.lm.models import CausalModel
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.prompts import completion_text, prompt_text
@@ -116,9 +117,9 @@ class RunRecorder(TrainerCallback):
     eval_every ... record_rows   as in TrainConfig; evaluation is off by default
     listen         hears "start" or "resume", "step", "evaluation" and "finished", with figures
 
-    Several processes record one run, by the first. Every record says what was spent until then: `seconds` of training
-    alone (generation, scoring and updates, without evaluations and without writing), `rollouts` and `tokens` sampled,
-    those that dynamic sampling left out included.
+    Several processes record one run, by the first; they evaluate together, each its part of the prompts. Every record
+    says what was spent until then: `seconds` of training alone (generation, scoring and updates, without evaluations
+    and without writing), `rollouts` and `tokens` sampled, those that dynamic sampling left out included.
 
     ValueError where the trainer writes elsewhere, or evaluation is asked for without a task; RunError where `out` holds
     another run, or a finished one. An unfinished one goes on with trainer.train(resume_from_checkpoint=True).
@@ -275,6 +276,8 @@ class RunRecorder(TrainerCallback):
         """Whether to evaluate now; a run whose budget is spent is told to end."""
         if state.global_step % self.every:
             return False
+        if self.budget:  # the first process's clock decides for all
+            [self.spent] = broadcast_object_list([self.spent])
         last = state.global_step == state.max_steps
         if self.budget is None:
             return last or bool(
@@ -328,21 +331,21 @@ class RunRecorder(TrainerCallback):
         return "correct" if success else "wrong"
 
     def _evaluate(self, step: int, model: CausalModel) -> None:
-        if not self.run or not self.config.eval_every or (step, "test") in self.seen:
+        """The prompts are spread over the processes, the first one records; the figures are those of one process."""
+        if not self.config.eval_every or (step, "test") in self.seen:
             return
-        c = self.config
-        figures = evaluate(
-            replace(self.policy, model=model),
-            self.held_out,
-            num_samples=c.eval_samples,
-            ks=sorted({1, c.eval_samples}),
-            seed=c.seed,
-            batch=c.eval_batch,
-        )
-        record = {"step": step, **self.spent, "split": "test", **figures}
-        self.run.log_evaluation(record)
         self.seen.add((step, "test"))
-        self.listen("evaluation", record)
+        c, accelerator = self.config, self.trainer.accelerator
+        own = part_of(len(self.held_out), accelerator.process_index, accelerator.num_processes)
+        rows, policy = self.held_out[own], replace(self.policy, model=accelerator.unwrap_model(model))
+        options = {"num_samples": c.eval_samples, "seed": c.seed, "batch": c.eval_batch, "first": own.start}
+        answers = gather_object(ask(policy, rows, **options) if rows else [])
+        if self.run:
+            ks = sorted({1, c.eval_samples})
+            figures = figures_of(answers, ks=ks, temperature=policy.temperature)
+            record = {"step": step, **self.spent, "split": "test", **figures}
+            self.run.log_evaluation(record)
+            self.listen("evaluation", record)
 
 
 class RoundsLeft(TrainerCallback):

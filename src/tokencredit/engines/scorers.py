@@ -1,6 +1,7 @@
 """Scores at rollout time, as `CreditTrainer` takes them: {name: function(trainer, inputs, batch) -> [B, T]}.
 
-What a score is and how it is measured stands in `tokencredit.scores`; here it meets the trainer's batch.
+What a score is and how it is measured stands in `tokencredit.scores`; here it meets the trainer's batch. A scorer whose
+attribute `whole` is true reads the model's parameters in full.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.engines.trainer import Trainer
+from tokencredit.engines.trl_groups import gather_rows
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.scores.draws import uniform_draws
 from tokencredit.scores.table import SCORES, available, names_of
@@ -121,7 +123,7 @@ def task_scorers(task: Task, tokenizer: Tokenizer, max_new_tokens: int, batch: i
 
 def on_rows(scorer: Scorer, rows: Sequence[Row]) -> Scorer:
     """The scorer, given the task's rows in place of the dataset's, whose column "row" numbers them."""
-    return lambda trainer, inputs, batch: scorer(trainer, [rows[row["row"]] for row in inputs], batch)
+    return _OnRows(scorer, rows)
 
 
 def learned_size(folder: str | Path) -> Scorer:
@@ -145,7 +147,7 @@ def learned_size(folder: str | Path) -> Scorer:
         found = fitted.predict(model, prompts, completions, [0.0] * len(prompts), **options)
         return grid(found["learned_size"], ids.shape[1], torch.float32).to(ids.device)
 
-    return scorer
+    return _Told(scorer, whole=True)
 
 
 def log_ratio(policy: Any, reference: Any) -> Scorer:
@@ -163,7 +165,7 @@ def log_ratio(policy: Any, reference: Any) -> Scorer:
         own, other = (_logprob(trainer, trained if model is None else model, batch) for model in (policy, reference))
         return own - other
 
-    return scorer
+    return _Told(scorer, whole=policy is None or reference is None)
 
 
 def _logprob(trainer: Trainer, model: CausalModel, batch: dict[str, Tensor]) -> Tensor:
@@ -178,25 +180,55 @@ def _logprob(trainer: Trainer, model: CausalModel, batch: dict[str, Tensor]) -> 
 
 
 @dataclass(frozen=True)
+class _Told:
+    """A function, and whether it reads the trained model's parameters in full."""
+
+    function: Scorer
+    whole: bool
+
+    def __call__(self, trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+        return self.function(trainer, inputs, batch)
+
+
+@dataclass(frozen=True)
+class _OnRows:
+    scorer: Scorer
+    rows: Sequence[Row]
+
+    @property
+    def whole(self) -> bool:
+        return getattr(self.scorer, "whole", False)
+
+    def __call__(self, trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
+        return self.scorer(trainer, [self.rows[row["row"]] for row in inputs], batch)
+
+
+@dataclass(frozen=True)
 class _Proxy:
     kind: str
     options: dict[str, Any]
+    whole: bool = True
 
     def __call__(self, trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
         from tokencredit.lm.proxies import importance
 
         began = time.perf_counter()
-        width = batch["completion_ids"].shape[1]
-        found = importance(
-            trainer.accelerator.unwrap_model(trainer.model),
+        size, width = batch["completion_ids"].shape
+        first = size * trainer.accelerator.process_index
+        own = (
             torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
             torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
             torch.cat([torch.zeros_like(batch["prompt_mask"]), batch["completion_mask"]], 1),
+        )
+        found = importance(
+            trainer.accelerator.unwrap_model(trainer.model),
+            *(gather_rows(trainer, x) for x in own),
             kinds=(self.kind,),
             temperature=trainer.temperature,
             seed=trainer.args.seed + 1_000_003 * trainer.state.global_step,
+            rows=slice(first, first + size),
             **self.options,
-        )[self.kind].value[:, -width:]
+        )[self.kind].value[first : first + size, : own[0].shape[1]][:, -width:]
         if found.is_cuda:
             torch.cuda.synchronize()
         trainer._metrics["train" if trainer.model.training else "eval"][SECONDS].append(time.perf_counter() - began)
@@ -210,6 +242,10 @@ class _OfTask:
     tokenizer: Tokenizer
     max_new_tokens: int
     batch: int
+
+    @property
+    def whole(self) -> bool:
+        return self.name != "oracle_positions"  # which no model is asked for
 
     def __call__(self, trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]) -> Tensor:
         from tokencredit.lm.distribution import seed_of

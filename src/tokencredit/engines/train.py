@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PrinterCallback
 
 from tokencredit.checkpoints import step_of
@@ -17,6 +17,7 @@ from tokencredit.engines.adaptor import make_reward, prompts_of, training_rows
 from tokencredit.engines.configs import fewest_passes, make_args
 from tokencredit.engines.lora import make_lora
 from tokencredit.engines.page import log_page
+from tokencredit.engines.processes import with_a_word
 from tokencredit.engines.recorder import Listener, RoundsLeft, RunRecorder
 from tokencredit.engines.resume import explained, lost_its_end, place
 from tokencredit.engines.scorers import log_ratio, on_rows, task_scorers
@@ -64,7 +65,13 @@ def train(
         run = Run.create(out, **recorder.identity)
         recorder.listen("finished", {"step": config.optimizer_steps})
         return run
-    trainer = make_trainer(config, method, task, recorder)
+    try:
+        trainer = make_trainer(config, method, task, recorder)
+    except Exception:
+        with suppress(OSError):  # transformers makes the directory before the trainer can refuse; one with files stays
+            (out / "checkpoints").rmdir()
+            out.rmdir()
+        raise
     if page:
         log_page(trainer, partial(page, out))
     first = trainer.accelerator.is_main_process
@@ -73,7 +80,8 @@ def train(
         [checkpoint] = broadcast_object_list([place(recorder.run, config) if first else None])
         try:
             recorder.open(step_of(checkpoint) if checkpoint else 0)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with with_a_word(trainer):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:
             if recorder.run:
                 with suppress(OSError):
@@ -112,7 +120,8 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
     torch.manual_seed(config.seed)
     model = read_model(model_path, **init)
     if config.accumulate is None:
-        passes = fewest_passes(config, model, max(map(len, asked)), limit)
+        fewest = fewest_passes(config, model, max(map(len, asked)), limit)
+        passes = max(gather_object([fewest]))  # the process with the least room decides for all
         args = make_args(replace(config, accumulate=passes), limit, recorder.out / "checkpoints")
     scorers = {name: on_rows(scorer, rows) for name, scorer in scorers.items()}
     if "self_reward" in method.needs:

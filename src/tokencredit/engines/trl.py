@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:
 
 from accelerate.utils import gather_object
 
+from tokencredit.engines.processes import refuse_parts, refuse_strangers
 from tokencredit.engines.scorers import Scorer, importance_scorers, js_divergence, planning, uniform
 from tokencredit.engines.trl_entropy import EntropyProbe
 from tokencredit.engines.trl_figures import Clock, as_trl, rollout_figures, update_figures
@@ -94,7 +95,8 @@ class CreditTrainer(Steered, GRPOTrainer):
     entropy_change_every   optimizer steps between measurements of what a step does to the mean token entropy, predicted
                        and realised (0: none); see engines.trl_entropy
 
-    Raises ValueError where an option of TRL contradicts the method, or where a score is needed that nobody gives. Warns
+    Raises ValueError where an option of TRL contradicts the method, where a score is needed that nobody gives or that
+    needs parameters which are sharded, and where the processes of a launcher do not train together. Warns
     once where rewards differ within groups and no token of a batch has credit, with the reason (`silence`).
     """
 
@@ -146,6 +148,8 @@ class CreditTrainer(Steered, GRPOTrainer):
                 "dynamic sampling draws further prompts and needs a dataset with a length: load it whole, or"
                 " max_rounds=1"
             )
+        refuse_strangers(self)
+        refuse_parts(self, method, self.scorers)
         self.reward_funcs = [
             checked(function, name) for function, name in zip(self.reward_funcs, self.reward_func_names)
         ]

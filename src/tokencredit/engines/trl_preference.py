@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokencredit.engines.processes import refuse_strangers
 from tokencredit.engines.trl_options import check_version, refuse_of_pairs
 
 try:
@@ -95,6 +96,7 @@ class PreferenceTrainer(DPOTrainer):
         self._silent = False
         with _reference_entropy() if "entropy" in self._measured else nullcontext():
             super().__init__(model, ref_model, args, train_dataset=train_dataset, **keywords)
+        refuse_strangers(self)
         own = self.data_collator
         self.data_collator = PairCollator(
             own.pad_token_id, own.max_length, own.truncation_mode, own.pad_to_multiple_of, scores=self._columns

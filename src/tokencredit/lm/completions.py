@@ -39,7 +39,8 @@ def sample(
     no more than `memory` bytes of the process allow (`lm.room`).
 
     The full distribution is sampled, whatever top-p or top-k the model's own generation config suggests. The k-th
-    completion of the i-th prompt depends on the seed, i and k, and not on `batch`; prompts are numbered from `first`.
+    completion of the i-th prompt depends on the seed, i and k, and not on `batch`; i counts from `first`, for prompts
+    that are a part of more.
     """
     if temperature < 0:
         raise ValueError(f"temperature is 0 (greedy) or positive, got {temperature}")

@@ -76,6 +76,13 @@ def takes(model: CausalModel, argument: str) -> bool:
     return argument in inspect.signature(inner.forward).parameters
 
 
+def cached(model: CausalModel, cache: Any) -> dict[str, Any]:
+    """The arguments by which a model's forward takes and keeps a cache: `cache`, or `past_key_values` where its
+    transformers is older.
+    """
+    return {"cache" if takes(model, "cache") else "past_key_values": cache, "use_cache": True}
+
+
 def prefill(model: CausalModel, sequences: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of every layer [R, heads, L, size] for token sequences, flush left; what stands past a sequence's
     end is padding.
@@ -86,7 +93,7 @@ def prefill(model: CausalModel, sequences: Sequence[Sequence[int]]) -> list[tupl
     # Attention is causal, so padding on the right needs no mask: no token before it can see it.
     cache = Cache(layer_class_to_replicate=DynamicLayer)
     last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
-    model(input_ids=ids, past_key_values=cache, use_cache=True, **last)
+    model(input_ids=ids, **cached(model, cache), **last)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -177,8 +184,7 @@ class RowCache:
             input_ids=token[:, None],
             attention_mask=mask,
             position_ids=self.length[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
+            **cached(model, self.cache),
         )
         self.length = self.length + 1
         return out.logits[:, -1]

@@ -97,6 +97,7 @@ def importance(
     uncovered: str = "refuse",
     max_tokens: int | None = None,
     memory: int | None = None,
+    rows: slice | None = None,
 ) -> Importance:
     """Proxies of the importance of every completion token t of a causal LM; input_ids and masks are [B, L], padded on
     any side.
@@ -129,6 +130,8 @@ def importance(
     temperature    of the policy that sampled
     max_tokens     padded tokens of one pass, at most: 8,192 by default, and no more than `memory` bytes of the process
                    allow (`lm.room`)
+    rows           of the batch to measure, all by default; the others are 0. The way, the step of a finite difference
+                   and the passes are those of the whole batch: processes that share its rows find what one would
 
     ValueError names what is wrong: shapes, a first token without a prefix, a row beyond the context, logits that are
     not finite.
@@ -140,11 +143,12 @@ def importance(
     inner = unwrap(model)
     device = next(inner.parameters()).device
     limit = getattr(inner.config, "max_position_embeddings", None)
-    batch = sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)), limit)
+    whole = sequences(*(x.to(device) for x in (input_ids, attention_mask, completion_mask)), limit)
+    batch = whole if rows is None else whole.part(range(len(whole.ids))[rows])
     coverage = select_parameters(inner, parameters, uncovered)
     room, most = Room.of(inner, memory), max_tokens or TOKENS
     forward, backward = min(most, room.tokens()), min(most, room.tokens_back())
-    width = batch.ids.shape[1]
+    width = whole.ids.shape[1]
     about = {
         "covered": tuple(coverage.named),
         "uncovered": coverage.uncovered,
@@ -178,10 +182,11 @@ def importance(
             )
             found["perturbation_variance"] = (*values, perturbation)
         if chosen == "auto":
-            longest, size = int(torch.bincount(batch.row).max()), sum(p.numel() for p in inner.parameters())
+            longest, size = int(torch.bincount(whole.row).max()), sum(p.numel() for p in inner.parameters())
             chosen = "exact or sketch" if exact_is_cheap(size, coverage, longest, width) else "sketch"
         tokens = {"finite_difference": backward, "jvp": min(backward, room.tokens_along(width, num_directions))}
-        step = _gradients(found, asked, readout, coverage, batch, num_directions, chosen, seed, tokens)
+        options = {"num_directions": num_directions, "seed": seed, "whole": whole}
+        step = _gradients(found, asked, readout, coverage, batch, chosen, tokens, options)
     proxies = {
         kind: Proxy(batch.scatter(v.float()), batch.scatter(e.float()), how) for kind, (v, e, how) in found.items()
     }
@@ -256,10 +261,9 @@ def _gradients(
     readout: Readout,
     coverage: Coverage,
     batch: Sequences,
-    num_directions: int,
     method: str,
-    seed: int,
     tokens: Mapping[str, int],
+    options: Mapping[str, Any],
 ) -> DifferenceStep | None:
     """Adds the kinds that need gradients over parameters; the step, where finite differences were taken. "exact or
     sketch" is exact for all but Fisher traces.
@@ -272,12 +276,11 @@ def _gradients(
     left = [kind for kind in asked if kind not in found]
     if not left:
         return None
-    options = {"num_directions": num_directions, "seed": seed, "norms": left != ["fisher_trace"]}
-    options["traces"] = "fisher_trace" in left
-    drawn = _sketch(readout, coverage, batch, method, tokens, options)
+    wanted = {"norms": left != ["fisher_trace"], "traces": "fisher_trace" in left}
+    drawn = _sketch(readout, coverage, batch, method, tokens, {**options, **wanted})
     for kind in left:
         samples = (drawn.fisher() if kind == "fisher_trace" else drawn.norm2()).double()
-        _add(found, [kind], samples.mean(0).clamp(min=0), samples.std(0) / num_directions**0.5, drawn.method)
+        _add(found, [kind], samples.mean(0).clamp(min=0), samples.std(0) / len(samples) ** 0.5, drawn.method)
     return drawn.step
 
 

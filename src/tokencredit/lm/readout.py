@@ -4,9 +4,9 @@ without padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -213,7 +213,10 @@ def evaluating(model: CausalModel) -> Iterator[None]:
 @dataclass(frozen=True, eq=False)
 class Sequences:
     """Rows without padding on the left: ids, attention [B, L]; the tokens to score, in order: their row, the position
-    that predicts them, the token itself ([N] each), and where they came from in the caller's batch."""
+    that predicts them, the token itself ([N] each), and where they came from in the caller's batch.
+
+    order   the rows that are cut into chunks, the shortest first; None for those with tokens to score
+    """
 
     ids: Tensor
     attention: Tensor
@@ -222,6 +225,7 @@ class Sequences:
     target: Tensor
     origin: tuple[Tensor, Tensor]
     shape: tuple[int, int]
+    order: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -230,15 +234,32 @@ class Sequences:
         """[N] -> [B, L] of the caller's batch, 0 elsewhere."""
         return values.new_zeros(self.shape).index_put_(self.origin, values)
 
+    def part(self, rows: Sequence[int]) -> Sequences:
+        """The tokens of some rows alone, cut into chunks of the width that they have with the others: finite
+        differences see the rounding of a row's width.
+        """
+        keep = torch.isin(self.row, torch.tensor(list(rows), device=self.row.device)).nonzero()[:, 0]
+        mine = {name: getattr(self, name)[keep] for name in ("row", "position", "target")}
+        return replace(self, **mine, origin=tuple(x[keep] for x in self.origin), order=self._order())
+
+    def _order(self) -> list[int]:
+        if self.order is not None:
+            return self.order
+        scored = set(self.row.unique().tolist())
+        return [i for i in torch.argsort(self.attention.sum(1)).tolist() if i in scored]
+
     def chunks(self, tokens: int) -> Iterator[tuple[Sequences, Tensor]]:
         """(rows of similar length with at most about `tokens` tokens, the indices of their scored tokens in the
         whole).
         """
         length = self.attention.sum(1)
-        order = [i for i in torch.argsort(length).tolist() if (self.row == i).any()]
+        order, scored = self._order(), set(self.row.unique().tolist())
         while order:
             width = int(length[order[-1]])
-            rows, order = order[-max(tokens // width, 1) :], order[: -max(tokens // width, 1)]
+            together, order = order[-max(tokens // width, 1) :], order[: -max(tokens // width, 1)]
+            rows = [i for i in together if i in scored]
+            if not rows:
+                continue
             place = torch.full((len(self.ids),), -1, device=self.row.device)
             place[rows] = torch.arange(len(rows), device=self.row.device)
             keep = (place[self.row] >= 0).nonzero()[:, 0]

@@ -96,17 +96,19 @@ def sketch(
     tokens: int,
     norms: bool = True,
     traces: bool = True,
+    whole: Sequences | None = None,
 ) -> Sketch:
     """Tangents of every scored token of `batch` along `num_directions` directions; method "jvp" or "finite_difference".
 
     norms=False leaves the control variate out, which is of use for norms alone; traces=False what Fisher traces alone
-    need: a product with the vocabulary for every direction. RuntimeError or NotImplementedError
+    need: a product with the vocabulary for every direction. `whole` is the batch that this one is a part of: the
+    step of a finite difference is chosen on it. RuntimeError or NotImplementedError
     where the model has no forward-mode derivative ("jvp"), ValueError where its hidden states are not finite.
     """
     directions = Directions(coverage, num_directions, seed)
     trial = {"input_ids": batch.ids[:1, :2], "attention_mask": batch.attention[:1, :2], "use_cache": False}
     moved = Moved(readout.body, coverage, **trial)
-    step = calibrate(readout, moved, directions, batch) if method == "finite_difference" else None
+    step = calibrate(readout, moved, directions, whole or batch) if method == "finite_difference" else None
     push = _forward_mode if step is None else _differences(step)
     parts, order = [], []
     for part, keep in batch.chunks(tokens):

@@ -19,7 +19,7 @@ class Frontier:
     """Prefixes of equal length under one model. `start` gives the logits after the prompts, `advance` those one token
     later.
 
-    model       called as model(input_ids=[n,t], past_key_values=cache, use_cache=True), answering `.logits` [n,t,V] as
+    model       called as model(input_ids=[n,t], cache=cache, use_cache=True), answering `.logits` [n,t,V] as
                 in transformers
     prompts     [P,L] token ids
     batch       rows per forward pass
@@ -70,7 +70,9 @@ class Frontier:
         return torch.cat(logits)
 
     def _forward(self, ids: Tensor, cache: Any) -> Tensor:
-        return self._last(self.model(input_ids=ids.to(self.device), past_key_values=cache, use_cache=True))
+        from tokencredit.lm.key_values import cached
+
+        return self._last(self.model(input_ids=ids.to(self.device), **cached(self.model, cache)))
 
     def _recompute(self, ids: Tensor) -> Tensor:
         self._ids = ids
