@@ -1,0 +1,134 @@
+"""Runs of `python -m verl.trainer.main_ppo` on reckon, with two FSDP2 workers over gloo on this CPU."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+
+import tokencredit.tasks
+from tokencredit.tasks import load
+
+HERE = Path(__file__).parents[1]
+WORKERS = 2
+
+
+def environment(out: Path) -> dict[str, str]:
+    """Of the driver; Ray's local workers inherit it."""
+    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {
+        "VERL_PLATFORM": "cpu",
+        "VERL_USE_EXTERNAL_MODULES": "verl_cpu",
+        "VERL_CPU_WEIGHTS": str(out / "weights"),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TQ_LOGGING_LEVEL": "WARNING",
+        "VERL_LOGGING_LEVEL": "WARNING",
+        "VERL_FILE_LOGGER_PATH": str(out / "metrics.jsonl"),
+    }
+
+
+def prepare(out: Path, prompts: int = 256, seed: int = 0) -> None:
+    """The model, with a chat template that says the prompt alone, and the prompts as verl's Parquet."""
+    (out / "weights").mkdir(parents=True)
+    shutil.copytree(Path(tokencredit.tasks.__file__).parent / "reckon_model", out / "model")
+    settings = out / "model" / "tokenizer_config.json"
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": template}))
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "data_source": "reckon",
+            "reward_model": {"style": "rule", "ground_truth": ""},
+            "extra_info": {**row, "index": i},
+        }
+        for i, row in enumerate(load("reckon").rows("train", prompts, seed))
+    ]
+    pandas.DataFrame(rows).to_parquet(out / "prompts.parquet")
+
+
+def overrides(out: Path, *, prompts: int, group: int, steps: int, minibatches: int = 1, learning_rate: float = 5e-4):
+    """Settings of verl for a run: everything that is not about tokencredit. A worker takes its part of a mini-batch in
+    one micro-batch.
+    """
+    micro = prompts * group // minibatches // WORKERS
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    precision = "{param_dtype: fp32, reduce_dtype: fp32, buffer_dtype: fp32}"
+    return [
+        f"hydra.run.dir={out}/hydra",
+        "hydra.output_subdir=null",
+        f"data.train_files={out}/prompts.parquet",
+        f"data.val_files={out}/prompts.parquet",
+        f"data.train_batch_size={prompts}",
+        "data.max_prompt_length=32",
+        "data.max_response_length=48",
+        "data.dataloader_num_workers=0",
+        "data.filter_overlong_prompts=False",
+        "data.shuffle=False",
+        f"actor_rollout_ref.model.path={out}/model",
+        "actor_rollout_ref.model.use_remove_padding=False",
+        "actor_rollout_ref.model.enable_gradient_checkpointing=False",
+        "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+        f"{actor}.strategy=fsdp2",
+        f"{actor}.ppo_mini_batch_size={prompts // minibatches}",
+        f"{actor}.ppo_micro_batch_size_per_gpu={micro}",
+        f"{actor}.use_torch_compile=False",
+        f"{actor}.fsdp_config.use_torch_compile=False",
+        f"{actor}.fsdp_config.dtype=float32",
+        f"+{actor}.fsdp_config.mixed_precision={precision}",
+        f"{actor}.optim.lr={learning_rate}",
+        f"{rollout}.name=tokencredit_local",
+        f"{rollout}.nnodes=1",
+        f"{rollout}.n_gpus_per_node={WORKERS}",
+        f"{rollout}.n={group}",
+        f"{rollout}.tensor_model_parallel_size=1",
+        f"{rollout}.log_prob_micro_batch_size_per_gpu={micro}",
+        f"{rollout}.free_cache_engine=False",
+        f"+{rollout}.agent.agent_loop_manager_class=verl_cpu.rollout.Sampling",
+        "algorithm.adv_estimator=grpo",
+        "trainer.logger=[console,file]",
+        f"trainer.n_gpus_per_node={WORKERS}",
+        f"trainer.total_training_steps={steps}",
+        "trainer.total_epochs=100",
+        "trainer.val_before_train=False",
+        "trainer.device=cpu",
+        f"trainer.default_local_dir={out}/checkpoints",
+        "trainer.resume_mode=disable",
+        "reward.num_workers=1",
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+        "ray_kwargs.ray_init.num_cpus=8",
+        f"+ray_kwargs.ray_init.num_gpus={WORKERS}",
+        "+ray_kwargs.ray_init.include_dashboard=False",
+        "+ray_kwargs.ray_init.object_store_memory=300000000",
+    ]
+
+
+def main_ppo(out: Path, settings: list[str]) -> subprocess.CompletedProcess:
+    """verl's own command; its output is kept in `out/log.txt`. Ray's cluster ends with it."""
+    with open(out / "log.txt", "w", encoding="utf-8") as log:
+        return subprocess.run(
+            [sys.executable, "-m", "verl.trainer.main_ppo", *settings],
+            env=environment(out),
+            cwd=out,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+
+
+def curve(out: Path, name: str) -> list[float]:
+    """A figure of every step, from verl's own file logger."""
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [step["data"][name] for line in lines if name in (step := json.loads(line))["data"]]
