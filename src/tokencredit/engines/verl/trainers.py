@@ -53,7 +53,7 @@ class CreditMixin:
         rows = {name: padded[name] for name in names if name != "uid"}
         found = assign(
             rows,
-            [str(name) for name in data["uid"].tolist()],
+            [str(name) for name in list(data["uid"])],
             [not tag.get("is_padding", False) for tag in batch.tags],
             self.method,
             self.settled.carrier,
