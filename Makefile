@@ -9,6 +9,7 @@
 # make pretrained  a small pretrained chat model at runs/smollm2; make test-pretrained  its tests, one small job of every command
 # make docs   the documentation as a site, build/site/index.html
 # make test-algebra  the algebra's tests in .venv-algebra, where torch is the only library of weight
+# make test-verl  the tests of the verl engine in .venv-verl (2 GB; Python 3.11 or 3.12), runs of verl on this CPU among them
 
 PYTHON ?= python3
 # A CPU-only machine with the whole internet: make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -19,7 +20,7 @@ BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test test-architectures test-algebra pretrained test-pretrained browser studies keep bench lint docs clean
+.PHONY: setup demo test test-architectures test-algebra test-verl pretrained test-pretrained browser studies keep bench lint docs clean
 
 setup: .venv/ready
 
@@ -60,6 +61,22 @@ test-algebra: .venv-algebra/ready
 	.venv-algebra/bin/pip $(PIP) $(TORCH) pytest hypothesis
 	@touch .venv-algebra/ready
 
+# verl without its extras: verl[cpu] pins a torch whose wheel on PyPI is the CUDA build.
+VERL = verl==0.9.1
+VERL_NEEDS = "transformers<5.11" tensordict==0.10.0 hydra-core codetiming ray==2.60.0 pandas torchdata datasets pillow cachetools fastapi uvicorn \
+  "TransferQueue>=0.1.10" accelerate peft pylatexenc pyzmq msgspec psutil
+
+test-verl: .venv-verl/ready
+	PYTHONPATH=tests/on_verl .venv-verl/bin/python -m pytest tests/on_verl --override-ini filterwarnings=default --disable-warnings
+
+.venv-verl/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip $(PIP) $(TORCH)
+	.venv-verl/bin/pip $(PIP) --no-deps $(VERL)
+	.venv-verl/bin/pip $(PIP) $(VERL_NEEDS) scipy math-verify rich pyyaml pytest hypothesis
+	.venv-verl/bin/pip $(PIP) --no-deps --editable .
+	@touch .venv-verl/ready
+
 # The report's test opens it in Chromium. Without a way to get one, that test says so and is skipped.
 browser: setup
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
@@ -96,7 +113,7 @@ keep:
 	do $(BIN)/python benchmarks/_keep.py runs/$${pair%%:*} $${pair##*:}; done
 
 bench: setup
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/verl_%.py, $(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 lint: setup
 	$(BIN)/ruff check .
@@ -107,4 +124,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
-	rm -rf .venv .venv-algebra runs build dist *.egg-info src/*.egg-info
+	rm -rf .venv .venv-algebra .venv-verl runs build dist *.egg-info src/*.egg-info

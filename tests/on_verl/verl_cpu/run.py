@@ -25,6 +25,7 @@ def environment(out: Path) -> dict[str, str]:
         "VERL_CPU_WEIGHTS": str(out / "weights"),
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
+        "HYDRA_FULL_ERROR": "1",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

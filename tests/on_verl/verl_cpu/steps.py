@@ -112,11 +112,13 @@ def make_worker(config, micro):
     return worker
 
 
-def with_options(data, micro, temperature=1.0, rows=None, entropy=False):
+def with_options(data, micro, rows, old=False):
+    """The data with what verl's workers add to it; `old`: with what the pass for the old policy gives besides."""
     tu.assign_non_tensor(
         data,
-        temperature=temperature,
-        calculate_entropy=entropy,
+        temperature=1.0,
+        calculate_entropy=old,
+        calculate_sum_pi_squared=old,
         use_remove_padding=False,
         use_dynamic_bsz=False,
         use_fused_kernels=False,
@@ -135,12 +137,12 @@ def gathered(x):
 
 
 def old_policy(worker, data, rows, micro):
-    """(log-probs, entropies) of these rows by verl's own inference pass, padded to WIDTH."""
+    """(log-probs, entropies, Σ p²) of these rows by verl's own inference pass."""
     with worker.engine.eval_mode():
-        out = worker.engine.infer_batch(with_options(data.clone(), micro, rows=rows, entropy=True), loss_function=None)
+        out = worker.engine.infer_batch(with_options(data.clone(), micro, rows, old=True), loss_function=None)
     mask = data["response_mask"]
     found = []
-    for name in ("log_probs", "entropy"):
+    for name in ("log_probs", "entropy", "sum_pi_squared"):
         x = out["model_output"][name]
         x = x if x.is_nested else nested(x)
         found.append(response_from_nested(x, mask).to_padded_tensor(0.0))
@@ -159,7 +161,7 @@ class Plain:
         self.batch = batch
 
     def forward(self):
-        """(log-probs with gradient, entropies) [B, T] of the completions."""
+        """(log-probs with gradient, entropies, Σ p²) [B, T] of the completions."""
         batch, width = self.batch, self.batch.mask.shape[1]
         rows = [p + c for p, c in zip(batch.prompts, batch.completions)]
         longest = max(map(len, rows))
@@ -171,12 +173,13 @@ class Plain:
         rows_of = log_p[torch.arange(len(batch))[:, None], at]
         chosen = rows_of.gather(2, ids.gather(1, at + 1)[..., None])[..., 0]
         entropy = -(rows_of.exp() * rows_of).sum(-1)
-        return torch.where(batch.mask, chosen, 0.0), torch.where(batch.mask, entropy.detach(), 0.0)
+        squared = rows_of.exp().square().sum(-1)
+        return [torch.where(batch.mask, x, 0.0) for x in (chosen, entropy.detach(), squared.detach())]
 
-    def step(self, method, old, entropy):
+    def step(self, method, old, entropy, squared):
         """(credit, loss, {parameter: gradient}) of `Method` alone."""
         batch = self.batch
-        scores = {"logprob": old, "entropy": entropy}
+        scores = {"logprob": old, "entropy": entropy, "sum_p2": squared}
         scores |= {name: draw(name, batch.mask) for name in method.needs - STORED}
         if "uniform" in method.needs:
             from tokencredit.scores.draws import uniform_draws
@@ -186,7 +189,7 @@ class Plain:
         credit = method.credit(rollouts)
         plan = method.plan(logprob=old, old_logprob=old, credit=credit, rollouts=rollouts)
         self.model.zero_grad()
-        logprob, _ = self.forward()
+        logprob, _, _ = self.forward()
         loss, _ = method.loss(logprob=logprob, old_logprob=old, credit=credit, rollouts=rollouts, plan=plan)
         loss.backward()
         gradient = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
@@ -203,7 +206,7 @@ def apart(a, b):
     return max(float((a[n] - b[n]).abs().max()) for n in b) / max(float(x.abs().max()) for x in b.values())
 
 
-def one_method(worker, config, batch, mine, data, old, entropy, micro):
+def one_method(worker, config, batch, mine, data, old, entropy, squared, micro):
     """(credit [B, T], loss, gradient, how it was carried) by verl's engine."""
     settled = settle(config, "sync")
     whole = {
@@ -213,6 +216,7 @@ def one_method(worker, config, batch, mine, data, old, entropy, micro):
         ),
         "old_log_probs": old,
         "entropy": entropy,
+        "sum_p2": squared,
     }
     found = assign(whole, [str(g) for g in batch.group], [True] * len(batch), settled.method, settled.carrier)
     data = data.clone()
@@ -229,7 +233,7 @@ def one_method(worker, config, batch, mine, data, old, entropy, micro):
     engine = worker.engine
     with engine.train_mode():
         engine.optimizer_zero_grad()
-        out = engine.forward_backward_batch(with_options(data, micro, rows=len(batch)), loss_function)
+        out = engine.forward_backward_batch(with_options(data, micro, len(batch)), loss_function)
         gradient = gradient_of(engine.module)
         engine.optimizer_zero_grad()
     loss = sum(gathered(float(sum(out["loss"])))) / dist.get_world_size()
@@ -250,28 +254,28 @@ def main(folder, rollouts, result):
     data = batch.as_verl(mine)
     width = batch.mask.shape[1]
     own = [pad(x, width) for x in old_policy(worker, data, len(batch), micro)]
-    old, entropy = (torch.cat([part[k] for part in gathered(own)]) for k in range(2))
+    old = [torch.cat([part[k] for part in gathered(own)]) for k in range(3)]
     plain = Plain(folder, batch)
     with torch.no_grad():
-        plain_old, plain_entropy = plain.forward()
+        plain_old = plain.forward()
     moved = settle(start := config("grpo"), "sync")
     for _ in range(2):
-        _, _, gradient, _ = one_method(worker, start, batch, mine, data, old, entropy, micro)
+        _, _, gradient, _ = one_method(worker, start, batch, mine, data, *old, micro)
         move(worker.engine.module, plain.model, gradient)
         start = config("grpo")
     found = {
         "sharded": type(next(worker.engine.module.parameters())).__name__,
         "processes": size,
-        "old": float((old - plain_old).abs().max()),
-        "entropy": float((entropy - plain_entropy).abs().max()),
+        **{
+            name: float((a - b).abs().max())
+            for name, a, b in zip(("old", "entropy", "sum_p2"), old, plain_old)
+        },
         "methods": {},
     }
     for name in METHODS:
-        credit, loss, gradient, loss_mode = one_method(
-            worker, config(name), batch, mine, data, old, entropy, micro
-        )
+        credit, loss, gradient, loss_mode = one_method(worker, config(name), batch, mine, data, *old, micro)
         method = METHODS[name].within(WIDTH)
-        expected = plain.step(method, plain_old, plain_entropy)
+        expected = plain.step(method, *plain_old)
         found["methods"][name] = {
             "loss_mode": loss_mode,
             "credit": float((credit - expected[0]).abs().max() / expected[0].abs().max()),

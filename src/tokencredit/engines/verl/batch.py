@@ -41,6 +41,8 @@ def rollouts_of(batch: Mapping[str, Tensor], uid: Sequence[str], carrier: Carrie
     names = {name: number for number, name in enumerate(dict.fromkeys(uid))}
     mask = batch["response_mask"].bool()
     scores = {"entropy": batch["entropy"], "logprob": batch["old_log_probs"]}
+    if "sum_p2" in batch:
+        scores["sum_p2"] = batch["sum_p2"]
     if "uniform" in needs and "uniform" not in carrier.scores:
         scores["uniform"] = uniform_draws(carrier.seed, step, torch.arange(len(mask)), mask.shape[1])
     for name in sorted(needs & set(carrier.scores)):

@@ -19,8 +19,8 @@ from tokencredit.scores.table import FREE, SCORES, UNMEASURED
 
 PREFIX = "tokencredit_"
 CHANNEL = PREFIX + "channel"
-STORED = FREE | {"uniform"}
-"""Scores that a verl batch has: what it stores with the old log-probs, and a draw."""
+STORED = FREE | {"sum_p2", "uniform"}
+"""Scores that a verl batch has: what its pass for the old log-probs gives, and a draw."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""verl's trainers with the credit of a `Method`: its own classes, with three of their steps completed."""
+"""verl's trainers with the credit of a `Method`: its own classes, with some of their steps completed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
-from verl.workers.utils.padding import response_to_nested
+from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from tokencredit.engines.verl.batch import FIELDS, Assigned, assign
 from tokencredit.engines.verl.configuration import settle
@@ -44,16 +44,31 @@ class CreditMixin:
             actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
             self.actor_rollout_wg.set_loss_fn(ChannelLoss(self.method.surrogate, actor))
 
+    def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """verl's pass for the old log-probs stores entropies; Σ p² as well, where the method asks for it."""
+        asked = "sum_p2" in self.method.needs
+        batch.extra_info["calculate_sum_pi_squared"] = asked
+        batch = super()._compute_old_log_prob(batch, metrics)
+        batch.extra_info["calculate_sum_pi_squared"] = False
+        if asked:
+            names = ["sum_pi_squared", "response_mask"]
+            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
+            score = response_from_nested(data["sum_pi_squared"], data["response_mask"])
+            fields = TensorDict({"sum_p2": score}, batch_size=len(batch))
+            batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        return batch
+
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch = super()._compute_advantage(batch, metrics)
         names = [*FIELDS, *(("prompts", "responses") if self.settled.carrier.scores else ())]
+        names += ["sum_p2"] if "sum_p2" in self.method.needs else []
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
         nested = data["response_mask"]
         padded = data.to_padded_tensor()
         rows = {name: padded[name] for name in names if name != "uid"}
         found = assign(
             rows,
-            [str(name) for name in list(data["uid"])],
+            [str(name) for name in data["uid"]],
             [not tag.get("is_padding", False) for tag in batch.tags],
             self.method,
             self.settled.carrier,
