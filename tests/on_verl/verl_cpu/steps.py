@@ -176,8 +176,8 @@ class Plain:
         squared = rows_of.exp().square().sum(-1)
         return [torch.where(batch.mask, x, 0.0) for x in (chosen, entropy.detach(), squared.detach())]
 
-    def step(self, method, old, entropy, squared):
-        """(credit, loss, {parameter: gradient}) of `Method` alone."""
+    def credit(self, method, old, entropy, squared):
+        """(rollouts with these scores, their credit) by `Method` alone."""
         batch = self.batch
         scores = {"logprob": old, "entropy": entropy, "sum_p2": squared}
         scores |= {name: draw(name, batch.mask) for name in method.needs - STORED}
@@ -186,7 +186,11 @@ class Plain:
 
             scores["uniform"] = uniform_draws(0, 0, torch.arange(len(batch)), batch.mask.shape[1])
         rollouts = Rollouts(batch.reward, torch.tensor(batch.group), batch.mask, scores)
-        credit = method.credit(rollouts)
+        return rollouts, method.credit(rollouts)
+
+    def step(self, method, old, entropy, squared):
+        """(credit, loss, {parameter: gradient}) of `Method` alone."""
+        rollouts, credit = self.credit(method, old, entropy, squared)
         plan = method.plan(logprob=old, old_logprob=old, credit=credit, rollouts=rollouts)
         self.model.zero_grad()
         logprob, _, _ = self.forward()
@@ -276,9 +280,11 @@ def main(folder, rollouts, result):
         credit, loss, gradient, loss_mode = one_method(worker, config(name), batch, mine, data, *old, micro)
         method = METHODS[name].within(WIDTH)
         expected = plain.step(method, *plain_old)
+        size = float(expected[0].abs().max())
         found["methods"][name] = {
             "loss_mode": loss_mode,
-            "credit": float((credit - expected[0]).abs().max() / expected[0].abs().max()),
+            "credit": float((credit - expected[0]).abs().max()) / size,
+            "credit_given_scores": float((credit - plain.credit(method, *old)[1]).abs().max()) / size,
             "loss": abs(loss - expected[1]),
             "loss_size": abs(expected[1]),
             "gradient": apart(gradient, expected[2]),
