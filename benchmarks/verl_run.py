@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from _result import finish
-from verl_cpu.run import WORKERS, curve, main_ppo, overrides, prepare
+from verl_cpu.run import WORKERS, cluster, curve, main_ppo, overrides, prepare
 
 
 def main():
@@ -25,13 +25,13 @@ def main():
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--method", default="gtpo")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, cluster() as address:
         out = Path(folder) / "run"
         prepare(out, prompts=options.prompts * options.steps)
         settings = overrides(out, prompts=options.prompts, group=options.group, steps=options.steps)
         carrier = ["trainer.v1.trainer_mode=tokencredit_sync", f"+trainer.v1.tokencredit.method={options.method}"]
         began = time.perf_counter()
-        done = main_ppo(out, [*settings, *carrier])
+        done = main_ppo(out, [*settings, *carrier], address)
         seconds = time.perf_counter() - began
         if done.returncode:
             raise SystemExit((out / "log.txt").read_text()[-4000:])

@@ -144,7 +144,9 @@ def test_scores_that_verl_does_not_store_are_named():
         with pytest.raises(ValueError, match="scores"):
             check_scores(METHODS[name], ())
         check_scores(METHODS[name], METHODS[name].needs)
-    with pytest.raises(ValueError, match=r'"ptw_attention" needs the scores attention.*scores.attention=module:function'):
+    with pytest.raises(
+        ValueError, match=r'"ptw_attention" needs the scores attention.*scores.attention=module:function'
+    ):
         check_scores(METHODS["ptw_attention"], ())
 
 
@@ -282,7 +284,9 @@ def test_scores_of_your_own_are_called_with_the_batch():
     found = assign(batch, uid, [True] * 4 + [False], METHODS["exact_value"], carrier)
     assert torch.equal(found.credit[:4], 0.5 * batch["response_mask"][:4])
     wrong = Carrier("exact_value", scores={"exact_value": f"{__name__}:scalar"})
-    with pytest.raises(ValueError, match=r'must return the score "exact_value" as \[B, T\] = \[4, 3\], got shape \[4\]'):
+    with pytest.raises(
+        ValueError, match=r'must return the score "exact_value" as \[B, T\] = \[4, 3\], got shape \[4\]'
+    ):
         assign(batch, uid, [True] * 4 + [False], METHODS["exact_value"], wrong)
 
 

@@ -2,5 +2,16 @@
 
 import importlib.util
 
+import pytest
+
 if importlib.util.find_spec("verl") is None:
     collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def address():
+    """Of a Ray cluster on this machine, which ends with the tests."""
+    from verl_cpu.run import cluster
+
+    with cluster() as found:
+        yield found

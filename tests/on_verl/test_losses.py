@@ -19,7 +19,9 @@ DRAWN_ALL = 1.0
 
 def actor(**changed):
     loss = {name: changed.pop(name) for name in list(changed) if name in PolicyLossConfig.__dataclass_fields__}
-    config = FSDPActorConfig(rollout_n=4, ppo_micro_batch_size_per_gpu=8, policy_loss=PolicyLossConfig(**loss), **changed)
+    config = FSDPActorConfig(
+        rollout_n=4, ppo_micro_batch_size_per_gpu=8, policy_loss=PolicyLossConfig(**loss), **changed
+    )
     config.global_batch_info.update(dp_size=1, batch_num_tokens=None, global_batch_size=None, loss_scale_factor=None)
     return config
 
@@ -46,7 +48,7 @@ OURS = {
 
 @pytest.fixture(scope="module")
 def batch():
-    """(new log-probs, old ones, credit, mask): credit that varies within rollouts, ratios on both sides of the clips."""
+    """(new log-probs, old ones, credit, mask): credit varies within rollouts, ratios leave the clips on both sides."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(12) < torch.tensor([12, 5, 1, 9, 12, 7, 3, 10])[:, None]
     old = torch.rand(mask.shape, generator=generator).log()
@@ -71,9 +73,7 @@ def of_verl(name, options, mode, new, old, credit, mask):
 
 def of_ours(surrogate, mode, new, old, credit, mask, coefficient=None):
     leaf = new.clone().requires_grad_()
-    loss = agg_loss(
-        loss_mat=surrogate(leaf, old, credit, mask, coefficient)[0], loss_mask=mask, loss_agg_mode=mode
-    )
+    loss = agg_loss(loss_mat=surrogate(leaf, old, credit, mask, coefficient)[0], loss_mask=mask, loss_agg_mode=mode)
     loss.backward()
     return loss.detach(), leaf.grad
 
@@ -111,9 +111,7 @@ def test_on_two_micro_batches_only_statistics_of_the_batch_add_up(name, batch):
     def part(half):
         return [x[half] for x in batch]
 
-    ours = added(
-        lambda half: of_ours(surrogate, mode, *part(half), None if coefficient is None else coefficient[half])
-    )
+    ours = added(lambda half: of_ours(surrogate, mode, *part(half), None if coefficient is None else coefficient[half]))
     torch.testing.assert_close(ours, of_ours(surrogate, mode, *batch, coefficient)[0], rtol=1e-5, atol=1e-6)
     theirs = added(lambda half: of_verl(name, options, mode, *part(half)))
     apart = float((theirs - of_verl(name, options, mode, *batch)[0]).abs())

@@ -16,12 +16,12 @@ def told(out, lines=40):
 
 
 @pytest.fixture(scope="module")
-def gtpo(tmp_path_factory):
+def gtpo(tmp_path_factory, address):
     """A run whose loss is a policy loss of verl's registry."""
     out = tmp_path_factory.mktemp("gtpo")
     prepare(out)
     settings = overrides(out, prompts=32, group=8, steps=8)
-    done = main_ppo(out, [*settings, *SYNC, "+trainer.v1.tokencredit.method=gtpo", "trainer.save_freq=8"])
+    done = main_ppo(out, [*settings, *SYNC, "+trainer.v1.tokencredit.method=gtpo", "trainer.save_freq=8"], address)
     assert done.returncode == 0, told(out)
     return out
 
@@ -43,10 +43,33 @@ def test_a_checkpoint_says_which_method_it_is_of(gtpo):
     assert kept["method"].startswith("Method(name='gtpo'") and kept["state"] == {}
 
 
-def test_a_configuration_that_contradicts_the_method_ends_the_run_with_its_name(tmp_path):
-    prepare(tmp_path, prompts=8)
-    settings = overrides(tmp_path, prompts=8, group=2, steps=1)
-    conflict = "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum"
-    done = main_ppo(tmp_path, [*settings, *SYNC, "+trainer.v1.tokencredit.method=gtpo", conflict])
-    assert done.returncode != 0
-    assert "loss_agg_mode=seq-mean-token-sum contradicts the method's TokenMean" in told(tmp_path)
+@pytest.fixture(scope="module")
+def forking(tmp_path_factory, address):
+    """A run through the workers' loss function, with dynamic sampling and two optimizer steps a batch."""
+    out = tmp_path_factory.mktemp("forking")
+    prepare(out)
+    settings = overrides(out, prompts=8, group=8, steps=2, minibatches=2)
+    done = main_ppo(out, [*settings, *SYNC, "+trainer.v1.tokencredit.method=forking_tokens"], address)
+    assert done.returncode == 0, told(out)
+    return out
+
+
+def test_the_loss_function_is_the_workers(forking):
+    assert "carried as Carried(loss_mode='tokencredit_channel'" in (forking / "log.txt").read_text()
+    assert all(x > 0 for x in curve(forking, "actor/grad_norm"))
+    assert all(x < 0.3 for x in curve(forking, "tokencredit/credited"))
+
+
+def test_dynamic_sampling_is_verls(forking):
+    assert curve(forking, "tokencredit/mixed") == [1.0, 1.0]
+
+
+def test_a_configuration_that_contradicts_the_method_makes_no_trainer(tmp_path):
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    from verl_cpu.steps import composed, configured
+
+    config = configured(composed(tmp_path, 4, 8), "gtpo")
+    config.actor_rollout_ref.actor.loss_agg_mode = "seq-mean-token-sum"
+    with pytest.raises(ValueError, match="loss_agg_mode=seq-mean-token-sum contradicts the method's TokenMean"):
+        get_trainer_cls("tokencredit_sync")(config)

@@ -1,4 +1,4 @@
-"""One step of verl's own actor worker on two FSDP2 processes, for every method, against `Method.loss` in plain torch."""
+"""One step of verl's own actor worker on two FSDP2 processes, for every method, against plain torch."""
 
 import json
 import os
@@ -13,8 +13,10 @@ from verl_cpu.run import WORKERS, environment, prepare
 
 ROLLOUTS = Path(__file__).parents[1] / "data" / "reckon_rollouts.json"
 EXACT = 1e-5
-WIDER: dict[str, tuple[float, str]] = {}
-"""Methods whose credit or gradient is further off, by how much and why."""
+INVERSE = ("gtpo", "gtpo_2025_08", "gtpo_geometric")
+"""Their credit holds 1/H of single tokens: where H is 1e-4 nats, the 3e-6 by which two forward passes differ are a few
+per cent of it. From the same scores it is equal; the gradient, which adds up many tokens, is to EXACT as well.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def steps(tmp_path_factory):
     launched = ["-m", "torch.distributed.run", "--nproc_per_node", str(WORKERS), "--standalone", "-m", "verl_cpu.steps"]
     done = subprocess.run(
         [sys.executable, *launched, folder / "run", ROLLOUTS, folder / "steps.json"],
-        env=environment(folder) | {"PYTHONWARNINGS": "ignore"},
+        env=environment() | {"PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
         check=False,
@@ -41,15 +43,16 @@ def test_the_model_is_sharded_over_two_processes(steps):
 
 
 def test_the_old_policy_is_the_same(steps):
-    assert steps["old"] < 1e-5 and steps["entropy"] < 1e-5
+    assert max(steps[name] for name in ("old", "entropy", "sum_p2")) < 1e-5
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_is_the_methods(name, steps):
-    found, allowed = steps["methods"][name], WIDER.get(name, (EXACT, ""))[0]
-    assert found["credit"] <= allowed
-    assert found["loss"] <= allowed * max(found["loss_size"], 1)
-    assert found["gradient"] <= allowed
+    found = steps["methods"][name]
+    assert found["credit_given_scores"] == 0
+    assert found["credit"] <= (1e-3 if name in INVERSE else EXACT)
+    assert found["loss"] <= EXACT * max(found["loss_size"], 1)
+    assert found["gradient"] <= EXACT
     assert found["gradient_size"] > 1e-6
 
 

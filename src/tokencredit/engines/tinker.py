@@ -76,8 +76,8 @@ def datums(
     for k, (prompt, completion) in enumerate(zip(prompts, completions)):
         tokens, before = [*prompt, *completion], torch.zeros(len(prompt) - 1)
         own = slice(0, len(completion))
-        target = torch.tensor(tokens[1:])
-        rows.append(DatumRow(tokens[:-1], target, torch.cat([before, old[k, own]]), torch.cat([before, advantage[k, own]])))
+        aligned = [torch.cat([before, x[k, own]]) for x in (old, advantage)]
+        rows.append(DatumRow(tokens[:-1], torch.tensor(tokens[1:]), *aligned))
     return rows
 
 

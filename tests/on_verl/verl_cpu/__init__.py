@@ -5,7 +5,6 @@ platform here. What is replaced goes through verl's own registries, but for one 
 """
 
 from tokencredit.engines.after_import import after_import
-
 from verl_cpu import platform  # noqa: F401
 
 

@@ -4,7 +4,6 @@ verl's own weight synchronisation calls `WeightFile`; its agent loop manager is 
 trainer's process and writes what verl's would write to TransferQueue.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -23,9 +22,9 @@ from tokencredit.tasks import load
 NAME = "tokencredit_local"
 
 
-def folder() -> Path:
-    """Where the weights of every step lie."""
-    return Path(os.environ["VERL_CPU_WEIGHTS"])
+def folder(model: str) -> Path:
+    """Where the weights of every step lie: beside the model that a run starts from."""
+    return Path(model).parent / "weights"
 
 
 class WeightFile(BaseRollout):
@@ -39,9 +38,9 @@ class WeightFile(BaseRollout):
         """Every rank takes part in gathering; the first writes."""
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in weights}
         if torch.distributed.get_rank() == 0:
-            partial = folder() / "partial"
-            save_file(tensors, partial)
-            partial.replace(folder() / f"step_{global_steps}.safetensors")
+            weights = folder(self.model_config.path)
+            save_file(tensors, weights / "partial")
+            (weights / "partial").replace(weights / f"step_{global_steps}.safetensors")
         torch.distributed.barrier()
 
 
@@ -70,7 +69,7 @@ class Sampling:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         path = self.config.actor_rollout_ref.model.path
-        newest = max(folder().glob("step_*.safetensors"), key=lambda file: int(file.stem.removeprefix("step_")))
+        newest = max(folder(path).glob("step_*.safetensors"), key=lambda file: int(file.stem.removeprefix("step_")))
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         model.load_state_dict(load_file(newest))
         return model, AutoTokenizer.from_pretrained(path)
@@ -122,7 +121,9 @@ class Sampling:
 def tag(field, step):
     lengths = {"prompt_len": len(field["prompts"]), "response_len": len(field["responses"])}
     lengths["seq_len"] = sum(lengths.values())
-    return lengths | dict.fromkeys(("global_steps", "min_global_steps", "max_global_steps"), step) | {"status": "success"}
+    return (
+        lengths | dict.fromkeys(("global_steps", "min_global_steps", "max_global_steps"), step) | {"status": "success"}
+    )
 
 
 def plain(value):

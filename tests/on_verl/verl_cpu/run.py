@@ -5,9 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas
+import ray
 
 import tokencredit.tasks
 from tokencredit.tasks import load
@@ -16,29 +19,55 @@ HERE = Path(__file__).parents[1]
 WORKERS = 2
 
 
-def environment(out: Path) -> dict[str, str]:
-    """Of the driver; Ray's local workers inherit it."""
+SETTINGS = {
+    "VERL_PLATFORM": "cpu",
+    "VERL_USE_EXTERNAL_MODULES": "verl_cpu",
+    "PYTHONUNBUFFERED": "1",
+    "HYDRA_FULL_ERROR": "1",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TQ_LOGGING_LEVEL": "WARNING",
+    "VERL_LOGGING_LEVEL": "WARNING",
+}
+
+
+def environment() -> dict[str, str]:
+    """Of every process of a run; Ray's workers have that of their cluster."""
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {
-        "VERL_PLATFORM": "cpu",
-        "VERL_USE_EXTERNAL_MODULES": "verl_cpu",
-        "VERL_CPU_WEIGHTS": str(out / "weights"),
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONUNBUFFERED": "1",
-        "HYDRA_FULL_ERROR": "1",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "RAY_memory_monitor_refresh_ms": "0",
-        "RAY_worker_niceness": "0",
-        "RAY_prestart_worker_first_driver": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DEDUP_LOGS": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "TQ_LOGGING_LEVEL": "WARNING",
-        "VERL_LOGGING_LEVEL": "WARNING",
-        "VERL_FILE_LOGGER_PATH": str(out / "metrics.jsonl"),
-    }
+    return os.environ | SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+@contextmanager
+def cluster(tries: int = 8) -> Iterator[str]:
+    """The address of a Ray cluster on this machine, with as many logical GPUs as there are workers.
+
+    Ray gives a node 30 seconds to start, which a machine with other work may need more than once.
+    """
+    before = dict(os.environ)
+    os.environ.update(environment())
+    try:
+        for left in reversed(range(tries)):
+            try:
+                options = {"num_cpus": 8, "num_gpus": WORKERS, "object_store_memory": 300_000_000}
+                found = ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
+                break
+            except Exception as error:
+                ray.shutdown()
+                if not left or "timed out during startup" not in str(error):
+                    raise
+        yield found.address_info["address"]
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def prepare(out: Path, prompts: int = 256, seed: int = 0) -> None:
@@ -108,20 +137,17 @@ def overrides(out: Path, *, prompts: int, group: int, steps: int, minibatches: i
         f"trainer.default_local_dir={out}/checkpoints",
         "trainer.resume_mode=disable",
         "reward.num_workers=1",
+        f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={out}/metrics.jsonl",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
-        "ray_kwargs.ray_init.num_cpus=8",
-        f"+ray_kwargs.ray_init.num_gpus={WORKERS}",
-        "+ray_kwargs.ray_init.include_dashboard=False",
-        "+ray_kwargs.ray_init.object_store_memory=300000000",
     ]
 
 
-def main_ppo(out: Path, settings: list[str]) -> subprocess.CompletedProcess:
-    """verl's own command; its output is kept in `out/log.txt`. Ray's cluster ends with it."""
+def main_ppo(out: Path, settings: list[str], address: str) -> subprocess.CompletedProcess:
+    """verl's own command on a cluster; its output is kept in `out/log.txt`."""
     with open(out / "log.txt", "w", encoding="utf-8") as log:
         return subprocess.run(
             [sys.executable, "-m", "verl.trainer.main_ppo", *settings],
-            env=environment(out),
+            env=environment() | {"RAY_ADDRESS": address},
             cwd=out,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -78,6 +78,7 @@ def check_scores(method: Method, given: Collection[str]) -> None:
         return
     what = "".join(f"\n{name}: {known.what}" for name in missing if (known := (SCORES | UNMEASURED).get(name)))
     raise ValueError(
-        f'method "{method.name}" needs the scores {", ".join(missing)}, and a verl batch has {", ".join(sorted(STORED))}.'
-        f" Give the others as +trainer.v1.tokencredit.scores.{missing[0]}=module:function, function(batch) -> [B, T]{what}"
+        f'method "{method.name}" needs the scores {", ".join(missing)}, and a verl batch has'
+        f" {', '.join(sorted(STORED))}. Give the others as +trainer.v1.tokencredit.scores.{missing[0]}=module:function,"
+        f" function(batch) -> [B, T]{what}"
     )

@@ -28,8 +28,8 @@ def settle(config: MutableMapping[str, Any], mode: str) -> Settled:
     """Reads the carrier, refuses what contradicts the method, and writes what follows from it into `config`: verl's
     whole configuration, a DictConfig or nested dicts. `mode` is the trainer of verl that ours extends.
 
-    Derived: `loss_mode`, `loss_agg_mode`, `loss_scale_factor`, `filter_groups.enable`; and `trainer_mode`, by whose name
-    verl chooses its replay buffer and reads the mode's own section.
+    Derived: `loss_mode`, `loss_agg_mode`, `loss_scale_factor`, `filter_groups.enable`; and `trainer_mode`, by whose
+    name verl chooses its replay buffer and reads the mode's own section.
     """
     carrier = read_carrier(find(config, WHERE))
     method = carrier.build(find(config, "data.max_response_length"))
@@ -62,19 +62,19 @@ def _refused_sources(config: Mapping[str, Any], method: Method) -> list[str]:
     faults = []
     if find(config, "algorithm.rollout_correction.bypass_mode"):
         faults.append(
-            "algorithm.rollout_correction.bypass_mode=True takes the old log-probs from the rollout engine and leaves out"
-            " the pass that gives the entropies of the policy that sampled: set it to False"
+            "algorithm.rollout_correction.bypass_mode=True takes the old log-probs from the rollout engine and leaves"
+            " out the pass that gives the entropies of the policy that sampled: set it to False"
         )
     if find(config, "algorithm.use_kl_in_reward"):
         faults.append(
-            "algorithm.use_kl_in_reward=True changes the reward of tokens, which a method would not see: set it to False,"
-            f" and {ACTOR}.use_kl_loss=True for a KL term beside the method's loss"
+            "algorithm.use_kl_in_reward=True changes the reward of tokens, which a method would not see: set it to"
+            f" False, and {ACTOR}.use_kl_loss=True for a KL term beside the method's loss"
         )
     critic = find(config, "critic.enable")
     if critic or (critic is None and find(config, "algorithm.adv_estimator") == "gae"):
         faults.append(
-            "a critic would be trained (algorithm.adv_estimator=gae or critic.enable=True), whose values no method reads:"
-            " set algorithm.adv_estimator=grpo and leave critic.enable unset"
+            "a critic would be trained (algorithm.adv_estimator=gae or critic.enable=True), whose values no method"
+            " reads: set algorithm.adv_estimator=grpo and leave critic.enable unset"
         )
     if find(config, "distillation.enabled"):
         faults.append("distillation.enabled=True replaces the loss by that of a teacher: set it to False")
@@ -105,9 +105,10 @@ def _refused_losses(config: Mapping[str, Any], method: Method, how: Carried) -> 
     for option, name in CLIPS.items():
         value, own = find(config, f"{ACTOR}.{option}"), getattr(method.surrogate, name, None)
         if value not in (None, 0.2, own):
-            clip = f"the method's {type(method.surrogate).__name__} has " + (
-                f"{name}={own}: set +{WHERE}.method_options.{name}={value}" if own is not None else "none: leave it unset"
+            there = (
+                "none: leave it unset" if own is None else f"{name}={own}: set +{WHERE}.method_options.{name}={value}"
             )
+            clip = f"the method's {type(method.surrogate).__name__} has {there}"
             faults.append(f"{ACTOR}.{option}={value}, and {clip}")
     return faults
 

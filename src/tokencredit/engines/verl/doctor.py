@@ -67,8 +67,10 @@ def add_parser(commands: Any) -> None:
 
 
 def _verl(args: Any) -> int:
-    found = examine_in_worker(args.address) if importable("ray") and importable("verl") else examine()
-    console.print(f"verl in a Ray worker on {found.host}, tokencredit {found.tokencredit}")
+    in_worker = importable("ray") and importable("verl")
+    found = examine_in_worker(args.address) if in_worker else examine()
+    place = "in a Ray worker" if in_worker else "in this process"
+    console.print(f"verl {place} on {found.host}, tokencredit {found.tokencredit}")
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, version in found.versions.items():
         table.add_row(name, Text(version) if version else Text("not installed", style="red"))
