@@ -5,12 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas
-import ray
 
 import tokencredit.tasks
 from tokencredit.tasks import load
@@ -45,29 +45,41 @@ def environment() -> dict[str, str]:
     return os.environ | SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
+STARTED = """
+import ray, sys
+options = {"num_cpus": 8, "num_gpus": int(sys.argv[1]), "object_store_memory": 300_000_000}
+node = ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
+print(node.address_info["address"], flush=True)
+sys.stdin.read()
+"""
+
+
 @contextmanager
-def cluster(tries: int = 8) -> Iterator[str]:
+def cluster(tries: int = 10) -> Iterator[str]:
     """The address of a Ray cluster on this machine, with as many logical GPUs as there are workers.
 
-    Ray gives a node 30 seconds to start, which a machine with other work may need more than once.
+    It lives as long as the process that started it. Ray gives a node 30 seconds to start, and a machine with other work
+    may need several tries.
     """
-    before = dict(os.environ)
-    os.environ.update(environment())
-    try:
-        for left in reversed(range(tries)):
-            try:
-                options = {"num_cpus": 8, "num_gpus": WORKERS, "object_store_memory": 300_000_000}
-                found = ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
-                break
-            except Exception as error:
-                ray.shutdown()
-                if not left or "timed out during startup" not in str(error):
-                    raise
-        yield found.address_info["address"]
-    finally:
-        ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
+    for _ in range(tries):
+        command = [sys.executable, "-c", STARTED, str(WORKERS)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(command, env=environment(), stderr=errors, **pipes) as owner,
+        ):
+            if address := owner.stdout.readline().strip():
+                try:
+                    yield address
+                finally:
+                    owner.stdin.close()
+                return
+            owner.wait()
+            errors.seek(0)
+            said = errors.read()
+        if "timed out during startup" not in said:
+            break
+    raise RuntimeError(f"no Ray cluster: {said[-2000:]}")
 
 
 def prepare(out: Path, prompts: int = 256, seed: int = 0) -> None:
