@@ -1,15 +1,11 @@
 """One step of verl's own actor worker on two FSDP2 processes, for every method, against plain torch."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tokencredit import METHODS
-from verl_cpu.run import WORKERS, environment, prepare
+from verl_cpu.run import WORKERS, prepare, steps
 
 ROLLOUTS = Path(__file__).parents[1] / "data" / "reckon_rollouts.json"
 EXACT = 1e-5
@@ -20,42 +16,30 @@ per cent of it. From the same scores it is equal; the gradient, which adds up ma
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("steps")
-    prepare(folder / "run", prompts=8)
-    launched = ["-m", "torch.distributed.run", "--nproc_per_node", str(WORKERS), "--standalone", "-m", "verl_cpu.steps"]
-    done = subprocess.run(
-        [sys.executable, *launched, folder / "run", ROLLOUTS, folder / "steps.json"],
-        env=environment() | {"PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((folder / "steps.json").read_text())
-    if keep := os.environ.get("KEEP_STEPS"):
-        Path(keep).write_text(json.dumps(found, indent=1))
-    return found
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("steps") / "run"
+    prepare(out, prompts=8)
+    return steps(out, ROLLOUTS)
 
 
-def test_the_model_is_sharded_over_two_processes(steps):
-    assert steps["sharded"] == "DTensor" and steps["processes"] == WORKERS
+def test_the_model_is_sharded_over_two_processes(found):
+    assert found["sharded"] == "DTensor" and found["processes"] == WORKERS
 
 
-def test_the_old_policy_is_the_same(steps):
-    assert max(steps[name] for name in ("old", "entropy", "sum_p2")) < 1e-5
+def test_the_old_policy_is_the_same(found):
+    assert max(found[name] for name in ("old", "entropy", "sum_p2")) < 1e-5
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_is_the_methods(name, steps):
-    found = steps["methods"][name]
-    assert found["credit_given_scores"] == 0
-    assert found["credit"] <= (1e-3 if name in INVERSE else EXACT)
-    assert found["loss"] <= EXACT * max(found["loss_size"], 1)
-    assert found["gradient"] <= EXACT
-    assert found["gradient_size"] > 1e-6
+def test_a_step_is_the_methods(name, found):
+    step = found["methods"][name]
+    assert step["credit_given_scores"] == 0
+    assert step["credit"] <= (1e-3 if name in INVERSE else EXACT)
+    assert step["loss"] <= EXACT * max(step["loss_size"], 1)
+    assert step["gradient"] <= EXACT
+    assert step["gradient_size"] > 1e-6
 
 
-def test_both_ways_are_taken(steps):
-    modes = {found["loss_mode"] for found in steps["methods"].values()}
+def test_both_ways_are_taken(found):
+    modes = {step["loss_mode"] for step in found["methods"].values()}
     assert "tokencredit_channel" in modes and len(modes) > 20

@@ -167,6 +167,21 @@ def main_ppo(out: Path, settings: list[str], address: str) -> subprocess.Complet
         )
 
 
+def steps(out: Path, rollouts: Path) -> dict:
+    """What `verl_cpu.steps` finds on two processes."""
+    launched = ["-m", "torch.distributed.run", "--nproc_per_node", str(WORKERS), "--standalone", "-m", "verl_cpu.steps"]
+    done = subprocess.run(
+        [sys.executable, *launched, out, rollouts, out / "steps.json"],
+        env=environment() | {"PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-4000:])
+    return json.loads((out / "steps.json").read_text(encoding="utf-8"))
+
+
 def curve(out: Path, name: str) -> list[float]:
     """A figure of every step, from verl's own file logger."""
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -31,6 +31,9 @@ class CreditMixin:
     """
 
     mode: str
+    config: Any
+    global_steps: int
+    actor_rollout_wg: Any
 
     def __init__(self, config: Any) -> None:
         self.settled = settle(config, self.mode)
