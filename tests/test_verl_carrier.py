@@ -13,7 +13,7 @@ import torch
 from tokencredit import METHODS, Rollouts
 from tokencredit.credit import Chain, GroupCenter, Outcome
 from tokencredit.engines.after_import import after_import
-from tokencredit.engines.verl.batch import assign
+from tokencredit.engines.verl.batch import assign, check_outputs
 from tokencredit.engines.verl.carried import CHANNEL, STORED, aggregation, carried, check_scores
 from tokencredit.engines.verl.carrier import Carrier, read_carrier
 from tokencredit.engines.verl.configuration import find, settle
@@ -268,6 +268,12 @@ def test_rows_that_verl_adds_change_nothing():
     found = assign(batch, uid, [True] * 4 + [False], method, Carrier("grpo"))
     alone = assign(bare, uid[:4], [True] * 4, method, Carrier("grpo"))
     assert torch.equal(found.credit[:4], alone.credit) and torch.equal(found.weight[:4], alone.weight)
+
+
+def test_further_outputs_of_a_rollout_are_refused():
+    check_outputs(["a_0_0", "a_1_0", "pad12_0_0"])
+    with pytest.raises(ValueError, match="1 rows, a_1_1 the first, are further outputs of a rollout"):
+        check_outputs(["a_0_0", "a_1_0", "a_1_1"])
 
 
 def halves(batch):

@@ -62,14 +62,3 @@ def test_the_loss_function_is_the_workers(forking):
 
 def test_dynamic_sampling_is_verls(forking):
     assert curve(forking, "tokencredit/mixed") == [1.0, 1.0]
-
-
-def test_a_configuration_that_contradicts_the_method_makes_no_trainer(tmp_path):
-    from verl.trainer.ppo.v1 import get_trainer_cls
-
-    from verl_cpu.steps import composed, configured
-
-    config = configured(composed(tmp_path, 4, 8), "gtpo")
-    config.actor_rollout_ref.actor.loss_agg_mode = "seq-mean-token-sum"
-    with pytest.raises(ValueError, match="loss_agg_mode=seq-mean-token-sum contradicts the method's TokenMean"):
-        get_trainer_cls("tokencredit_sync")(config)

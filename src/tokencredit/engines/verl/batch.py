@@ -83,6 +83,16 @@ def assign(
     return Assigned(_spread(credit, keep), _spread(plan.weight * minibatches, keep), coefficient, rollouts)
 
 
+def check_outputs(keys: Sequence[str]) -> None:
+    """ValueError where a rollout has several outputs of an agent loop: keys are prompt, rollout and output."""
+    several = [key for key in keys if key.rsplit("_", 1)[-1] != "0"]
+    if several:
+        raise ValueError(
+            f"{len(several)} rows, {several[0]} the first, are further outputs of a rollout, and credit is given to one"
+            " output per rollout: use an agent loop that returns one, with the turns of others off its response_mask"
+        )
+
+
 def _spread(x: Tensor, keep: Tensor) -> Tensor:
     """[B, T]: the rows of x where `keep` is, 0 elsewhere; float32, as verl's own advantages are."""
     whole = x.new_zeros((len(keep), x.shape[1]), dtype=torch.float32)

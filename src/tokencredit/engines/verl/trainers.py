@@ -15,7 +15,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
-from tokencredit.engines.verl.batch import FIELDS, Assigned, assign
+from tokencredit.engines.verl.batch import FIELDS, Assigned, assign, check_outputs
 from tokencredit.engines.verl.configuration import settle
 from tokencredit.engines.verl.losses import ChannelLoss
 
@@ -62,6 +62,7 @@ class CreditMixin:
         return batch
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        check_outputs(batch.keys)
         batch = super()._compute_advantage(batch, metrics)
         names = [*FIELDS, *(("prompts", "responses") if self.settled.carrier.scores else ())]
         names += ["sum_p2"] if "sum_p2" in self.method.needs else []
