@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from tokencredit import METHODS, Rollouts
+from tokencredit.cli import main
 from tokencredit.credit import Chain, GroupCenter, Outcome
 from tokencredit.engines.after_import import after_import
+from tokencredit.engines.verl import doctor
 from tokencredit.engines.verl.batch import assign, check_outputs
 from tokencredit.engines.verl.carried import CHANNEL, STORED, aggregation, carried, check_scores
 from tokencredit.engines.verl.carrier import Carrier, read_carrier
@@ -354,6 +356,25 @@ def test_an_error_of_the_plugin_is_printed_before_it_is_swallowed(capsys):
     with pytest.raises(RuntimeError):
         told(fails)(ModuleType("m"))
     assert "its plugin for verl failed" in (heard := capsys.readouterr().err) and "the reason" in heard
+
+
+def test_the_doctor_says_which_extra_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    monkeypatch.setattr(doctor, "importable", lambda module: False)
+    assert main(["doctor", "verl", "--methods"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "missing: verl: pip install 'tokencredit[verl]'" in said and "verl in this process" in said
+    assert all(name[:8] in said for name in METHODS)
+
+
+def test_what_the_plugin_has_not_registered_is_explained(monkeypatch):
+    registered = (tuple(doctor.TRAINERS), (CHANNEL, "tokencredit_grpo"))
+    assert doctor._unregistered("auto", registered[1], registered[0]) == []
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [SimpleNamespace(name="tokencredit")])
+    assert "VERL_USE_EXTERNAL_PLUGINS=none" in doctor._unregistered("none", (), ())[0]
+    assert "see what it printed" in doctor._unregistered("auto", (), ())[0]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+    assert "PYTHONPATH alone has none" in doctor._unregistered("auto", (), ())[0]
 
 
 def test_something_is_done_after_an_import(tmp_path, monkeypatch):
