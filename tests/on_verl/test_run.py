@@ -19,17 +19,18 @@ def told(out, lines=40):
 def gtpo(tmp_path_factory, address):
     """A run whose loss is a policy loss of verl's registry."""
     out = tmp_path_factory.mktemp("gtpo")
-    prepare(out)
-    settings = overrides(out, prompts=32, group=8, steps=8)
+    prepare(out, prompts=32)
+    settings = overrides(out, prompts=32, group=8, steps=8, minibatches=2, learning_rate=1e-3)
     done = main_ppo(out, [*settings, *SYNC, "+trainer.v1.tokencredit.method=gtpo", "trainer.save_freq=8"], address)
     assert done.returncode == 0, told(out)
     return out
 
 
 def test_the_reward_rises(gtpo):
+    """On the same 32 prompts at every step."""
     rewards = curve(gtpo, "critic/rewards/mean")
     assert len(rewards) == 8
-    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.1
+    assert sum(rewards[-2:]) / 2 > rewards[0] + 0.1
 
 
 def test_the_credit_is_logged(gtpo):
