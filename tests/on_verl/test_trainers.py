@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import open_dict
 from tensordict import TensorDict
 from tensordict.tensorclass import NonTensorStack
 from verl.trainer.ppo.v1 import get_trainer_cls
@@ -144,6 +145,13 @@ def test_a_configuration_that_contradicts_the_method_makes_no_trainer(config):
     wrong.actor_rollout_ref.actor.loss_agg_mode = "seq-mean-token-sum"
     with pytest.raises(ValueError, match="loss_agg_mode=seq-mean-token-sum contradicts the method's TokenMean"):
         get_trainer_cls("tokencredit_sync")(wrong)
+
+
+def test_options_come_out_of_verls_configuration_as_they_are_meant(config):
+    own = configured(config, "gtpo")
+    with open_dict(own):
+        own.trainer.v1.tokencredit.method_options = {"alpha": [1, 0.2]}
+    assert settle(own, "sync").method == METHODS["gtpo"].replace(alpha=(1, 0.2)).within(48)
 
 
 def test_verls_whole_configuration_is_settled(config):

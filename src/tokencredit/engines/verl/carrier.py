@@ -10,7 +10,7 @@ the trainer as it was written. So everything of ours stands in `trainer.v1.token
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import Any
@@ -62,7 +62,7 @@ def read_carrier(section: Mapping[str, Any] | None) -> Carrier:
         )
     kinds = {f.name: f.type for f in fields(Carrier)}
     values: dict[str, Any] = {}
-    for key, value in section.items():
+    for key, value in plain(section).items():
         if key not in kinds:
             near = difflib.get_close_matches(str(key), kinds, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
@@ -83,7 +83,14 @@ def _typed(key: str, kind: str, value: Any) -> Any:
     }[kind]
     if not fits:
         raise ValueError(f"{WHERE}.{key} must be {words}, got {value!r}")
-    return float(value) if kind == "float" else dict(value) if isinstance(value, Mapping) else value
+    return float(value) if kind == "float" else value
+
+
+def plain(value: Any) -> Any:
+    """The value in dicts and lists, where a configuration has mappings and sequences of its own."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def named(place: str, key: str) -> Any:
