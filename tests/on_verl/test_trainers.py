@@ -117,6 +117,8 @@ def test_sum_p2_is_asked_for_where_it_is_read(config, store):
 def test_what_a_method_has_steered_survives_a_checkpoint(config, store, tmp_path):
     settled = configured(config, "entropy_bonus_adaptive")
     settled.trainer.default_local_dir = str(tmp_path)
+    with open_dict(settled):
+        settled.trainer.v1.tokencredit.method_options = {"target": 1.0}  # above the entropies here: more is asked for
     trainer = Credited(settled)
     start = trainer.method
     trainer._compute_advantage(batch(), {})

@@ -57,7 +57,7 @@ class CreditMixin:
             names = ["sum_pi_squared", "response_mask"]
             data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
             score = response_from_nested(data["sum_pi_squared"], data["response_mask"])
-            fields = TensorDict({"sum_p2": score}, batch_size=len(batch))
+            fields = TensorDict({"sum_p2": score}, batch_size=len(batch.keys))
             batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         return batch
 
@@ -77,7 +77,7 @@ class CreditMixin:
             self.method,
             self.settled.carrier,
             step=self.global_steps,
-            minibatches=self._minibatches(len(batch)),
+            minibatches=self._minibatches(len(batch.keys)),
         )
         metrics |= self._figures(found)
         self.method = self.method.after(found.rollouts)
@@ -86,7 +86,7 @@ class CreditMixin:
             fields["token_weight"] = found.weight
             if found.coefficient is not None:
                 fields["coefficient"] = found.coefficient
-        out = TensorDict({k: response_to_nested(x, nested) for k, x in fields.items()}, batch_size=len(batch))
+        out = TensorDict({k: response_to_nested(x, nested) for k, x in fields.items()}, batch_size=len(batch.keys))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=out)
 
     def _minibatches(self, rows: int) -> int:
