@@ -13,6 +13,7 @@
 # make test-newest    they and the algebra's, with Python 3.13 and the newest of every library that pip finds
 # make test-package   builds a wheel, installs it into an environment of its own and runs a small demo there
 # make test-algebra  the algebra's tests in .venv-algebra, where torch is the only library of weight
+# make test-verl  the tests of the verl engine in .venv-verl (2 GB; Python 3.11 or 3.12), runs of verl on this CPU among them
 
 PYTHON ?= python3
 # A CPU-only machine with the whole internet: make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -27,7 +28,7 @@ BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo test test-architectures test-algebra test-vllm test-versions test-newest test-package pretrained test-pretrained browser studies keep bench lint docs clean
+.PHONY: setup demo test test-architectures test-algebra test-verl test-vllm test-versions test-newest test-package pretrained test-pretrained browser studies keep bench lint docs clean
 
 setup: .venv/ready
 
@@ -108,6 +109,22 @@ test-package: setup
 	build/package/venv/bin/pip $(PIP) "tokencredit[trl] @ file://$$(ls $(CURDIR)/build/package/*.whl)"
 	cd build/package && venv/bin/tokencredit demo --seeds 1 --steps 3 --out demo
 
+# verl without its extras: verl[cpu] pins a torch whose wheel on PyPI is the CUDA build.
+VERL = verl==0.9.1
+VERL_NEEDS = "transformers<5.11" tensordict==0.10.0 hydra-core codetiming ray==2.60.0 pandas torchdata datasets pillow cachetools fastapi uvicorn \
+  "TransferQueue>=0.1.10" accelerate peft pylatexenc pyzmq msgspec psutil
+
+test-verl: .venv-verl/ready
+	PYTHONPATH=tests/on_verl .venv-verl/bin/python -m pytest tests/on_verl --override-ini filterwarnings=default --disable-warnings
+
+.venv-verl/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip $(PIP) $(TORCH)
+	.venv-verl/bin/pip $(PIP) --no-deps $(VERL)
+	.venv-verl/bin/pip $(PIP) $(VERL_NEEDS) scipy math-verify rich pyyaml pytest hypothesis
+	.venv-verl/bin/pip $(PIP) --no-deps --editable .
+	@touch .venv-verl/ready
+
 # The report's test opens it in Chromium. Without a way to get one, that test says so and is skipped.
 browser: setup
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
@@ -145,7 +162,7 @@ keep:
 	do $(BIN)/python benchmarks/_keep.py runs/$${pair%%:*} $${pair##*:}; done
 
 bench: setup
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/verl_%.py, $(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 lint: setup
 	$(BIN)/ruff check .
@@ -156,4 +173,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
-	rm -rf .venv .venv-algebra .venv-newest .venv-trl-* .venv-vllm runs build dist *.egg-info src/*.egg-info
+	rm -rf .venv .venv-algebra .venv-newest .venv-trl-* .venv-vllm .venv-verl runs build dist *.egg-info src/*.egg-info

@@ -17,6 +17,7 @@ from tokencredit import __version__
 from tokencredit.argument_types import give_kinds
 from tokencredit.console import Parser, add_command, console, errors, visible, warn
 from tokencredit.credit_model import command as credit_model_command
+from tokencredit.engines.verl import doctor
 from tokencredit.figure import Figure
 from tokencredit.here import look_here_last
 from tokencredit.lifeline import end_with_parent
@@ -116,7 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="")
     own = (_demo_parser, _train_parser, _evaluate_parser, _methods_parser, _world_parser, _report_parser)
     measuring = (score_command.add_parser, pivotality_command.add_parser, credit_model_command.add_parser)
-    for add in (*own, *measuring, add_study, add_dynamics, add_inspect):
+    for add in (*own, *measuring, add_study, add_dynamics, add_inspect, doctor.add_parser):
         add(commands)
     give_kinds(parser)
     return parser
