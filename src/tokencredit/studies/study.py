@@ -125,11 +125,14 @@ class Shared:
     read: Callable[[argparse.Namespace], Mapping[str, Any]]
 
 
+def add_on_workers(parser: argparse.ArgumentParser) -> None:
+    """Flags of a policy, of what samples from it, and of the workers that do."""
+    for add in (add_policy, add_sampler, add_ray):
+        add(parser)
+
+
 POLICY = Shared(add_policy, lambda args: {"policy": policy_config(args)})
-ON_WORKERS = Shared(
-    lambda parser: (add_policy(parser), add_sampler(parser), add_ray(parser)),
-    lambda args: POLICY.read(args) | {"workers": workers_of(args)},
-)
+ON_WORKERS = Shared(add_on_workers, lambda args: POLICY.read(args) | {"workers": workers_of(args)})
 RUN = Shared(partial(add_policy, model=("--run", "--model")), POLICY.read)
 """A policy; with who does the work; the same policy of a question about a run, which names it so."""
 
