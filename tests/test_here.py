@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tokencredit.here import Here, look_here_last
+from tokencredit.here import FoundLast, look_here_last
 
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_only_modules_with_a_file_are_found_and_no_libraries(folder, monkeypatch):
-    found = Here(str(folder))
+    found = FoundLast(str(folder))
     assert found.find_spec("own_verifier_here").origin == str(folder / "own_verifier_here.py")
     assert found.find_spec("vllm") is None and found.find_spec("deepspeed") is None
     assert found.find_spec("own_verifier_here", [str(folder)]) is None, "a part of a package is the package's to find"

@@ -86,7 +86,7 @@ def compare_logs(one, two, rank, mode):
     """The figures do not depend on the number of processes, and every process has them (the loss only the first)."""
     timing = ("seconds", "tokens_per_second", "step_time", "epoch")
     share = ("credited_share", "ratio", "kl_old", "grad_norm")  # rows without credit are dropped in one process alone
-    sharded = ("noise_scale",) if mode == "fsdp2" else ()
+    sharded = ("noise_scale", "entropy_change") if mode == "fsdp2" else ()
     for a, b in zip(one, two[: len(one)], strict=True):
         for name, value in a.items():
             if not name.startswith(timing + share + sharded) and (rank == 0 or name != "loss"):

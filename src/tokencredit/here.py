@@ -20,7 +20,7 @@ LIBRARIES |= frozenset({"sglang", "trackio", "trl", "unsloth", "verl", "vllm", "
 """Names that others look for, and that are nobody's verifier."""
 
 
-class Here(MetaPathFinder):
+class FoundLast(MetaPathFinder):
     """Finds modules and packages with a file in one directory; folders without one are no packages to it."""
 
     def __init__(self, directory: str) -> None:
@@ -39,4 +39,4 @@ def look_here_last() -> None:
     """Take the current directory off `sys.path`, where `python -m` and launchers put it, and look there last."""
     here = os.path.realpath(os.getcwd())
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != here]
-    sys.meta_path.append(Here(here))
+    sys.meta_path.append(FoundLast(here))

@@ -383,13 +383,11 @@ def _export(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.directory}: no such directory")
     from tokencredit.lm.policy import PolicyConfig
 
-    result = read_mapping(args.directory / "result.json", "identity", "policy")
-    settled, sampler = PolicyConfig(**result["policy"]), result["identity"]["sampler"]
-    with (
-        exclusive(args.directory),
-        Workers().open(settled, top_k=sampler["top_k"], top_p=sampler["top_p"]) as pool,
-    ):
-        return _export_pairs(args, settled, pool)
+    with exclusive(args.directory):
+        result = read_mapping(args.directory / "result.json", "identity", "policy")
+        settled, sampler = PolicyConfig(**result["policy"]), result["identity"]["sampler"]
+        with Workers().open(settled, top_k=sampler["top_k"], top_p=sampler["top_p"]) as pool:
+            return _export_pairs(args, settled, pool)
 
 
 def _export_pairs(args: argparse.Namespace, settled: PolicyConfig, pool: Pool | Alone) -> int:

@@ -15,13 +15,11 @@ from rich.text import Text
 
 from tokencredit import __version__
 from tokencredit.console import add_command, console
-from tokencredit.engines.verl.carried import CHANNEL, PREFIX, STORED, carried
-from tokencredit.methods import METHODS
 
 EXTRA = "pip install 'tokencredit[verl]'"
 PACKAGES = ("verl", "ray", "TransferQueue", "tensordict", "torch", "transformers")
 ENGINES = ("vllm", "sglang", "tensorrt_llm")
-TRAINERS = tuple(PREFIX + mode for mode in ("sync", "colocate_async", "separate_async"))
+TRAINERS = ("tokencredit_sync", "tokencredit_colocate_async", "tokencredit_separate_async")
 
 
 @dataclass(frozen=True)
@@ -134,6 +132,8 @@ def _imported(name: str) -> tuple[Any, str | None]:
 
 def _unregistered(policy: str, losses: tuple[str, ...], trainers: tuple[str, ...]) -> list[str]:
     """Why the plugin has not registered what it should have."""
+    from tokencredit.engines.verl.carried import CHANNEL
+
     if set(TRAINERS) <= set(trainers) and CHANNEL in losses:
         return []
     points = importlib.metadata.entry_points(group="verl.plugins")
@@ -151,6 +151,8 @@ def _other_version(found: Examined) -> list[str]:
 
 
 def _ours(registry: dict[str, Any]) -> tuple[str, ...]:
+    from tokencredit.engines.verl.carried import PREFIX
+
     return tuple(sorted(name for name in registry if name.startswith(PREFIX)))
 
 
@@ -166,6 +168,9 @@ def importable(module: str) -> bool:
 
 
 def _methods() -> Table:
+    from tokencredit.engines.verl.carried import STORED, carried
+    from tokencredit.methods import METHODS
+
     table = Table("method", "carried by", "because", "scores to give", box=None, pad_edge=False)
     for method in METHODS.values():
         how = carried(method.within(1))
