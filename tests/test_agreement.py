@@ -132,6 +132,15 @@ def test_bootstrap_intervals_cover_and_tests_hold_their_level():
     assert rejected / reps == pytest.approx(0.05, abs=4 * error)
 
 
+def test_a_single_prompt_has_no_interval():
+    """Every draw of it is itself: an interval of no width would be the most certain of all."""
+    for cluster, known in ((np.zeros(6, int), False), (np.arange(6) // 3, True)):
+        boot = Bootstrap(cluster, num=200)
+        means = boot.sums(np.arange(6.0)) / boot.sums(np.ones(6))
+        assert np.isfinite([boot.estimate(means).low, boot.estimate(means).high, boot.p_value(means)]).all() == known
+        assert boot.estimate(means).value == 2.5
+
+
 def test_comparisons_are_adjusted_by_holm_and_undefined_ones_left_out():
     boot = Bootstrap(np.arange(50), num=999)
     draws = {

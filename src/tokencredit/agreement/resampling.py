@@ -54,18 +54,20 @@ class Bootstrap:
     def estimate(self, draws: np.ndarray) -> Estimate:
         """Row 0 with the percentile interval of the others; draws where the statistic is undefined are left out.
 
-        With more than a tenth of the draws undefined there is no honest interval: it is NaN.
+        With more than a tenth of the draws undefined, or a single cluster, there is no honest interval: it is NaN.
         """
         others = draws[1:][np.isfinite(draws[1:])]
-        if len(others) < 0.9 * self.num or not np.isfinite(draws[0]):
+        if self.num_clusters < 2 or len(others) < 0.9 * self.num or not np.isfinite(draws[0]):
             return Estimate(float(draws[0]), np.nan, np.nan, self.num_clusters, self.level)
         low, high = np.quantile(others, [(1 - self.level) / 2, (1 + self.level) / 2])
         return Estimate(float(draws[0]), float(low), float(high), self.num_clusters, self.level)
 
     def p_value(self, draws: np.ndarray) -> float:
-        """Two-sided, of the statistic being 0: twice the smaller share of draws beyond 0, never below 2 / (num + 1)."""
+        """Two-sided, of the statistic being 0: twice the smaller share of draws beyond 0, never below 2 / (num + 1).
+        NaN of a single cluster.
+        """
         others = draws[1:][np.isfinite(draws[1:])]
-        if not len(others):
+        if self.num_clusters < 2 or not len(others):
             return np.nan
         tail = min((others <= 0).sum(), (others >= 0).sum())
         return float(min(1.0, 2 * (tail + 1) / (len(others) + 1)))
