@@ -130,6 +130,11 @@ class Method:
             )
         return replace(changed, **parts)
 
+    def configured(self, options: Mapping[str, Any]) -> Method:
+        """This method with hyper-parameters as a file holds them, whose lists are tuples here."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        return self.replace(**values) if values else self
+
     def hyperparameters(self) -> dict[str, object]:
         """{"Part.field": value} for every field of every part."""
         found: dict[str, object] = {}

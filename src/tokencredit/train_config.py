@@ -146,8 +146,7 @@ class TrainConfig:
         """The method with its options. KeyError and ValueError name what there is."""
         from tokencredit.methods import METHODS
 
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.method_options.items()}
-        return METHODS[self.method].replace(**options) if options else METHODS[self.method]
+        return METHODS[self.method].configured(self.method_options)
 
     def as_dict(self) -> dict[str, Any]:
         """Its fields; without those of `LATER` that are off, so that a run that was recorded before them is the same

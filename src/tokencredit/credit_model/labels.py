@@ -7,7 +7,7 @@ weight  1 / (τ² + se²)         τ the standard deviation of the sizes: a nois
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +58,18 @@ def read_labels(directory: Path, policy: Policy | None = None) -> tuple[Policy, 
         torch.tensor([np.nan if row[name] is None else row[name] for row in tokens], dtype=torch.float64)
         for name in (ESTIMAND, f"{ESTIMAND}_standard_error")
     )
-    keep = effect.isfinite() & error.isfinite()
-    if not keep.any():
-        raise ValueError(f"{directory}: no token has a measured {ESTIMAND}")
     names = [json.dumps(ids) for ids in prompts]
     number = {name: k for k, name in enumerate(dict.fromkeys(names))}
     prompt = torch.tensor([number[names[row["trace"]]] for row in tokens])
-    some = TokenFeatures(found.states[keep], found.scores[keep], found.outcome[keep])
     spent = int(result["figures"]["generated"]["value"])
-    return policy, some, Labels(effect[keep], error[keep], prompt[keep], tuple(number), spent)
+    some, labels = measured_tokens(found, Labels(effect, error, prompt, tuple(number), spent))
+    if not len(labels.effect):
+        raise ValueError(f"{directory}: no token has a measured {ESTIMAND}")
+    return policy, some, labels
+
+
+def measured_tokens(found: TokenFeatures, labels: Labels) -> tuple[TokenFeatures, Labels]:
+    """Features and labels of the tokens whose effect was measured."""
+    keep = labels.effect.isfinite() & labels.error.isfinite()
+    some = TokenFeatures(found.states[keep], found.scores[keep], found.outcome[keep])
+    return some, replace(labels, effect=labels.effect[keep], error=labels.error[keep], prompt=labels.prompt[keep])

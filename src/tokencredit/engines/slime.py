@@ -71,9 +71,8 @@ def method_of(args: Namespace) -> Method:
     unknown = sorted(set(section) - {"method", "method_options"})
     if unknown:
         raise ValueError(f"tokencredit: unknown key {unknown[0]}. Keys: method, method_options")
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in section.get("method_options", {}).items()}
-    method = METHODS[section["method"]]
-    method = (method.replace(**options) if options else method).within(args.rollout_max_response_len)
+    method = METHODS[section["method"]].configured(section.get("method_options", {}))
+    method = method.within(args.rollout_max_response_len)
     faults = _faults(args, method)
     if faults:
         raise ValueError(f'method "{method.name}" and these options of slime:\n' + "\n".join(faults))

@@ -23,6 +23,7 @@ from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.reweighting import reweighted
 from tokencredit.dynamics.to_go import Baseline, after
 from tokencredit.dynamics.vectors import Vector
+from tokencredit.engines.scorers import own_ids
 from tokencredit.engines.trainer import Trainer
 from tokencredit.engines.trl_groups import loss_mask
 from tokencredit.lm.packing import grid
@@ -92,14 +93,12 @@ def _begin(trainer: Trainer, parts: list[dict]) -> _Before:
     """
     if any(torch.is_tensor(part.get("pixel_values")) for part in parts):
         raise ValueError("entropy_change_every does not take batches with images apart: leave it 0")
-    ids: dict[str, list[list[int]]] = {"prompt": [], "completion": []}
+    prompts, completions = ([row for part in parts for row in own_ids(part, side)] for side in ("prompt", "completion"))
     learnt = []
     for part in parts:
-        for side, found in ids.items():
-            found += [row[on].tolist() for row, on in zip(part[f"{side}_ids"], part[f"{side}_mask"].bool())]
         learnt += [row[on].cpu() for row, on in zip(loss_mask(part).bool(), part["completion_mask"].bool())]
     model = trainer.accelerator.unwrap_model(trainer.model)
-    passes = Passes(model, ids["prompt"], ids["completion"], temperature=trainer.temperature)
+    passes = Passes(model, prompts, completions, temperature=trainer.temperature)
     mask = grid(learnt, passes.width, torch.bool)
     logprob, entropy = passes.values()
     entropy = zero_off(entropy, mask)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tokencredit.credit_model.evaluate import LEARNED, evaluate
 from tokencredit.credit_model.features import TokenFeatures, features
-from tokencredit.credit_model.labels import Labels
+from tokencredit.credit_model.labels import Labels, measured_tokens
 from tokencredit.credit_model.model import CreditModel
 from tokencredit.engines.scorers import own_ids
 from tokencredit.engines.trainer import Trainer
@@ -124,15 +124,14 @@ class LearnedCredit:
             for name in ("value", "standard_error")
         )
         prompt = torch.tensor([i for i, ids in each]).repeat_interleave(torch.tensor([len(ids) for _, ids in each]))
-        keep = effect.isfinite() & error.isfinite()
-        some = TokenFeatures(found.states[keep], found.scores[keep], found.outcome[keep])
         written = sum(map(len, completions))
         sampled = {
             "rollouts": len(measured) + sum(m.rollouts for m in measured),
             "tokens": written + sum(m.generated for m in measured),
         }
         names = tuple(f"{seed} {i}" for i in range(len(rows)))
-        return some, Labels(effect[keep], error[keep], prompt[keep], names, sampled["tokens"]), sampled
+        some, labels = measured_tokens(found, Labels(effect, error, prompt, names, sampled["tokens"]))
+        return some, labels, sampled
 
 
 def learned_credit(task: Task, tokenizer: Tokenizer, rows: Sequence[Row], limit: int, options: dict[str, Any]) -> Any:

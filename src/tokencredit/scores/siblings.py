@@ -43,13 +43,15 @@ def js_divergence(
     for row, label in enumerate(group):
         members.setdefault(label, []).append(row)
     found = [torch.zeros(len(ids)) for ids in completions]
-    device = next(model.parameters()).device
+    groups = [rows for rows in members.values() if len(rows) > 1 and any(len(completions[row]) for row in rows)]
+    if not groups:
+        return found
+    device, first = next(model.parameters()).device, groups[0][0]
     with evaluating(model):
-        for rows in members.values():
-            if len(rows) < 2 or not any(len(completions[row]) for row in rows):
-                continue
+        own = torch.tensor([*prompts[first], *completions[first]], device=device)
+        readout = find_readout(model, own, temperature)
+        for rows in groups:
             batch = pad([prompts[row] for row in rows], [completions[row] for row in rows], device)
-            readout = find_readout(model, batch.ids[0][batch.attention[0].bool()], temperature)
             hidden: list[Tensor] = [torch.empty(0)] * len(batch)
             for part, keep in batch.chunks(Room.of(model, memory).tokens()):
                 states = readout.hidden(part.ids, part.attention)[part.row, part.position]

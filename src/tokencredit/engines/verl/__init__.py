@@ -14,3 +14,7 @@ doctor.py         `tokencredit doctor verl`
 
 Nothing here is imported with tokencredit, and verl is imported by losses, trainers and doctor alone.
 """
+
+PREFIX = "tokencredit_"
+"""How the names of ours begin in verl's registries."""
+CHANNEL = PREFIX + "channel"

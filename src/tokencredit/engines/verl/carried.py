@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from tokencredit.engines.verl import CHANNEL, PREFIX
 from tokencredit.method import Method
 from tokencredit.methods import METHODS
 from tokencredit.objective import Aggregate, SequenceMean, SequenceSum, TokenMean
 from tokencredit.scores.table import FREE, SCORES, UNMEASURED
 
-PREFIX = "tokencredit_"
-CHANNEL = PREFIX + "channel"
 STORED = FREE | {"sum_p2", "uniform"}
 """Scores that a verl batch has: what its pass for the old log-probs gives, and a draw."""
 

@@ -46,8 +46,7 @@ class Carrier:
         method = named(self.method, "method") if ":" in self.method else METHODS[self.method]
         if not isinstance(method, Method):
             raise ValueError(f"{WHERE}.method={self.method} is a {type(method).__name__}, not a Method")
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.method_options.items()}
-        return (method.replace(**options) if options else method).within(max_length)
+        return method.configured(self.method_options).within(max_length)
 
 
 def read_carrier(section: Mapping[str, Any] | None) -> Carrier:

@@ -15,11 +15,12 @@ from rich.text import Text
 
 from tokencredit import __version__
 from tokencredit.console import add_command, console
+from tokencredit.engines.verl import CHANNEL, PREFIX
 
 EXTRA = "pip install 'tokencredit[verl]'"
 PACKAGES = ("verl", "ray", "TransferQueue", "tensordict", "torch", "transformers")
 ENGINES = ("vllm", "sglang", "tensorrt_llm")
-TRAINERS = ("tokencredit_sync", "tokencredit_colocate_async", "tokencredit_separate_async")
+TRAINERS = tuple(PREFIX + mode for mode in ("sync", "colocate_async", "separate_async"))
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,6 @@ def _imported(name: str) -> tuple[Any, str | None]:
 
 def _unregistered(policy: str, losses: tuple[str, ...], trainers: tuple[str, ...]) -> list[str]:
     """Why the plugin has not registered what it should have."""
-    from tokencredit.engines.verl.carried import CHANNEL
-
     if set(TRAINERS) <= set(trainers) and CHANNEL in losses:
         return []
     points = importlib.metadata.entry_points(group="verl.plugins")
@@ -151,8 +150,6 @@ def _other_version(found: Examined) -> list[str]:
 
 
 def _ours(registry: dict[str, Any]) -> tuple[str, ...]:
-    from tokencredit.engines.verl.carried import PREFIX
-
     return tuple(sorted(name for name in registry if name.startswith(PREFIX)))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tokencredit.engines.verl.carried import CHANNEL, PREFIX, carried
+from tokencredit.engines.verl import CHANNEL, PREFIX
+from tokencredit.engines.verl.carried import carried
 from tokencredit.masked import zero_off
 from tokencredit.methods import METHODS
 from tokencredit.objective import Surrogate

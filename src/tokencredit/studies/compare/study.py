@@ -25,6 +25,7 @@ from typing import Any
 
 from tokencredit import train_config
 from tokencredit.budget import UNITS, Budget
+from tokencredit.distribute.workers import Workers
 from tokencredit.durable import append_line, read_lines
 from tokencredit.methods import METHODS
 from tokencredit.scores.table import OF_A_RUN, UNMEASURED, available, names_of
@@ -176,9 +177,8 @@ def run(asked: Comparison, work: Work) -> dict[str, Any]:
 @contextmanager
 def _starting(asked: Comparison) -> Iterator[tuple[int, Start]]:
     """(runs side by side, how one is started)."""
+    Workers(asked.ray, gpus=asked.gpus_per_worker)  # refuses GPUs of workers that are nowhere
     if asked.ray is None:
-        if asked.gpus_per_worker is not None:
-            raise ValueError("--gpus-per-worker is of workers on Ray: say where they are with --ray, like --ray local")
         yield _workers() if asked.workers is None else asked.workers, forked
         return
     from tokencredit.distribute.cluster import connected, share
