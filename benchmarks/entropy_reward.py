@@ -53,7 +53,9 @@ def main():
     torch.set_num_threads(1)
     changes = np.empty((len(options.states), options.batches, 2, 2))  # state, batch, (whole, batch's part), (dH, dJ)
     with TemporaryDirectory() as folder:
-        config = TrainConfig(steps=30, eval_every=0, record_every=0, save_every=5, threads=1)
+        config = TrainConfig(
+            steps=30, eval_every=0, record_every=0, save_every=5, threads=1, trl={"save_total_limit": 6}
+        )
         run = train(config, Path(folder) / "grpo").path
         for s, step in enumerate(options.states):
             checkpoint = open_checkpoint(run, step)
