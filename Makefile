@@ -142,7 +142,7 @@ studies: setup
 	$(BIN)/tokencredit study compare
 	$(BIN)/tokencredit study variance
 	$(BIN)/tokencredit study variance --model runs/grpo-5 --out runs/variance-5
-	$(BIN)/tokencredit study variance --prompts 96 --truth rloo --methods grpo dhpo arm sent tw_grpo hicra abc spo_chain entropy_bonus --out runs/variance-related
+	$(BIN)/tokencredit study variance --methods grpo dhpo arm sent tw_grpo hicra abc spo_chain entropy_bonus --out runs/variance-related
 	$(BIN)/tokencredit study preference
 	$(BIN)/tokencredit dynamics entropy --run runs/grpo --checkpoint 40 --out runs/entropy
 	$(BIN)/tokencredit dynamics attribute --run runs/grpo-20 --checkpoint 20 --out runs/attribution-20
