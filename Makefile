@@ -21,7 +21,7 @@ TORCH ?= torch==2.13.0
 PIP = install --quiet --disable-pip-version-check
 ALGEBRA_TESTS = $(addprefix tests/test_, rollouts.py credit.py objective.py methods.py laws.py)
 TRL_TESTS = $(addprefix tests/test_, trl.py trl_options.py trl_sampling.py trl_noise.py trl_steering.py trl_token_rewards.py \
-  trl_processes.py train.py train_processes.py recorder.py resume.py)
+  trl_generation.py trl_past.py trl_processes.py train.py train_processes.py recorder.py resume.py)
 TRL_VERSIONS = 1.10.0 1.13.0 1.16.0
 NEWEST_PYTHON ?= python3.13
 BIN = .venv/bin

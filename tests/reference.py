@@ -533,16 +533,17 @@ def confidence_bonus(batch, credit, alpha=0.3, fraction=0.2, prompt="none", all_
     return out
 
 
-def entropy_gradient(batch, credit, coef=0.001, target=None, difficulty=None):
+def entropy_gradient(batch, credit, coef=0.001, target=None, difficulty=None, past=False):
     """c + α λ (−log π − H); Skywork-OR1: α only where the mean entropy is at most the target."""
     out, places = batch.zeros(), batch.everything()
     level = mean([batch.scores["entropy"][i][t] for i, t in places]) if places else 0.0
     on = target is None or level <= target
     for members in batch.groups():
         rate = sum(batch.won(k) for k in members) / len(members)
-        need = 1.0 if difficulty is None else max(0.0, 1 - rate / difficulty)
         for i in members:
             for t in batch.tokens[i]:
+                known = batch.scores["past_pass_rate"][i][t] if past else rate
+                need = 1.0 if difficulty is None else max(0.0, 1 - known / difficulty)
                 gap = -batch.scores["logprob"][i][t] - batch.scores["entropy"][i][t]
                 out[i][t] = credit[i][t] + on * coef * need * gap
     return out

@@ -250,6 +250,10 @@ OF_CREDIT = {
         EntropyGradient(0.3, difficulty=0.6),
         lambda b, c: reference.entropy_gradient(b, c, 0.3, difficulty=0.6),
     ),
+    "entropy gradient, past difficulty": (
+        EntropyGradient(0.3, difficulty=0.9, rate="past_pass_rate"),
+        lambda b, c: reference.entropy_gradient(b, c, 0.3, difficulty=0.9, past=True),
+    ),
     "sum": (
         Sum(Chain(Outcome(), GroupCenter()), ToGo("x"), Chain()),
         lambda b, c: reference.add(
@@ -259,9 +263,12 @@ OF_CREDIT = {
 }
 
 
+MEASURED = ("x", "y", "entropy", "logprob", "prompt_confidence", "past_pass_rate", "token_reward")
+
+
 @pytest.mark.parametrize("name", OF_CREDIT)
 @given(
-    rollouts=batches("x", "y", "entropy", "logprob", "prompt_confidence", "token_reward", signed=("x", "logprob")),
+    rollouts=batches(*MEASURED, signed=("x", "logprob")),
     seed=st.integers(0, 999),
 )
 def test_token_credit(name, rollouts, seed):
@@ -633,6 +640,10 @@ def test_entropy_gradient_by_hand():
     # A share of successes of 1/4 against ρ = 1/2: λ = 1/2; against ρ = 1/4 or less: 0.
     close(run(EntropyGradient(0.1, difficulty=0.5), rollouts)[0], [0.1, -0.025])
     assert not run(EntropyGradient(0.1, difficulty=0.25), rollouts).any()
+    # The prompt had 3/8 before, against ρ = 1/2: λ = 1/4, whatever the group shows; a harder prompt keeps all.
+    past = make([1, 0], [[1.0, 1.0]] * 2, logprob=[[-3.0, -0.5]] * 2, past_pass_rate=[[0.375] * 2, [0.0] * 2])
+    found = run(EntropyGradient(0.1, difficulty=0.5, rate="past_pass_rate"), past)
+    close(found, [[0.05, -0.0125], [0.2, -0.05]])
     # Above the target nothing is added; at it, everything.
     assert not run(EntropyGradient(0.1, target=0.99), rollouts).any()
     close(run(EntropyGradient(0.1, target=1.0), rollouts)[0], [0.2, -0.05])
@@ -913,6 +924,7 @@ def test_bad_settings_are_refused_by_name():
         (lambda: BoundCredit(0.0), r"BoundCredit.k must be positive"),
         (lambda: ConfidenceBonus(prompt="mean"), r"ConfidenceBonus.prompt must be one of 'none', 'group_mean'"),
         (lambda: ConfidenceBonus(fraction=0.0), r"ConfidenceBonus.fraction must be in \(0, 1\], got 0.0"),
+        (lambda: EntropyGradient(rate="past"), r"EntropyGradient.rate must be one of 'group', 'past_pass_rate', got"),
         (lambda: EntropyGradient(difficulty=0.0), r"EntropyGradient.difficulty must be positive or None"),
         (lambda: Overlong(10, 2, -1.0), r"Overlong.penalty must not be negative"),
         (lambda: GroupCenter(scale="rows"), r"GroupCenter.scale must be one of 'group', 'batch', 'none', got 'rows'"),
@@ -943,6 +955,10 @@ def test_laws_follow_the_settings():
     assert "keeps_sign" in Amplify("x").laws and "keeps_sign" not in Amplify("x", floor=-1.0).laws
     assert EntropyGradient().laws == {"row_local", "group_local"} and EntropyGradient(target=1.0).laws == frozenset()
     assert EntropyGradient(difficulty=0.5).laws == {"group_local"}
+    remembered = EntropyGradient(difficulty=0.5, rate="past_pass_rate")
+    assert remembered.laws == {"row_local", "group_local"}
+    assert remembered.needs == {"entropy", "logprob", "past_pass_rate"}
+    assert EntropyGradient(rate="past_pass_rate").needs == {"entropy", "logprob"}
     assert Sum(Outcome(), GroupCenter()).laws == {"group_local"} and "keeps_sign" in Sum(Weight("x")).laws
     assert Chain(Outcome(), GroupCenter()).laws == {"group_local"}
     assert Chain(ProxyWeight("x", "rank"), TopFraction("x", scope="row")).laws == {

@@ -104,6 +104,7 @@ TRANSFORMS = [
     EntropyGradient(0.3),
     EntropyGradient(0.3, target=0.8),
     EntropyGradient(0.3, difficulty=0.5),
+    EntropyGradient(0.3, difficulty=0.5, rate="past_pass_rate"),
     ToGo("x", 0.5, 0.4, 0.9),
     ToGo("x", -2.0, past=True),
     TokenReward(),

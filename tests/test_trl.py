@@ -306,15 +306,15 @@ def test_forward_passes_are_no_more_than_needed(tmp_path, monkeypatch):
     # No row is without credit: on-policy grpo forwards each row once, as stock TRL does.
     assert passes(monkeypatch, tmp_path, once, GRPOTrainer, reward_funcs=differ) == (0, 16, 1)
     assert passes(monkeypatch, tmp_path, once, method="grpo", reward_funcs=differ) == (0, 16, 1)
-    # Entropy before the update: one further pass without a gradient, and none where TRL does one anyway.
-    assert passes(monkeypatch, tmp_path, once, method="entropy_advantage", reward_funcs=differ) == (16, 16, 1)
+    # Entropy before the update is heard while transformers generates, once beside a pass; and TRL's own pass has it.
+    assert passes(monkeypatch, tmp_path, once, method="entropy_advantage", reward_funcs=differ) == (16 / 2, 16, 1)
     assert passes(monkeypatch, tmp_path, twice, GRPOTrainer, reward_funcs=differ) == (16, 32, 1)
     assert passes(monkeypatch, tmp_path, twice, method="entropy_advantage", reward_funcs=differ) == (16, 32, 1)
     # Rows without credit leave the backward pass; where nobody has measured their entropy they are forwarded for it.
     plain, graded, share = passes(monkeypatch, tmp_path, once, method="grpo")
     assert share < 1 and 0 < plain == 16 - graded
     plain, graded, share = passes(monkeypatch, tmp_path, once, method="gtpo")
-    assert share < 1 and plain == 16 and graded < 16
+    assert share < 1 and plain == 16 / 2 and graded < 16
 
 
 @pytest.mark.parametrize("shape", [(16, LONGEST), (16, 1)], ids=["token", "sequence"])

@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import save_file
 
 from fsdp_on_cpu import sharded, sharding
+from test_trl_generation import check_equal, trained
 from tokencredit import METHODS
 from tokencredit.engines.processes import shards
 from tokencredit.engines.scorers import task_scorers
 from tokencredit.tasks.verdict import Verdict
-from trl_tiny import LONGEST, FixedCredit, steps, tiny_tokenizer, train, weights
+from trl_tiny import LONGEST, FixedCredit, steps, sums, tiny_tokenizer, train, weights
 
 GROUP, ROWS = 4, 12
 
@@ -62,6 +63,7 @@ CASES = {
     "random_tokens": (METHODS["random_tokens"], {}),
     "ptw_entropy": (METHODS["ptw_entropy"], {}),
     "arm": (METHODS["arm"], {}),
+    "past": (METHODS["entropy_bonus"].replace(coef=0.3, difficulty=0.9, rate="past_pass_rate"), {}),
 }
 MEASURED = ("gtpo", "clip_cov", "dapo", "entropy_bonus_adaptive")
 """Cases in which the noise scale is measured as well."""
@@ -79,7 +81,16 @@ def run(case: str, processes: int, folder, mode: str = "ddp"):
     keywords = {"reward_funcs": one_sided} if method.mixed_groups_only else {}
     if case == "vineppo":
         keywords["scorers"] = task_scorers(Digits(), tiny_tokenizer(), LONGEST)
-    size = {
+    if case == "past":
+        keywords["train_dataset"] = sums(ROWS // GROUP)  # the second batch asks the prompts of the first
+    every = int(mode == "ddp" and case in MEASURED)
+    keywords |= {"noise_scale_every": every, "entropy_change_every": every}
+    return train(FixedCredit, folder, size_of(mode, processes) | changes, method=method, max_rounds=3, **keywords)
+
+
+def size_of(mode: str, processes: int) -> dict:
+    """The settings of a mode."""
+    size: dict = {
         "per_device_train_batch_size": ROWS // processes,
         "num_generations": GROUP,
         "ddp_find_unused_parameters": False,
@@ -91,9 +102,7 @@ def run(case: str, processes: int, folder, mode: str = "ddp"):
         automatic = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps")
         size["deepspeed"] = dict.fromkeys((*automatic, "gradient_clipping"), "auto")
         size["deepspeed"] |= {"zero_optimization": {"stage": int(mode[-1])}, "zero_allow_untested_optimizer": True}
-    every = int(mode == "ddp" and case in MEASURED)
-    keywords |= {"noise_scale_every": every, "entropy_change_every": every}
-    return train(FixedCredit, folder, size | changes, method=method, max_rounds=3, **keywords)
+    return size
 
 
 def main(folder: Path, *modes: str) -> None:
@@ -109,6 +118,16 @@ def main(folder: Path, *modes: str) -> None:
             }
             save_file(kept | {"weights": weights(trainer)}, f"{stem}.safetensors")
             Path(f"{stem}.json").write_text(json.dumps(steps(trainer), allow_nan=False))
+        if mode in ("ddp", "fsdp2"):
+            with sharding() if mode == "fsdp2" else nullcontext():
+                check_heard(folder, size_of(mode, 2))
+
+
+def check_heard(folder: Path, size: dict) -> None:
+    """What each of two processes heard while it generated is what a pass over it measures."""
+    heard, plain = (trained(folder, METHODS["gtpo"], size, heard=heard) for heard in (True, False))
+    assert heard.passes == 1 < plain.passes
+    check_equal(heard, plain)
 
 
 if __name__ == "__main__":

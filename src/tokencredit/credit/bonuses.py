@@ -113,8 +113,11 @@ class EntropyGradient(Transform):
     target      None: α is `coef`. A number of nats: α is `coef` where the mean token entropy of the batch is at most
                 `target`, and 0 above; after every batch `after` raises `coef` by `delta` where it is, and lowers it by
                 `delta` where it is not, within `bounds`. That is Skywork-OR1's controller; all its state is `coef`
-    difficulty  None: λ = 1. ρ: λ_g = max(0, 1 − share of successes / ρ), more for prompts that are hard. A
-                *reconstruction*: only the abstract of AER (arXiv:2510.10959) could be read
+    difficulty  None: λ = 1. ρ: λ_g = max(0, 1 − p_g / ρ), more for prompts that are hard. A *reconstruction*: only the
+                abstract of AER (arXiv:2510.10959) could be read
+    rate        p_g: "group" is the share of successes of the group itself; "past_pass_rate" the score of this name,
+                what is known of the prompt from before. That does not depend on the rollouts at hand, so the term keeps
+                its mean of zero; the group's own share goes with what was sampled
 
     α = 0 is the identity. Reads `logprob` besides `score`. Source: Williams and Peng 1991 for the bonus; Skywork-OR1
     (arXiv:2505.22312) for the controller, with the constants of TRL's code. Differs: theirs has the gradient of H
@@ -128,26 +131,29 @@ class EntropyGradient(Transform):
     delta: float = 0.005
     bounds: tuple[float, float] = (0.0, 1.0)
     difficulty: float | None = None
+    rate: str = "group"
     score: str = "entropy"
     laws: ClassVar[frozenset[str]] = frozenset({"row_local", "group_local"})
 
     def __post_init__(self) -> None:
+        one_of(self, rate=("group", "past_pass_rate"))
         if self.difficulty is not None and not self.difficulty > 0:
             raise ValueError(f"EntropyGradient.difficulty must be positive or None: it divides; got {self.difficulty}")
         if self.target is not None:
             object.__setattr__(self, "laws", frozenset())
-        elif self.difficulty is not None:
+        elif self.difficulty is not None and self.rate == "group":
             object.__setattr__(self, "laws", frozenset({"group_local"}))
 
     @property
     def needs(self) -> frozenset[str]:
-        return needs(self) | {"logprob"}
+        past = {self.rate} if self.difficulty is not None and self.rate != "group" else set()
+        return needs(self) | {"logprob"} | past
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         if self._uncertain(rollouts):
             return credit
         entropy, logprob = (rollouts.score(name).to(credit.dtype) for name in (self.score, "logprob"))
-        return credit + self.coef * self._need(rollouts).to(credit.dtype)[:, None] * (-logprob - entropy)
+        return credit + self.coef * self._need(rollouts).to(credit.dtype) * (-logprob - entropy)
 
     def after(self, rollouts: Rollouts) -> EntropyGradient:
         if self.target is None:
@@ -164,10 +170,12 @@ class EntropyGradient(Transform):
         return float(mean) > self.target
 
     def _need(self, rollouts: Rollouts) -> Tensor:
-        """[B]: λ of each rollout's group."""
-        won = rollouts.success.to(rollouts.reward.dtype)
+        """[B, T] or [B, 1]: λ of each rollout's prompt."""
+        won = rollouts.success.to(rollouts.reward.dtype)[:, None]
         if self.difficulty is None:
             return torch.ones_like(won)
-        everyone = torch.ones_like(won, dtype=torch.bool)[:, None]
-        rate = pool_mean(won[:, None], everyone, rollouts.group_index)[:, 0]
+        if self.rate == "group":
+            rate = pool_mean(won, torch.ones_like(won, dtype=torch.bool), rollouts.group_index)
+        else:
+            rate = rollouts.score(self.rate)
         return (1 - rate / self.difficulty).clamp(min=0)

@@ -76,6 +76,8 @@ METRICS = (
     "learned/captured",
     "learned/rollouts",
     "learned/tokens",
+    "past_pass_rate",
+    "past_pass_rate/known",
     "reward_std",
     "frac_reward_zero_std",
     "completions/mean_length",

@@ -8,7 +8,7 @@ hooks, so that TRL's users keep PEFT, vLLM, DeepSpeed and FSDP through accelerat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from tokencredit.engines.processes import refuse_parts, refuse_strangers
 from tokencredit.engines.scorers import Scorer, importance_scorers, js_divergence, planning, uniform
 from tokencredit.engines.trl_entropy import EntropyProbe
 from tokencredit.engines.trl_figures import Clock, as_trl, rollout_figures, update_figures
+from tokencredit.engines.trl_generation import Listener
 from tokencredit.engines.trl_groups import (
     GatheredBatch,
     Stash,
@@ -42,6 +43,7 @@ from tokencredit.engines.trl_groups import (
     trimmed,
 )
 from tokencredit.engines.trl_noise import NoiseProbe
+from tokencredit.engines.trl_past import PassRates, Remembers
 from tokencredit.engines.trl_rewards import check_token_rewards, checked
 from tokencredit.engines.trl_scoring import Scoring, checked_scoring, without_dropout
 from tokencredit.engines.trl_silence import Silence, without_filler
@@ -71,7 +73,7 @@ GIVEN: Mapping[str, Scorer] = {"uniform": uniform, "js_divergence": js_divergenc
 """Scores besides the importance proxies that need nothing but the batch."""
 
 
-class CreditTrainer(Steered, GRPOTrainer):
+class CreditTrainer(Steered, Remembers, GRPOTrainer):
     """A GRPOTrainer that trains with any `Method`; everything else is TRL's.
 
         CreditTrainer(model="Qwen/Qwen2.5-0.5B", method="gtpo", reward_funcs=reward, args=GRPOConfig(...),
@@ -120,7 +122,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         **keywords,
     ):
         method = METHODS[method] if isinstance(method, str) else method
-        self.scorers = {**importance_scorers(), **GIVEN, **(scorers or {})}
+        self.scorers = {**importance_scorers(), **GIVEN, "past_pass_rate": PassRates(), **(scorers or {})}
         self.token_rewards = token_rewards
         missing = sorted(method.needs - FREE - set(self.scorers) - ({TOKEN_REWARD} if token_rewards else set()))
         if missing:
@@ -162,6 +164,7 @@ class CreditTrainer(Steered, GRPOTrainer):
         self.record, self.record_every, self._recorded = record, record_every, None
         self._stash: Stash | None = None
         self._scoring: Scoring | None = None
+        self._listener = Listener(self)
         self._with_text = False
         self._figures: dict[str, float] = {}
         self.sampled_besides = {"rollouts": 0, "tokens": 0}
@@ -211,13 +214,8 @@ class CreditTrainer(Steered, GRPOTrainer):
         finally:
             stash, self._stash = self._stash, None
         self.latest_rewards = stash.rewards
-        wanted = self.method.needs | ({"logprob"} if self.method.surrogate.plans else set())
-        if (wanted & FREE - self.scorers.keys() or self._with_text) and "entropy" not in stash.scores:
-            args = self.args
-            with self._measuring():
-                chunk = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
-                logprob, entropy, _ = self._logprobs(self.model, out, chunk)
-            stash.scores |= {"logprob": logprob, "entropy": entropy}
+        if self._reads_policy() and "entropy" not in stash.scores:
+            stash.scores |= self._listener.scores(out, lambda: self._policy_scores(out))
         for name in sorted(self.scorers.keys() & self.method.needs):
             score = self.scorers[name](self, inputs, out)
             if score.shape != out["completion_ids"].shape:
@@ -230,6 +228,19 @@ class CreditTrainer(Steered, GRPOTrainer):
             )
         group_size = self.num_generations if self.model.training else self.num_generations_eval
         return out, GatheredBatch.gather(self, inputs, out, stash, group_size, self._with_text)
+
+    def _reads_policy(self) -> bool:
+        """Whether log-probs or entropies of the policy that sampled are read, by the method or into the record."""
+        wanted = self.method.needs | ({"logprob"} if self.method.surrogate.plans else set())
+        return bool(wanted & FREE - self.scorers.keys()) or self._with_text
+
+    def _policy_scores(self, out) -> dict[str, Tensor]:
+        """Both [B, T], from a forward pass of their own."""
+        args = self.args
+        with self._measuring():
+            chunk = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
+            logprob, entropy, _ = self._logprobs(self.model, out, chunk)
+        return {"logprob": logprob, "entropy": entropy}
 
     def _assign(self, batch: GatheredBatch) -> tuple[Tensor, Plan]:
         """Credit and plan of the whole gathered batch; the same on every process."""
@@ -290,7 +301,8 @@ class CreditTrainer(Steered, GRPOTrainer):
         return rewards
 
     def _generate_single_turn(self, *args, **kwargs):
-        with without_dropout(self.model):
+        heard = self._reads_policy() and not self._scores_old_policy()
+        with without_dropout(self.model), self._listener.listening() if heard else nullcontext():
             return super()._generate_single_turn(*args, **kwargs)
 
     def _generate(self, *args, **kwargs):

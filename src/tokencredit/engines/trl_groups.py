@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokencredit.durable import write_parquet
 from tokencredit.engines.trainer import Trainer
-from tokencredit.engines.trl_rewards import check_scored
+from tokencredit.engines.trl_rewards import check_scored, total
 from tokencredit.rollouts import Rollouts
 
 LEFT = ("prompt_ids", "prompt_mask")
@@ -69,7 +69,7 @@ class GatheredBatch:
         cls, trainer: Trainer, inputs: list[dict], out: dict, stash: Stash, group_size: int, with_text: bool
     ) -> GatheredBatch:
         check_scored(stash.rewards, trainer.reward_func_names)
-        reward = (stash.rewards * trainer.reward_weights.to(stash.rewards.device)).nansum(1)
+        reward = total(trainer, stash.rewards)
         mask = loss_mask(out)
         ends = {*_eos_token_ids(trainer), trainer._tokenizer.pad_token_id}
         truncated = torch.tensor([not ids or ids[-1] not in ends for ids in stash.completion_ids], device=mask.device)

@@ -13,6 +13,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from tokencredit.engines.trainer import Trainer
 from tokencredit.logs.conversation import turn_ends
 
 
@@ -68,6 +69,11 @@ def check_scored(per_function: Tensor, names: list[str]) -> None:
             f"every reward function ({', '.join(names)}) returned None for completion {row}: give each completion a"
             " number (0.0 for no answer)"
         )
+
+
+def total(trainer: Trainer, per_function: Tensor) -> Tensor:
+    """[N]: the weighted sum of the rewards [N, functions]; a function that gave none counts nothing."""
+    return (per_function * trainer.reward_weights.to(per_function.device)).nansum(1)
 
 
 def _number(value, name: str, row: int, completion) -> float:

@@ -81,11 +81,16 @@ class _Scored:
 def _from_logits(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(log-probs, entropies) [b, L − 1], 0 where the label is −100."""
     logits = logits[:, -labels.shape[1] :]
-    log_p = (logits[:, :-1].float() / temperature).log_softmax(-1)
+    log_p, entropy = distribution(logits[:, :-1], temperature)
     wanted = labels[:, 1:].to(log_p.device)
     chosen = log_p.gather(2, wanted.clamp(min=0)[..., None])[..., 0]
-    entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
     return tuple(x.masked_fill(wanted < 0, 0) for x in (chosen, entropy))
+
+
+def distribution(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(log-probs [..., V], entropy [...] in nats) of the whole vocabulary at a temperature."""
+    log_p = (logits.float() / temperature).log_softmax(-1)
+    return log_p, -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
 
 
 @contextmanager
@@ -111,7 +116,7 @@ def checked_scoring(trainer: Trainer) -> Scoring:
     log-probs. ValueError where no way gives them.
     """
     if getattr(trainer, "_is_vlm", False):
-        _warn(trainer, "the trainer's log-probs of a model with images are not held against the plain model's")
+        warn(trainer, "the trainer's log-probs of a model with images are not held against the plain model's")
         return Scoring()
     with trainer._measuring():
         return _compared(trainer, _ragged(trainer))
@@ -124,18 +129,18 @@ def _compared(trainer: Trainer, rows: tuple[Tensor, Tensor, int]) -> Scoring:
         for scoring in (Scoring(), Scoring(moved=True), Scoring(moved=True, plain=True)):
             found = trainer._scored(scoring, trainer.model, *rows, compute_entropy=True)[:2]
             off[scoring] = _apart(found, truth)
-            if off[scoring] <= _allowed(trainer):
+            if off[scoring] <= allowed(trainer):
                 break
         else:
             raise ValueError(_message(trainer, off) + _refusal(trainer))
     if scoring != Scoring():
-        _warn(trainer, _message(trainer, off) + _mended(scoring))
+        warn(trainer, _message(trainer, off) + _mended(scoring))
     if trainer.model.training:
         _warn_of_dropout(trainer, scoring, rows, truth)
     return scoring
 
 
-def _warn(trainer: Trainer, text: str) -> None:
+def warn(trainer: Trainer, text: str) -> None:
     if trainer.accelerator.is_main_process:
         warnings.warn(text, stacklevel=4)
 
@@ -170,7 +175,7 @@ def _apart(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> float:
     return max(gaps) if all(gap == gap for gap in gaps) else float("inf")
 
 
-def _allowed(trainer: Trainer) -> float:
+def allowed(trainer: Trainer) -> float:
     half = trainer.args.bf16 or trainer.args.fp16
     return 0.15 if half else ALLOWED.get(next(trainer.model.parameters()).dtype, 0.15)
 
@@ -206,8 +211,8 @@ def _warn_of_dropout(trainer: Trainer, scoring: Scoring, rows: tuple, truth: tup
     device = trainer.accelerator.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         found = trainer._scored(scoring, trainer.model, *rows, compute_entropy=True)[:2]
-    if (gap := _apart(found, truth)) > _allowed(trainer):
-        _warn(
+    if (gap := _apart(found, truth)) > allowed(trainer):
+        warn(
             trainer,
             f"dropout moves the log-probs and entropies of an update by {gap:.2g} nats in the mean. Rollouts are"
             " sampled and scored without it, so ratios of policies hold its noise: set"

@@ -78,12 +78,15 @@ UNMEASURED: dict[str, ScoreKind] = {
         ScoreKind("self_reward", "log π − log π_ref of the token, π the policy that sampled", "nats", "caller"),
         ScoreKind("learned_size", "size of Q − V that a credit model expects (`credit-model fit`)", "reward", "caller"),
         ScoreKind("learned_credit", "Q − V that a credit model expects, given the outcome", "reward", "caller"),
+        ScoreKind("past_pass_rate", "share of the prompt's earlier rollouts that succeeded", "1", "caller"),
         ScoreKind("prompt_confidence", "exp(mean log π) of the prompt's 20 % least likely tokens", "1", "caller"),
     )
 }
 """What methods read and nobody here measures: CreditTrainer(scorers=...) takes it."""
-OF_A_RUN = frozenset({"self_reward", "learned_credit"})
-"""What a training run measures besides: its first policy is the reference, and it fits a credit model as it goes."""
+OF_A_RUN = frozenset({"self_reward", "learned_credit", "past_pass_rate"})
+"""What a training run measures besides: its first policy is the reference, it fits a credit model as it goes, and it
+remembers how its prompts went.
+"""
 FREE = frozenset({"logprob", "entropy"})
 """What every pass over a rollout batch gives by the way."""
 
