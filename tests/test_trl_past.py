@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tokencredit import METHODS
+from tokencredit.engines.train import train as run_training
 from tokencredit.engines.trl import CreditTrainer
 from tokencredit.engines.trl_past import PassRates
+from tokencredit.train_config import TrainConfig
 from trl_tiny import FixedCredit, build, steps, sums, train, weights
 
 SAVED = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "save_only_model": False}
@@ -98,3 +100,24 @@ def test_a_resumed_run_remembers(tmp_path):
 def test_methods_that_do_not_read_it_keep_nothing(tmp_path):
     trainer = train(CreditTrainer, tmp_path, SAVED | {"max_steps": 2}, method="grpo")
     assert not trainer.scorers["past_pass_rate"].seen and not list(tmp_path.glob("*/scorers.json"))
+
+
+def test_the_command_trains_with_it(tmp_path):
+    options = {"coef": 0.01, "difficulty": 0.5, "rate": "past_pass_rate"}
+    config = TrainConfig(
+        method="entropy_bonus",
+        method_options=options,
+        steps=2,
+        prompts=4,
+        group=4,
+        updates=1,
+        eval_every=0,
+        record_rows=16,
+        record_every=1,
+    )
+    run = run_training(config, tmp_path / "run")
+    assert [m["past_pass_rate/known"] for m in run.metrics()] == [0.0, 0.0]  # reckon's prompts do not come back
+    for row in (row for step in range(2) for row in run.tokens(step)):
+        assert len(set(row["past_pass_rate"])) == 1 and row["past_pass_rate"][0] in (0, 0.25, 0.5, 0.75, 1)
+    [last] = (run.path / "checkpoints").glob("*/scorers.json")
+    assert len(json.loads(last.read_text())["past_pass_rate"]) == 8
