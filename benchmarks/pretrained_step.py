@@ -1,10 +1,10 @@
 """A training step of SmolLM2-135M with `grpo` and `gtpo`, against that of stock TRL: processor seconds, memory.
 
-    python benchmarks/pretrained_step.py [--steps 4] [--threads 1]
+    python benchmarks/pretrained_step.py [--runs 3] [--steps 4] [--threads 1]
 
-Rewards depend on the text alone and differ within nearly every group, so that all steps train. ratio: the larger of the
-two methods' median step over stock TRL's; the first step of each is left out. peak_gib: the largest resident set of
-each alone, in a process of its own.
+Rewards depend on the text alone and differ within nearly every group, so that all steps train. They take turns, each in
+a process of its own; ratios: the median over the runs of (median step) / (stock TRL's in the same run), the first step
+of each left out; ratio: the larger of the two methods'. peak_gib: the largest resident set of each.
 """
 
 import argparse
@@ -78,6 +78,7 @@ def run(name: str, steps: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", choices=RUNS, help="one of the runs, as JSON")
@@ -87,14 +88,26 @@ def main() -> None:
     if options.one:
         print(json.dumps(run(options.one, options.steps)))
         return
-    found = {}
-    for name in RUNS:
-        found[name] = alone(__file__, "--one", name, *(f"--{k}={getattr(options, k)}" for k in ("steps", "threads")))
-    seconds = {name: statistics.median(each["seconds"]) for name, each in found.items()}
-    ratios = {name: seconds[name] / seconds["stock"] for name in ("grpo", "gtpo")}
-    figures = {"ratio": max(ratios.values()), "ratios": ratios, "seconds_per_step": seconds, "steps": options.steps}
-    figures["peak_gib"] = {name: each["peak_gib"] for name, each in found.items()}
-    finish("pretrained_step", figures | {"per_run": {name: each["seconds"] for name, each in found.items()}})
+    found = {name: [] for name in RUNS}
+    for _ in range(options.runs):
+        for name, each in found.items():
+            each.append(alone(__file__, "--one", name, f"--steps={options.steps}", f"--threads={options.threads}"))
+    medians = {name: [statistics.median(one["seconds"]) for one in each] for name, each in found.items()}
+    ratios = {name: [a / b for a, b in zip(medians[name], medians["stock"])] for name in ("grpo", "gtpo")}
+    middle = {name: statistics.median(each) for name, each in ratios.items()}
+    finish(
+        "pretrained_step",
+        {
+            "ratio": max(middle.values()),
+            "ratios": middle,
+            "ratios_range": {name: [min(each), max(each)] for name, each in ratios.items()},
+            "seconds_per_step": {name: statistics.median(each) for name, each in medians.items()},
+            "peak_gib": {name: max(one["peak_gib"] for one in each) for name, each in found.items()},
+            "per_run": {name: [one["seconds"] for one in each] for name, each in found.items()},
+            "runs": options.runs,
+            "steps": options.steps,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ FILE = "scorers.json"
 
 
 @runtime_checkable
-class Remembering(Protocol):
+class Stateful(Protocol):
     """A scorer with a state, which JSON holds and which is the same on every process."""
 
     def state(self) -> Any: ...
@@ -105,13 +105,13 @@ class Remembers:
     state: Any
     _get_output_dir: Any
 
-    def _remembering(self) -> dict[str, Remembering]:
+    def _stateful(self) -> dict[str, Stateful]:
         read = sorted(self.scorers.keys() & self.method.needs)
-        return {name: self.scorers[name] for name in read if isinstance(self.scorers[name], Remembering)}
+        return {name: self.scorers[name] for name in read if isinstance(self.scorers[name], Stateful)}
 
     def _save_checkpoint(self, model: CausalModel, trial):
         super()._save_checkpoint(model, trial)
-        states = {name: scorer.state() for name, scorer in self._remembering().items()}
+        states = {name: scorer.state() for name, scorer in self._stateful().items()}
         if states and self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             (folder / FILE).write_text(json.dumps(states))
@@ -120,6 +120,6 @@ class Remembers:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (path := Path(checkpoint) / FILE).exists():
             kept = json.loads(path.read_text())
-            for name, scorer in self._remembering().items():
+            for name, scorer in self._stateful().items():
                 if name in kept:
                     scorer.restore(kept[name])
