@@ -10,26 +10,23 @@ smaller gradient, which is divided by a smaller root.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from tokencredit.credit import TopFraction
-from tokencredit.dynamics.attribution import Attribution, Goals, changes
+from tokencredit.dynamics.attribution import Attribution, Question
 from tokencredit.dynamics.checkpoint import Checkpoint
-from tokencredit.dynamics.update import step_along
-from tokencredit.dynamics.vectors import condensed, scaled, total
+from tokencredit.dynamics.update import Update, without_tokens
+from tokencredit.dynamics.vectors import scaled, total
 from tokencredit.methods import METHODS
 from tokencredit.objective.covariance import ClipCov, covariance, portion
 
 
-def token_sets(attribution: Attribution) -> dict[str, Tensor]:
+def token_sets(update: Update) -> dict[str, Tensor]:
     """{name: [B, T] bool}: the tokens that published methods single out, and those of either outcome; sets without a
     token are left out.
     """
-    update, rollouts = attribution.update, attribution.update.batch.rollouts
+    rollouts = update.batch.rollouts
     logprob, credit, mask = rollouts.score("logprob"), update.credit, rollouts.mask
     surrogate = METHODS["clip_cov"].surrogate
     assert isinstance(surrogate, ClipCov)
@@ -56,18 +53,15 @@ def highest(x: Tensor, mask: Tensor, share: float) -> Tensor:
     return chosen.view_as(mask) & mask
 
 
-def without(
-    checkpoint: Checkpoint, attribution: Attribution, sets: Sequence[Tensor], goals: Goals
-) -> list[dict[str, np.ndarray]]:
-    """{"linear/GOAL" scalar, "exact/GOAL" [P]} for each of some sets of tokens [B, T] bool: what changes in dF when
-    they have no gradient, the whole step compared.
+def without(checkpoint: Checkpoint, update: Update, tokens: Tensor) -> Question:
+    """Asks what changes in dF when some tokens [B, T] bool have no gradient, the whole step compared, and ends with
+    {"exact/GOAL" [P]}.
     """
-    update, differences = attribution.update, []
-    for tokens in sets:
-        other = step_along(checkpoint, update.batch, update.coefficient.masked_fill(tokens, 0), update.credit)
-        differences.append(condensed(total(other.vector, scaled(update.vector, -1))))
-    found = []
-    for tokens, change in zip(sets, changes(differences, goals)):
-        linear = {f"linear/{name}": -share[tokens].sum().numpy() for name, share in attribution.shares.items()}
-        found.append({f"exact/{name}": values for name, values in change.items()} | linear)
-    return found
+    whole = scaled(update.vector, -1)
+    (change,) = yield [total(without_tokens(checkpoint, update, tokens).vector, whole)]
+    return {f"exact/{name}": values for name, values in change.items()}
+
+
+def without_linear(attribution: Attribution, tokens: Tensor) -> dict[str, float]:
+    """{goal: −Σ φᵢₜ over the tokens}."""
+    return {name: -float(share[tokens].sum()) for name, share in attribution.shares.items()}

@@ -14,8 +14,8 @@ estimated gradient; how far the gradient itself is known is what the intervals o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,8 +28,8 @@ from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.entropy import Weights, entropy_terms
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.to_go import after, baseline_of
-from tokencredit.dynamics.update import Update
-from tokencredit.dynamics.vectors import Vector, dot
+from tokencredit.dynamics.update import Update, by_group
+from tokencredit.dynamics.vectors import Vector
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.sampling import Progress
 from tokencredit.masked import pool, zero_off
@@ -66,14 +66,16 @@ class EntropyGoal:
 
     batch: Batch
     passes: Passes
+    known: list[Vector] = field(default_factory=list)
 
     @property
     def num_prompts(self) -> int:
         return self.batch.num_prompts
 
-    @cached_property
+    @property
     def gradient(self) -> Vector:
-        return self.passes.reverse(*_sum(self._terms))
+        """Made once, by `changes` on the way."""
+        return _gradient(self, _sum(self._terms), self._prompts)
 
     def changes(self, directions: Sequence[Vector]) -> list[np.ndarray]:
         """[P] each: ⟨∇H, u⟩ prompt by prompt: the mean is the estimate, and the prompts spread as it does
@@ -106,14 +108,12 @@ class EntropyGoal:
                 longer = self._by_prompt(_along(self._terms["length"], moved)).sum()
                 yield self._by_prompt(_along(_sum(self._terms), moved)), longer
             return
-        index = self.batch.rollouts.group_index
-        groups = [index == q for q in range(self.num_prompts)]
-        whole = self.passes.products(_sum(self._terms), groups, directions).numpy()
-        yield from zip(whole, (dot(self._length, u) for u in directions))
+        whole, longer = _swept(self, [_sum(self._terms), self._terms["length"]], self._prompts, directions)
+        yield from zip(whole.numpy(), longer.sum(1).tolist())
 
-    @cached_property
-    def _length(self) -> Vector:
-        return self.passes.reverse(*self._terms["length"])
+    @property
+    def _prompts(self) -> list[Tensor]:
+        return [self.batch.rollouts.group_index == q for q in range(self.num_prompts)]
 
     @cached_property
     def _terms(self) -> dict[str, Weights]:
@@ -131,10 +131,12 @@ class WeightedGoal:
     group: Tensor
     num_prompts: int
     passes: Passes
+    known: list[Vector] = field(default_factory=list)
 
-    @cached_property
+    @property
     def gradient(self) -> Vector:
-        return self.passes.reverse(*self.weights)
+        """Made once, by `changes` on the way."""
+        return _gradient(self, self.weights, self._prompts)
 
     def changes(self, directions: Sequence[Vector]) -> list[np.ndarray]:
         """[P] each: ⟨∇F, u⟩ prompt by prompt, P Σ_{i∈q,t} wᵢₜ ∇log πᵢₜ·u: the mean is the estimate."""
@@ -142,8 +144,11 @@ class WeightedGoal:
             moved = (self.passes.forward(direction) for direction in directions)
             sums = (by_group(_along(self.weights, each).sum(1), self.group, self.num_prompts) for each in moved)
             return [self.num_prompts * each for each in sums]
-        groups = [self.group == q for q in range(self.num_prompts)]
-        return list(self.num_prompts * self.passes.products(self.weights, groups, directions).numpy())
+        return list(self.num_prompts * _swept(self, [self.weights], self._prompts, directions)[0].numpy())
+
+    @property
+    def _prompts(self) -> list[Tensor]:
+        return [self.group == q for q in range(self.num_prompts)]
 
 
 class RewardGoal(WeightedGoal):
@@ -247,17 +252,34 @@ class Remembering(Passes):
         return self.known[-1][1]
 
 
+def _swept(
+    goal: EntropyGoal | WeightedGoal,
+    weightings: Sequence[Weights],
+    prompts: Sequence[Tensor],
+    directions: Sequence[Vector],
+) -> Tensor:
+    """`Passes.products` over a goal's prompts, of a large model; the goal knows its gradient after it."""
+    whole = None if goal.known else goal.passes.zero()
+    found = goal.passes.products(weightings, prompts, directions, whole)
+    goal.known.extend([] if whole is None else [goal.passes.kept(whole)])
+    return found
+
+
+def _gradient(goal: EntropyGoal | WeightedGoal, weights: Weights, prompts: Sequence[Tensor]) -> Vector:
+    """A goal's gradient, made once; of a large model added up prompt by prompt, as `changes` does."""
+    if not goal.known and goal.passes.large:
+        _swept(goal, [weights], prompts, [])
+    elif not goal.known:
+        goal.known.append(goal.passes.reverse(*weights))
+    return goal.known[0]
+
+
 def _sum(terms: Mapping[str, Weights]) -> Weights:
     return Weights(sum(term.logprob for term in terms.values()), sum(term.entropy for term in terms.values()))
 
 
 def _along(weights: Weights, moved: tuple[Tensor, Tensor]) -> Tensor:
     return weights.logprob * moved[0] + weights.entropy * moved[1]
-
-
-def by_group(values: Tensor, group: Tensor, num: int) -> np.ndarray:
-    """[num]: sums over the rows of every group, groups numbered from 0; 0 for one without rows."""
-    return np.bincount(group.numpy(), weights=values.numpy(), minlength=num)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,10 +299,40 @@ class Attribution:
         )
 
 
+Question = Generator[Sequence[Vector], list[dict[str, np.ndarray]], Any]
+"""What asks once for the changes along some directions, and ends with what it makes of them."""
+
+
+def answered(questions: Iterable[Question], goals: Goals) -> list[Any]:
+    """What questions end with. Of a large model the directions of all are held, `Passes.held`, and one sweep over the
+    goals' prompts answers them.
+    """
+    asked, directions = [], []
+    for question in questions:
+        some = [next(iter(goals.values())).passes.held(u) for u in next(question)]
+        asked.append((question, len(some)))
+        directions += some
+    found, answers = changes(directions, goals), []
+    del directions
+    for question, num in asked:
+        mine, found = found[:num], found[num:]
+        try:
+            question.send(mine)
+        except StopIteration as end:
+            answers.append(end.value)
+    return answers
+
+
 def attribute(update: Update, goals: Goals) -> Attribution:
     """The split of the predicted changes over the tokens of the step, momentum and decay."""
+    return answered([attributing(update, goals)], goals)[0]
+
+
+def attributing(update: Update, goals: Goals) -> Question:
+    """Asks for what `attribute` gives."""
+    found = yield [update.momentum, update.decay, update.fresh]
     shares = {name: update.shares(goal.gradient) for name, goal in goals.items()}
-    return Attribution(update, shares, dict(zip(PARTS, changes([update.momentum, update.decay, update.fresh], goals))))
+    return Attribution(update, shares, dict(zip(PARTS, found)))
 
 
 def changes(directions: Sequence[Vector], goals: Goals) -> list[dict[str, np.ndarray]]:

@@ -42,7 +42,7 @@ class Batch:
         """Values and derivatives of the checkpoint's policy on these completions; [B, T] as the rollouts."""
         width = self.rollouts.mask.shape[1]
         c = checkpoint
-        options = {"temperature": c.temperature, "memory": c.policy.memory, "softmax": c.softmax}
+        options = {"temperature": c.temperature, "memory": c.policy.memory, "softmax": c.softmax, "scratch": c.scratch}
         return kind(c.model, self.prompts, self.completions, width=width, **options)
 
     def take(self, keep: Tensor) -> Batch:

@@ -12,6 +12,7 @@ import torch
 from tokencredit import checkpoints
 from tokencredit.durable import read_mapping
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, read_optimizer
+from tokencredit.dynamics.vectors import FINE, size
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model, run_of
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.lm.policy import Policy, PolicyConfig
@@ -30,6 +31,7 @@ class Checkpoint:
     optimizer      None where the folder has no optimizer state
     max_grad_norm  gradients longer than this are shortened to it before a step; None for no clipping
     softmax        of passes over its rollouts, as `Passes` takes it
+    scratch        folder of vectors as large as the model, as `Passes` takes it
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Checkpoint:
     optimizer: OptimizerState | None
     max_grad_norm: float | None
     softmax: torch.dtype | None = None
+    scratch: Path | None = None
 
     @cached_property
     def method(self) -> Method:
@@ -80,6 +83,15 @@ class Checkpoint:
                 " checkpoints hold the optimizer's state: name it with --run"
             )
         return self.optimizer
+
+    def filed(self, scratch: Path) -> Checkpoint:
+        """The same with vectors as large as the model in files of a folder, the optimizer's among them, where the model
+        is large and on a CPU.
+        """
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if size(trained) <= FINE or self.model.device.type != "cpu":
+            return self
+        return replace(self, scratch=scratch, optimizer=self.optimizer and self.optimizer.filed(scratch))
 
     def fresh(self, kind: str) -> Checkpoint:
         """The same policy with an optimizer that has not made a step: "adamw" with the run's β and λ as TRL's, or

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokencredit.dynamics.attribution import Attribution, Goals, by_group, changes
+from tokencredit.dynamics.attribution import Attribution, Goals, Question, by_group
 from tokencredit.dynamics.batch import Batch, credited
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.update import loss_coefficients, step_along
@@ -121,8 +121,8 @@ def own_consequences(attribution: Attribution, own: Coefficients, drawn: Batch) 
     return found
 
 
-def consequences(checkpoint: Checkpoint, own: Coefficients, drawn: Batch, goals: Goals) -> dict[str, np.ndarray]:
-    """What the method's step does, as arrays.
+def consequences(checkpoint: Checkpoint, own: Coefficients, drawn: Batch, goals: Goals) -> Question:
+    """Asks what the method's step does, and ends with arrays.
 
     fresh/GOAL, rest/GOAL [P]   change by the goal's own prompts, of the part that these rollouts make and of momentum
                                 and decay
@@ -131,9 +131,10 @@ def consequences(checkpoint: Checkpoint, own: Coefficients, drawn: Batch, goals:
     """
     update = step_along(checkpoint, own.batch, own.value, own.credit)
     found = {"length": np.array(norm(update.fresh)), "clip": np.array(update.clip)}
-    fresh, rest = changes([update.fresh, total(update.momentum, update.decay)], goals)
-    for part, change in (("fresh", fresh), ("rest", rest)):
+    answers = yield [update.fresh, total(update.momentum, update.decay)]
+    for part, change in zip(("fresh", "rest"), answers):
         found |= {f"{part}/{name}": values for name, values in change.items()}
+    gradients = {name: goal.gradient for name, goal in goals.items()}
     group = drawn.rollouts.group_index[own.keep]
-    shares = {name: update.shares(goal.gradient).sum(1) for name, goal in goals.items()}
-    return found | {f"shares/{name}": by_group(values, group, drawn.num_prompts) for name, values in shares.items()}
+    shares = update.shares_of_groups(list(gradients.values()), group, drawn.num_prompts)
+    return found | {f"shares/{name}": values for name, values in zip(gradients, shares)}

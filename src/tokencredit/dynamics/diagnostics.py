@@ -64,8 +64,8 @@ def own_context(update: Update) -> Tensor:
     passes = update.passes
     found = torch.zeros(len(passes.batch), dtype=torch.float64)
     with evaluating(passes.model):
-        for part, keep in passes.batch.chunks(passes.tokens):
-            hidden = passes.readout.hidden(part.ids, part.attention)[part.row, part.position]
+        for part, keep in passes.parts(passes.tokens):
+            hidden = passes.states(part)
             rows = max(CELLS // passes.readout.head.vocabulary(hidden), 1)
             for some in torch.arange(len(part)).split(rows):
                 log_p = passes.readout.head.logits(hidden[some]).double().log_softmax(-1)

@@ -15,7 +15,8 @@ and one term per rollout. Adam adds λ θ to g before everything else, and δ = 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tokencredit.dynamics.vectors import Filed
 from tokencredit.lm.models import CausalModel
 
 FILE = "optimizer.pt"
@@ -67,8 +69,24 @@ class Moments(NamedTuple):
     largest: Tensor | None = None
 
 
+class _FiledMoments(Mapping[str, Moments]):
+    """Moments that are read from files, parameter by parameter."""
+
+    def __init__(self, steps: Mapping[str, int], kept: Mapping[str, Filed]) -> None:
+        self.steps, self.kept = steps, kept
+
+    def __getitem__(self, name: str) -> Moments:
+        return Moments(self.steps[name], **{field: x[name] for field, x in self.kept.items() if name in x.entries})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
 class Step(NamedTuple):
-    """Δθ = momentum + decay − gain ⊙ g of one parameter, float64."""
+    """Δθ = momentum + decay − gain ⊙ g of one parameter."""
 
     momentum: Tensor
     decay: Tensor
@@ -88,6 +106,16 @@ class OptimizerState:
             raise ValueError(f"a learning rate is positive, got {lr}")
         return replace(self, rules={name: replace(rule, lr=lr) for name, rule in self.rules.items()})
 
+    def filed(self, folder: Path) -> OptimizerState:
+        """The same state with its moments in a file of the folder: `vectors.Filed`."""
+        kept = {
+            field: Filed(
+                {name: x for name, each in self.moments.items() if (x := getattr(each, field)) is not None}, folder
+            )
+            for field in ("first", "second", "largest")
+        }
+        return replace(self, moments=_FiledMoments({n: each.step for n, each in self.moments.items()}, kept))
+
     @property
     def lr(self) -> float:
         """The largest learning rate of the groups."""
@@ -99,25 +127,27 @@ class OptimizerState:
         return cls({name: rule for name in names}, {name: Moments() for name in names})
 
 
-def step_parts(theta: Tensor, gradient: Tensor, rule: Rule, moments: Moments) -> Step:
-    """The parts of one step from the clipped gradient; all float64."""
-    theta, g, sign = theta.detach().double(), gradient.double(), -1.0 if rule.maximize else 1.0
+def step_parts(
+    theta: Tensor, gradient: Tensor, rule: Rule, moments: Moments, dtype: torch.dtype = torch.float64
+) -> Step:
+    """The parts of one step from the clipped gradient, computed in a dtype."""
+    theta, g, sign = theta.detach().to(dtype), gradient.to(dtype), -1.0 if rule.maximize else 1.0
     coupled = 0.0 if rule.kind == "adamw" else rule.weight_decay
-    first = torch.zeros_like(theta) if moments.first is None else moments.first.to(theta.device, torch.float64)
+    first = torch.zeros_like(theta) if moments.first is None else moments.first.to(theta.device, dtype)
     if rule.kind == "sgd":
         slope, carried = _sgd(rule, moments.first is not None)
         gain = torch.full_like(theta, rule.lr * slope * sign)
         return Step(-rule.lr * carried * first, -rule.lr * slope * coupled * theta, gain)
     (beta1, beta2), t = rule.betas, moments.step + 1
-    driving = sign * g + coupled * theta
-    second = torch.zeros_like(theta) if moments.second is None else moments.second.to(theta.device, torch.float64)
-    second = beta2 * second + (1 - beta2) * driving.square()
+    driving = g + coupled * sign * theta if coupled else g
+    second = torch.zeros_like(theta) if moments.second is None else moments.second.to(theta.device, dtype) * beta2
+    second.addcmul_(driving, driving, value=1 - beta2)
     if rule.amsgrad and moments.largest is not None:
-        second = torch.maximum(second, moments.largest.to(theta.device, torch.float64))
-    scale = rule.lr / ((1 - beta1**t) * (second.sqrt() / (1 - beta2**t) ** 0.5 + rule.eps))
-    gain = (1 - beta1) * scale
-    decay = -gain * coupled * theta if coupled else -rule.lr * rule.weight_decay * theta * (rule.kind == "adamw")
-    return Step(-beta1 * scale * first, decay, gain * sign)
+        second = torch.maximum(second, moments.largest.to(theta.device, dtype))
+    scale = second.sqrt_().div_((1 - beta2**t) ** 0.5).add_(rule.eps).reciprocal_().mul_(rule.lr / (1 - beta1**t))
+    gain = (1 - beta1) * sign * scale
+    decay = -gain * coupled * sign * theta if coupled else -rule.lr * rule.weight_decay * theta * (rule.kind == "adamw")
+    return Step(scale.mul_(-beta1).mul_(first), decay, gain)
 
 
 def _sgd(rule: Rule, later: bool) -> tuple[float, float]:
@@ -146,7 +176,7 @@ def read_optimizer(path: str | Path, model: CausalModel, kind: str | None = None
             "fresh optimizer (sgd or adamw): momentum is zero, and AdamW's first step is a sign step"
         )
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{file} is not a torch optimizer state that can be read safely: {reason}") from error

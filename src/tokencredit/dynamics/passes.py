@@ -5,28 +5,32 @@
 
 πᵢₜ the sampled token's probability at the sampling temperature, Hᵢₜ the entropy of its distribution over the full
 vocabulary, in nats. Row by row the weights are the caller's; rows of similar length go together, as many as there is
-room for. Sums over the batch are float64, those of large models as `vectors` keeps them.
+room for, and in a large model completions of one prompt share it. Sums over the batch are float64, those of large
+models as `vectors` keeps them.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from tokencredit.dynamics.vectors import FINE, Vector, condensed, dot, kept_as, size
+from tokencredit.dynamics.vectors import FINE, Filed, Vector, condensed, dots, kept_as, size
 from tokencredit.lm.attention import differentiable_attention
 from tokencredit.lm.head import Head, head_statistics
 from tokencredit.lm.models import CausalModel
 from tokencredit.lm.readout import Readout, Sequences, evaluating, find_readout
 from tokencredit.lm.room import Room
 from tokencredit.lm.scoring import pad
+from tokencredit.lm.shared_prompts import shared, shares_prompts
 
 TOKENS = 1 << 14
 """Tokens, prompts included, of the rows that go through the model together, at most."""
@@ -41,6 +45,7 @@ class Passes:
     tokens      that go through the model together, at most; memory, bytes of the process, may allow fewer (`lm.room`)
     softmax     of the logits and what is made of them, such as float64 behind a body in float32; None for the model's
                 own, float32 at least
+    scratch     folder of the vectors of a large model on a CPU; None keeps them in memory
     """
 
     def __init__(
@@ -54,18 +59,20 @@ class Passes:
         width: int = 0,
         memory: int | None = None,
         softmax: torch.dtype | None = None,
+        scratch: Path | None = None,
     ) -> None:
         if not any(len(completion) for completion in completions):
             raise ValueError("no completion has a token: there is nothing to differentiate")
-        self.model, self.num_rows, self.room = model, len(completions), Room.of(model, memory)
+        self.model, self.num_rows, self.room = model, len(completions), room_of(model, memory)
         self.softmax = softmax
         self.most, self.tokens = tokens, min(tokens, self.room.tokens())
         self.width = max(width, max(len(completion) for completion in completions))
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         device = next(model.parameters()).device
         self.batch: Sequences = pad(prompts, completions, device)
-        start = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        self.place = (self.batch.origin[0], self.batch.origin[1] - start[self.batch.origin[0]])
+        self.start = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.place = (self.batch.origin[0], self.batch.origin[1] - self.start[self.batch.origin[0]])
+        self.scratch = scratch if self.large and device.type == "cpu" else None
         with evaluating(model):
             self.readout: Readout = find_readout(model, self.batch.ids[0][self.batch.attention[0].bool()], temperature)
 
@@ -76,45 +83,89 @@ class Passes:
 
     @property
     def at_once(self) -> int:
-        """Directions of a large model that there is room for."""
-        return max(self.room.space // (2 * size(self.parameters)), 1)
+        """Directions of a large model that there is room for; those in files take none."""
+        return self.room.space // (2 * size(self.parameters)) or 1 if self.scratch is None else 1 << 30
+
+    @cached_property
+    def shared(self) -> bool:
+        """Whether completions of one prompt go through the model in one row."""
+        repeated = len({tuple(ids[:n].tolist()) for ids, n in zip(self.batch.ids, self.start)}) < self.num_rows
+        with evaluating(self.model):
+            return self.large and repeated and shares_prompts(self.readout, self.batch.ids[0])
+
+    def kept(self, vector: Vector) -> Vector:
+        """A vector that is there, where this model's vectors are kept."""
+        return vector if self.scratch is None else Filed(vector, self.scratch)
+
+    def held(self, direction: Vector) -> Vector:
+        """A direction that products are made with, of a large model `condensed`, where its vectors are kept."""
+        if not self.large or isinstance(direction, Filed):
+            return direction
+        return self.kept(condensed(direction)) if self.scratch else dict(condensed(direction))
 
     def values(self) -> tuple[Tensor, Tensor]:
         """(log π, H) [B, T], 0 off the completions; no gradient."""
         found = [torch.zeros(len(self.batch), dtype=torch.float64) for _ in range(2)]
         with torch.no_grad(), evaluating(self.model):
-            for part, keep in self.batch.chunks(self.tokens):
+            for part, keep in self.parts(self.tokens):
                 for store, x in zip(found, self._statistics(part)):
                     store[keep.cpu()] = x.double().cpu()
         return tuple(map(self.grid, found))
 
     def reverse(self, logprob_weight: Tensor | None = None, entropy_weight: Tensor | None = None) -> Vector:
         """∇ Σ (w log π + e H) over the parameters, float64; weights are [B, T], None for none."""
-        weights = [None if w is None else self._at_tokens(w) for w in (logprob_weight, entropy_weight)]
-        dtype = kept_as(self.parameters)
-        found = {name: torch.zeros(p.shape, dtype=dtype, device=p.device) for name, p in self.parameters.items()}
-        tokens = min(self.most, self.room.tokens_back())
-        with torch.enable_grad(), evaluating(self.model), _gathered(self.parameters, found):
-            for part, keep in self._weighted(weights, tokens):
-                values = self._statistics(part)
-                goal = sum((w[keep].to(x.dtype) * x).sum() for w, x in zip(weights, values) if w is not None)
-                goal.backward(inputs=list(self.parameters.values()))
+        found = self.zero()
+        self._backward([(logprob_weight, entropy_weight)], lambda _, name, g: found[name].add_(g))
+        return self.kept(found)
+
+    def products(
+        self,
+        weightings: Sequence[Sequence[Tensor]],
+        groups: Sequence[Tensor],
+        directions: Sequence[Vector],
+        whole: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """[W, K, G]: ⟨∇ Σ (w log π + e H), u⟩ over the rows of each group ([B] bool), for W weightings (w, e) and K
+        directions. A reverse pass for a group and a weighting, each entry of whose gradient is multiplied with that of
+        every direction and let go; of directions there are `at_once` at a time.
+
+        whole   what the gradients with the first weighting are added to
+        """
+        found = torch.zeros(len(weightings), len(directions), len(groups), dtype=torch.float64)
+        for first in range(0, max(len(directions), 1), self.at_once):
+            held = [self.held(u) for u in directions[first : first + self.at_once]]
+
+            def heard(q: int, w: int, name: str, g: Tensor) -> None:
+                found[w, first : first + len(held), q] += dots(g, [u[name] for u in held])  # noqa: B023
+                if whole is not None and w == 0 and first == 0:  # noqa: B023
+                    whole[name].add_(g)
+
+            for q, rows in enumerate(groups):
+                some = [[x * rows[:, None] for x in each] for each in weightings]
+                if any(x.any() for each in some for x in each):
+                    self._backward(some, partial(heard, q))
         return found
 
-    def products(self, weights: Sequence[Tensor], groups: Sequence[Tensor], directions: Sequence[Vector]) -> Tensor:
-        """[K, G]: ⟨∇ Σ (w log π + e H), u⟩ over the rows of each group ([B] bool), for K directions: a reverse pass
-        for a group, and a product for a direction. The directions are held meanwhile, `at_once` of them.
+    def zero(self) -> dict[str, Tensor]:
+        """A vector of zeros, in memory."""
+        dtype = kept_as(self.parameters)
+        return {name: torch.zeros(p.shape, dtype=dtype, device=p.device) for name, p in self.parameters.items()}
+
+    def _backward(
+        self, weightings: Sequence[Sequence[Tensor | None]], heard: Callable[[int, str, Tensor], Any]
+    ) -> None:
+        """Tells `heard` of ∇ Σ (w log π + e H) for every weighting, chunk by chunk and parameter by parameter: the
+        weighting's number, the parameter's name, its gradient.
         """
-        if len(directions) > self.at_once:
-            some = (directions[k : k + self.at_once] for k in range(0, len(directions), self.at_once))
-            return torch.cat([self.products(weights, groups, each) for each in some])
-        held = [condensed(u) for u in directions]
-        found = torch.zeros(len(held), len(groups), dtype=torch.float64)
-        for q, rows in enumerate(groups):
-            if rows.any() and any(w[rows].any() for w in weights):
-                gradient = self.reverse(*(w * rows[:, None] for w in weights))
-                found[:, q] = torch.tensor([dot(gradient, u) for u in held], dtype=torch.float64)
-        return found
+        flat = [[None if w is None else self._at_tokens(w) for w in some] for some in weightings]
+        tokens = min(self.most, self.room.tokens_back())
+        with torch.enable_grad(), evaluating(self.model):
+            for part, keep in self.parts(tokens, [w for some in flat for w in some if w is not None]):
+                values = self._statistics(part)
+                for k, some in enumerate(flat):
+                    goal = sum((w[keep].to(x.dtype) * x).sum() for w, x in zip(some, values) if w is not None)
+                    with _gathered(self.parameters, partial(heard, k)):
+                        goal.backward(inputs=list(self.parameters.values()), retain_graph=k + 1 < len(flat))
 
     def by_row(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(log π [n] with its graph, the place of these tokens among the scored ones) of one row after another."""
@@ -129,7 +180,7 @@ class Passes:
         """
         u = {name: direction[name].to(p.device, p.dtype) for name, p in self.parameters.items()}
         tokens = min(self.most, self.room.tokens_along(self.batch.ids.shape[1]))
-        some = self.batch.chunks(tokens) if weight is None else self._weighted([self._at_tokens(weight)], tokens)
+        some = self.parts(tokens, [] if weight is None else [self._at_tokens(weight)])
         found = [torch.zeros(len(self.batch), dtype=torch.float64) for _ in range(2)]
         with torch.no_grad(), evaluating(self.model), differentiable_attention(self.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -144,11 +195,8 @@ class Passes:
         body, head = self.readout.body, self.readout.head
         other = {id(p): there[name] for name, p in self.parameters.items()}
         inner = {name: other[id(p)] for name, p in body.named_parameters() if id(p) in other}
-        hidden = self.readout.hidden(
-            part.ids, part.attention, lambda **inputs: functional_call(body, inner, (), inputs)
-        )
+        chosen = self._wide(self.states(part, lambda **inputs: functional_call(body, inner, (), inputs)))
         weight, bias = (other.get(id(x), x) for x in (head.weight, head.bias))
-        chosen = self._wide(hidden[part.row, part.position])
         return statistics(chosen, replace(head, weight=weight, bias=bias), part.target)
 
     def _wide(self, hidden: Tensor) -> Tensor:
@@ -159,37 +207,48 @@ class Passes:
         return values.new_zeros(self.num_rows, self.width).index_put_(tuple(x.cpu() for x in self.place), values)
 
     def _statistics(self, part: Sequences) -> tuple[Tensor, Tensor]:
-        hidden = self.readout.hidden(part.ids, part.attention)[part.row, part.position]
-        return statistics(self._wide(hidden), self.readout.head, part.target)
+        return statistics(self._wide(self.states(part)), self.readout.head, part.target)
+
+    def states(self, part: Sequences, body: Any = None) -> Tensor:
+        """[N, D]: the hidden states that predict the scored tokens of a chunk."""
+        return self.readout.hidden(part.ids, part.attention, body, **part.inputs)[part.row, part.position]
 
     def _at_tokens(self, weight: Tensor) -> Tensor:
         """[B, T] -> [N] of the scored tokens, where they are."""
         return weight.to(self.place[0].device)[self.place].double()
 
-    def _weighted(self, weights: Sequence[Tensor | None], tokens: int) -> Iterator[tuple[Sequences, Tensor]]:
-        """The chunks of the rows in which some weight is not 0."""
-        some = sum((w != 0).long() for w in weights if w is not None)
-        rows = torch.zeros(self.num_rows, dtype=torch.long, device=some.device).index_add_(0, self.batch.row, some) > 0
-        keep = rows[self.batch.row].nonzero()[:, 0]
-        chosen = replace(
-            self.batch,
-            row=self.batch.row[keep],
-            position=self.batch.position[keep],
-            target=self.batch.target[keep],
-            origin=tuple(x[keep] for x in self.batch.origin),
-        )
-        for part, index in chosen.chunks(tokens):
+    def parts(self, tokens: int, weights: Sequence[Tensor] = ()) -> Iterator[tuple[Sequences, Tensor]]:
+        """(chunks of at most about `tokens` tokens, the indices of their scored tokens): of all rows, or of those in
+        which some weight [N] is not 0; where prompts are shared, of such rows up to the last one.
+        """
+        chosen, keep = self.batch, torch.arange(len(self.batch), device=self.batch.row.device)
+        if weights:
+            some = sum((w != 0).long() for w in weights)
+            rows = torch.zeros(self.num_rows, dtype=torch.long, device=keep.device).index_add_(0, chosen.row, some) > 0
+            keep = (some > 0 if self.shared else rows[chosen.row]).nonzero()[:, 0]
+            tokenwise = {name: getattr(chosen, name)[keep] for name in ("row", "position", "target")}
+            chosen = replace(chosen, **tokenwise, origin=tuple(x[keep] for x in chosen.origin))
+        chunks = shared(chosen, self.start, tokens) if self.shared else chosen.chunks(tokens)
+        for part, index in chunks:
             yield part, keep[index]
 
 
+def room_of(model: CausalModel, memory: int | None) -> Room:
+    """What passes may hold: of a budget for the whole process, a large model's gradient comes off."""
+    parameters, room = {name: p for name, p in model.named_parameters() if p.requires_grad}, Room.of(model, memory)
+    if memory is None or size(parameters) <= FINE:
+        return room
+    return room.beside(size(parameters) * kept_as(parameters).itemsize)
+
+
 @contextmanager
-def _gathered(parameters: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[None]:
-    """Adds every gradient of a backward pass to `found` as it is made, and lets it go; `.grad` is left as it was."""
+def _gathered(parameters: Mapping[str, Tensor], heard: Callable[[str, Tensor], Any]) -> Iterator[None]:
+    """Tells `heard` of every gradient of a backward pass as it is made, and lets it go; `.grad` is left as it was."""
     before = {name: p.grad for name, p in parameters.items()}
 
     def gather(name: str) -> Any:
         def hook(p: Tensor) -> None:
-            found[name].add_(p.grad)
+            heard(name, p.grad)
             p.grad = None
 
         return hook

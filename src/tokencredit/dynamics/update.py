@@ -11,15 +11,16 @@ forward-mode pass along a ⊙ d.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tokencredit.dynamics.batch import Batch, credited
 from tokencredit.dynamics.checkpoint import Checkpoint
-from tokencredit.dynamics.optimizer import Moments, OptimizerState, step_parts
+from tokencredit.dynamics.optimizer import Moments, OptimizerState, Step, step_parts
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.vectors import Derived, Vector, dot, elementwise, norm, scaled, total
 from tokencredit.method import Method
@@ -31,8 +32,9 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One step. Momentum, decay and gain are made entry by entry when they are read (`vectors`); `coefficient` [B,
-    T] is ∂L/∂log π of every token of `batch`; `clip` is s; `lr` its η.
+    """One step. Its vectors but the gradient are made entry by entry when they are read (`vectors`): `fresh` is −s a ⊙
+    ∇L, the part of Δθ that this batch made, `vector` Δθ. `coefficient` [B, T] is ∂L/∂log π of every token of `batch`;
+    `clip` is s; `lr` its η.
     """
 
     batch: Batch
@@ -44,17 +46,9 @@ class Update:
     momentum: Vector
     decay: Vector
     gain: Vector
+    fresh: Vector
+    vector: Vector
     lr: float
-
-    @property
-    def vector(self) -> Vector:
-        """Δθ."""
-        return total(self.momentum, self.decay, self.fresh)
-
-    @property
-    def fresh(self) -> Vector:
-        """−s a ⊙ ∇L: the part of Δθ that this batch made."""
-        return scaled(scaled(self.gradient, self.gain), -self.clip)
 
     def of_tokens(self, weight: Tensor) -> Vector:
         """The part of Δθ made by some tokens: weight [B, T] is 1 for those, 0 elsewhere (or anything between)."""
@@ -70,6 +64,18 @@ class Update:
         """
         along = self.passes.forward(scaled(direction, self.gain), self.coefficient)[0]
         return -self.clip * self.coefficient * along
+
+    def shares_of_groups(self, directions: Sequence[Vector], group: Tensor, num: int) -> list[np.ndarray]:
+        """[num] each: the parts of ⟨d, Δθ⟩ that groups of rollouts have, group [B] saying which is whose. A
+        forward-mode pass for a direction; of a large model a reverse pass for a group, for all of them.
+        """
+        if not self.passes.large:
+            return [by_group(self.shares(d).sum(1), group, num) for d in directions]
+        none = torch.zeros_like(self.coefficient)
+        groups = [group == q for q in range(num)]
+        along = [scaled(d, self.gain) for d in directions]
+        found = self.passes.products([(self.coefficient, none)], groups, along)
+        return list(-self.clip * found[0].numpy())
 
     def rest(self, direction: Mapping[str, Tensor]) -> dict[str, float]:
         """The parts of ⟨d, Δθ⟩ that no token of this batch has made."""
@@ -107,31 +113,83 @@ def step_along(
     """The step whose loss has these ∂L/∂log π [B, T]: any weighting of the tokens, with the gain and the clipping that
     belong to it.
     """
-    optimizer = optimizer or checkpoint.needs_optimizer()
     passes = batch.passes(checkpoint)
-    gradient = passes.reverse(coefficient)
+    return step_of(checkpoint, batch, coefficient, credit, passes, passes.reverse(coefficient), optimizer=optimizer)
+
+
+def without_tokens(checkpoint: Checkpoint, update: Update, tokens: Tensor) -> Update:
+    """The step when some of its tokens [B, T] have no gradient: from the gradient of the others, or from the whole less
+    that of these, whichever stands in fewer rollouts.
+    """
+    kept, passes = update.coefficient.masked_fill(tokens, 0), update.passes
+    left_out = update.coefficient - kept
+    if (kept != 0).any(1).sum() <= (left_out != 0).any(1).sum():
+        gradient = passes.reverse(kept)
+    else:
+        gradient = passes.kept(total(update.gradient, scaled(passes.reverse(left_out), -1)))
+    return step_of(checkpoint, update.batch, kept, update.credit, passes, gradient)
+
+
+def step_of(
+    checkpoint: Checkpoint,
+    batch: Batch,
+    coefficient: Tensor,
+    credit: Tensor,
+    passes: Passes,
+    gradient: Vector,
+    *,
+    optimizer: OptimizerState | None = None,
+) -> Update:
+    """The step of a gradient that is known."""
+    optimizer = optimizer or checkpoint.needs_optimizer()
     length = norm(gradient)
     clip = 1.0 if checkpoint.max_grad_norm is None else min(1.0, checkpoint.max_grad_norm / (length + NORM_EPS))
-    parts = (_part(k, passes.parameters, scaled(gradient, clip), optimizer) for k in range(3))
+    theta = {
+        name: p.detach().clone() if optimizer.rules[name].weight_decay else p.detach()
+        for name, p in passes.parameters.items()
+    }
+    theta = passes.kept(theta) if any(rule.weight_decay for rule in optimizer.rules.values()) else theta
+    parts = (_part(pick, theta, gradient, clip, optimizer) for pick in PARTS.values())
     return Update(batch, passes, coefficient, credit, gradient, clip, *parts, optimizer.lr)
 
 
-def _part(k: int, parameters: Mapping[str, Tensor], gradient: Vector, optimizer: OptimizerState) -> Vector:
-    """Momentum, decay or gain of `step_parts` for a clipped gradient, at the parameters as they are now."""
-    rules = optimizer.rules
-    theta = {name: p.detach().clone() if rules[name].weight_decay else p.detach() for name, p in parameters.items()}
+PARTS: dict[str, Callable[[Step, Tensor], Tensor]] = {
+    "momentum": lambda step, g: step.momentum,
+    "decay": lambda step, g: step.decay,
+    "gain": lambda step, g: step.gain,
+    "fresh": lambda step, g: -step.gain * g,
+    "vector": lambda step, g: step.momentum + step.decay - step.gain * g,
+}
+"""Vectors of an update from `step_parts` and the clipped gradient."""
+
+
+def _part(
+    pick: Callable[[Step, Tensor], Tensor],
+    theta: Mapping[str, Tensor],
+    gradient: Vector,
+    clip: float,
+    optimizer: OptimizerState,
+) -> Vector:
+    """One of `PARTS` for a gradient before it is clipped, at these parameters."""
 
     def entry(name: str) -> Tensor:
-        kept = optimizer.moments[name]._asdict()
+        g, rule, kept = gradient[name], optimizer.rules[name], optimizer.moments[name]._asdict()
         there = [field for field, x in kept.items() if isinstance(x, Tensor)]
 
         def block(at: Tensor, slope: Tensor, *remembered: Tensor) -> Tensor:
-            return step_parts(at, slope, rules[name], Moments(**{**kept, **dict(zip(there, remembered))}))[k]
+            clipped = slope * clip
+            return pick(
+                step_parts(at, clipped, rule, Moments(**{**kept, **dict(zip(there, remembered))}), g.dtype), clipped
+            )
 
-        g = gradient[name]
         return elementwise(block, theta[name], g, *(kept[field].to(g.device) for field in there), dtype=g.dtype)
 
-    return Derived(parameters, entry)
+    return Derived(theta, entry)
+
+
+def by_group(values: Tensor, group: Tensor, num: int) -> np.ndarray:
+    """[num]: sums over the rows of every group, groups numbered from 0; 0 for one without rows."""
+    return np.bincount(group.numpy(), weights=values.numpy(), minlength=num)
 
 
 def loss_coefficients(method: Method, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -157,5 +215,5 @@ def coefficients_of(method: Method, rollouts: Rollouts, credit: Tensor | None = 
 def at_rate(update: Update, optimizer: OptimizerState, lr: float) -> Update:
     """The same step at another learning rate: every part of Δθ is proportional to it."""
     factor = lr / optimizer.lr
-    changed = {name: scaled(getattr(update, name), factor) for name in ("momentum", "decay", "gain")}
+    changed = {name: scaled(getattr(update, name), factor) for name in PARTS}
     return replace(update, **changed, lr=lr)

@@ -1,22 +1,28 @@
 """Vectors in parameter space: {parameter name: tensor}. What follows from others is computed entry by entry, when an
-entry is read, in float64 and block by block: a vector that is only passed on takes no memory.
+entry is read, and block by block: a vector that is only passed on takes no memory.
 
-Kept vectors, such as gradients, are float64, so that a sum over many parameters keeps its digits; over more than 2²⁴
-numbers they are float32, or they would take twice what the model does.
+Kept vectors, such as gradients, are float64, so that a sum over many parameters keeps its digits. Over more than 2²⁴
+numbers they are float32, as is what is computed from them, but for sums over blocks; and a question that needs many of
+them keeps them in files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Vector = Mapping[str, Tensor]
 FINE = 1 << 24
 """Numbers up to which a kept vector is float64."""
-BLOCK = 1 << 20
+BLOCK = 1 << 16
+ALIGNED = 64
 
 
 def size(parameters: Mapping[str, Tensor]) -> int:
@@ -49,12 +55,42 @@ class Derived(Mapping[str, Tensor]):
         return len(self.names)
 
 
-def condensed(vector: Vector) -> Vector:
-    """A vector that is made, to be multiplied with others: of a large one every number in bfloat16, half of what it
-    takes otherwise. A product of long vectors hardly hears the roundings, 2⁻⁹ |g| |u| over the root of their number.
+class Filed(Mapping[str, Tensor]):
+    """A vector in a file of `folder` that has no name and goes when the vector does. An entry is mapped when it is
+    read, and takes memory of the process as long as it is held; what the machine has to spare caches the rest.
     """
-    made = {name: x.to(torch.bfloat16) if x.dtype == torch.float32 else x for name, x in vector.items()}
-    return made if size(made) > FINE else vector
+
+    def __init__(self, vector: Vector, folder: Path) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self.entries: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
+        weakref.finalize(self, self.file.close)
+        for name in vector:
+            x = vector[name].detach()
+            place = -(-self.file.tell() // ALIGNED) * ALIGNED
+            self.file.seek(place)
+            self.file.write(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self.entries[name] = (place, x.dtype, x.shape)
+        self.file.flush()
+
+    def __getitem__(self, name: str) -> Tensor:
+        place, dtype, shape = self.entries[name]
+        if not shape.numel():
+            return torch.empty(shape, dtype=dtype)
+        mapped = np.memmap(self.file, np.uint8, "c", place, (shape.numel() * dtype.itemsize,))
+        return torch.from_numpy(mapped).view(dtype).view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def condensed(vector: Vector) -> Vector:
+    """A vector to be multiplied with others, made entry by entry: of a large one every number in bfloat16, half of what
+    it takes otherwise. A product of long vectors hardly hears the roundings, 2⁻⁹ |g| |u| over the root of their number.
+    """
+    return Derived(vector, lambda name: x.to(torch.bfloat16) if (x := vector[name]).dtype == torch.float32 else x)
 
 
 def elementwise(make: Callable[..., Tensor], *given: Tensor, dtype: torch.dtype) -> Tensor:
@@ -70,10 +106,20 @@ def elementwise(make: Callable[..., Tensor], *given: Tensor, dtype: torch.dtype)
 
 def dot(a: Vector, b: Vector) -> float:
     """Σ a·b over the parameters of a."""
-    found = 0.0
-    for name in a:
-        for x, y in zip(a[name].reshape(-1).split(BLOCK), b[name].reshape(-1).split(BLOCK)):
-            found += float(torch.linalg.vecdot(x.double(), y.double()))
+    return sum(float(dots(a[name], [b[name]])) for name in a)
+
+
+def dots(x: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """[K] float64: the products of an entry with those of K other vectors; sums over a block in float32 where both are
+    no better.
+    """
+    found = torch.zeros(len(others), dtype=torch.float64)
+    dtypes = [torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32 for y in others]
+    flat = [y.reshape(-1) for y in others]
+    for start, some in zip(range(0, x.numel(), BLOCK), x.reshape(-1).split(BLOCK)):
+        wide = {dtype: some.to(dtype) for dtype in set(dtypes)}
+        for k, (y, dtype) in enumerate(zip(flat, dtypes)):
+            found[k] += torch.linalg.vecdot(wide[dtype], y[start : start + BLOCK].to(dtype)).cpu()
     return found
 
 
@@ -92,7 +138,8 @@ def total(*vectors: Vector) -> Vector:
 
     def entry(name: str) -> Tensor:
         given = [vector[name] for vector in vectors]
-        return elementwise(lambda *xs: sum(x.double() for x in xs), *given, dtype=_widest(*given))
+        dtype = _widest(*given)
+        return elementwise(lambda *xs: sum(x.to(dtype) for x in xs), *given, dtype=dtype)
 
     return Derived(vectors[0], entry)
 
@@ -102,10 +149,8 @@ def scaled(a: Vector, factor: float | Vector) -> Vector:
 
     def entry(name: str) -> Tensor:
         given = [a[name], *([factor[name]] if isinstance(factor, Mapping) else [])]
-        number = 1.0 if isinstance(factor, Mapping) else factor
-        return elementwise(
-            lambda x, *more: x.double() * (more[0].double() if more else number), *given, dtype=_widest(*given)
-        )
+        number, dtype = 1.0 if isinstance(factor, Mapping) else factor, _widest(*given)
+        return elementwise(lambda x, *more: x.to(dtype) * (more[0].to(dtype) if more else number), *given, dtype=dtype)
 
     return Derived(a, entry)
 

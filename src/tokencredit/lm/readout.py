@@ -45,7 +45,7 @@ class Readout:
         to, and its NaN spreads.
         """
         seen = torch.ones_like(attention)
-        out = (body or self.body)(input_ids=ids, attention_mask=seen, use_cache=False, **options)
+        out = (body or self.body)(**{"input_ids": ids, "attention_mask": seen, "use_cache": False, **options})
         return out.logits if self.whole else out[0]
 
 
@@ -229,6 +229,11 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What a body takes beside these, in place of a mask that hides nothing."""
+        return {}
 
     def scatter(self, values: Tensor) -> Tensor:
         """[N] -> [B, L] of the caller's batch, 0 elsewhere."""

@@ -16,12 +16,13 @@ A token takes, in numbers of the model's precision, with D, I the widths of its 
                                                                parameter in training (gradient, moments), M / 2 at least
 
 f and g are within a fifth of what SmolLM2-135M was seen to take (83 KB and 1.6 MB). Vectors as large as the model,
-such as a gradient, come on top. Wherever a single row takes more than there is, it goes alone.
+such as a gradient, come on top, where no budget is given. Wherever a single row takes more than there is, it goes
+alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -69,6 +70,10 @@ class Room:
             layers=shape.layers,
         )
 
+    def beside(self, taken: int) -> Room:
+        """The room beside what takes so many bytes: half of it at least."""
+        return replace(self, space=max(self.space - taken, self.space // 2))
+
     def rows(self, length: int) -> int:
         """Rows that are decoded together, up to `length` tokens each, prompt included; at least one."""
         return max(int(0.75 * self.space / (1.2 * self.cached * (length + SPARE) + self.logits)), 1)
@@ -91,8 +96,7 @@ class Room:
         """Rows of a training pass, at least one: `written` of `length` tokens each have a loss; gradient and moments of
         `trained` bytes of parameters come beside them.
         """
-        space = max(self.space - 3 * trained, self.space // 2)
-        return max(space // (self.graph * length + self.logits // 2 * written), 1)
+        return max(self.beside(3 * trained).space // (self.graph * length + self.logits // 2 * written), 1)
 
     def tokens_along(self, length: int, directions: int = 1) -> int:
         """Tokens of a forward-mode pass along some directions at once, in rows of at most `length`."""

@@ -1,9 +1,10 @@
-"""What a question will take, said before anything is spent: rollouts, tokens, seconds at most, memory.
+"""What a question will take, said before anything is spent: rollouts, tokens, seconds at most, memory at most, disk.
 
-    seconds ≤ Σ rows · (n · written + passes · (prompt + written)) / speed        written = max_new_tokens, n = 2
+    seconds ≤ Σ rows · (n · written + passes · (prompt / m + written)) / speed      written = max_new_tokens, n = 2
 
-A pass is a forward pass over a row; a backward pass counts as 2, a forward-mode pass as 4. The speed is that of one
-pass over a prompt, timed now; a token that is sampled alone takes about n times as long as one of many.
+A pass is a forward pass over a row; a backward pass counts as 2, a forward-mode pass as 4. m rows share a prompt: those
+of a group in a large model that can (`lm.shared_prompts`), otherwise m = 1. The speed is that of one pass over a
+prompt, timed now; a token that is sampled alone takes about n times as long as one of many.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 import torch
 
 from tokencredit.dynamics.checkpoint import Checkpoint
-from tokencredit.dynamics.vectors import kept_as, size
-from tokencredit.lm.readout import evaluating
-from tokencredit.lm.room import LIBRARIES, Room
+from tokencredit.dynamics.passes import room_of
+from tokencredit.dynamics.vectors import FINE, kept_as, size
+from tokencredit.lm.readout import evaluating, find_readout
+from tokencredit.lm.room import LIBRARIES
+from tokencredit.lm.shared_prompts import shares_prompts
 from tokencredit.studies.study import told_time
 
 BACKWARD, ALONG, SAMPLED = 3, 5, 2
@@ -37,29 +40,58 @@ class Drawn:
         return self.prompts * self.group
 
 
-def forecast(checkpoint: Checkpoint, drawn: Sequence[Drawn], vectors: float, prompt: Sequence[int]) -> str:
-    """The forecast in words. vectors: as large as the model that are held at once; prompt: token ids of a usual one."""
+def forecast(
+    checkpoint: Checkpoint, drawn: Sequence[Drawn], vectors: float, prompt: Sequence[int], filed: float = 0.0
+) -> str:
+    """The forecast in words. vectors: as large as the model that are held at once; filed: those of a large model in
+    files, the optimizer's moments left out; prompt: token ids of a usual one.
+    """
     written = checkpoint.max_new_tokens
-    speed = _speed(checkpoint, prompt)
+    speed, together = _speed(checkpoint, prompt), _shared(checkpoint, prompt)
     rollouts = sum(each.rollouts for each in drawn)
     sampled = rollouts * written
-    passed = sum(each.rollouts * each.passes for each in drawn) * (len(prompt) + written)
+    passed = sum(
+        each.rollouts * each.passes * (len(prompt) / (each.group if together else 1) + written) for each in drawn
+    )
     seconds = (SAMPLED * sampled + passed) / speed
     whole, held = rollouts * (len(prompt) + written), memory(checkpoint, vectors) / 2**30
+    disk = _files(checkpoint, filed) / 2**30
     return (
         f"forecast: {rollouts:,} rollouts of at most {written} tokens, {whole:,} tokens with their prompts;"
-        f" {passed:,.0f} tokens of forward passes at {speed:,.0f} a second. At most {told_time(seconds)}, about"
-        f" {held:.2g} GiB"
+        f" {passed:,.0f} tokens of forward passes at {speed:,.0f} a second. At most {told_time(seconds)} and"
+        f" {held:.2g} GiB" + (f", and {disk:.2g} GiB of disk meanwhile" if disk else "")
     )
 
 
 def memory(checkpoint: Checkpoint, vectors: float) -> float:
-    """Bytes: libraries, weights, what passes may hold, and vectors as large as the model, moments among them."""
-    parameters = {name: p for name, p in checkpoint.model.named_parameters() if p.requires_grad}
+    """Bytes: libraries, weights, what passes may hold, and vectors as large as the model; moments among them where they
+    are in no file.
+    """
+    parameters = _trained(checkpoint)
     weights = sum(p.numel() * p.element_size() for p in checkpoint.model.parameters())
     one = size(parameters) * kept_as(parameters).itemsize
-    moments = 2 * 4 * size(parameters) if checkpoint.optimizer and _remembers(checkpoint) else 0
-    return LIBRARIES + weights + moments + vectors * one + Room.of(checkpoint.model, checkpoint.policy.memory).space
+    moments = 0 if checkpoint.scratch else _moments(checkpoint)
+    return LIBRARIES + weights + moments + vectors * one + room_of(checkpoint.model, checkpoint.policy.memory).space
+
+
+def _files(checkpoint: Checkpoint, vectors: float) -> float:
+    """Bytes of vectors in files, of the optimizer's moments too; none where vectors are in memory."""
+    parameters = _trained(checkpoint)
+    return _moments(checkpoint) + vectors * size(parameters) * kept_as(parameters).itemsize if checkpoint.scratch else 0
+
+
+def _trained(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in checkpoint.model.named_parameters() if p.requires_grad}
+
+
+def _moments(checkpoint: Checkpoint) -> int:
+    return 2 * 4 * size(_trained(checkpoint)) if checkpoint.optimizer and _remembers(checkpoint) else 0
+
+
+def _shared(checkpoint: Checkpoint, prompt: Sequence[int]) -> bool:
+    """Whether completions share their prompts in passes."""
+    ids = torch.tensor(list(prompt), device=checkpoint.model.device)
+    return size(_trained(checkpoint)) > FINE and shares_prompts(find_readout(checkpoint.model, ids), ids)
 
 
 def _remembers(checkpoint: Checkpoint) -> bool:
@@ -71,8 +103,9 @@ def _speed(checkpoint: Checkpoint, prompt: Sequence[int]) -> float:
     """Tokens of a forward pass a second."""
     ids = torch.tensor([list(prompt)], device=checkpoint.model.device)
     with torch.no_grad(), evaluating(checkpoint.model):
-        for _ in range(2):  # the first one makes room
+        seconds = []
+        for _ in range(3):  # the first one makes room
             began = time.perf_counter()
             checkpoint.model(input_ids=ids)
-            seconds = time.perf_counter() - began
-    return len(prompt) / max(seconds, 1e-6)
+            seconds.append(time.perf_counter() - began)
+    return len(prompt) / max(min(seconds), 1e-6)

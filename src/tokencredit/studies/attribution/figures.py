@@ -19,6 +19,7 @@ from torch import Tensor
 from tokencredit.agreement.ranks import share_of_top
 from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.dynamics import diagnostics as of
+from tokencredit.dynamics.ablation import without_linear
 from tokencredit.dynamics.attribution import GOALS, PARTS, Attribution
 from tokencredit.dynamics.exchange import ANY, STEP_KINDS, THIS, Change, rate, verdict
 from tokencredit.dynamics.pivotal import ESTIMANDS, TOP, carried
@@ -287,7 +288,7 @@ def without_block(
             "name": name,
             "tokens": int(sets[name].sum()),
             "share": float(sets[name].sum() / total),
-            "linear": {goal: float(arrays[f"linear/{goal}"]) for goal in GOALS},
+            "linear": without_linear(view.attribution, sets[name]),
             "exact": {
                 goal: book.enter(
                     f"without/{name}/{goal}", mean_of_units(arrays[f"exact/{goal}"]), unit, over="evaluation prompts"

@@ -8,7 +8,7 @@ A killed question goes on where it was and ends with the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,16 @@ from torch import Tensor
 
 from tokencredit.durable import write_parquet
 from tokencredit.dynamics.ablation import token_sets, without
-from tokencredit.dynamics.attribution import GOALS, PARTS, Attribution, Goals, attribute, draw_goals
+from tokencredit.dynamics.attribution import (
+    GOALS,
+    PARTS,
+    Attribution,
+    Goals,
+    Question,
+    answered,
+    attributing,
+    draw_goals,
+)
 from tokencredit.dynamics.batch import Batch, draw, prompts_of, roles
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.counterfactual import Coefficients, acting_parts, consequences, named_method, own_consequences
@@ -28,7 +37,6 @@ from tokencredit.dynamics.update import Update, update_vector
 from tokencredit.dynamics.vectors import FINE
 from tokencredit.lm.sampling import Progress
 from tokencredit.lm.text import pieces
-from tokencredit.method import Method
 from tokencredit.runs import Run
 from tokencredit.studies import forecast
 from tokencredit.studies.arguments import check_prompts, open_from, parameters_of, prompts_there
@@ -40,6 +48,9 @@ from tokencredit.studies.options import identity
 from tokencredit.studies.stages import Stages
 from tokencredit.studies.study import Work
 from tokencredit.tasks.task import Walkable
+
+DIRECTIONS = 3
+"""That a question asks for, at the most."""
 
 
 def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
@@ -53,19 +64,20 @@ def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
     prompts = {} if config.pivotality else {"--prompts": config.prompts}
     check_prompts(c, prompts | {"--entropy": config.entropy[0], "--reward": config.reward[0]})
     work.begin(task=c.config.task, model=str(c.path), config=identity(config), **about)
-    stages = work.stages
+    stages, c = work.stages, c.filed(work.record.path)
     _foretell(c, config, len(methods), work)
     needs = {name for method in (c.method, *methods) for name in method.needs}
     heard = work.counting("sampling the step", "rollouts", config.prompts * config.group)
     batch, stored = _rollouts(c, config, needs, heard)
     goals = cache(lambda: _goals(c, config, work))
+    say("the step")
     update = update_vector(c, batch)
-    say("every token's part")
-    attribution = _attribution(update, goals, stages)
     columns = _tensors(stages.arrays("diagnostics", lambda: _arrays(diagnostics(update))))
-    found = _methods(c, batch, methods, attribution, goals, stages, say)
-    sets = token_sets(attribution)
-    ablated = _without(c, attribution, sets, goals, stages, say)
+    coefficients = [Coefficients.of(method, batch) for method in methods]
+    own, sets = Coefficients.of(c.method, batch), token_sets(update)
+    attribution, arrays = _asked(c, update, batch, own, coefficients, sets, goals, stages, say)
+    found = _methods(batch, own, coefficients, attribution, arrays)
+    ablated = {name: arrays[f"without_{k}"] for k, name in enumerate(sets)}
     known = _trees(c, update.batch, config, stages, say) if stored is None else stored
 
     say("figures")
@@ -85,17 +97,20 @@ def _foretell(c: Checkpoint, config: AttributeConfig, methods: int, work: Work) 
     """The forecast: passes of the step's rollouts, of which the others' are fewer where groups agree, and of the
     goals'.
     """
-    steps, sets = 1 + methods, 7
-    directions = 3 + 2 * methods + sets
-    large = parameters_of(c) > FINE
-    times = -(-directions // 5) * BACKWARD if large else directions * ALONG
+    sets, directions = 7, 3 + 2 * methods + 7
+    if large := parameters_of(c) > FINE:
+        step = 2 + (1 + 2 * methods + sets) * BACKWARD + 2 * ALONG
+        times, filed = 0, (1 + methods + len(GOALS)) + directions / 2
+    else:
+        step, times, filed = 2 + (1 + methods + sets) * BACKWARD + 2 * (1 + methods) * ALONG, directions * ALONG, 0
     parts = (
-        forecast.Drawn(config.prompts, config.group, 2 + (steps + sets) * BACKWARD + 2 * steps * ALONG),
-        forecast.Drawn(*config.entropy, 1 + 2 * BACKWARD + times),
+        forecast.Drawn(config.prompts, config.group, step),
+        forecast.Drawn(*config.entropy, 1 + (2 * BACKWARD - 1 if large else BACKWARD) + times),
         forecast.Drawn(*config.reward, 1 + BACKWARD + times),
     )
     first = c.policy.encode_rows(prompts_of(c, 1, config.seed))[0]
-    work.tell(forecast.forecast(c, parts, 6 if large else 8, first))
+    vectors = 1 if c.scratch else 4 + methods if large else 8
+    work.tell(forecast.forecast(c, parts, vectors, first, filed))
 
 
 def _rollouts(
@@ -135,77 +150,76 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(x) for name, x in arrays.items()}
 
 
-def _attribution(update: Update, goals: Callable[[], Goals], stages: Stages) -> Attribution:
-    def make() -> dict[str, np.ndarray]:
-        found = attribute(update, goals())
-        parts = {f"{part}/{goal}": found.parts[part][goal] for part in PARTS for goal in GOALS}
-        return {f"shares/{goal}": share.numpy() for goal, share in found.shares.items()} | parts
-
-    arrays = stages.arrays("attribution", make)
-    shares = {goal: torch.from_numpy(arrays[f"shares/{goal}"]) for goal in GOALS}
-    return Attribution(update, shares, {part: {goal: arrays[f"{part}/{goal}"] for goal in GOALS} for part in PARTS})
-
-
-def _methods(
+def _asked(
     c: Checkpoint,
+    update: Update,
     batch: Batch,
-    methods: Sequence[Method],
-    attribution: Attribution,
-    goals: Callable[[], Goals],
-    stages: Stages,
-    say: Callable[[str], None],
-) -> list[blocks.Counterfactual]:
-    """The baseline first. A method whose coefficients are those of an earlier one, or of the step that is looked at,
-    is not computed again.
-    """
-    found: list[blocks.Counterfactual] = []
-    earlier: list[Coefficients] = []
-    own = Coefficients.of(c.method, batch)
-    for k, method in enumerate(methods):
-        mine = Coefficients.of(method, batch)
-        twin = next(
-            ((place, factor) for place, other in enumerate(earlier) if (factor := mine.factor(other)) is not None), None
-        )
-        if twin and mine.same(earlier[twin[0]]):
-            arrays = found[twin[0]].arrays
-        elif mine.same(own):
-            arrays = own_consequences(attribution, mine, batch)
-        else:
-            say(f"the step of {method.name}, method {k + 1} of {len(methods)}")
-            arrays = stages.arrays(f"method_{k}", lambda m=mine: consequences(c, m, batch, goals()))
-        named = None if twin is None else (methods[twin[0]].name, twin[1])
-        found.append(
-            blocks.Counterfactual(method, arrays, len(mine.batch), acting_parts(mine, methods[0], batch), named)
-        )
-        earlier.append(mine)
-    return found
-
-
-def _without(
-    c: Checkpoint,
-    attribution: Attribution,
+    own: Coefficients,
+    coefficients: Sequence[Coefficients],
     sets: Mapping[str, Tensor],
     goals: Callable[[], Goals],
     stages: Stages,
     say: Callable[[str], None],
-) -> dict[str, dict[str, np.ndarray]]:
-    """The step without each set of tokens, stored a few sets at a time: as many as a large model has room for at
-    once.
+) -> tuple[Attribution, dict[str, dict[str, np.ndarray]]]:
+    """The attribution of the step, and what "method_k" and "without_k" would do: the questions that are not stored yet,
+    of a large model as many together as there is room for.
+
+    A method whose coefficients are those of an earlier one, or of the step that is looked at, is not asked for.
     """
-    names, passes = list(sets), attribution.update.passes
-    num = passes.at_once if passes.large else 1
-    found = {}
-    for k in range(0, len(names), num):
-        some = names[k : k + num]
+    questions: dict[str, Callable[[], Question]] = {"attribution": lambda: _stored(update, goals())}
+    for k, mine in enumerate(coefficients):
+        if not any(mine.same(other) for other in (own, *coefficients[:k])):
+            questions[f"method_{k}"] = lambda mine=mine: consequences(c, mine, batch, goals())
+    for k, tokens in enumerate(sets.values()):
+        questions[f"without_{k}"] = lambda tokens=tokens: without(c, update, tokens)
+    names, num = list(questions), max(update.passes.at_once // DIRECTIONS, 1) if update.passes.large else 1
 
-        def make(some: list[str] = some) -> dict[str, np.ndarray]:
-            say(f"the step without some tokens: set {k + 1} of {len(names)}")  # noqa: B023
-            made = without(c, attribution, [sets[name] for name in some], goals())
-            return {f"{i}/{name}": x for i, each in enumerate(made) for name, x in each.items()}
+    def opened(place: int) -> Question:
+        say(f"every token's part, other methods, fewer tokens: step {place + 1} of {len(names)}")
+        return questions[names[place]]()
 
-        arrays = stages.arrays(f"without_{k}", make)
-        for i, name in enumerate(some):
-            found[name] = {key.removeprefix(f"{i}/"): x for key, x in arrays.items() if key.startswith(f"{i}/")}
+    def made(absent: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        for some in (absent[first : first + num] for first in range(0, len(absent), num)):
+            yield from zip(some, answered((opened(place) for place in some), goals()))
+
+    found = dict(zip(names, stages.pieces(names, made)))
+    arrays = found["attribution"]
+    shares = {goal: torch.from_numpy(arrays[f"shares/{goal}"]) for goal in GOALS}
+    parts = {part: {goal: arrays[f"{part}/{goal}"] for goal in GOALS} for part in PARTS}
+    return Attribution(update, shares, parts), found
+
+
+def _stored(update: Update, goals: Goals) -> Question:
+    """`attributing`, as arrays."""
+    found = yield from attributing(update, goals)
+    parts = {f"{part}/{goal}": found.parts[part][goal] for part in PARTS for goal in GOALS}
+    return {f"shares/{goal}": share.numpy() for goal, share in found.shares.items()} | parts
+
+
+def _methods(
+    batch: Batch,
+    own: Coefficients,
+    coefficients: Sequence[Coefficients],
+    attribution: Attribution,
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+) -> list[blocks.Counterfactual]:
+    """The baseline first."""
+    found: list[blocks.Counterfactual] = []
+    for k, mine in enumerate(coefficients):
+        earlier = coefficients[:k]
+        same = next((j for j, other in enumerate(earlier) if mine.same(other)), None)
+        twin = next(
+            ((other.method.name, factor) for other in earlier if (factor := mine.factor(other)) is not None),
+            None,
+        )
+        if same is not None:
+            does = found[same].arrays
+        elif mine.same(own):
+            does = own_consequences(attribution, mine, batch)
+        else:
+            does = arrays[f"method_{k}"]
+        acting = acting_parts(mine, coefficients[0].method, batch)
+        found.append(blocks.Counterfactual(mine.method, does, len(mine.batch), acting, twin))
     return found
 
 
