@@ -1,11 +1,12 @@
 """Peak memory of every command on SmolLM2-135M, fp32 on a CPU, at its default memory: each alone in a process.
 
-    python benchmarks/pretrained_peaks.py [--only attribute ...]
+    python benchmarks/pretrained_peaks.py [--only attribute ...] [--run DIR]
 
 Numbers of prompts and rollouts are small, for time: a command puts no more rows through the model at once than its
 budget of memory allows, however many there are. peak_gib: the largest resident set of the command, libraries and
 weights included; seconds: of processor. `highest` is the largest of all. Those that need a checkpoint read the run
-that `train` made. With --only, the other commands keep the figures that the result file has.
+that `train` made, or the one that --run names. With --only, the other commands keep the figures that the result file
+has.
 """
 
 import argparse
@@ -44,12 +45,10 @@ print("measured", max(u.ru_maxrss for u in used) / 2**20, sum(u.ru_utime + u.ru_
 """
 
 
-def measure(name: str, folder: Path) -> dict[str, float]:
+def measure(name: str, folder: Path, run: Path) -> dict[str, float]:
     """Peak and seconds of one command; its own words go to the terminal, and one that fails ends the benchmark."""
     out = () if name == "evaluate" else ("--out", str(folder / ("scores.parquet" if name == "score" else name)))
-    model = (
-        ("--model", str(folder / "train")) if name in ON_RUN else ("--model", model_path(), "--task", "stories", *CHAT)
-    )
+    model = ("--model", str(run)) if name in ON_RUN else ("--model", model_path(), "--task", "stories", *CHAT)
     words = [sys.executable, "-c", PEAK, *COMMANDS[name].split(), *model, *out]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     peak, seconds, code = done.stdout.rpartition("measured ")[2].split() if "measured " in done.stdout else (0, 0, 1)
@@ -61,13 +60,15 @@ def measure(name: str, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--run", type=Path, help="a training run of that model, with a checkpoint")
     options = parser.parse_args()
     former = Path(__file__).parent / "results" / "pretrained_peaks.json"
     found = json.loads(former.read_text())["commands"] if former.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        needed = {"train"} if set(options.only) & set(ON_RUN) else set()
+        needed = {"train"} if set(options.only) & set(ON_RUN) and not options.run else set()
+        run = options.run or Path(folder) / "train"
         for name in [name for name in COMMANDS if name in needed | set(options.only)]:
-            found[name] = measure(name, Path(folder))
+            found[name] = measure(name, Path(folder), run)
             print(name, found[name], file=sys.stderr, flush=True)
     finish("pretrained_peaks", {"highest": max(each["peak_gib"] for each in found.values()), "commands": found})
 

@@ -62,7 +62,7 @@ def test_a_shared_prompt_changes_no_figure(model, weights, monkeypatch, tokens):
     assert together.shared
     for found, known in zip([*together.values(), *together.forward(direction)], expected):
         torch.testing.assert_close(found, known, rtol=1e-4, atol=1e-4)
-    found = together.products([weights], groups, [direction])[0, 0]
+    found = together.products([weights], groups, [direction])[0]
     torch.testing.assert_close(
         found, torch.tensor([dot(g, direction) for g in expected[4:]]).double(), rtol=1e-4, atol=1e-5
     )
@@ -166,7 +166,7 @@ def test_a_sweep_holds_two_entries_and_makes_one_pass_for_a_prompt(model, weight
     monkeypatch.setattr(Passes, "_backward", lambda self, *args: backward.append(1) or run(self, *args))
     found = both.products([weights], groups, held)
     assert len(backward) == 3 and len(made) == num * len(both.parameters)
-    torch.testing.assert_close(found[0, 2], 2 * found[0, 1], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found[2], 2 * found[1], rtol=1e-6, atol=1e-9)
 
 
 @pytest.fixture(scope="module")

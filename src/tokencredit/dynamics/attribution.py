@@ -29,7 +29,7 @@ from tokencredit.dynamics.entropy import Weights, entropy_terms
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.to_go import after, baseline_of
 from tokencredit.dynamics.update import Update, by_group
-from tokencredit.dynamics.vectors import Vector
+from tokencredit.dynamics.vectors import Vector, dot
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.sampling import Progress
 from tokencredit.masked import pool, zero_off
@@ -108,8 +108,8 @@ class EntropyGoal:
                 longer = self._by_prompt(_along(self._terms["length"], moved)).sum()
                 yield self._by_prompt(_along(_sum(self._terms), moved)), longer
             return
-        whole, longer = _swept(self, [_sum(self._terms), self._terms["length"]], self._prompts, directions)
-        yield from zip(whole.numpy(), longer.sum(1).tolist())
+        found, length = _swept(self, [_sum(self._terms), self._terms["length"]], self._prompts, directions)
+        yield from zip(found.numpy(), (dot(length, u) for u in directions))
 
     @property
     def _prompts(self) -> list[Tensor]:
@@ -257,12 +257,15 @@ def _swept(
     weightings: Sequence[Weights],
     prompts: Sequence[Tensor],
     directions: Sequence[Vector],
-) -> Tensor:
-    """`Passes.products` over a goal's prompts, of a large model; the goal knows its gradient after it."""
-    whole = None if goal.known else goal.passes.zero()
-    found = goal.passes.products(weightings, prompts, directions, whole)
-    goal.known.extend([] if whole is None else [goal.passes.kept(whole)])
-    return found
+) -> tuple[Tensor, Vector]:
+    """(`Passes.products` over a goal's prompts, of a large model; the gradient with the last weighting). The goal knows
+    its gradient, that with the first, after it.
+    """
+    wholes = [goal.passes.zero() for _ in weightings]
+    found = goal.passes.products(weightings, prompts, directions, wholes)
+    if not goal.known:
+        goal.known.append(goal.passes.kept(wholes[0]))
+    return found, wholes[-1]
 
 
 def _gradient(goal: EntropyGoal | WeightedGoal, weights: Weights, prompts: Sequence[Tensor]) -> Vector:

@@ -123,25 +123,27 @@ class Passes:
         weightings: Sequence[Sequence[Tensor]],
         groups: Sequence[Tensor],
         directions: Sequence[Vector],
-        whole: Mapping[str, Tensor] | None = None,
+        wholes: Sequence[Mapping[str, Tensor] | None] = (None,),
     ) -> Tensor:
-        """[W, K, G]: ⟨∇ Σ (w log π + e H), u⟩ over the rows of each group ([B] bool), for W weightings (w, e) and K
-        directions. A reverse pass for a group and a weighting, each entry of whose gradient is multiplied with that of
-        every direction and let go; of directions there are `at_once` at a time.
+        """[K, G]: ⟨∇ Σ (w log π + e H), u⟩ over the rows of each group ([B] bool), with the first weighting (w, e), for
+        K directions. A reverse pass for a group, each entry of whose gradient is multiplied with that of every
+        direction and let go; of directions there are `at_once` at a time.
 
-        whole   what the gradients with the first weighting are added to
+        wholes   a vector for every weighting, to which its gradients over the groups are added, or None
         """
-        found = torch.zeros(len(weightings), len(directions), len(groups), dtype=torch.float64)
+        found = torch.zeros(len(directions), len(groups), dtype=torch.float64)
         for first in range(0, max(len(directions), 1), self.at_once):
             held = [self.held(u) for u in directions[first : first + self.at_once]]
+            needed = weightings if first == 0 else weightings[:1]
 
-            def heard(q: int, w: int, name: str, g: Tensor) -> None:
-                found[w, first : first + len(held), q] += dots(g, [u[name] for u in held])  # noqa: B023
-                if whole is not None and w == 0 and first == 0:  # noqa: B023
+            def heard(q: int, k: int, name: str, g: Tensor) -> None:
+                if k == 0:
+                    found[first : first + len(held), q] += dots(g, [u[name] for u in held])  # noqa: B023
+                if first == 0 and (whole := wholes[k]) is not None:  # noqa: B023
                     whole[name].add_(g)
 
             for q, rows in enumerate(groups):
-                some = [[x * rows[:, None] for x in each] for each in weightings]
+                some = [[x * rows[:, None] for x in each] for each in needed]
                 if any(x.any() for each in some for x in each):
                     self._backward(some, partial(heard, q))
         return found

@@ -75,7 +75,7 @@ class Update:
         groups = [group == q for q in range(num)]
         along = [scaled(d, self.gain) for d in directions]
         found = self.passes.products([(self.coefficient, none)], groups, along)
-        return list(-self.clip * found[0].numpy())
+        return list(-self.clip * found.numpy())
 
     def rest(self, direction: Mapping[str, Tensor]) -> dict[str, float]:
         """The parts of ⟨d, Δθ⟩ that no token of this batch has made."""

@@ -109,7 +109,7 @@ def _foretell(c: Checkpoint, config: AttributeConfig, methods: int, work: Work) 
         forecast.Drawn(*config.reward, 1 + BACKWARD + times),
     )
     first = c.policy.encode_rows(prompts_of(c, 1, config.seed))[0]
-    vectors = 1 if c.scratch else 4 + methods if large else 8
+    vectors = 2 if c.scratch else 4 + methods if large else 8
     work.tell(forecast.forecast(c, parts, vectors, first, filed))
 
 
