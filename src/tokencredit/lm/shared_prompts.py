@@ -20,12 +20,12 @@ from tokencredit.lm.readout import Readout, Sequences
 from tokencredit.masked import wide
 
 MOST = 512
-CLOSE = 1e-4
+CLOSE = 1e-3
 """Nats by which log-probs behind a shared prompt may differ from those behind one of their own."""
 
 
 @dataclass(frozen=True, eq=False)
-class Shared(Sequences):
+class Packed(Sequences):
     """Rows that hold a prompt and some of its completions; of every token its position behind the prompt, and its
     completion: 0 for the prompt, −1 for padding; [B, L] each.
     """
@@ -44,7 +44,7 @@ class Shared(Sequences):
         return {"position_ids": self.place, "attention_mask": hidden[:, None]}
 
 
-def shared(batch: Sequences, start: Tensor, tokens: int) -> Iterator[tuple[Shared, Tensor]]:
+def shared(batch: Sequences, start: Tensor, tokens: int) -> Iterator[tuple[Packed, Tensor]]:
     """(rows with at most about `tokens` tokens, the indices of their scored tokens in the batch): every completion up
     to its last scored token.
 
@@ -68,7 +68,7 @@ def shared(batch: Sequences, start: Tensor, tokens: int) -> Iterator[tuple[Share
 
 def _laid(
     packs: list[list[int]], batch: Sequences, needed: list[int], begin: list[int], width: int
-) -> tuple[Shared, Tensor]:
+) -> tuple[Packed, Tensor]:
     """Some packs of rows, one below the other."""
     device = batch.ids.device
     ids, place = (torch.zeros(len(packs), width, dtype=torch.long, device=device) for _ in range(2))
@@ -87,7 +87,7 @@ def _laid(
     row, position = batch.row[keep], batch.position[keep]
     position = position + shift[row] * (position >= torch.tensor(begin, device=device)[row])
     origin = tuple(x[keep] for x in batch.origin)
-    found = Shared(ids, (branch >= 0).long(), moved[row], position, batch.target[keep], origin, batch.shape)
+    found = Packed(ids, (branch >= 0).long(), moved[row], position, batch.target[keep], origin, batch.shape)
     return replace(found, place=place, branch=branch), keep
 
 
