@@ -251,7 +251,7 @@ def test_evaluate_takes_the_task_of_a_run_and_options(capsys, tmp_path):
         2,
     ]
     code, out, _ = run(capsys, "evaluate", "--task", tmp_path / "rows.jsonl", *options)
-    assert code == 0 and "1 prompts" in out
+    assert code == 0 and "1 prompts" in out and "prompt=question" in out, "the options of the task are told"
     (tmp_path / "rows.jsonl").write_text('{"question": "<bos> 7 =", "answer": "3"}\n\n{"question": "<bos> 8 ="}\n')
     assert "line 3: no answer" in refused(capsys, "evaluate", "--task", tmp_path / "rows.jsonl", *options)
 

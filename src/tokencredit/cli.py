@@ -331,7 +331,8 @@ def _evaluate(args) -> int:
             progress=advance,
         )
     about = f"{len(rows)} prompts, temperature {policy.temperature:g}"
-    console.print(f"{called(settled.model)} on {settled.task} ({args.split}), {about}", soft_wrap=True)
+    task = " ".join([str(settled.task), *(f"{name}={value}" for name, value in settled.options.items())])
+    console.print(f"{called(settled.model)} on {task} ({args.split}), {about}", soft_wrap=True)
     console.print(_figures(figures))
     if args.out:
         made = {"command": args.command_line, "seed": args.seed, "policy": settled.as_dict()}
