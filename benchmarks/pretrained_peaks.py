@@ -27,7 +27,7 @@ COMMANDS = {
     "evaluate": "evaluate --prompts 16 --samples 4",
     "score": "score --prompts 16",
     "pivotality": "pivotality run --prompts 2 --samples 2 --rollouts 8",
-    "correlation": "study correlation --prompts 4 --completions 1 --rollouts 4 --bootstraps 50 --temperatures",
+    "correlation": "study correlation --prompts 4 --completions 1 --rollouts 8 --bootstraps 50 --temperatures",
     "variance": f"study variance {SMALL} --batch 2 --methods gtpo ptw_entropy",
     "noise_scale": f"dynamics noise-scale {SMALL}",
     "entropy": f"dynamics entropy {SMALL} --updates 1 --rates 3 --eval-prompts 16",
