@@ -4,7 +4,14 @@ for all directions. A small model is called large here, so that both ways can be
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from tokencredit.dynamics import passes, vectors
 from tokencredit.dynamics.optimizer import Moments, OptimizerState, Rule
@@ -116,6 +123,9 @@ def test_models_that_cannot_share_a_prompt_are_told_apart(model):
     assert not shares_prompts(find_readout(NoPositions(model.config).eval(), ids), ids)
     window = MistralForCausalLM(MistralConfig(sliding_window=4, **SHAPE, **HEADS)).eval()
     assert not shares_prompts(find_readout(window, ids), ids)
+    shape = {"vocab_size": 64, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "bos_token_id": 0, "eos_token_id": 1}
+    wide = GPTNeoForCausalLM(GPTNeoConfig(window_size=32, attention_types=[[["global", "local"], 1]], **shape)).eval()
+    assert not shares_prompts(find_readout(wide, ids), ids), "its window is longer than the trial"
 
 
 def test_a_vector_in_a_file_is_the_vector(tmp_path):
@@ -127,6 +137,20 @@ def test_a_vector_in_a_file_is_the_vector(tmp_path):
         assert filed[name].dtype == value.dtype and torch.equal(filed[name], value)
     filed["a"].zero_()
     assert torch.equal(filed["a"], x["a"]), "what is read is a copy to its reader"
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    class Full:
+        tell, seek, close, flush = (lambda self, *_: 0,) * 4
+
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(vectors.tempfile, "TemporaryFile", lambda dir: Full())
+    with pytest.raises(
+        OSError, match=r"as the model are kept in files there meanwhile: No space left .*" + tmp_path.name
+    ):
+        Filed({"a": torch.ones(3)}, tmp_path)
 
 
 def test_moments_in_a_file_are_the_moments(tmp_path):
@@ -167,6 +191,19 @@ def test_a_sweep_holds_two_entries_and_makes_one_pass_for_a_prompt(model, weight
     found = both.products([weights], groups, held)
     assert len(backward) == 3 and len(made) == num * len(both.parameters)
     torch.testing.assert_close(found[2], 2 * found[1], rtol=1e-6, atol=1e-9)
+
+
+def test_the_forecast_lets_as_many_share_a_prompt_as_fit_in_a_row(monkeypatch):
+    from types import SimpleNamespace
+
+    from tokencredit.studies import forecast
+
+    monkeypatch.setattr(forecast, "FINE", 0)
+    monkeypatch.setattr(forecast, "shares_prompts", lambda *_: True)
+    monkeypatch.setattr(forecast, "find_readout", lambda *_: None)
+    tiny = SimpleNamespace(model=LlamaForCausalLM(LlamaConfig(**SHAPE, **HEADS)), max_new_tokens=100)
+    together = [forecast._together(tiny, range(length)) for length in (12, 112, 412, 600)]
+    assert together == [5, 4, 1, 1]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from tokencredit import checkpoints
 from tokencredit.durable import read_mapping
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, read_optimizer
-from tokencredit.dynamics.vectors import FINE, size
+from tokencredit.dynamics.vectors import FINE, size, trained
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model, run_of
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.lm.policy import Policy, PolicyConfig
@@ -88,8 +88,7 @@ class Checkpoint:
         """The same with vectors as large as the model in files of a folder, the optimizer's among them, where the model
         is large and on a CPU.
         """
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        if size(trained) <= FINE or self.model.device.type != "cpu":
+        if size(trained(self.model)) <= FINE or self.model.device.type != "cpu":
             return self
         return replace(self, scratch=scratch, optimizer=self.optimizer and self.optimizer.filed(scratch))
 
@@ -100,8 +99,7 @@ class Checkpoint:
         if kind not in ("adamw", "sgd"):
             raise ValueError(f"a fresh optimizer is adamw or sgd, not {kind!r}")
         rule = Rule(kind, lr=self.config.learning_rate, **({"betas": (0.9, 0.99)} if kind == "adamw" else {}))
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        return replace(self, optimizer=OptimizerState.fresh(names, rule))
+        return replace(self, optimizer=OptimizerState.fresh(list(trained(self.model)), rule))
 
 
 def open_checkpoint(

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokencredit.dynamics.vectors import Filed
+from tokencredit.dynamics.vectors import Filed, trained
 from tokencredit.lm.models import CausalModel
 
 FILE = "optimizer.pt"
@@ -245,7 +245,7 @@ def _names(groups: Sequence[Mapping], states: Mapping, model: CausalModel) -> li
     """Names of every group's parameters: as saved, in the order of transformers' Trainer, or in the order of the
     model.
     """
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = trained(model)
     candidates = [
         [list(group.get("param_names") or []) for group in groups],
         _trainer_order(model, trainable, len(groups)),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from tokencredit.dynamics.vectors import FINE, Filed, Vector, condensed, dots, kept_as, size
+from tokencredit.dynamics.vectors import FINE, Filed, Vector, condensed, dots, kept_as, size, trained
 from tokencredit.lm.attention import differentiable_attention
 from tokencredit.lm.head import Head, head_statistics
 from tokencredit.lm.models import CausalModel
@@ -67,7 +67,7 @@ class Passes:
         self.softmax = softmax
         self.most, self.tokens = tokens, min(tokens, self.room.tokens())
         self.width = max(width, max(len(completion) for completion in completions))
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = trained(model)
         device = next(model.parameters()).device
         self.batch: Sequences = pad(prompts, completions, device)
         self.start = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -113,7 +113,7 @@ class Passes:
         return tuple(map(self.grid, found))
 
     def reverse(self, logprob_weight: Tensor | None = None, entropy_weight: Tensor | None = None) -> Vector:
-        """∇ Σ (w log π + e H) over the parameters, float64; weights are [B, T], None for none."""
+        """∇ Σ (w log π + e H) over the parameters, a kept vector; weights are [B, T], None for none."""
         found = self.zero()
         self._backward([(logprob_weight, entropy_weight)], lambda _, name, g: found[name].add_(g))
         return self.kept(found)
@@ -237,7 +237,7 @@ class Passes:
 
 def room_of(model: CausalModel, memory: int | None) -> Room:
     """What passes may hold: of a budget for the whole process, a large model's gradient comes off."""
-    parameters, room = {name: p for name, p in model.named_parameters() if p.requires_grad}, Room.of(model, memory)
+    parameters, room = trained(model), Room.of(model, memory)
     if memory is None or size(parameters) <= FINE:
         return room
     return room.beside(size(parameters) * kept_as(parameters).itemsize)

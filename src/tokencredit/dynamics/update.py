@@ -144,11 +144,9 @@ def step_of(
     optimizer = optimizer or checkpoint.needs_optimizer()
     length = norm(gradient)
     clip = 1.0 if checkpoint.max_grad_norm is None else min(1.0, checkpoint.max_grad_norm / (length + NORM_EPS))
-    theta = {
-        name: p.detach().clone() if optimizer.rules[name].weight_decay else p.detach()
-        for name, p in passes.parameters.items()
-    }
-    theta = passes.kept(theta) if any(rule.weight_decay for rule in optimizer.rules.values()) else theta
+    theta = {name: p.detach() for name, p in passes.parameters.items()}
+    if any(rule.weight_decay for rule in optimizer.rules.values()):
+        theta = {name: p.clone() for name, p in theta.items()} if passes.scratch is None else passes.kept(theta)
     parts = (_part(pick, theta, gradient, clip, optimizer) for pick in PARTS.values())
     return Update(batch, passes, coefficient, credit, gradient, clip, *parts, optimizer.lr)
 

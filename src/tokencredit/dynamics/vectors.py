@@ -18,11 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokencredit.lm.models import CausalModel
+
 Vector = Mapping[str, Tensor]
 FINE = 1 << 24
 """Numbers up to which a kept vector is float64."""
 BLOCK = 1 << 16
 ALIGNED = 64
+
+
+def trained(model: CausalModel) -> dict[str, Tensor]:
+    """The parameters in training, by name: what a vector has an entry for."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def size(parameters: Mapping[str, Tensor]) -> int:
@@ -68,9 +75,13 @@ class Filed(Mapping[str, Tensor]):
             x = vector[name].detach()
             place = -(-self.file.tell() // ALIGNED) * ALIGNED
             self.file.seek(place)
-            self.file.write(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            try:
+                self.file.write(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                self.file.flush()
+            except OSError as error:
+                message = f"vectors as large as the model are kept in files there meanwhile: {error.strerror}"
+                raise OSError(error.errno, message, str(folder)) from error
             self.entries[name] = (place, x.dtype, x.shape)
-        self.file.flush()
 
     def __getitem__(self, name: str) -> Tensor:
         place, dtype, shape = self.entries[name]

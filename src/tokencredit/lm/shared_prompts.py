@@ -20,6 +20,8 @@ from tokencredit.lm.readout import Readout, Sequences
 from tokencredit.masked import wide
 
 MOST = 512
+WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size")
+"""What configurations call the number of tokens that attention looks back."""
 CLOSE = 1e-3
 """Nats by which log-probs behind a shared prompt may differ from those behind one of their own."""
 
@@ -103,7 +105,7 @@ def shares_prompts(readout: Readout, ids: Tensor) -> bool:
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     length = min(len(ids), 24) // 3
     precise = next(readout.model.parameters()).dtype in (torch.float32, torch.float64)
-    if getattr(config, "sliding_window", None) or length < 2 or not precise:
+    if any(getattr(config, name, None) for name in WINDOWS) or length < 2 or not precise:
         return False
     two = torch.stack([ids[: 2 * length], torch.cat([ids[:length], ids[2 * length : 3 * length]])])
     row = torch.arange(2, device=ids.device).repeat_interleave(length)

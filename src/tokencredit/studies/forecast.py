@@ -2,9 +2,9 @@
 
     seconds ≤ Σ rows · (n · written + passes · (prompt / m + written)) / speed      written = max_new_tokens, n = 2
 
-A pass is a forward pass over a row; a backward pass counts as 2, a forward-mode pass as 4. m rows share a prompt: those
-of a group in a large model that can (`lm.shared_prompts`), otherwise m = 1. The speed is that of one pass over a
-prompt, timed now; a token that is sampled alone takes about n times as long as one of many.
+A pass is a forward pass over a row; a backward pass counts as 2, a forward-mode pass as 4. m rows share a prompt: of
+a group in a large model that can (`lm.shared_prompts`) as many as go together, otherwise m = 1. The speed is that of
+one pass over a prompt, timed now; a token that is sampled alone takes about n times as long as one of many.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.passes import room_of
-from tokencredit.dynamics.vectors import FINE, kept_as, size
+from tokencredit.dynamics.vectors import FINE, kept_as, size, trained
 from tokencredit.lm.readout import evaluating, find_readout
 from tokencredit.lm.room import LIBRARIES
-from tokencredit.lm.shared_prompts import shares_prompts
+from tokencredit.lm.shared_prompts import MOST, shares_prompts
 from tokencredit.studies.study import told_time
 
 BACKWARD, ALONG, SAMPLED = 3, 5, 2
@@ -47,11 +47,11 @@ def forecast(
     files, the optimizer's moments left out; prompt: token ids of a usual one.
     """
     written = checkpoint.max_new_tokens
-    speed, together = _speed(checkpoint, prompt), _shared(checkpoint, prompt)
+    speed, most = _speed(checkpoint, prompt), _together(checkpoint, prompt)
     rollouts = sum(each.rollouts for each in drawn)
     sampled = rollouts * written
     passed = sum(
-        each.rollouts * each.passes * (len(prompt) / (each.group if together else 1) + written) for each in drawn
+        each.prompts * each.passes * (len(prompt) * -(-each.group // most) + each.group * written) for each in drawn
     )
     seconds = (SAMPLED * sampled + passed) / speed
     whole, held = rollouts * (len(prompt) + written), memory(checkpoint, vectors) / 2**30
@@ -67,7 +67,7 @@ def memory(checkpoint: Checkpoint, vectors: float) -> float:
     """Bytes: libraries, weights, what passes may hold, and vectors as large as the model; moments among them where they
     are in no file.
     """
-    parameters = _trained(checkpoint)
+    parameters = trained(checkpoint.model)
     weights = sum(p.numel() * p.element_size() for p in checkpoint.model.parameters())
     one = size(parameters) * kept_as(parameters).itemsize
     moments = 0 if checkpoint.scratch else _moments(checkpoint)
@@ -76,22 +76,20 @@ def memory(checkpoint: Checkpoint, vectors: float) -> float:
 
 def _files(checkpoint: Checkpoint, vectors: float) -> float:
     """Bytes of vectors in files, of the optimizer's moments too; none where vectors are in memory."""
-    parameters = _trained(checkpoint)
+    parameters = trained(checkpoint.model)
     return _moments(checkpoint) + vectors * size(parameters) * kept_as(parameters).itemsize if checkpoint.scratch else 0
 
 
-def _trained(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return {name: p for name, p in checkpoint.model.named_parameters() if p.requires_grad}
-
-
 def _moments(checkpoint: Checkpoint) -> int:
-    return 2 * 4 * size(_trained(checkpoint)) if checkpoint.optimizer and _remembers(checkpoint) else 0
+    return 2 * 4 * size(trained(checkpoint.model)) if checkpoint.optimizer and _remembers(checkpoint) else 0
 
 
-def _shared(checkpoint: Checkpoint, prompt: Sequence[int]) -> bool:
-    """Whether completions share their prompts in passes."""
+def _together(checkpoint: Checkpoint, prompt: Sequence[int]) -> int:
+    """How many of the longest completions share a prompt in passes."""
     ids = torch.tensor(list(prompt), device=checkpoint.model.device)
-    return size(_trained(checkpoint)) > FINE and shares_prompts(find_readout(checkpoint.model, ids), ids)
+    if size(trained(checkpoint.model)) <= FINE or not shares_prompts(find_readout(checkpoint.model, ids), ids):
+        return 1
+    return max((MOST - len(prompt)) // checkpoint.max_new_tokens, 1)
 
 
 def _remembers(checkpoint: Checkpoint) -> bool:

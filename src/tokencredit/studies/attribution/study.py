@@ -34,7 +34,7 @@ from tokencredit.dynamics.counterfactual import Coefficients, acting_parts, cons
 from tokencredit.dynamics.diagnostics import diagnostics
 from tokencredit.dynamics.pivotal import batch_of_run, from_trees
 from tokencredit.dynamics.update import Update, update_vector
-from tokencredit.dynamics.vectors import FINE
+from tokencredit.dynamics.vectors import FINE, size, trained
 from tokencredit.lm.sampling import Progress
 from tokencredit.lm.text import pieces
 from tokencredit.runs import Run
@@ -98,9 +98,10 @@ def _foretell(c: Checkpoint, config: AttributeConfig, methods: int, work: Work) 
     goals'.
     """
     sets, directions = 7, 3 + 2 * methods + 7
-    if large := parameters_of(c) > FINE:
+    decays = any(rule.weight_decay for rule in c.needs_optimizer().rules.values())
+    if large := size(trained(c.model)) > FINE:
         step = 2 + (1 + 2 * methods + sets) * BACKWARD + 2 * ALONG
-        times, filed = 0, (1 + methods + len(GOALS)) + directions / 2
+        times, filed = 0, (1 + methods) * (1 + decays) + len(GOALS) + directions / 2
     else:
         step, times, filed = 2 + (1 + methods + sets) * BACKWARD + 2 * (1 + methods) * ALONG, directions * ALONG, 0
     parts = (
