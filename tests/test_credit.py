@@ -958,7 +958,8 @@ def test_laws_follow_the_settings():
     remembered = EntropyGradient(difficulty=0.5, rate="past_pass_rate")
     assert remembered.laws == {"row_local", "group_local"}
     assert remembered.needs == {"entropy", "logprob", "past_pass_rate"}
-    assert EntropyGradient(rate="past_pass_rate").needs == {"entropy", "logprob"}
+    with pytest.raises(ValueError, match="is of difficulty, which is None"):
+        EntropyGradient(rate="past_pass_rate")
     assert Sum(Outcome(), GroupCenter()).laws == {"group_local"} and "keeps_sign" in Sum(Weight("x")).laws
     assert Chain(Outcome(), GroupCenter()).laws == {"group_local"}
     assert Chain(ProxyWeight("x", "rank"), TopFraction("x", scope="row")).laws == {

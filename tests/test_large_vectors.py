@@ -239,6 +239,6 @@ def test_attribution_of_a_large_model_is_that_of_a_small_one(small_study, tmp_pa
             assert found[name].value == pytest.approx(figure.value, rel=2e-2, abs=2e-3 * scale), name
     assert not [path for path in out.iterdir() if path.name.startswith("tmp")]
     (out / "result.json").unlink()
-    (out / "stages" / "without_0.npz").unlink()
+    (out / "stages" / "fewer_0.npz").unlink()
     again = STUDY.run(small_study, out)["figures"]
     assert {name: each.value for name, each in again.items()} == {name: each.value for name, each in found.items()}

@@ -137,6 +137,8 @@ class EntropyGradient(Transform):
 
     def __post_init__(self) -> None:
         one_of(self, rate=("group", "past_pass_rate"))
+        if self.difficulty is None and self.rate != "group":
+            raise ValueError(f"EntropyGradient.rate is of difficulty, which is None: {self.rate!r} would be unread")
         if self.difficulty is not None and not self.difficulty > 0:
             raise ValueError(f"EntropyGradient.difficulty must be positive or None: it divides; got {self.difficulty}")
         if self.target is not None:
@@ -146,8 +148,7 @@ class EntropyGradient(Transform):
 
     @property
     def needs(self) -> frozenset[str]:
-        past = {self.rate} if self.difficulty is not None and self.rate != "group" else set()
-        return needs(self) | {"logprob"} | past
+        return needs(self) | {"logprob"} | ({self.rate} - {"group"})
 
     def apply(self, credit: Tensor, rollouts: Rollouts) -> Tensor:
         if self._uncertain(rollouts):

@@ -261,11 +261,11 @@ def _swept(
     """(`Passes.products` over a goal's prompts, of a large model; the gradient with the last weighting). The goal knows
     its gradient, that with the first, after it.
     """
-    wholes = [goal.passes.zero() for _ in weightings]
+    wholes = [None if goal.known and k == 0 else goal.passes.zero() for k in range(len(weightings))]
     found = goal.passes.products(weightings, prompts, directions, wholes)
     if not goal.known:
         goal.known.append(goal.passes.kept(wholes[0]))
-    return found, wholes[-1]
+    return found, goal.known[0] if len(wholes) == 1 else wholes[-1]
 
 
 def _gradient(goal: EntropyGoal | WeightedGoal, weights: Weights, prompts: Sequence[Tensor]) -> Vector:

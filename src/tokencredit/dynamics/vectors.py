@@ -124,14 +124,14 @@ def dots(x: Tensor, others: Sequence[Tensor]) -> Tensor:
     """[K] float64: the products of an entry with those of K other vectors; sums over a block in float32 where both are
     no better.
     """
-    found = torch.zeros(len(others), dtype=torch.float64)
+    found = torch.zeros(len(others), dtype=torch.float64, device=x.device)
     dtypes = [torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32 for y in others]
     flat = [y.reshape(-1) for y in others]
     for start, some in zip(range(0, x.numel(), BLOCK), x.reshape(-1).split(BLOCK)):
         wide = {dtype: some.to(dtype) for dtype in set(dtypes)}
         for k, (y, dtype) in enumerate(zip(flat, dtypes)):
-            found[k] += torch.linalg.vecdot(wide[dtype], y[start : start + BLOCK].to(dtype)).cpu()
-    return found
+            found[k] += torch.linalg.vecdot(wide[dtype], y[start : start + BLOCK].to(x.device, dtype))
+    return found.cpu()
 
 
 def norm(a: Vector) -> float:

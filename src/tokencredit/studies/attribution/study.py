@@ -77,7 +77,7 @@ def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
     own, sets = Coefficients.of(c.method, batch), token_sets(update)
     attribution, arrays = _asked(c, update, batch, own, coefficients, sets, goals, stages, say)
     found = _methods(batch, own, coefficients, attribution, arrays)
-    ablated = {name: arrays[f"without_{k}"] for k, name in enumerate(sets)}
+    ablated = {name: arrays[f"fewer_{k}"] for k, name in enumerate(sets)}
     known = _trees(c, update.batch, config, stages, say) if stored is None else stored
 
     say("figures")
@@ -162,7 +162,7 @@ def _asked(
     stages: Stages,
     say: Callable[[str], None],
 ) -> tuple[Attribution, dict[str, dict[str, np.ndarray]]]:
-    """The attribution of the step, and what "method_k" and "without_k" would do: the questions that are not stored yet,
+    """The attribution of the step, and what "method_k" and "fewer_k" would do: the questions that are not stored yet,
     of a large model as many together as there is room for.
 
     A method whose coefficients are those of an earlier one, or of the step that is looked at, is not asked for.
@@ -172,7 +172,7 @@ def _asked(
         if not any(mine.same(other) for other in (own, *coefficients[:k])):
             questions[f"method_{k}"] = lambda mine=mine: consequences(c, mine, batch, goals())
     for k, tokens in enumerate(sets.values()):
-        questions[f"without_{k}"] = lambda tokens=tokens: without(c, update, tokens)
+        questions[f"fewer_{k}"] = lambda tokens=tokens: without(c, update, tokens)
     names, num = list(questions), max(update.passes.at_once // DIRECTIONS, 1) if update.passes.large else 1
 
     def opened(place: int) -> Question:
