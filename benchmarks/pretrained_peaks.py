@@ -28,9 +28,9 @@ COMMANDS = {
     "score": "score --prompts 16",
     "pivotality": "pivotality run --prompts 2 --samples 2 --rollouts 8",
     "correlation": "study correlation --prompts 4 --completions 1 --rollouts 8 --bootstraps 50 --temperatures",
-    "variance": f"study variance {SMALL} --batch 2 --methods gtpo ptw_entropy",
+    "variance": "study variance --prompts 8 --group 4 --batch 2 --methods gtpo ptw_entropy",
     "noise_scale": f"dynamics noise-scale {SMALL}",
-    "entropy": f"dynamics entropy {SMALL} --updates 1 --rates 3 --eval-prompts 16",
+    "entropy": f"dynamics entropy {SMALL} --updates 1 --rates 4 --eval-prompts 16",
     "kernel": f"dynamics kernel {SMALL} --sequences --held-out 8",
     "attribute": "dynamics attribute --prompts 8 --group 4 --entropy 24 2 --reward 24 2 --trees 0"
     " --methods grpo gtpo ptw_entropy",
