@@ -31,11 +31,10 @@ COMMANDS = {
     "variance": "study variance --prompts 8 --group 4 --batch 2 --methods gtpo ptw_entropy",
     "noise_scale": f"dynamics noise-scale {SMALL}",
     "entropy": f"dynamics entropy {SMALL} --updates 1 --rates 4 --eval-prompts 16",
-    "kernel": "dynamics kernel --prompts 1 --group 3 --sequences --held-out 8",
     "attribute": "dynamics attribute --prompts 8 --group 4 --entropy 24 2 --reward 24 2 --trees 0"
     " --methods grpo gtpo ptw_entropy",
 }
-ON_RUN = ("noise_scale", "entropy", "kernel", "attribute")
+ON_RUN = ("noise_scale", "entropy", "attribute")
 PEAK = """
 import resource, sys
 from tokencredit.cli import main
