@@ -14,7 +14,7 @@ from _result import finish
 from tokencredit.dynamics.batch import draw
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.update import update_vector
-from tokencredit.dynamics.vectors import cosine, moved, norm
+from tokencredit.dynamics.vectors import cosine, moved, norm, trained
 from tokencredit.methods import METHODS
 
 BATCHES = 4
@@ -23,7 +23,7 @@ METHOD_NAMES = ("grpo", "gtpo")
 
 def real_step(checkpoint, batch, method):
     """{name: change} of one step of torch's AdamW; the model is left as it was."""
-    model, named = checkpoint.model, {n: p for n, p in checkpoint.model.named_parameters() if p.requires_grad}
+    model, named = checkpoint.model, trained(checkpoint.model)
     saved = torch.load(checkpoint.path / "optimizer.pt", weights_only=True)
     norms = [p for n, p in named.items() if "norm" in n]
     optimizer = torch.optim.AdamW([{"params": [p for n, p in named.items() if "norm" not in n]}, {"params": norms}])

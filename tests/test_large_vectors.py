@@ -13,7 +13,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from tokencredit.dynamics import passes, vectors
+from tokencredit.dynamics import vectors
 from tokencredit.dynamics.optimizer import Moments, OptimizerState, Rule
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.vectors import Derived, Filed, dot, dots
@@ -40,8 +40,7 @@ def weights():
 
 
 def large(monkeypatch, limit=0):
-    for module in (vectors, passes):
-        monkeypatch.setattr(module, "FINE", limit)
+    monkeypatch.setattr(vectors, "FINE", limit)
 
 
 def seen_by(model):
@@ -198,7 +197,7 @@ def test_the_forecast_lets_as_many_share_a_prompt_as_fit_in_a_row(monkeypatch):
 
     from tokencredit.studies import forecast
 
-    monkeypatch.setattr(forecast, "FINE", 0)
+    large(monkeypatch)
     monkeypatch.setattr(forecast, "shares_prompts", lambda *_: True)
     monkeypatch.setattr(forecast, "find_readout", lambda *_: None)
     tiny = SimpleNamespace(model=LlamaForCausalLM(LlamaConfig(**SHAPE, **HEADS)), max_new_tokens=100)
@@ -222,9 +221,6 @@ def test_attribution_of_a_large_model_is_that_of_a_small_one(small_study, tmp_pa
 
     known = STUDY.run(small_study, tmp_path / "small")["figures"]
     large(monkeypatch)
-    monkeypatch.setattr("tokencredit.dynamics.checkpoint.FINE", 0)
-    monkeypatch.setattr("tokencredit.studies.attribution.study.FINE", 0)
-    monkeypatch.setattr("tokencredit.studies.forecast.FINE", 0)
     swept, run = [], Passes.products
     monkeypatch.setattr(Passes, "products", lambda self, *args: swept.append(len(args[2])) or run(self, *args))
     told = []

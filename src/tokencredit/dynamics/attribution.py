@@ -108,7 +108,7 @@ class EntropyGoal:
                 longer = self._by_prompt(_along(self._terms["length"], moved)).sum()
                 yield self._by_prompt(_along(_sum(self._terms), moved)), longer
             return
-        found, length = _swept(self, [_sum(self._terms), self._terms["length"]], self._prompts, directions)
+        found, (_, length) = _swept(self, [_sum(self._terms), self._terms["length"]], self._prompts, directions)
         yield from zip(found.numpy(), (dot(length, u) for u in directions))
 
     @property
@@ -257,15 +257,15 @@ def _swept(
     weightings: Sequence[Weights],
     prompts: Sequence[Tensor],
     directions: Sequence[Vector],
-) -> tuple[Tensor, Vector]:
-    """(`Passes.products` over a goal's prompts, of a large model; the gradient with the last weighting). The goal knows
-    its gradient, that with the first, after it.
+) -> tuple[Tensor, list[Vector | None]]:
+    """(`Passes.products` over a goal's prompts, of a large model; the gradients with the weightings). The goal knows
+    that with the first, its own, after it, and where it knew it before there is None in its place.
     """
     wholes = [None if goal.known and k == 0 else goal.passes.zero() for k in range(len(weightings))]
     found = goal.passes.products(weightings, prompts, directions, wholes)
     if not goal.known:
         goal.known.append(goal.passes.kept(wholes[0]))
-    return found, goal.known[0] if len(wholes) == 1 else wholes[-1]
+    return found, wholes
 
 
 def _gradient(goal: EntropyGoal | WeightedGoal, weights: Weights, prompts: Sequence[Tensor]) -> Vector:

@@ -12,7 +12,7 @@ import torch
 from tokencredit import checkpoints
 from tokencredit.durable import read_mapping
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, read_optimizer
-from tokencredit.dynamics.vectors import FINE, size, trained
+from tokencredit.dynamics.vectors import large, trained
 from tokencredit.lm.load import load_model, load_tokenizer, resolve_model, run_of
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.lm.policy import Policy, PolicyConfig
@@ -88,7 +88,7 @@ class Checkpoint:
         """The same with vectors as large as the model in files of a folder, the optimizer's among them, where the model
         is large and on a CPU.
         """
-        if size(trained(self.model)) <= FINE or self.model.device.type != "cpu":
+        if not large(trained(self.model)) or self.model.device.type != "cpu":
             return self
         return replace(self, scratch=scratch, optimizer=self.optimizer and self.optimizer.filed(scratch))
 

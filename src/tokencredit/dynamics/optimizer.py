@@ -117,6 +117,11 @@ class OptimizerState:
         return replace(self, moments=_FiledMoments({n: each.step for n, each in self.moments.items()}, kept))
 
     @property
+    def decays(self) -> bool:
+        """Whether weight decay moves a parameter."""
+        return any(rule.weight_decay for rule in self.rules.values())
+
+    @property
     def lr(self) -> float:
         """The largest learning rate of the groups."""
         return max(rule.lr for rule in self.rules.values())

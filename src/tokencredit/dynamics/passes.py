@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from tokencredit.dynamics.vectors import FINE, Filed, Vector, condensed, dots, kept_as, size, trained
+from tokencredit.dynamics.vectors import Filed, Vector, condensed, dots, kept_as, large, size, trained
 from tokencredit.lm.attention import differentiable_attention
 from tokencredit.lm.head import Head, head_statistics
 from tokencredit.lm.models import CausalModel
@@ -79,7 +79,7 @@ class Passes:
     @property
     def large(self) -> bool:
         """Whether a reverse pass for a few rows costs much more than starting one does."""
-        return size(self.parameters) > FINE
+        return large(self.parameters)
 
     @property
     def at_once(self) -> int:
@@ -89,9 +89,13 @@ class Passes:
     @cached_property
     def shared(self) -> bool:
         """Whether completions of one prompt go through the model in one row."""
-        repeated = len({tuple(ids[:n].tolist()) for ids, n in zip(self.batch.ids, self.start)}) < self.num_rows
+        if not self.large:
+            return False
+        prompts = {tuple(ids[:n].tolist()) for ids, n in zip(self.batch.ids, self.start)}
+        if len(prompts) == self.num_rows:
+            return False
         with evaluating(self.model):
-            return self.large and repeated and shares_prompts(self.readout, self.batch.ids[0])
+            return shares_prompts(self.readout, self.batch.ids[0])
 
     def kept(self, vector: Vector) -> Vector:
         """A vector that is there, where this model's vectors are kept."""
@@ -238,7 +242,7 @@ class Passes:
 def room_of(model: CausalModel, memory: int | None) -> Room:
     """What passes may hold: of a budget for the whole process, a large model's gradient comes off."""
     parameters, room = trained(model), Room.of(model, memory)
-    if memory is None or size(parameters) <= FINE:
+    if memory is None or not large(parameters):
         return room
     return room.beside(size(parameters) * kept_as(parameters).itemsize)
 

@@ -145,7 +145,7 @@ def step_of(
     length = norm(gradient)
     clip = 1.0 if checkpoint.max_grad_norm is None else min(1.0, checkpoint.max_grad_norm / (length + NORM_EPS))
     theta = {name: p.detach() for name, p in passes.parameters.items()}
-    if any(rule.weight_decay for rule in optimizer.rules.values()):
+    if optimizer.decays:
         theta = {name: p.clone() for name, p in theta.items()} if passes.scratch is None else passes.kept(theta)
     parts = (_part(pick, theta, gradient, clip, optimizer) for pick in PARTS.values())
     return Update(batch, passes, coefficient, credit, gradient, clip, *parts, optimizer.lr)

@@ -37,9 +37,14 @@ def size(parameters: Mapping[str, Tensor]) -> int:
     return sum(p.numel() for p in parameters.values())
 
 
+def large(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether vectors over them are too large to be made and kept without a thought."""
+    return size(parameters) > FINE
+
+
 def kept_as(parameters: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype of a vector that is kept."""
-    if size(parameters) <= FINE or any(p.dtype == torch.float64 for p in parameters.values()):
+    if not large(parameters) or any(p.dtype == torch.float64 for p in parameters.values()):
         return torch.float64
     return torch.float32
 

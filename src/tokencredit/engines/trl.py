@@ -39,6 +39,7 @@ from tokencredit.engines.trl_groups import (
     extend_table,
     loss_mask,
     rewrite_table,
+    share,
     token_columns,
     trimmed,
 )
@@ -189,8 +190,7 @@ class CreditTrainer(Steered, Remembers, GRPOTrainer):
             if self.model.training and self.method.mixed_groups_only and self.max_rounds > 1:
                 out, batch = draw_again(self, out, batch)
             credit, plan = self._assign(batch)
-            size, width = out["completion_ids"].shape
-            mine = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
+            width, mine = out["completion_ids"].shape[1], share(self, len(credit))
             out["advantages"] = credit[mine, :width]
             out["token_weight"] = plan.weight[mine, :width]
             if plan.coefficient is not None:

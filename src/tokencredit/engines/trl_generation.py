@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.engines.trainer import Trainer
-from tokencredit.engines.trl_scoring import allowed, distribution, warn
+from tokencredit.engines.trl_scoring import allowed, apart, distribution, warn
 from tokencredit.lm.models import CausalModel
 from tokencredit.masked import zero_off
 
@@ -56,17 +56,16 @@ class Listener:
         """
         heard = self._heard(out)
         self._forget()
-        if self._agrees is False or not self._everywhere(heard is not None):
+        if self._agrees is False or self._farthest(float(heard is None)):
             return measured()
         if self._agrees is None:
             truth, mask = measured(), out["completion_mask"].bool()
-            gaps = torch.stack([_apart(heard[name], truth[name], mask) for name in heard]).max()[None]
-            apart = float(self.trainer.accelerator.gather(gaps).max())
-            self._agrees = apart <= allowed(self.trainer)
+            gap = self._farthest(apart([heard[name][mask] for name in heard], [truth[name][mask] for name in heard]))
+            self._agrees = gap <= allowed(self.trainer)
             if not self._agrees:
                 warn(
                     self.trainer,
-                    f"what generation says of its tokens' log-probs and entropies is {apart:.2g} nats in the mean from"
+                    f"what generation says of its tokens' log-probs and entropies is {gap:.2g} nats in the mean from"
                     " a forward pass over them: they are taken from such a pass for every rollout batch",
                 )
                 return truth
@@ -103,10 +102,10 @@ class Listener:
         padding = (0, ids.shape[1] - width)
         return {name: zero_off(torch.nn.functional.pad(x, padding), mask) for name, x in found.items()}
 
-    def _everywhere(self, here: bool) -> bool:
-        """Whether it holds on every process."""
+    def _farthest(self, here: float) -> float:
+        """The largest of all processes'."""
         accelerator = self.trainer.accelerator
-        return bool(accelerator.gather(torch.tensor([here], device=accelerator.device)).all())
+        return float(accelerator.gather(torch.tensor([here], device=accelerator.device)).max())
 
 
 def _one_call_per_token(trainer: Trainer) -> bool:
@@ -114,9 +113,3 @@ def _one_call_per_token(trainer: Trainer) -> bool:
     others = ("use_vllm", "use_transformers_continuous_batching", "use_transformers_paged")
     compiles = not getattr(getattr(trainer, "generation_config", None), "disable_compile", False)
     return not compiles and not any(getattr(trainer.args, name, False) for name in others)
-
-
-def _apart(found: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """The mean absolute difference over a mask, infinite where there is a NaN."""
-    gap = zero_off(found.float() - truth.float(), mask).abs().sum() / mask.sum().clamp(min=1)
-    return gap.nan_to_num(torch.inf)

@@ -228,12 +228,12 @@ def _fresh_inputs(trainer: Trainer, num_prompts: int, turn: int) -> list[dict]:
     prompts = range(len(trainer.train_dataset))
     picks = draw.sample(prompts, num_prompts) if num_prompts <= len(prompts) else draw.choices(prompts, k=num_prompts)
     rows = [i for i in picks for _ in range(trainer.num_generations)]
-    mine = rows[_share(trainer, len(rows))]
+    mine = rows[share(trainer, len(rows))]
     read = {i: trainer.train_dataset[i] for i in dict.fromkeys(mine)}
     return [dict(read[i]) for i in mine]
 
 
-def _share(trainer: Trainer, rows: int) -> slice:
+def share(trainer: Trainer, rows: int) -> slice:
     """This process's part of gathered rows."""
     each = rows // trainer.accelerator.num_processes
     return slice(trainer.accelerator.process_index * each, (trainer.accelerator.process_index + 1) * each)
@@ -252,7 +252,7 @@ def _choose_out(trainer: Trainer, outs: list[dict], chosen: Tensor) -> dict:
                 [gather_rows(trainer, part, pad if name in TOKENS else 0) for part in parts],
                 pad if name in TOKENS else 0,
             )
-            value = value[chosen][_share(trainer, len(chosen))]
+            value = value[chosen][share(trainer, len(chosen))]
             mine[name] = value.flip(1) if name in LEFT else value
     mine["num_items_in_batch"] = trainer.accelerator.gather(loss_mask(mine).sum()).sum()
     return mine

@@ -23,7 +23,7 @@ from tokencredit.credit_model.labels import Labels, measured_tokens
 from tokencredit.credit_model.model import CreditModel
 from tokencredit.engines.scorers import own_ids
 from tokencredit.engines.trainer import Trainer
-from tokencredit.engines.trl_rewards import total
+from tokencredit.engines.trl_rewards import succeeded
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.models import Tokenizer
 from tokencredit.lm.packing import grid
@@ -71,7 +71,7 @@ class LearnedCredit:
             self._fit(trainer, step)
             self.due = step + self.every
         prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
-        outcome = (total(trainer, trainer.latest_rewards) > trainer.success_above).float().tolist()
+        outcome = succeeded(trainer).float().tolist()
         options = {"temperature": trainer.temperature, "batch": trainer.args.per_device_train_batch_size}
         model, ids = trainer.accelerator.unwrap_model(trainer.model), batch["completion_ids"]
         found = self.model.predict(model, prompts, completions, outcome, **options)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +14,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from tokencredit.engines.trainer import Trainer
-from tokencredit.engines.trl_rewards import total
+from tokencredit.engines.trl_carried import read_carried, write_carried
+from tokencredit.engines.trl_groups import share
+from tokencredit.engines.trl_rewards import succeeded
 from tokencredit.lm.models import CausalModel
 from tokencredit.method import Method
 
@@ -60,7 +61,7 @@ class PassRates:
         training, ids = trainer.model.training, batch["completion_ids"]
         size = trainer.num_generations if training else trainer.num_generations_eval
         keys = gather_object([_key(row) for row in inputs])[::size]
-        wins = (total(trainer, trainer.latest_rewards) > trainer.success_above).view(-1, size).sum(1).tolist()
+        wins = succeeded(trainer).view(-1, size).sum(1).tolist()
         rates = torch.tensor([self.rate(key, won / size) for key, won in zip(keys, wins)])
         if training:
             known = sum(key in self.seen for key in keys) / len(keys)
@@ -68,8 +69,7 @@ class PassRates:
             trainer._metrics["train"]["past_pass_rate/known"].append(known)
             for key, won in zip(keys, wins):
                 self.add(key, won, size)
-        first = len(ids) * trainer.accelerator.process_index
-        own = rates.repeat_interleave(size)[first : first + len(ids)]
+        own = rates.repeat_interleave(size)[share(trainer, size * len(keys))]
         return own[:, None].expand(ids.shape).to(ids.device)
 
     def rate(self, key: str, unseen: float) -> float:
@@ -101,9 +101,6 @@ class Remembers:
 
     method: Method
     scorers: dict[str, Any]
-    args: Any
-    state: Any
-    _get_output_dir: Any
 
     def _stateful(self) -> dict[str, Stateful]:
         read = sorted(self.scorers.keys() & self.method.needs)
@@ -111,15 +108,11 @@ class Remembers:
 
     def _save_checkpoint(self, model: CausalModel, trial):
         super()._save_checkpoint(model, trial)
-        states = {name: scorer.state() for name, scorer in self._stateful().items()}
-        if states and self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            (folder / FILE).write_text(json.dumps(states))
+        write_carried(self, trial, FILE, {name: scorer.state() for name, scorer in self._stateful().items()})
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (path := Path(checkpoint) / FILE).exists():
-            kept = json.loads(path.read_text())
-            for name, scorer in self._stateful().items():
-                if name in kept:
-                    scorer.restore(kept[name])
+        kept = read_carried(checkpoint, FILE)
+        for name, scorer in self._stateful().items():
+            if name in kept:
+                scorer.restore(kept[name])

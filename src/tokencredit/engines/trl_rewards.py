@@ -76,6 +76,11 @@ def total(trainer: Trainer, per_function: Tensor) -> Tensor:
     return (per_function * trainer.reward_weights.to(per_function.device)).nansum(1)
 
 
+def succeeded(trainer: Trainer) -> Tensor:
+    """[N] bool: whose reward, of the latest rewards of all processes, is above what a success is."""
+    return total(trainer, trainer.latest_rewards) > trainer.success_above
+
+
 def _number(value, name: str, row: int, completion) -> float:
     if not isinstance(value, Real) and not (hasattr(value, "item") and getattr(value, "ndim", 1) == 0):
         raise TypeError(

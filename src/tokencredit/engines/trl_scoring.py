@@ -9,7 +9,7 @@ mode on each row alone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -128,7 +128,7 @@ def _compared(trainer: Trainer, rows: tuple[Tensor, Tensor, int]) -> Scoring:
         off: dict[Scoring, float] = {}
         for scoring in (Scoring(), Scoring(moved=True), Scoring(moved=True, plain=True)):
             found = trainer._scored(scoring, trainer.model, *rows, compute_entropy=True)[:2]
-            off[scoring] = _apart(found, truth)
+            off[scoring] = apart(found, truth)
             if off[scoring] <= allowed(trainer):
                 break
         else:
@@ -169,9 +169,11 @@ def _plain(trainer: Trainer, rows: tuple[Tensor, Tensor, int]) -> tuple[Tensor, 
     return tuple(torch.stack(x) for x in zip(*found))
 
 
-def _apart(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> float:
-    """The larger one of the mean absolute differences of log-probs and of entropies, in nats."""
-    gaps = [float((a.float() - b.float()).abs().mean()) for a, b in zip(found, truth)]
+def apart(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """The larger one of the mean absolute differences of log-probs and of entropies, in nats; of no tokens 0,
+    infinite where there is a NaN.
+    """
+    gaps = [float((a.float() - b.float()).abs().sum() / max(a.numel(), 1)) for a, b in zip(found, truth)]
     return max(gaps) if all(gap == gap for gap in gaps) else float("inf")
 
 
@@ -211,7 +213,7 @@ def _warn_of_dropout(trainer: Trainer, scoring: Scoring, rows: tuple, truth: tup
     device = trainer.accelerator.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         found = trainer._scored(scoring, trainer.model, *rows, compute_entropy=True)[:2]
-    if (gap := _apart(found, truth)) > allowed(trainer):
+    if (gap := apart(found, truth)) > allowed(trainer):
         warn(
             trainer,
             f"dropout moves the log-probs and entropies of an update by {gap:.2g} nats in the mean. Rollouts are"

@@ -4,10 +4,9 @@ checkpoints.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
+from tokencredit.engines.trl_carried import read_carried, write_carried
 from tokencredit.lm.models import CausalModel
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
@@ -23,11 +22,8 @@ class Steered:
     """
 
     method: Method
-    args: Any
-    state: Any
     _start: Method
     _metrics: Any
-    _get_output_dir: Any
 
     def _steer(self, rollouts: Rollouts) -> None:
         """On to the next method; logs the values that this batch was given credit with."""
@@ -38,12 +34,9 @@ class Steered:
 
     def _save_checkpoint(self, model: CausalModel, trial):
         super()._save_checkpoint(model, trial)
-        state = self.method.state(self._start)
-        if state and self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            (folder / FILE).write_text(json.dumps(state))
+        write_carried(self, trial, FILE, self.method.state(self._start))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (path := Path(checkpoint) / FILE).exists():
-            self.method = self._start.replace(**json.loads(path.read_text()))
+        if state := read_carried(checkpoint, FILE):
+            self.method = self._start.replace(**state)

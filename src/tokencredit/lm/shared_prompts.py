@@ -9,7 +9,7 @@ The attention of such a row grows with the square of its length: no more complet
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,12 +32,11 @@ class Packed(Sequences):
     completion: 0 for the prompt, −1 for padding; [B, L] each.
     """
 
-    place: Tensor | None = None
-    branch: Tensor | None = None
+    place: Tensor = field(kw_only=True)
+    branch: Tensor = field(kw_only=True)
 
     @property
     def inputs(self) -> dict[str, Any]:
-        assert self.place is not None and self.branch is not None
         one, other = self.branch[:, :, None], self.branch[:, None, :]
         length = self.ids.shape[1]
         earlier = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
@@ -89,8 +88,8 @@ def _laid(
     row, position = batch.row[keep], batch.position[keep]
     position = position + shift[row] * (position >= torch.tensor(begin, device=device)[row])
     origin = tuple(x[keep] for x in batch.origin)
-    found = Packed(ids, (branch >= 0).long(), moved[row], position, batch.target[keep], origin, batch.shape)
-    return replace(found, place=place, branch=branch), keep
+    scored = (moved[row], position, batch.target[keep], origin)
+    return Packed(ids, (branch >= 0).long(), *scored, batch.shape, place=place, branch=branch), keep
 
 
 @torch.no_grad()
@@ -113,9 +112,9 @@ def shares_prompts(readout: Readout, ids: Tensor) -> bool:
     alone = Sequences(two, torch.ones_like(two), row, position, position, (row, position), tuple(two.shape))
     pack, order = next(shared(alone, torch.full((2,), length, device=ids.device), 3 * length))
     found = []
-    for part, options in ((alone, {}), (pack, pack.inputs)):
+    for part in (alone, pack):
         try:
-            hidden = readout.hidden(part.ids, part.attention, **options)[part.row, part.position]
+            hidden = readout.hidden(part.ids, part.attention, **part.inputs)[part.row, part.position]
         except (TypeError, ValueError, RuntimeError, IndexError):
             return False  # A body that takes no positions, or no such mask.
         found.append(readout.head.logits(wide(hidden)).log_softmax(-1))

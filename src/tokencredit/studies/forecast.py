@@ -17,7 +17,7 @@ import torch
 
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.passes import room_of
-from tokencredit.dynamics.vectors import FINE, kept_as, size, trained
+from tokencredit.dynamics.vectors import kept_as, large, size, trained
 from tokencredit.lm.readout import evaluating, find_readout
 from tokencredit.lm.room import LIBRARIES
 from tokencredit.lm.shared_prompts import MOST, shares_prompts
@@ -87,7 +87,7 @@ def _moments(checkpoint: Checkpoint) -> int:
 def _together(checkpoint: Checkpoint, prompt: Sequence[int]) -> int:
     """How many of the longest completions share a prompt in passes."""
     ids = torch.tensor(list(prompt), device=checkpoint.model.device)
-    if size(trained(checkpoint.model)) <= FINE or not shares_prompts(find_readout(checkpoint.model, ids), ids):
+    if not large(trained(checkpoint.model)) or not shares_prompts(find_readout(checkpoint.model, ids), ids):
         return 1
     return max((MOST - len(prompt)) // checkpoint.max_new_tokens, 1)
 

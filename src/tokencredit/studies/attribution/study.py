@@ -34,7 +34,7 @@ from tokencredit.dynamics.counterfactual import Coefficients, acting_parts, cons
 from tokencredit.dynamics.diagnostics import diagnostics
 from tokencredit.dynamics.pivotal import batch_of_run, from_trees
 from tokencredit.dynamics.update import Update, update_vector
-from tokencredit.dynamics.vectors import FINE, size, trained
+from tokencredit.dynamics.vectors import large, trained
 from tokencredit.lm.sampling import Progress
 from tokencredit.lm.text import pieces
 from tokencredit.runs import Run
@@ -76,7 +76,7 @@ def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
     coefficients = [Coefficients.of(method, batch) for method in methods]
     own, sets = Coefficients.of(c.method, batch), token_sets(update)
     attribution, arrays = _asked(c, update, batch, own, coefficients, sets, goals, stages, say)
-    found = _methods(batch, own, coefficients, attribution, arrays)
+    found = _methods(batch, coefficients, attribution, arrays)
     ablated = {name: arrays[f"fewer_{k}"] for k, name in enumerate(sets)}
     known = _trees(c, update.batch, config, stages, say) if stored is None else stored
 
@@ -97,20 +97,21 @@ def _foretell(c: Checkpoint, config: AttributeConfig, methods: int, work: Work) 
     """The forecast: passes of the step's rollouts, of which the others' are fewer where groups agree, and of the
     goals'.
     """
-    sets, directions = 7, 3 + 2 * methods + 7
-    decays = any(rule.weight_decay for rule in c.needs_optimizer().rules.values())
-    if large := size(trained(c.model)) > FINE:
+    sets = 7
+    directions = 3 + 2 * methods + sets
+    is_large = large(trained(c.model))
+    if is_large:
         step = 2 + (1 + 2 * methods + sets) * BACKWARD + 2 * ALONG
-        times, filed = 0, (1 + methods) * (1 + decays) + len(GOALS) + directions / 2
+        times, filed = 0, (1 + methods) * (1 + c.needs_optimizer().decays) + len(GOALS) + directions / 2
     else:
         step, times, filed = 2 + (1 + methods + sets) * BACKWARD + 2 * (1 + methods) * ALONG, directions * ALONG, 0
     parts = (
         forecast.Drawn(config.prompts, config.group, step),
-        forecast.Drawn(*config.entropy, 1 + (2 * BACKWARD - 1 if large else BACKWARD) + times),
+        forecast.Drawn(*config.entropy, 1 + (2 * BACKWARD - 1 if is_large else BACKWARD) + times),
         forecast.Drawn(*config.reward, 1 + BACKWARD + times),
     )
     first = c.policy.encode_rows(prompts_of(c, 1, config.seed))[0]
-    vectors = 2 if c.scratch else 4 + methods if large else 8
+    vectors = 2 if c.scratch else 4 + methods if is_large else 8
     work.tell(forecast.forecast(c, parts, vectors, first, filed))
 
 
@@ -199,7 +200,6 @@ def _stored(update: Update, goals: Goals) -> Question:
 
 def _methods(
     batch: Batch,
-    own: Coefficients,
     coefficients: Sequence[Coefficients],
     attribution: Attribution,
     arrays: Mapping[str, Mapping[str, np.ndarray]],
@@ -208,17 +208,14 @@ def _methods(
     found: list[blocks.Counterfactual] = []
     for k, mine in enumerate(coefficients):
         earlier = coefficients[:k]
-        same = next((j for j, other in enumerate(earlier) if mine.same(other)), None)
         twin = next(
             ((other.method.name, factor) for other in earlier if (factor := mine.factor(other)) is not None),
             None,
         )
-        if same is not None:
-            does = found[same].arrays
-        elif mine.same(own):
-            does = own_consequences(attribution, mine, batch)
-        else:
-            does = arrays[f"method_{k}"]
+        does = arrays.get(f"method_{k}")
+        if does is None:
+            same = next((j for j, other in enumerate(earlier) if mine.same(other)), None)
+            does = own_consequences(attribution, mine, batch) if same is None else found[same].arrays
         acting = acting_parts(mine, coefficients[0].method, batch)
         found.append(blocks.Counterfactual(mine.method, does, len(mine.batch), acting, twin))
     return found
