@@ -620,7 +620,7 @@ def test_a_killed_study_ends_with_the_same_numbers_in_one_process(study, tmp_pat
 
     other = tmp_path / "study"
     shutil.copytree(study, other)
-    for name in ("result.json", "stages/update_1.npz"):
+    for name in ("result.json", "stages/update_1_0.npz"):
         (other / name).unlink()
     STUDY.run(SweepConfig(**TINY, workers=1), other, command="tokencredit dynamics entropy")
     one, two = (json.loads((path / "result.json").read_text()) for path in (study, other))

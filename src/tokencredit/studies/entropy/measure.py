@@ -7,8 +7,9 @@ same prompts and otherwise independent, so that what is easy or hard for both ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -72,29 +73,97 @@ class Evaluation:
 
 
 def draw_update(checkpoint: Checkpoint, sizes: Sizes, seed: int) -> Update:
-    """The step on a batch of its own."""
-    return update_vector(checkpoint, draw(checkpoint, sizes.prompts, sizes.group, seed, needs=checkpoint.method.needs))
+    """The step on a batch of its own; the vectors of a large model that are read again and again are kept."""
+    batch = draw(checkpoint, sizes.prompts, sizes.group, seed, needs=checkpoint.method.needs)
+    update = update_vector(checkpoint, batch)
+    if not update.passes.large:
+        return update
+    return replace(update, **{name: update.passes.kept(getattr(update, name)) for name in ("fresh", "vector")})
 
 
-def measure(checkpoint: Checkpoint, update: Update, sizes: Sizes, factors: Sequence[float], seed: int) -> Arrays:
-    """Everything about one update. `factors` multiply the optimizer's own learning rate."""
-    rows = prompts_of(checkpoint, sizes.eval_prompts, seed_of(seed, "prompts"))
-    whole = Evaluation.of(checkpoint, rows, seed_of(seed, "rollouts"))
-    some = torch.arange(min(sizes.sweep_prompts or len(rows), len(rows)))
-    other = Evaluation.of(checkpoint, rows[: len(some)], seed_of(seed, "independent"))
-    ids = [seed_of(*prompt) for prompt in whole.batch.prompts]
-    found: Arrays = {"prompt": np.array(ids), **_predicted(whole, update.vector, sizes)}
-    found |= {f"batch_{name}": x for name, x in _predicted(whole, update.fresh, sizes, short=True).items()}
-    for name, evaluation in (("same", whole.part(checkpoint, some)), ("independent", other)):
-        found |= {f"{name}_{key}": x for key, x in _reweighted(evaluation, update.vector, factors).items()}
-    parameters, own = whole.passes.parameters, (sizes.fresh, seed_of(seed, "fresh"))
-    found["fresh_rest"], found["fresh_own"] = _sampled(checkpoint, rows, parameters, update.vector, (1,), *own)
-    _, found["batch_fresh_own"] = _sampled(checkpoint, rows, parameters, update.fresh, (1,), *own, rest=False)
-    sweep = (sizes.sweep_fresh, seed_of(seed, "sweep"))
-    found["sweep_rest"], found["sweep"] = _sampled(
-        checkpoint, rows[: len(some)], parameters, update.vector, factors, *sweep
-    )
-    return found | _facts(update)
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One update, and what its parts are measured on, each drawn when the first of them asks. `factors` multiply the
+    optimizer's own learning rate; `own` and `seed` draw the update and its evaluation.
+    """
+
+    checkpoint: Checkpoint
+    sizes: Sizes
+    factors: Sequence[float]
+    own: int
+    seed: int
+
+    @cached_property
+    def update(self) -> Update:
+        return draw_update(self.checkpoint, self.sizes, self.own)
+
+    @cached_property
+    def rows(self) -> list[dict]:
+        return prompts_of(self.checkpoint, self.sizes.eval_prompts, seed_of(self.seed, "prompts"))
+
+    @property
+    def some(self) -> list[dict]:
+        """The prompts of the sweep."""
+        return self.rows[: self.sizes.sweep_prompts]
+
+    @cached_property
+    def whole(self) -> Evaluation:
+        return Evaluation.of(self.checkpoint, self.rows, seed_of(self.seed, "rollouts"))
+
+    def parts(self) -> dict[str, Callable[[], Arrays]]:
+        """What is measured, by its name in words, each on its own: sums that `together` makes one of."""
+        fresh = self.sizes.fresh, seed_of(self.seed, "fresh")
+        found = {
+            "prediction": self._prediction,
+            "prediction of the batch's own part": self._prediction_of_batch,
+            "the same rollouts, reweighted": lambda: self._reweighted("same"),
+            "independent rollouts, reweighted": lambda: self._reweighted("independent"),
+            "fresh rollouts": lambda: self._sampled("fresh_own", self.rows, *fresh),
+            "fresh rollouts before": lambda: {"fresh_rest": self._at_rest(self.rows, *fresh)},
+            "fresh rollouts of the batch's own part": lambda: self._sampled("batch_fresh_own", self.rows, *fresh),
+        }
+        sweep = self.some, self.sizes.sweep_fresh, seed_of(self.seed, "sweep")
+        found["the sweep's fresh rollouts before"] = lambda: {"sweep_rest": self._at_rest(*sweep)}
+        for k, factor in enumerate(self.factors):
+            found[f"the sweep's fresh rollouts, rate {k + 1}"] = partial(self._sampled, f"sweep_{k}", *sweep, factor)
+        return found
+
+    def _prediction(self) -> Arrays:
+        ids = [seed_of(*prompt) for prompt in self.whole.batch.prompts]
+        predicted = _predicted(self.whole, self.update.vector, self.sizes)
+        return {"prompt": np.array(ids), **predicted, **_facts(self.update)}
+
+    def _prediction_of_batch(self) -> Arrays:
+        found = _predicted(self.whole, self.update.fresh, self.sizes, short=True)
+        return {f"batch_{name}": x for name, x in found.items()}
+
+    def _reweighted(self, which: str) -> Arrays:
+        if which == "same":
+            evaluation = self.whole.part(self.checkpoint, torch.arange(len(self.some)))
+        else:
+            evaluation = Evaluation.of(self.checkpoint, self.some, seed_of(self.seed, which))
+        found = _reweighted(evaluation, self.update.vector, self.factors)
+        return {f"{which}_{name}": x for name, x in found.items()}
+
+    def _at_rest(self, rows: Sequence[dict], num: int, seed: int) -> np.ndarray:
+        """[P, 2]: entropy and tokens of fresh completions of the policy as it is."""
+        return np.stack(by_sampling(self.checkpoint, rows, num, seed), -1)
+
+    def _sampled(self, name: str, rows: Sequence[dict], num: int, seed: int, factor: float = 1.0) -> Arrays:
+        """[2, P, 2] of the policy on either side; the same uniforms as at rest."""
+        along = self.update.fresh if name.startswith("batch_") else self.update.vector
+        sides = []
+        for sign in SIGNS:
+            with moved(self.update.passes.parameters, along, sign * factor):
+                sides.append(self._at_rest(rows, num, seed))
+        return {name: np.array(sides)}
+
+
+def together(parts: Iterable[Arrays], rates: int) -> Arrays:
+    """The arrays of all parts; what has one for every rate is [F, 2, P, 2]."""
+    found = {name: x for part in parts for name, x in part.items()}
+    found["sweep"] = np.stack([found.pop(f"sweep_{k}") for k in range(rates)])
+    return found | {name: found[name][None] for name in ("fresh_own", "batch_fresh_own")}
 
 
 def _predicted(evaluation: Evaluation, direction: Mapping[str, Tensor], sizes: Sizes, short: bool = False) -> Arrays:
@@ -152,30 +221,6 @@ def _reweighted(evaluation: Evaluation, direction: Mapping[str, Tensor], factors
         "moved": sums,
         "size": np.array([[size for _, size in pair] for pair in moved_sums]),
     }
-
-
-def _sampled(
-    checkpoint: Checkpoint,
-    rows: Sequence[dict],
-    parameters: Mapping[str, Tensor],
-    direction: Mapping[str, Tensor],
-    factors: Sequence[float],
-    num: int,
-    seed: int,
-    rest: bool = True,
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """(entropy and tokens of fresh completions at rest [P, 2], at every factor and its negative [F, 2, P, 2]); the same
-    uniforms in all.
-    """
-    here = np.stack(by_sampling(checkpoint, rows, num, seed), -1) if rest else None
-    there = []
-    for factor in factors:
-        pair = []
-        for sign in SIGNS:
-            with moved(parameters, direction, sign * factor):
-                pair.append(np.stack(by_sampling(checkpoint, rows, num, seed), -1))
-        there.append(pair)
-    return here, np.array(there)
 
 
 def _facts(update: Update) -> Arrays:

@@ -9,6 +9,7 @@ with the same numbers.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,20 +21,21 @@ from tokencredit.dynamics import precision
 from tokencredit.dynamics.batch import prompts_of, roles
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.entropy import entropy_weights
+from tokencredit.dynamics.update import Update
 from tokencredit.dynamics.vectors import FINE
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.prompts import prompt_text
 from tokencredit.studies import forecast
 from tokencredit.studies.arguments import check_prompts, open_from, parameters_of, prompts_there
 from tokencredit.studies.entropy import figures
-from tokencredit.studies.entropy.measure import BEST, Arrays, Evaluation, draw_update, measure
+from tokencredit.studies.entropy.measure import BEST, Arrays, Evaluation, Measurement, together
 from tokencredit.studies.entropy.question import SweepConfig
 from tokencredit.studies.entropy.statistics import UpdateStatistics
 from tokencredit.studies.forecast import ALONG, BACKWARD
 from tokencredit.studies.options import identity
 from tokencredit.studies.processes import Forked, last_words, run_all
 from tokencredit.studies.stages import Stages
-from tokencredit.studies.study import Work
+from tokencredit.studies.study import Say, Work, silent
 
 SHOWN = 256
 ROUNDED = 512
@@ -53,12 +55,14 @@ def run(config: SweepConfig, work: Work) -> dict[str, Any]:
     check_prompts(checkpoint, asked)
     about = {"checkpoint": str(checkpoint.path), "lr": lr}
     work.begin(task=checkpoint.config.task, model=str(checkpoint.path), config=identity(config), **about)
+    checkpoint = checkpoint.filed(work.record.path)
     _foretell(config, checkpoint, work)
     arrays = _updates(config, checkpoint, work)
+    first = _measurement(config, checkpoint, 0)
     work.say("how small a change the arithmetic can show")
-    rounding = work.stages.arrays("precision", lambda: _precision(config, checkpoint))
+    rounding = work.stages.arrays("precision", lambda: _precision(config, checkpoint, first.update))
     work.say("tokens of one evaluation")
-    work.record.write_tokens(checkpoint.step, work.stages.value("tokens", lambda: _tokens(config, checkpoint)))
+    work.record.write_tokens(checkpoint.step, work.stages.value("tokens", lambda: _tokens(checkpoint, first)))
     work.say("figures")
     updates = [UpdateStatistics(each, config.factors) for each in arrays]
     figures.write_rollouts(work.path / "rollouts.parquet", arrays)
@@ -97,14 +101,15 @@ def _updates(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> list[Ar
     """Every update's sums; several side by side in processes of their own where there are cores for it and no GPU to
     share.
     """
-    folder = work.stages.folder
-    names = [f"update_{k}" for k in range(config.updates)]
-    waiting = [k for k, name in enumerate(names) if not (folder / f"{name}.npz").exists()]
+    stages, names = work.stages, [f"update_{k}" for k in range(config.updates)]
+    waiting = [k for k, name in enumerate(names) if not all(map(stages.has, _stored(config, checkpoint, k)))]
     alone = checkpoint.model.device.type != "cpu" or parameters_of(checkpoint) > FINE
     workers = config.workers or (1 if alone else min(os.cpu_count() or 1, 4))
     if workers > 1 and len(waiting) > 1:
-        log = folder / "workers.log"
-        jobs = {names[k]: partial(Forked, _measure_alone, (config, k, folder), log, (__name__,)) for k in waiting}
+        log = stages.folder / "workers.log"
+        jobs = {
+            names[k]: partial(Forked, _measure_alone, (config, k, stages.folder), log, (__name__,)) for k in waiting
+        }
         work.say(f"{len(waiting)} updates, {workers} side by side")
 
         def ended(name: str, code: int | None) -> None:
@@ -113,29 +118,37 @@ def _updates(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> list[Ar
 
         if failed := run_all(jobs, workers, ended):
             raise RuntimeError(f"{', '.join(failed)}: {last_words(log)}")
+    return [_measure(config, checkpoint, k, stages, work.say) for k in range(config.updates)]
+
+
+def _measurement(config: SweepConfig, checkpoint: Checkpoint, k: int) -> Measurement:
+    seeds = seed_of("update", config.seed, k), seed_of("evaluation", config.seed, k)
+    return Measurement(checkpoint, config, config.factors, *seeds)
+
+
+def _stored(config: SweepConfig, checkpoint: Checkpoint, k: int) -> dict[str, tuple[str, Callable[[], Arrays]]]:
+    """{name of the stage: (what is measured, in words; how)} of an update."""
+    parts = _measurement(config, checkpoint, k).parts()
+    return {f"update_{k}_{number}": part for number, part in enumerate(parts.items())}
+
+
+def _measure(config: SweepConfig, checkpoint: Checkpoint, k: int, stages: Stages, say: Say) -> Arrays:
     found = []
-    for k, name in enumerate(names):
-        work.say(f"update {k + 1} of {len(names)}")
-        found.append(work.stages.arrays(name, partial(_measure, config, checkpoint, k)))
-    return found
-
-
-def _measure(config: SweepConfig, checkpoint: Checkpoint, k: int) -> Arrays:
-    seed = seed_of("update", config.seed, k)
-    return measure(
-        checkpoint, draw_update(checkpoint, config, seed), config, config.factors, seed_of("evaluation", config.seed, k)
-    )
+    for name, (what, make) in _stored(config, checkpoint, k).items():
+        say(f"update {k + 1} of {config.updates}: {what}")
+        found.append(stages.arrays(name, make))
+    return together(found, config.rates)
 
 
 def _measure_alone(config: SweepConfig, k: int, folder: Path) -> None:
     """What a process of its own does."""
     torch.set_num_threads(1)
-    Stages(folder).arrays(f"update_{k}", lambda: _measure(config, _open(config), k))
+    _measure(config, _open(config), k, Stages(folder), silent)
 
 
-def _precision(config: SweepConfig, checkpoint: Checkpoint) -> Arrays:
-    """Rounding along the first update, on rollouts of the first evaluation's prompts."""
-    direction = draw_update(checkpoint, config, seed_of("update", config.seed, 0)).vector
+def _precision(config: SweepConfig, checkpoint: Checkpoint, update: Update) -> Arrays:
+    """Rounding along an update, on rollouts of prompts of its own."""
+    direction = update.vector
     rows = prompts_of(checkpoint, min(config.sweep_prompts or ROUNDED, ROUNDED), seed_of("precision", config.seed))
     evaluation = Evaluation.of(checkpoint, rows, seed_of("precision", config.seed))
     own = next(checkpoint.model.parameters()).dtype
@@ -150,15 +163,12 @@ def _precision(config: SweepConfig, checkpoint: Checkpoint) -> Arrays:
     return found
 
 
-def _tokens(config: SweepConfig, checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Completions with what the first update is predicted to do to each of their tokens, and what each adds to the
+def _tokens(checkpoint: Checkpoint, first: Measurement) -> list[dict[str, Any]]:
+    """Completions with what the update is predicted to do to each of their tokens, and what each adds to the
     predicted change.
     """
-    update = draw_update(checkpoint, config, seed_of("update", config.seed, 0))
-    seed = seed_of("evaluation", config.seed, 0)
-    rows = prompts_of(checkpoint, config.eval_prompts, seed_of(seed, "prompts"))[:SHOWN]
-    evaluation = Evaluation.of(checkpoint, rows, seed_of(seed, "rollouts"))
-    batch, (logprob, entropy) = evaluation.batch, evaluation.passes.forward(update.vector)
+    evaluation = Evaluation.of(checkpoint, first.rows[:SHOWN], seed_of(first.seed, "rollouts"))
+    batch, (logprob, entropy) = evaluation.batch, evaluation.passes.forward(first.update.vector)
     weights = entropy_weights(batch, BEST)
     columns = {
         "logprob": batch.rollouts.score("logprob"),
