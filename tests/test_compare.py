@@ -33,7 +33,15 @@ from tokencredit.studies.compare.curves import Curves, Prompts, area, budget_to,
 from tokencredit.studies.compare.figures import Marks, figures
 from tokencredit.studies.compare.jobs import FINAL, Tell, choose, command_of, finished, run_jobs
 from tokencredit.studies.compare.question import STUDY, Comparison
-from tokencredit.studies.compare.study import CHECK_SEED, COMPARED, CompareConfig, compare, plan, unavailable
+from tokencredit.studies.compare.study import (
+    CHECK_SEED,
+    COMPARED,
+    CompareConfig,
+    compare,
+    forecast,
+    plan,
+    unavailable,
+)
 from tokencredit.studies.compare.tables import markdown, tables
 from tokencredit.studies.processes import Forked, run_all
 from tokencredit.studies.result import write_result
@@ -574,6 +582,20 @@ def test_a_large_model_can_be_evaluated_less_often():
     config, _, _ = plan(Comparison(marks=4, final_prompts=64, final_samples=2))
     job = config.job("grpo", 1.0, 0, final=True)
     assert job.config.budget == {"rollouts": 24 * 32 * 8, "marks": 4} and job.final == (64, 2)
+
+
+def test_sizes_follow_the_task_and_are_told_before_anything_runs():
+    config, methods, seeds = plan(Comparison(methods=("grpo", "gtpo"), seeds=2))
+    assert (config.base.eval_prompts, config.base.eval_samples, config.check_prompts) == (128, 8, 128)
+    assert (config.final_prompts, config.final_samples) == (512, 8)
+    other = Comparison(methods=methods, training={"task": "stories"}, settings=("eval_samples=2",), final_prompts=96)
+    config, *_ = plan(other)
+    assert (config.base.eval_prompts, config.base.eval_samples, config.check_prompts) == (64, 2, 64)
+    assert (config.final_prompts, config.final_samples) == (96, 4)
+    runs, checks = 4, 6
+    answers = 11 * (runs * 64 * 3 + checks * 64 * 5) + runs * 96 * 5
+    told = forecast(config, len(methods), seeds)
+    assert f"{answers:,} completions to evaluate" in told and f"{(runs + checks) * 6144:,} rollouts of training" in told
 
 
 def test_methods_that_a_task_cannot_give_are_left_out_or_refused(tmp_path, capsys):

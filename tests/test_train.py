@@ -110,6 +110,8 @@ def test_a_run_records_what_it_was(whole):
         and events.count("step") == 8
         and events.count("evaluation") == 3
     )
+    heard = [figures for event, figures in told if event == "evaluating"]
+    assert {f["total"] for f in heard} == {16 * 3} and max(f["done"] for f in heard) == 48, "greedy answers count"
 
 
 def test_every_step_has_every_figure(whole):

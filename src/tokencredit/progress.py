@@ -98,6 +98,8 @@ class TrainProgress:
             self._say(f"step {figures['step']:>5}, held out: {held_out(figures)}")
             return
         self.progress.update(self.task, completed=figures["step"])
+        if event == "evaluating":
+            self.progress.update(self.task, figures=f"evaluating: {figures['done']:,.0f} of {figures['total']:,}")
         if event == "step":
             self.progress.update(self.task, figures=watched(figures))
         if event == "resume":

@@ -34,6 +34,8 @@ LATER = ("peft", "entropy_change_every", "credit_model")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 RATES = {"reckon": 5e-4}
 OTHER_RATE, ADAPTER_RATE = 1e-6, 1e-5
+EVALUATED, OTHER_EVALUATED = {"reckon": (256, 8)}, (64, 4)
+"""Held-out prompts and samples of each, by task, unless told: of a pretrained model an answer takes long."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class TrainConfig:
     max_new_tokens            None: the task's own limit, at most half of the context
     chat                      true: text prompts are asked as a user's message; false: they stay text
     dtype, device             of the weights, float32 unless told; cpu or cuda, a GPU where there is one unless told
-    eval_every ... eval_batch evaluation on held-out prompts, in rollout batches (0 switches it off); completions
-    sampled at once
+    eval_every                rollout batches between evaluations on held-out prompts; 0 switches them off
+    eval_prompts, eval_samples   None: 256 prompts × 8 completions on the embedded task, 64 × 4 on any other
+    eval_batch                completions sampled at once
     eval_part                 which held-out prompts: all, or one of two parts without a common prompt, validation or
                               final
     record_every, record_rows per-token records of sampled completions, in rollout batches (0: none); and how many of a
@@ -98,8 +101,8 @@ class TrainConfig:
     device: str | None = None
     max_rounds: int = 3
     eval_every: int = 10
-    eval_prompts: int = 256
-    eval_samples: int = 8
+    eval_prompts: int | None = None
+    eval_samples: int | None = None
     eval_batch: int = 512
     eval_part: str = "all"
     record_every: int = 10
@@ -118,6 +121,9 @@ class TrainConfig:
         if self.learning_rate is None:
             usual = ADAPTER_RATE if self.peft else OTHER_RATE
             object.__setattr__(self, "learning_rate", RATES.get(self.task, usual))
+        for name, usual in zip(("eval_prompts", "eval_samples"), EVALUATED.get(self.task, OTHER_EVALUATED)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual)
         for f in fields(self):
             value, least = getattr(self, f.name), 0 if f.name in AT_LEAST_0 else 1
             if f.type.startswith("int") and value is not None and value < least:

@@ -28,6 +28,7 @@ from tokencredit.lm.evaluate import ask, figures_of
 from tokencredit.lm.models import CausalModel
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.prompts import completion_text, prompt_text
+from tokencredit.lm.sampling import Progress
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run, RunError
 from tokencredit.tasks import load, named
@@ -117,7 +118,7 @@ class RunRecorder(TrainerCallback):
     name           of the run, the directory's by default
     chat           of evaluation: text prompts are asked as a user's message
     eval_every ... record_rows   as in TrainConfig; evaluation is off by default
-    listen         hears "start" or "resume", "step", "evaluation" and "finished", with figures
+    listen         hears "start" or "resume", "step", "evaluating", "evaluation" and "finished", with figures
 
     Several processes record one run, by the first; they evaluate together, each its part of the prompts. Every record
     says what was spent until then: `seconds` of training alone (generation, scoring and updates, without evaluations
@@ -136,8 +137,8 @@ class RunRecorder(TrainerCallback):
         name: str | None = None,
         chat: bool | None = None,
         eval_every: int = 0,
-        eval_prompts: int = 256,
-        eval_samples: int = 8,
+        eval_prompts: int | None = None,
+        eval_samples: int | None = None,
         record_every: int = 10,
         record_rows: int = 64,
         listen: Listener | None = None,
@@ -341,13 +342,25 @@ class RunRecorder(TrainerCallback):
         own = part_of(len(self.held_out), accelerator.process_index, accelerator.num_processes)
         rows, policy = self.held_out[own], replace(self.policy, model=accelerator.unwrap_model(model))
         options = {"num_samples": c.eval_samples, "seed": c.seed, "batch": c.eval_batch, "first": own.start}
-        answers = gather_object(ask(policy, rows, **options) if rows else [])
+        heard = self._heard(step, len(rows) * (c.eval_samples + 1))
+        answers = gather_object(ask(policy, rows, progress=heard, **options) if rows else [])
         if self.run:
             ks = sorted({1, c.eval_samples})
             figures = figures_of(answers, ks=ks, temperature=policy.temperature)
             record = {"step": step, **self.spent, "split": "test", **figures}
             self.run.log_evaluation(record)
             self.listen("evaluation", record)
+
+    def _heard(self, step: int, total: int) -> Progress:
+        """Tells the listener how many of the completions of an evaluation are there, greedy ones among them."""
+        done = 0.0
+
+        def heard(rows: float, tokens: int = 0, _: float | None = None) -> None:
+            nonlocal done
+            done += rows
+            self.listen("evaluating", {"step": step, "done": done, "total": total})
+
+        return heard
 
 
 class RoundsLeft(TrainerCallback):

@@ -47,8 +47,8 @@ def train(
     """Train and record a run in the directory `out`; an interrupted run of the same config goes on from its last
     checkpoint.
 
-    `listen(event, figures)` hears "start", "step", "evaluation", "resume" and "finished". `page(out)` writes the page
-    of the run, which trackio or W&B get where `trl.report_to` names them. RunError where `out` holds a
+    `listen(event, figures)` hears "start", "step", "evaluating", "evaluation", "resume" and "finished". `page(out)`
+    writes the page of the run, which trackio or W&B get where `trl.report_to` names them. RunError where `out` holds a
     different run; Diverged where weights or loss are no longer finite. Whatever can be refused is refused before the
     directory is made. Several processes of a launcher (`accelerate launch -m tokencredit train ...`) train together,
     and the first one records.

@@ -58,8 +58,10 @@ class Comparison:
     )
     check_seeds: int = option(1, "runs per method and rate of that check")
     marks: int = option(10, "evaluations along the budget, at equal parts of it; a large model can do with fewer")
-    final_prompts: int = option(512, "held-out prompts of the last evaluation")
-    final_samples: int = option(8, "completions of each of them")
+    final_prompts: int | None = option(
+        None, "held-out prompts of the last evaluation (default: 512 on the embedded task, 128 on any other)"
+    )
+    final_samples: int | None = option(None, "completions of each of them (default: 8, and 4)")
     collapse: float = option(
         0.25,
         "a run collapses when its entropy falls under this share of the initial policy's",

@@ -39,7 +39,13 @@ from tokencredit.tasks.task import Task
 from tokencredit.train_config import TrainConfig
 
 QUICK = ("grpo", "dapo", "gtpo", "ptw_gradient_norm", "exact_value")
-BASE = ("prompts=32", "group=8", "eval_prompts=128", "eval_samples=8", "record_every=0", "save_every=8", "threads=1")
+BASE = ("prompts=32", "group=8", "record_every=0", "save_every=8", "threads=1")
+SIZES = {
+    True: {"eval": (128, 8), "check": (128, 4), "final": (512, 8)},
+    False: {"eval": (64, 4), "check": (64, 4), "final": (128, 4)},
+}
+"""Prompts and samples of every evaluation along the way, of those of the rate check, and of the last one; on the
+embedded task or not, unless told."""
 DECIDED = ("method", "method_options", "seed", "budget", "steps", "eval_part", "eval_every", "task", "model")
 COMPARED = (
     "grpo",
@@ -141,7 +147,9 @@ def plan(asked: Comparison) -> tuple[CompareConfig, list[str], int]:
             f"--budget {unit}: say how many, like --budget {unit}={'100000' if unit == 'tokens' else '20'}"
         )
     steps = (QUICK_STEPS if asked.quick else STEPS) if asked.steps is None else asked.steps
-    base = train_config.read_config(None, [*BASE, *asked.settings], steps=steps, **asked.training)
+    sizes = SIZES[(asked.training.get("task") or "reckon") == "reckon"]
+    evaluated = (f"eval_{what}={number}" for what, number in zip(("prompts", "samples"), sizes["eval"]))
+    base = train_config.read_config(None, [*BASE, *evaluated, *asked.settings], steps=steps, **asked.training)
     size = base.prompts * base.group
     spent = train_config.read_settings([f"{unit}={amount}"], "--budget") if given else {unit: steps * size}
     budget = Budget.of({**spent, "marks": asked.marks})
@@ -153,8 +161,9 @@ def plan(asked: Comparison) -> tuple[CompareConfig, list[str], int]:
         budget,
         tuple(rates),
         asked.check_seeds,
-        final_prompts=asked.final_prompts,
-        final_samples=asked.final_samples,
+        *sizes["check"],
+        final_prompts=asked.final_prompts or sizes["final"][0],
+        final_samples=asked.final_samples or sizes["final"][1],
     )
     methods = asked.methods
     if methods is None:
@@ -201,6 +210,7 @@ def _run(
     work.say(
         f"{len(methods)} methods, {seeds} seeds, {amount:,g} {unit} each, {workers} side by side, on {config.base.task}"
     )
+    work.tell(forecast(config, len(methods), seeds))
     settings = Marks(collapse=asked.collapse)
     return compare(
         config,
@@ -211,6 +221,22 @@ def _run(
         workers=workers,
         settings=settings,
         start=start,
+    )
+
+
+def forecast(config: CompareConfig, methods: int, seeds: int) -> str:
+    """What the runs and their evaluations sample at most, greedy answers included, before any is made."""
+    runs, checks = methods * seeds, methods * len(config.rates) * config.check_seeds if len(config.rates) > 1 else 0
+    base, budget = config.base, config.budget
+    along = (budget.marks + 1) * (runs * base.eval_prompts * (base.eval_samples + 1))
+    along += (budget.marks + 1) * checks * config.check_prompts * (config.check_samples + 1)
+    last = runs * config.final_prompts * (config.final_samples + 1)
+    of_checks = f" and {checks} to choose learning rates" if checks else ""
+    return (
+        f"forecast: {runs} runs{of_checks}, {(runs + checks) * budget.amount:,g} {budget.unit} of training in all;"
+        f" {along + last:,} completions to evaluate them: {base.eval_prompts} prompts × {base.eval_samples} at each of"
+        f" {budget.marks + 1} marks (--marks, --set eval_prompts=...), {config.final_prompts} × {config.final_samples}"
+        " at the end (--final-prompts, --final-samples)"
     )
 
 
