@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tokencredit.cli import make_parser
+from tokencredit.dynamics import vectors
 from tokencredit.dynamics.batch import draw, prompts_of
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.entropy import entropy_terms, entropy_weights, terms_of
@@ -628,6 +629,21 @@ def test_a_killed_study_ends_with_the_same_numbers_in_one_process(study, tmp_pat
     for name, figure in one["figures"].items():
         if figure["value"] is not None:
             assert two["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-4, abs=1e-9), name
+
+
+def test_the_study_of_a_large_model_is_that_of_a_small_one(study, tmp_path, monkeypatch):
+    """Its vectors are float32 and in files."""
+    files = []
+    monkeypatch.setattr(vectors, "FINE", 0)
+    make = vectors.Filed.__init__
+    monkeypatch.setattr(vectors.Filed, "__init__", lambda self, *args: files.append(args[1]) or make(self, *args))
+    STUDY.run(SweepConfig(**TINY, workers=1), tmp_path / "large")
+    assert len(files) >= 6 and set(files) == {tmp_path / "large"}, "a gradient and two vectors for each update"
+    small, large = (json.loads((path / "result.json").read_text())["figures"] for path in (study, tmp_path / "large"))
+    names = [name for name in small if name.startswith("term/") or name.endswith(("/linear", "/quadratic"))]
+    assert len(names) > 8 and small.keys() == large.keys()
+    for name in (*names, "slope", "slope/same", "linear_range"):
+        assert large[name]["value"] == pytest.approx(small[name]["value"], rel=5e-3, abs=1e-7), name
 
 
 def test_the_command_and_the_report_find_it(study, tmp_path, capsys):

@@ -22,7 +22,7 @@ from tokencredit.dynamics.batch import prompts_of, roles
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.entropy import entropy_weights
 from tokencredit.dynamics.update import Update
-from tokencredit.dynamics.vectors import FINE
+from tokencredit.dynamics.vectors import large, trained
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.prompts import prompt_text
 from tokencredit.studies import forecast
@@ -86,15 +86,20 @@ def _open(config: SweepConfig, **options: Any) -> Checkpoint:
 def _foretell(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> None:
     """The forecast, for all updates."""
     rates, many = 2 * len(config.factors), config.updates
-    evaluated = 3 + 4 * ALONG + 2 * rates / 8
+    evaluated = 3 + 4 * ALONG
+    rounded = min(config.sweep_prompts, ROUNDED)
+    rounding = 2 * (1 + len(precision.FACTORS)) + 2 * 3 * ALONG  # float64 counts as two
     parts = (
         forecast.Drawn(many * config.prompts, config.group, 1 + BACKWARD),
         forecast.Drawn(many * config.eval_prompts, 1, evaluated),
         forecast.Drawn(many * config.eval_prompts, 5 * config.fresh, 0),
-        forecast.Drawn(many * config.sweep_prompts, 1 + config.sweep_fresh * (rates + 1), 1 + rates),
+        forecast.Drawn(many * config.sweep_prompts, 1, 2 * (1 + rates)),
+        forecast.Drawn(many * config.sweep_prompts, config.sweep_fresh * (rates + 1), 0),
+        forecast.Drawn(rounded, 1, 1 + rounding),
     )
     first = checkpoint.policy.encode_rows(prompts_of(checkpoint, 1, config.seed))[0]
-    work.tell(forecast.forecast(checkpoint, parts, 4, first))
+    vectors, filed = (2, 3 + checkpoint.needs_optimizer().decays) if checkpoint.scratch else (4, 0)
+    work.tell(forecast.forecast(checkpoint, parts, vectors, first, filed))
 
 
 def _updates(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> list[Arrays]:
@@ -103,7 +108,7 @@ def _updates(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> list[Ar
     """
     stages, names = work.stages, [f"update_{k}" for k in range(config.updates)]
     waiting = [k for k, name in enumerate(names) if not all(map(stages.has, _stored(config, checkpoint, k)))]
-    alone = checkpoint.model.device.type != "cpu" or parameters_of(checkpoint) > FINE
+    alone = checkpoint.model.device.type != "cpu" or large(trained(checkpoint.model))
     workers = config.workers or (1 if alone else min(os.cpu_count() or 1, 4))
     if workers > 1 and len(waiting) > 1:
         log = stages.folder / "workers.log"
