@@ -30,7 +30,10 @@ PROMPTS, SAMPLES, FACTOR = 2048, 4, 4.0
 
 def sampled(c, rows):
     """Entropy, tokens and successes [P] of fresh completions by the model as it is; equal uniforms for every policy."""
-    prompts = [Trace(tuple(prompt)) for prompt in encode_prompts(c.tokenizer, rows, c.model.config, c.max_new_tokens)]
+    prompts = [
+        Trace(tuple(prompt))
+        for prompt in encode_prompts(c.tokenizer, rows, c.model.config, c.max_new_tokens, chat=None)
+    ]
     sampler = PrefixSampler(c.model, ends=end_tokens(c.model, c.tokenizer), settings=Settings(c.temperature))
     requests = [
         Request(i, 0, c.max_new_tokens, seed_of("fresh", i, k)) for i in range(len(rows)) for k in range(SAMPLES)

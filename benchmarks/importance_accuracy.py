@@ -27,7 +27,7 @@ SEEDS = 5
 def reckon_batch(num: int = 24) -> tuple:
     path, task = resolve_model("reckon"), load("reckon")
     model, tokenizer = load_model(path).eval(), load_tokenizer(path)
-    prompts = [encode_prompt(tokenizer, row["prompt"]) for row in task.rows("test", num, 0)]
+    prompts = [encode_prompt(tokenizer, row["prompt"], chat=None) for row in task.rows("test", num, 0)]
     completions = [
         found[0].ids for found in sample(model, tokenizer, prompts, 1, max_new_tokens=task.max_new_tokens, seed=0)
     ]

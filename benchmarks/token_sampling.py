@@ -39,7 +39,7 @@ DRAWS = {
 
 def rollouts_of(model, tokenizer, task, num: int, seed: int) -> Rollouts:
     rows = task.rows("train", num, seed)
-    prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
+    prompts = [encode_prompt(tokenizer, row["prompt"], chat=None) for row in rows]
     drawn = [
         c
         for some in sample(model, tokenizer, prompts, GROUP, max_new_tokens=task.max_new_tokens, seed=seed)

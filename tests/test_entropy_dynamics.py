@@ -2,6 +2,7 @@
 the study.
 """
 
+import copy
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -370,6 +371,18 @@ def test_sampling_an_unmoved_policy_changes_nothing_and_repeats_its_rollouts(che
     again = by_sampling(checkpoint, rows, 3, seed=9)
     assert np.array_equal(entropy, again[0]) and np.array_equal(tokens, again[1])
     assert not np.array_equal(tokens, by_sampling(checkpoint, rows, 3, seed=10)[1])
+
+
+def test_fresh_samples_are_of_the_prompts_as_the_policy_asks_them(single):
+    """In a chat, a row's prompt goes through the template."""
+    rows = prompts_of(single, 4, 1)
+    tokenizer = copy.deepcopy(single.tokenizer)
+    tokenizer.chat_template = "{{ messages[0]['content'] + ' 7' }}"
+    chatting = replace(single, policy=replace(single.policy, tokenizer=tokenizer, chat=True))
+    asked = [row | {"prompt": row["prompt"] + " 7"} for row in rows]
+    found, by_hand = by_sampling(chatting, rows, 3, seed=9), by_sampling(single, asked, 3, seed=9)
+    assert all(np.array_equal(*both) for both in zip(found, by_hand))
+    assert not np.array_equal(found[0], by_sampling(single, rows, 3, seed=9)[0])
 
 
 def test_fresh_samples_and_reweighting_see_the_same_change(single):

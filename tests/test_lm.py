@@ -130,7 +130,7 @@ def test_the_check_of_the_distribution_sees_top_k(tiny, tokenizer):
 
 
 def test_sampling_is_reproducible_and_leaves_no_trace(shipped, tokenizer):
-    prompts = encode_prompts(tokenizer, Reckon().rows("test", 6), shipped.config, 48)
+    prompts = encode_prompts(tokenizer, Reckon().rows("test", 6), shipped.config, 48, chat=None)
     torch.manual_seed(5)
     before, config, shipped.training = torch.get_rng_state(), shipped.generation_config, True
     a, b, other = (sample(shipped, tokenizer, prompts, 3, max_new_tokens=48, seed=seed) for seed in (1, 1, 2))
@@ -142,7 +142,7 @@ def test_sampling_is_reproducible_and_leaves_no_trace(shipped, tokenizer):
 
 def test_completions_end_with_their_end_token_or_are_truncated(shipped, tokenizer):
     eos = tokenizer.eos_token_id
-    prompts = encode_prompts(tokenizer, Reckon().rows("test", 40), shipped.config, 12)
+    prompts = encode_prompts(tokenizer, Reckon().rows("test", 40), shipped.config, 12, chat=None)
     heard = []
     options = {"max_new_tokens": 12, "batch": 32, "progress": lambda rows, tokens: heard.append(rows)}
     got = [c for g in sample(shipped, tokenizer, prompts, 2, **options) for c in g]
@@ -180,19 +180,24 @@ def test_greedy_takes_the_most_likely_token_whatever_the_padding(tiny, tokenizer
 
 
 def test_prompts_are_text_or_messages(tokenizer, shipped):
-    assert encode_prompt(tokenizer, "<bos> 7 + 3 =") == [1, *tokenizer.convert_tokens_to_ids(["7", "+", "3", "="])]
+    assert encode_prompt(tokenizer, "<bos> 7 + 3 =", chat=None) == [
+        1,
+        *tokenizer.convert_tokens_to_ids(["7", "+", "3", "="]),
+    ]
     messages = [{"role": "user", "content": "7 + 3"}]
     with pytest.raises(ValueError, match="no chat template"):
-        encode_prompt(tokenizer, messages)
+        encode_prompt(tokenizer, messages, chat=None)
     chat = make_tokenizer()
     chat.chat_template = CHAT
-    assert encode_prompt(chat, messages) == tokenizer.convert_tokens_to_ids(["7", "+", "3", "="])
+    assert encode_prompt(chat, messages, chat=None) == tokenizer.convert_tokens_to_ids(["7", "+", "3", "="])
     with pytest.raises(
         ValueError, match=r"row 1 \(long\): the prompt has 240 tokens and 48 may be written, more .* context of 256"
     ):
-        encode_prompts(tokenizer, [{"prompt": "7"}, {"prompt": "7 " * 240, "row_id": "long"}], shipped.config, 48)
+        encode_prompts(
+            tokenizer, [{"prompt": "7"}, {"prompt": "7 " * 240, "row_id": "long"}], shipped.config, 48, chat=None
+        )
     with pytest.raises(ValueError, match="row 0: the prompt has no tokens"):
-        encode_prompts(tokenizer, [{"prompt": " "}], shipped.config, 48)
+        encode_prompts(tokenizer, [{"prompt": " "}], shipped.config, 48, chat=None)
 
 
 def test_evaluation_of_the_shipped_model(shipped, tokenizer):

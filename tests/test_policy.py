@@ -142,7 +142,7 @@ def test_text_prompts_are_asked_in_a_chat_where_that_is_said(chat_model):
     text = "7 + 3 * 4"
     assert asked.encode(text) == plain.encode([{"role": "user", "content": text}][0]["content"] + " =")
     with pytest.warns(UserWarning, match=r"--chat .* --no-chat"):
-        assert encode_prompt(asked.tokenizer, text) == plain.encode(text)
+        assert encode_prompt(asked.tokenizer, text, chat=None) == plain.encode(text)
     with pytest.raises(ValueError, match="leave --no-chat out"):
         plain.encode([{"role": "user", "content": text}])
 

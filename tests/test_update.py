@@ -338,7 +338,7 @@ def test_the_vector_leads_from_one_checkpoint_to_the_next(tmp_path):
     )
     before, after = (open_checkpoint(run.path, step) for step in (2, 3))
     rows = run.tokens(2)
-    prompts = [encode_prompt(before.tokenizer, row["prompt"]) for row in rows]
+    prompts = [encode_prompt(before.tokenizer, row["prompt"], chat=None) for row in rows]
     passes = Passes(before.model, prompts, [row["token_ids"] for row in rows])
     logprob, entropy = passes.values()
     rollouts = Rollouts(

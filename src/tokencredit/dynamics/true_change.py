@@ -20,9 +20,7 @@ from tokencredit.dynamics.reweighting import Sums, effective_sample_size, reweig
 from tokencredit.dynamics.to_go import Baseline
 from tokencredit.dynamics.vectors import moved
 from tokencredit.lm.distribution import Settings, seed_of
-from tokencredit.lm.prefix_sampler import PrefixSampler
-from tokencredit.lm.prompts import encode_prompts
-from tokencredit.lm.sampling import Request, Trace, end_tokens
+from tokencredit.lm.sampling import Request, Trace
 
 COLLAPSED = 0.1
 """Share of the rollouts below which an effective sample size is called collapsed."""
@@ -50,13 +48,8 @@ def by_sampling(checkpoint: Checkpoint, rows: Sequence[Mapping], num: int, seed:
 
     Equal seeds give equal uniforms to the k-th completion of a row, whatever the policy: common random numbers.
     """
-    prompts = encode_prompts(checkpoint.tokenizer, rows, checkpoint.model.config, checkpoint.max_new_tokens)
-    sampler = PrefixSampler(
-        checkpoint.model,
-        ends=end_tokens(checkpoint.model, checkpoint.tokenizer),
-        settings=Settings(checkpoint.temperature),
-        memory=checkpoint.policy.memory,
-    )
+    prompts = checkpoint.policy.encode_rows(rows)
+    sampler = checkpoint.policy.sampler(settings=Settings(checkpoint.temperature))
     requests = [
         Request(i, 0, checkpoint.max_new_tokens, seed_of(seed, i, k)) for i in range(len(rows)) for k in range(num)
     ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[Mapping[str, Any]]
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None = None) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> list[int]:
     """Token ids of a prompt.
 
     chat   True: text becomes a user's message; False: text stays text, and messages are refused; None: text stays
@@ -114,7 +114,7 @@ def is_messages(value: Any) -> bool:
 
 
 def encode_prompts(
-    tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], config: Any, max_new_tokens: int, chat: bool | None = None
+    tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], config: Any, max_new_tokens: int, chat: bool | None
 ) -> list[list[int]]:
     """Token ids of the rows' prompts; ValueError names the first row that is empty, or that leaves too little of the
     model's context.

@@ -69,7 +69,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> list[
     """
     if isinstance(prompt, str) and chat is not False and getattr(tokenizer, "chat_template", None):
         for messages in _chats(prompt):
-            ids = encode_prompt(tokenizer, messages)
+            ids = encode_prompt(tokenizer, messages, chat=None)
             if tokenizer.decode(ids, skip_special_tokens=True).strip() == prompt.strip():
                 return ids
         bare = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])

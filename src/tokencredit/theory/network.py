@@ -81,7 +81,7 @@ def sampled(prompts: int) -> tuple[Any, Tensor, Tensor, Tensor]:
 
     path = resolve_model("reckon")
     tokenizer, model = load_tokenizer(path), load_model(path)
-    asked = encode_prompts(tokenizer, Reckon().rows("test", prompts, SEED), model.config, MAX_NEW_TOKENS)
+    asked = encode_prompts(tokenizer, Reckon().rows("test", prompts, SEED), model.config, MAX_NEW_TOKENS, chat=False)
     written = [each[0].ids for each in sample(model, tokenizer, asked, 1, max_new_tokens=MAX_NEW_TOKENS, seed=SEED)]
     width = max(len(a) + len(b) for a, b in zip(asked, written))
     ids, attention, completion = (

@@ -79,7 +79,7 @@ class Sampling:
         rows = [plain(row) for row in batch["extra_info"]]
         step = plain(batch["global_steps"])
         model, tokenizer = self._model()
-        prompts = [Trace(tuple(encode_prompt(tokenizer, row["prompt"]))) for row in rows]
+        prompts = [Trace(tuple(encode_prompt(tokenizer, row["prompt"], chat=None))) for row in rows]
         sampler = PrefixSampler(model, ends=end_tokens(model, tokenizer), settings=Settings(rollout.temperature))
         requests = [
             Request(k, 0, limit, seed_of("verl", self.calls, row["index"], n))
