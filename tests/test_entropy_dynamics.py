@@ -654,7 +654,7 @@ def test_the_study_of_a_large_model_is_that_of_a_small_one(study, tmp_path, monk
     assert len(files) >= 6 and set(files) == {tmp_path / "large"}, "a gradient and two vectors for each update"
     small, large = (json.loads((path / "result.json").read_text())["figures"] for path in (study, tmp_path / "large"))
     names = [name for name in small if name.startswith("term/") or name.endswith(("/linear", "/quadratic"))]
-    assert len(names) > 8 and small.keys() == large.keys()
+    assert len(names) > 8 and small.keys() - large.keys() == {"precision_floor/float64"}
     for name in (*names, "slope", "slope/same", "linear_range"):
         assert large[name]["value"] == pytest.approx(small[name]["value"], rel=5e-3, abs=1e-7), name
 

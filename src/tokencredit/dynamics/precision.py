@@ -1,9 +1,9 @@
 """How small a change of entropy the arithmetic can show: rounding of the moved parameters and of the passes, in float32
 and in float64.
 
-    ΔH(η) on rollouts at hand, reweighted, against its own expansion a η + b η², a and b in float64. At rates so small
-    that nothing but rounding is left of the difference, its root mean square σ is the noise; rates with σ < 0.05 |a η|
-    are resolved.
+    ΔH(η) on rollouts at hand, reweighted, against its own expansion a η + b η², a and b in the finest precision that
+    is looked at. At rates so small that nothing but rounding is left of the difference, its root mean square σ is the
+    noise; rates with σ < 0.05 |a η| are resolved.
 
 In float64 too, transformers' models compute norms, rotations and the attention's softmax in float32: better, not exact.
 """

@@ -2,7 +2,7 @@
 // |ΔH| at ever smaller learning rates in two precisions, and the expansion that they leave.
 
 draw("rounding.js", (section, data) => {
-  const series = [["float32_changes", "c1", "float32"], ["float64_changes", "c0", "float64"]];
+  const series = [["float32_changes", "c1", "float32"], ["float64_changes", "c0", "float64"]].filter(([name]) => data[name]);
   const log = (value) => Math.log10(Math.abs(value) || 1e-16);
   const paint = (frame, width) => {
     const xs = data.factors.map((factor) => Math.log10(factor * data.lr));
@@ -12,7 +12,7 @@ draw("rounding.js", (section, data) => {
     for (const [name, colour, label] of series) xs.forEach((at, place) => frame.append(svg("g", { class: `mark ${colour}` },
       svg("title", null, `${label}, learning rate ${format(10 ** at)}: ${format(data[name][place])}`), svg("circle", { cx: x(at), cy: y(log(data[name][place])), r: 3.6 }))));
   };
-  const plot = drawing("Changes of entropy in two precisions against their expansion", paint);
+  const plot = drawing("Changes of entropy at ever smaller rates against their expansion", paint);
   const keys = [...series.map(([, colour, label]) => [colour, label]), ["c2", "expansion"]];
   section.append(el("div", { class: "legend" }, keys.map(([colour, label]) => el("span", { class: `key ${colour}` }, el("span", { class: "swatch" }), label))), plot.holder);
   plot.start();

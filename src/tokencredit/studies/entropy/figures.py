@@ -15,6 +15,7 @@ import numpy as np
 
 from tokencredit.durable import write_parquet
 from tokencredit.dynamics.measured import Measured, combined, mean
+from tokencredit.dynamics.precision import DTYPES
 from tokencredit.dynamics.to_go import BASELINES
 from tokencredit.dynamics.true_change import COLLAPSED
 from tokencredit.stats import Estimate, cluster_bootstrap
@@ -44,7 +45,7 @@ def figures(
 ) -> dict[str, Any]:
     """Everything that the result holds besides its figures, which go into the book."""
     lr = float(updates[0].arrays["lr"])
-    noise = {name: float(rounding[f"{name}_noise"]) for name in ("float32", "float64")}
+    noise = {name: float(rounding[f"{name}_noise"]) for name in DTYPES if f"{name}_noise" in rounding}
     floors = [noise["float32"] / (ROUNDING * abs(u.linear().value)) for u in updates]
     _slopes(updates, floors, book)
     _errors(updates, size, book)

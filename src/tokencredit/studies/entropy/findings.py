@@ -57,9 +57,11 @@ def _slope(figures: Figures) -> list[str]:
 
 
 def _range(figures: Figures) -> list[str]:
+    double = figures.get("precision_floor/float64")
     return [
-        f"Changes are resolved from a learning rate of {figures['precision_floor'].value:.1e} on in float32,"
-        f" {figures['precision_floor/float64'].value:.1e} in float64; the quadratic term reaches half the linear one"
+        f"Changes are resolved from a learning rate of {figures['precision_floor'].value:.1e} on in float32"
+        + (f", {double.value:.1e} in float64" if double else "")
+        + "; the quadratic term reaches half the linear one"
         f" at {figures['linear_range'].text('.1e')}."
     ]
 

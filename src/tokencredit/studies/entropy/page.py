@@ -148,12 +148,14 @@ def _precision(result: Mapping[str, Any]) -> Section:
     rows = [
         (name, f"{result['precision'][f'{name}_noise']:.1e} nats", shown(result["figures"][key], ".1e"))
         for name, key in floors.items()
+        if key in result["figures"]
     ]
     note = (
-        '<p class="note">ΔH along the first update on the same rollouts, against its expansion in float64. Norms and'
+        '<p class="note">ΔH along the first update on the same rollouts, against its expansion in the finest precision'
+        " here: of a large model float32, of a smaller one float64. Norms and"
         " the attention’s softmax stay float32 inside the model in both.</p>"
     )
-    data = {key: result["precision"][key] for key in ("factors", "float32_changes", "float64_changes", "expansion")}
+    data = {key: x for key, x in result["precision"].items() if not key.endswith("_noise")}
     return Section(
         "How small a change shows",
         note + parts.table("Rounding", ("arithmetic", "noise of ΔH", "smallest rate"), rows),

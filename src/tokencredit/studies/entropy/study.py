@@ -88,7 +88,8 @@ def _foretell(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> None:
     rates, many = 2 * len(config.factors), config.updates
     evaluated = 3 + 4 * ALONG
     rounded = min(config.sweep_prompts, ROUNDED)
-    rounding = 2 * (1 + len(precision.FACTORS)) + 2 * 3 * ALONG  # float64 counts as two
+    widths = 1 if large(trained(checkpoint.model)) else 3  # float64 counts as two
+    rounding = widths * (1 + len(precision.FACTORS)) + min(widths, 2) * 3 * ALONG
     parts = (
         forecast.Drawn(many * config.prompts, config.group, 1 + BACKWARD),
         forecast.Drawn(many * config.eval_prompts, 1, evaluated),
@@ -152,15 +153,17 @@ def _measure_alone(config: SweepConfig, k: int, folder: Path) -> None:
 
 
 def _precision(config: SweepConfig, checkpoint: Checkpoint, update: Update) -> Arrays:
-    """Rounding along an update, on rollouts of prompts of its own."""
+    """Rounding along an update, on rollouts of prompts of its own; of a large model in float32 alone."""
     direction = update.vector
     rows = prompts_of(checkpoint, min(config.sweep_prompts or ROUNDED, ROUNDED), seed_of("precision", config.seed))
     evaluation = Evaluation.of(checkpoint, rows, seed_of("precision", config.seed))
     own = next(checkpoint.model.parameters()).dtype
     opened = {
-        name: checkpoint if dtype == own else _open(config, dtype=dtype) for name, dtype in precision.DTYPES.items()
+        name: checkpoint if dtype == own else _open(config, dtype=dtype)
+        for name, dtype in precision.DTYPES.items()
+        if dtype != torch.float64 or not large(trained(checkpoint.model))
     }
-    terms = precision.expansion(opened["float64"], evaluation.batch, evaluation.baseline(), direction)
+    terms = precision.expansion(list(opened.values())[-1], evaluation.batch, evaluation.baseline(), direction)
     found: Arrays = {"factors": precision.FACTORS}
     for name, each in opened.items():
         rounding = precision.rounding(each, evaluation.batch, evaluation.baseline(), direction, terms)
