@@ -23,7 +23,7 @@ CHAT = ("--chat", "--temperature", "0.6")
 SMALL = "--prompts 4 --group 4"
 COMMANDS = {
     "train": "train --method gtpo --steps 1 --quiet --set prompts=4 --set group=8 --set updates=1"
-    " --set learning_rate=2e-5 --set eval_prompts=16 --set eval_samples=2",
+    " --set learning_rate=2e-5",
     "evaluate": "evaluate --prompts 16 --samples 4",
     "score": "score --prompts 16",
     "pivotality": "pivotality run --prompts 2 --samples 2 --rollouts 8",

@@ -73,6 +73,15 @@ def test_the_default_follows_the_machine(model, monkeypatch):
     assert Room.of(model).space == 1 << 30
 
 
+def test_beside_training_there_is_less_room(model, monkeypatch):
+    """Gradient and two moments of the parameters in training come off the default."""
+    monkeypatch.setattr(limits, "memory", lambda: 64 << 30)
+    usual, one = Room.of(model).space, weights(model)
+    assert Room.of(model, room.beside_training(model)).space == usual - 3 * one
+    monkeypatch.setattr(room, "USUAL", LEAST)
+    assert Room.of(model, room.beside_training(model)).space == LEAST, "no less than a budget may be"
+
+
 def test_a_budget_that_the_weights_exceed_is_refused_before_anything_is_sampled(model):
     with pytest.raises(ValueError, match=r"--memory 0.5G is too little: .* give at least 1.0\dG"):
         Room.of(model, 1 << 29)

@@ -28,6 +28,7 @@ from tokencredit.lm.evaluate import ask, figures_of
 from tokencredit.lm.models import CausalModel
 from tokencredit.lm.policy import Policy
 from tokencredit.lm.prompts import completion_text, prompt_text
+from tokencredit.lm.room import beside_training
 from tokencredit.lm.sampling import Progress
 from tokencredit.methods import METHODS
 from tokencredit.runs import Run, RunError
@@ -340,7 +341,8 @@ class RunRecorder(TrainerCallback):
         self.seen.add((step, "test"))
         c, accelerator = self.config, self.trainer.accelerator
         own = part_of(len(self.held_out), accelerator.process_index, accelerator.num_processes)
-        rows, policy = self.held_out[own], replace(self.policy, model=accelerator.unwrap_model(model))
+        rows, trained = self.held_out[own], accelerator.unwrap_model(model)
+        policy = replace(self.policy, model=trained, memory=beside_training(trained))
         options = {"num_samples": c.eval_samples, "seed": c.seed, "batch": c.eval_batch, "first": own.start}
         heard = self._heard(step, len(rows) * (c.eval_samples + 1))
         answers = gather_object(ask(policy, rows, progress=heard, **options) if rows else [])

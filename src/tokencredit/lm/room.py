@@ -142,14 +142,27 @@ class _Shape:
         )
 
 
+def beside_training(model: CausalModel) -> int:
+    """The memory, as `Room.of` takes it, of passes in a process that trains the model: gradient and moments of the
+    parameters in training stay where they are meanwhile.
+    """
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return _taken(model) + max(Room.of(model).beside(3 * trained).space, LEAST)
+
+
+def _taken(model: CausalModel) -> int:
+    """Bytes of the weights and, on a CPU, of the libraries."""
+    weights, place = sum(p.numel() * p.element_size() for p in model.parameters()), next(model.parameters()).device
+    return weights + (LIBRARIES if place.type == "cpu" else 0)
+
+
 def _space(model: CausalModel, memory: int | None) -> int:
     """M in bytes."""
-    weights, place = sum(p.numel() * p.element_size() for p in model.parameters()), next(model.parameters()).device
+    taken, place = _taken(model), next(model.parameters()).device
     if memory is None:
         if place.type == "cuda":
-            return max((torch.cuda.get_device_properties(place).total_memory - weights) // 2, LEAST)
+            return max((torch.cuda.get_device_properties(place).total_memory - taken) // 2, LEAST)
         return max(min(USUAL, limits.memory() // 8), LEAST)
-    taken = weights + (LIBRARIES if place.type == "cpu" else 0)
     if memory < taken + LEAST:
         raise ValueError(
             f"--memory {memory / 2**30:.3g}G is too little: the weights and the libraries take {taken / 2**30:.2g} GiB,"
