@@ -167,7 +167,7 @@ def check_size(config: TrainConfig) -> None:
         check_threads(config.threads)
     check_rows(config.prompts * config.group, "prompts x group")
     check_rows(config.prompts * config.steps, "prompts x steps")
-    check_rows(config.eval_prompts * config.eval_samples, "eval_prompts x eval_samples")
+    check_rows((config.eval_prompts or 1) * (config.eval_samples or 1), "eval_prompts x eval_samples")
     check_rows(config.max_new_tokens or 1, "max_new_tokens")
 
 

@@ -347,7 +347,7 @@ class RunRecorder(TrainerCallback):
         heard = self._heard(step, len(rows) * (c.eval_samples + 1))
         answers = gather_object(ask(policy, rows, progress=heard, **options) if rows else [])
         if self.run:
-            ks = sorted({1, c.eval_samples})
+            ks = sorted({1, c.eval_samples or 1})
             figures = figures_of(answers, ks=ks, temperature=policy.temperature)
             record = {"step": step, **self.spent, "split": "test", **figures}
             self.run.log_evaluation(record)

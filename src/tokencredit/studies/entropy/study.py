@@ -87,7 +87,7 @@ def _foretell(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> None:
     """The forecast, for all updates."""
     rates, many = 2 * len(config.factors), config.updates
     evaluated = 3 + 4 * ALONG
-    rounded = min(config.sweep_prompts, ROUNDED)
+    rounded = min(config.sweep_prompts or ROUNDED, ROUNDED)
     widths = 1 if large(trained(checkpoint.model)) else 3  # float64 counts as two
     rounding = widths * (1 + len(precision.FACTORS)) + min(widths, 2) * 3 * ALONG
     parts = (
