@@ -17,9 +17,10 @@ from _result import finish
 from tokencredit.runs import Run
 from tokencredit.stats import OverSeedsAndPrompts
 from tokencredit.studies.compare.curves import Curves, Prompts, area, budget_to
-from tokencredit.studies.compare.jobs import Tell, choose, run_jobs
 from tokencredit.studies.compare.question import Comparison
+from tokencredit.studies.compare.rates import choose
 from tokencredit.studies.compare.study import plan
+from tokencredit.studies.jobs import Tell, run_jobs
 
 VARIANTS = {
     "dapo": ("dapo", {}),

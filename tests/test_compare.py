@@ -27,12 +27,12 @@ from tokencredit.cli import main, make_parser
 from tokencredit.related import RELATED
 from tokencredit.runs import Run, RunError
 from tokencredit.stats import OverSeedsAndPrompts
+from tokencredit.studies import jobs
 from tokencredit.studies.book import Book
-from tokencredit.studies.compare import jobs as compare_jobs
 from tokencredit.studies.compare.curves import Curves, Prompts, area, budget_to, on_grid
 from tokencredit.studies.compare.figures import Marks, figures
-from tokencredit.studies.compare.jobs import FINAL, Tell, choose, command_of, finished, run_jobs
 from tokencredit.studies.compare.question import STUDY, Comparison
+from tokencredit.studies.compare.rates import choose
 from tokencredit.studies.compare.study import (
     CHECK_SEED,
     COMPARED,
@@ -43,6 +43,7 @@ from tokencredit.studies.compare.study import (
     unavailable,
 )
 from tokencredit.studies.compare.tables import markdown, tables
+from tokencredit.studies.jobs import FINAL, Tell, command_of, finished, run_jobs
 from tokencredit.studies.processes import Forked, run_all
 from tokencredit.studies.result import write_result
 from tokencredit.studies.study import Work
@@ -499,7 +500,7 @@ def perform_a_quarter(job, path):
             signal.pause()
 
     Run.log_metrics = record_and_wait
-    compare_jobs.perform(job, path)
+    jobs.perform(job, path)
 
 
 def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path, monkeypatch):
@@ -512,7 +513,7 @@ def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path, monkeypatch):
 
     arguments = {"methods": ["grpo", "gtpo"], "seeds": 1, "baseline": "grpo"}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(compare_jobs, "perform", perform_a_quarter)
+        patch.setattr(jobs, "perform", perform_a_quarter)
         compare(study, work_in(tmp_path, Interrupt()), **arguments)
     [cut] = [path.parent for path in tmp_path.glob("runs/*/metrics.jsonl")]
     assert Run.open(cut).status == "running" and len(Run.open(cut).metrics()) == 10
@@ -543,7 +544,7 @@ def test_a_run_of_another_configuration_is_refused_by_name(tmp_path):
     make_run(tmp_path / job.name, other, 0.5, 0, np.random.default_rng(0))
     assert not finished(tmp_path, job)
     with pytest.raises(RunError, match=r"temperature: 0\.5 in the directory, 1\.0 asked for"):
-        compare_jobs.perform(job, tmp_path / job.name)
+        jobs.perform(job, tmp_path / job.name)
 
 
 @pytest.mark.parametrize(

@@ -6,63 +6,43 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
-import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
-from tokencredit.cli import main
+from tokencredit.cli import main, make_parser
 from tokencredit.console import PlainConsole
 from tokencredit.runs import Run
 from tokencredit.studies import demo as study
-from tokencredit.studies import processes
+from tokencredit.studies import jobs, processes
 from tokencredit.studies.claims import learned
+from tokencredit.studies.correlation import question
+from tokencredit.train_config import read_config
 
-SMALL = ["prompts=4", "group=4", "eval_prompts=8", "eval_samples=2"]
-FULL = study.command_of
+FEW = {"prompts": 4, "rollouts": 8, "bootstraps": 20, "condition_prompts": 4, "temperatures": (), "exact": "no"}
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Runs of seconds, of which `failing` names those that fail at once."""
-    failing = set()
-
-    def command_of(out, name, method, seed, steps, settings=()):
-        if name in failing:
-            return [sys.executable, "-c", "print('noise'); print('error: the [disk] is full'); raise SystemExit(3)"]
-        return FULL(out, name, method, seed, steps, [*settings, *SMALL])
-
-    monkeypatch.setattr(study, "command_of", command_of)
+    """Runs and a correlation study of seconds."""
+    sizes = ("prompts=4", "group=4", "eval_prompts=8", "eval_samples=2")
+    monkeypatch.setattr(study, "SETTINGS", (*study.SETTINGS, *sizes))
+    monkeypatch.setattr(question, "SMALL", FEW)
     monkeypatch.setenv("COLUMNS", "80")
-    return failing
 
 
 def test_the_demo_and_a_method_that_fails(small, tmp_path, capsys):
-    small.add("dapo-0")
-    out = tmp_path / "demo"
-    argv = [
-        "demo",
-        "--out",
-        str(out),
-        "--methods",
-        "grpo",
-        "dapo",
-        "gtpo",
-        "--seeds",
-        "1",
-        "--steps",
-        "2",
-        "--workers",
-        "2",
-    ]
-    assert main(argv) == 1
+    out = tmp_path / "the [bold] demo"
+    out.mkdir()
+    (out / "dapo-0").write_text("in the way")
+    argv = ["demo", "--out", str(out), "--seeds", "1", "--steps", "2", "--workers", "2", "--methods"]
+    assert main([*argv, "grpo", "dapo", "gtpo"]) == 1
     text = capsys.readouterr().out
-    assert (
-        "dapo-0 failed (exit 3): error: the [disk] is full" in text
-        and "1 runs failed and are not in it: dapo-0" in text
-    )
+    assert re.search(r"dapo-0 failed: exit 1: error: .*\(log: .*/the \[bold\] demo/dapo-0\.log\)", text)
+    assert "1 runs failed and are not in it: dapo-0" in text
     result = json.loads((out / "result.json").read_text())
     assert [m["name"] for m in result["methods"]] == ["grpo", "gtpo"] and result["failed"] == ["dapo-0"]
     assert result["command"].startswith("tokencredit demo --out") and set(result["curves"]["pass@1"]) == {
@@ -83,9 +63,19 @@ def test_the_demo_and_a_method_that_fails(small, tmp_path, capsys):
     assert [Run.open(out / name).status for name in ("grpo-0", "gtpo-0")] == ["finished"] * 2
     before = (out / "grpo-0" / "metrics.jsonl").stat().st_mtime_ns
     # Again, with one method: its run is not repeated, and the exit code says that all went well.
-    assert main([*argv[:4], "grpo", "grpo", *argv[7:]]) == 0
+    assert main([*argv, "grpo", "grpo"]) == 0
     assert (out / "grpo-0" / "metrics.jsonl").stat().st_mtime_ns == before
     assert "pass@1" in capsys.readouterr().out
+    # The run records what anybody would type.
+    job, run = study.job_of("grpo", 0, 2), Run.open(out / "grpo-0")
+    args = make_parser().parse_args(shlex.split(run.info["command"])[1:])
+    assert args.out == out / "grpo-0" and job.config == read_config(
+        None, args.settings, method=args.method, seed=args.seed, steps=args.steps
+    )
+    # A finished run whose last checkpoint is damaged is made whole by the next demo.
+    assert jobs.finished(out, job)
+    (run.path / "checkpoints" / "checkpoint-4" / "model.safetensors").write_bytes(b"")
+    assert not jobs.finished(out, job)
 
 
 def test_figures_fit_80_columns():
@@ -136,47 +126,70 @@ def test_what_training_did_is_found_where_it_is_resolved():
     assert found["gtpo learns: pass@1 rises"]["p"] == 1, "one seed has no p of its own"
 
 
-@pytest.mark.parametrize("stubborn", [False, True])
-def test_interrupted_it_leaves_no_process(tmp_path, monkeypatch, stubborn):
-    started = []
-    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" if stubborn else ""
-    script = f"import signal; {ignore} print('up', flush=True); signal.pause()"
-    monkeypatch.setattr(study, "command_of", lambda *_: [sys.executable, "-c", script])
-    monkeypatch.setattr(processes, "GRACE", 0.5 if stubborn else 1e9)
-    real_start, real_sleep = study.start, processes.time.sleep
+def hang(job, path):
+    print("up", flush=True)
+    signal.pause()
 
-    def start(*arguments):
-        started.append(real_start(*arguments))
+
+def hang_on(job, path):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hang(job, path)
+
+
+class Impatient(processes.Forked):
+    """Whoever waits for it interrupts a second time."""
+
+    def wait(self, timeout=None):
+        if timeout is not None:
+            raise KeyboardInterrupt
+        return super().wait()
+
+
+@pytest.mark.parametrize(
+    "perform, kind, grace, ended_by",
+    [
+        (hang, processes.Forked, 3600, signal.SIGTERM),
+        (hang_on, processes.Forked, 0.5, signal.SIGKILL),
+        (hang_on, Impatient, 3600, signal.SIGKILL),
+    ],
+    ids=["asked", "stubborn", "interrupted again"],
+)
+def test_interrupted_it_leaves_no_process(tmp_path, monkeypatch, perform, kind, grace, ended_by):
+    started = []
+
+    class Interrupt(jobs.Tell):
+        def running(self, name, share, figures):
+            if [log.read_text() for log in tmp_path.glob("*.log")] == ["up\n"] * 2:
+                raise KeyboardInterrupt
+
+    def start(out, job, log):
+        started.append(kind(perform, (job, out / job.name), log))
         return started[-1]
 
-    def nap(seconds):
-        if len([log for log in tmp_path.glob("*.log") if "up" in log.read_text()]) == 2:
-            monkeypatch.setattr(processes.time, "sleep", real_sleep)
-            raise KeyboardInterrupt
-        real_sleep(0.05)
-
-    monkeypatch.setattr(study, "start", start)
-    monkeypatch.setattr(processes.time, "sleep", nap)
-    jobs = [("a-0", "grpo", 0), ("b-0", "gtpo", 0), ("c-0", "dapo", 0)]
+    monkeypatch.setattr(processes, "GRACE", grace)
+    three = [study.job_of(method, 0, 2) for method in ("grpo", "gtpo", "dapo")]
     with pytest.raises(KeyboardInterrupt):
-        study.run_all(tmp_path, jobs, 2, 2, PlainConsole(file=io.StringIO()))
-    assert [p.returncode for p in started] == [-signal.SIGKILL if stubborn else -signal.SIGTERM] * 2
+        jobs.run_jobs(tmp_path, three, 2, "runs", Interrupt(), start)
+    assert [process.poll() for process in started] == [-ended_by] * 2
 
 
-def test_when_every_run_fails_it_says_so(small, tmp_path, capsys):
-    small.add("grpo-0")
+def test_when_every_run_fails_it_says_so(tmp_path, capsys):
+    (tmp_path / "grpo-0").write_text("in the way")
     assert main(["demo", "--out", str(tmp_path), "--methods", "grpo", "--seeds", "1", "--steps", "2"]) == 1
     assert f"no run succeeded; the first log is {tmp_path}/grpo-0.log" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_commands_are_those_that_anybody_would_type(tmp_path):
-    command = FULL(tmp_path, "gtpo-1", "gtpo", 1, 30)
-    assert command[1:3] == ["-m", "tokencredit"] and "--quiet" in command
-    from tokencredit.cli import make_parser
+def test_a_run_is_looked_at_after_every_third_of_it():
+    config = study.job_of("gtpo", 1, 30).config
+    assert (config.method, config.seed, config.steps, config.threads) == ("gtpo", 1, 30, 1)
+    assert (config.eval_every, config.record_every, config.save_every) == (10, 10, 10)
+    assert study.job_of("gtpo", 1, 1).config.eval_every == 1
 
-    args = make_parser().parse_args(command[3:])
-    assert (args.method, args.seed, args.out) == ("gtpo", 1, tmp_path / "gtpo-1") and "save_every=10" in args.settings
+
+def test_long_runs_begin_first():
+    costs = {name: study.job_of(name, 0, 3).cost for name in ("grpo", "gtpo", "dapo", "ptw_fisher", "exact_value")}
+    assert costs == {"grpo": 0, "gtpo": 0, "dapo": 1, "ptw_fisher": 1, "exact_value": 2}
 
 
 @pytest.mark.parametrize("option", ["--seeds", "--steps", "--workers"])

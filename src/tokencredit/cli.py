@@ -147,8 +147,8 @@ def _demo_parser(commands) -> None:
     p.add_argument(
         "--methods", nargs="+", default=["grpo", "dapo", "gtpo"], help="methods to compare (default: grpo dapo gtpo)"
     )
-    p.add_argument("--seeds", type=int, default=2, help="seeds per method (default: %(default)s)")
-    p.add_argument("--steps", type=int, default=20, help="rollout batches per run (default: %(default)s)")
+    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=9, help="rollout batches per run (default: %(default)s)")
     p.add_argument("--workers", type=int, default=None, help="runs side by side (default: one per core, at most 4)")
 
 

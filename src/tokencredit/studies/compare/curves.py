@@ -16,7 +16,7 @@ from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.budget import Budget
 from tokencredit.runs import Run
 from tokencredit.stats import pass_at_k
-from tokencredit.studies.compare.jobs import FINAL
+from tokencredit.studies.jobs import FINAL
 
 PHASES = ("generation", "scoring", "update")
 

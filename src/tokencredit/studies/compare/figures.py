@@ -18,8 +18,8 @@ from tokencredit.runs import Run
 from tokencredit.stats import Estimate, OverSeedsAndPrompts, mean_of_units
 from tokencredit.studies.book import Book
 from tokencredit.studies.compare.curves import PHASES, Curves, Prompts, area, budget_to
-from tokencredit.studies.compare.jobs import Job
 from tokencredit.studies.compare.verdicts import findings, verdicts
+from tokencredit.studies.jobs import Job
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class CompareStudy(Study):
         )
 
     def display(self, console: Console) -> AbstractContextManager[Say]:
-        from tokencredit.studies.compare.progress import bars
+        from tokencredit.studies.bars import bars
 
         return bars(console)
 

@@ -28,10 +28,11 @@ from tokencredit.budget import UNITS, Budget
 from tokencredit.distribute.workers import Workers
 from tokencredit.durable import append_line, read_lines
 from tokencredit.methods import METHODS
-from tokencredit.scores.table import OF_A_RUN, UNMEASURED, available, names_of
+from tokencredit.scores.table import OF_A_RUN, UNMEASURED, available
 from tokencredit.studies.compare.figures import Marks, figures
-from tokencredit.studies.compare.jobs import Job, Start, Tell, choose, finished, forked, on_ray, run_jobs
 from tokencredit.studies.compare.question import MOST_STEPS, QUICK_STEPS, STEPS, Comparison
+from tokencredit.studies.compare.rates import choose
+from tokencredit.studies.jobs import Job, Start, Tell, finished, forked, on_ray, run_jobs
 from tokencredit.studies.study import Work
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
@@ -119,15 +120,9 @@ class CompareConfig:
         )
         name = f"{method}-x{factor:g}-{seed}"
         if final:
-            return Job(f"runs/{name}", config, factor, _cost(method), (self.final_prompts, self.final_samples))
+            return Job(f"runs/{name}", config, factor, (self.final_prompts, self.final_samples))
         config = replace(config, eval_prompts=self.check_prompts, eval_samples=self.check_samples)
-        return Job(f"checks/{name}", config, factor, _cost(method))
-
-
-def _cost(method: str) -> int:
-    """The larger, the longer a step takes: proxies of tokens, then prefix trees."""
-    needs = METHODS[method].needs
-    return 2 if "exact_value" in needs else 1 if needs & set(names_of("importance")) else 0
+        return Job(f"checks/{name}", config, factor)
 
 
 def plan(asked: Comparison) -> tuple[CompareConfig, list[str], int]:

@@ -11,7 +11,7 @@ from tokencredit.studies.study import RUN, Study
 
 EXAMPLES = """\
   tokencredit dynamics kernel --run runs/demo/grpo-0
-  tokencredit dynamics kernel --run runs/demo/grpo-0 --checkpoint 20 --sequences
+  tokencredit dynamics kernel --run runs/demo/grpo-0 --checkpoint 18 --sequences
   tokencredit dynamics kernel --run runs/demo/grpo-0 --preconditioner identity
   tokencredit dynamics kernel --run runs/qwen --sequences --directions 512 --prompts 16"""
 

@@ -1,4 +1,4 @@
-"""The progress of a comparison: a bar for the stage, and one for every run that is going on."""
+"""The progress of training runs side by side: a bar for all of them, and one for every run that is going on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tokencredit.progress import columns, watched
-from tokencredit.studies.compare.jobs import Tell
+from tokencredit.studies.jobs import Tell
 
 
 class Bars(Tell):
@@ -43,6 +43,6 @@ class Bars(Tell):
 
 @contextmanager
 def bars(console: Console) -> Iterator[Bars]:
-    """Whom a comparison tells what it does."""
+    """Whom `run_jobs` tells what it does."""
     with Progress(*columns(), console=console) as progress:
         yield Bars(progress)

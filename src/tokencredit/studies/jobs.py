@@ -1,4 +1,6 @@
-"""The runs of a comparison: what each is, running them side by side, and the learning rate that the checks choose."""
+"""Training runs as jobs, side by side: one that is finished is never repeated, one that was interrupted goes on, one
+that fails is named and stops no other.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tokencredit.budget import Budget
 from tokencredit.durable import read_lines
 from tokencredit.runs import Run
-from tokencredit.stats import pass_at_k
+from tokencredit.scores.table import names_of
 from tokencredit.studies.processes import Forked, last_words, run_all
 from tokencredit.studies.remote import Remote
 from tokencredit.tasks.data import held_out
@@ -29,14 +29,26 @@ PRELOAD = ("tokencredit.engines.train", "tokencredit.lm.evaluate")
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its directory below the study's, its config, the multiple of the learning rate; `final` (prompts,
-    samples) for those that count; `cost` orders jobs, the longest first, so that they end together."""
+    """One run: its directory below the study's, its config; in a comparison also the multiple of the learning rate, and
+    `final` (prompts, samples) for those that count."""
 
     name: str
     config: TrainConfig
-    factor: float
-    cost: int = 0
+    factor: float = 1.0
     final: tuple[int, int] | None = None
+
+    @property
+    def cost(self) -> int:
+        """The larger, the longer a step takes: proxies of tokens or further rounds of sampling, then prefix trees."""
+        method = self.config.build_method()
+        if "exact_value" in method.needs:
+            return 2
+        return int(method.mixed_groups_only or not method.needs.isdisjoint(names_of("importance")))
+
+    @property
+    def budget(self) -> Budget:
+        """What it spends, as its records count it: that of its config, or the optimizer steps."""
+        return Budget.of(self.config.budget) or Budget("step", self.config.optimizer_steps)
 
 
 class Tell:
@@ -72,14 +84,16 @@ def on_ray(ray: Any, gpus: float, out: Path, job: Job, log: Path) -> Remote:
 def run_jobs(
     out: Path, jobs: Sequence[Job], workers: int, title: str, tell: Tell, start: Start = forked
 ) -> dict[str, str]:
-    """Run those that are not finished; {name: why} of those that failed."""
+    """Run those that are not finished, the longest first, so that they end together; {name: why} of those that
+    failed.
+    """
     waiting = sorted((job for job in jobs if not finished(out, job)), key=lambda job: -job.cost)
     tell.stage(title, len(jobs), len(jobs) - len(waiting))
     by_name, why = {job.name: job for job in waiting}, {}
 
     def watch(name: str, code: int | None) -> None:
         records = read_lines(out / name / "metrics.jsonl")
-        budget, last = Budget.of(by_name[name].config.budget), records[-1] if records else {}
+        budget, last = by_name[name].budget, records[-1] if records else {}
         tell.running(name, last.get(budget.unit, 0) / budget.amount, last)
         if code is not None:
             if code:
@@ -94,19 +108,23 @@ def run_jobs(
 
 
 def finished(out: Path, job: Job) -> bool:
-    """Whether this very run is there, to its end."""
+    """Whether this very run is there, to its end, and its last checkpoint with it where that was kept."""
     if not (out / job.name / "run.json").exists():
         return False
     run = Run.open(out / job.name)
-    if run.status != "finished" or run.info["config"] != job.config.as_dict() or _left(run, job.config) > 0:
+    if run.status != "finished" or run.info["config"] != job.config.as_dict() or _left(run, job) > 0:
+        return False
+    from tokencredit.engines.resume import lost_its_end
+
+    if lost_its_end(run, job.config):
         return False
     return job.final is None or any(record["split"] == FINAL for record in run.evaluations())
 
 
-def _left(run: Run, config: TrainConfig) -> float:
+def _left(run: Run, job: Job) -> float:
     """What is left of a run's budget."""
-    budget, records = Budget.of(config.budget), run.metrics()
-    return budget.amount - (records[-1][budget.unit] if records else 0)
+    records = run.metrics()
+    return job.budget.amount - (records[-1][job.budget.unit] if records else 0)
 
 
 def _started(out: Path, job: Job, start: Start) -> Any:
@@ -129,10 +147,9 @@ def perform(job: Job, path: Path) -> None:
     from tokencredit.engines.train import train
 
     run = train(job.config, path, command=command_of(job.config, path))
-    if (left := _left(run, job.config)) > 0:
+    if (left := _left(run, job)) > 0:
         raise RuntimeError(
-            f"{left:g} {Budget.of(job.config.budget).unit} were left after {job.config.steps} rollout batches: allow"
-            " more with --steps"
+            f"{left:g} {job.budget.unit} were left after {job.config.steps} rollout batches: allow more with --steps"
         )
     if job.final and not any(record["split"] == FINAL for record in run.evaluations()):
         run.log_evaluation(_evaluated(run, job))
@@ -167,36 +184,3 @@ def command_of(config: TrainConfig, path: Path) -> str:
     ]
     task = ["--task", config.task] if config.task != "reckon" else []
     return shlex.join([*told, *task, *(part for setting in settings for part in ("--set", setting))])
-
-
-def choose(config: Any, out: Path, methods: Sequence[str], checks: Sequence[Job]) -> dict[str, dict[str, Any]]:
-    """{method: {"factor", "edge", "scores", "seeds"}}: the multiple with the highest validation pass@1 over the second
-    half of the budget.
-
-    `scores` {multiple: [per seed, per prompt]}; `edge` is "lowest" or "highest" where the choice is at an end of the
-    rates that were checked. A single rate, or one that no check finished for, is the multiple nearest to 1.
-    """
-    found = {}
-    for method in methods:
-        jobs = [job for job in checks if job.config.method == method and finished(out, job)]
-        scores: dict[float, list] = {}
-        for job in jobs:
-            scores.setdefault(job.factor, []).append(second_half(Run.open(out / job.name), config))
-        best = (
-            max(scores, key=lambda factor: np.mean(scores[factor]))
-            if scores
-            else min(config.rates, key=lambda rate: abs(np.log(rate)))
-        )
-        ends = {min(config.rates): "lowest", max(config.rates): "highest"} if len(scores) > 1 else {}
-        seeds = sorted({job.config.seed for job in jobs})
-        found[method] = {"factor": best, "edge": ends.get(best), "scores": scores, "seeds": seeds}
-    return found
-
-
-def second_half(run: Run, config: Any) -> list[float]:
-    """Prompt by prompt: mean pass@1 of the evaluations from half of the budget on."""
-    unit, half = config.budget.unit, config.budget.amount / 2
-    late = [record for record in run.evaluations() if record["split"] != FINAL and record[unit] >= half]
-    return np.mean(
-        [pass_at_k(record["by_prompt"]["correct"], record["num_samples"], 1) for record in late], axis=0
-    ).tolist()
