@@ -1,4 +1,4 @@
-# make demo   sets up and runs the main job: trains three methods on the embedded world (2 seeds, 20 rollout batches), writes runs/demo/report.html
+# make demo   sets up and runs the main job: trains three methods on the embedded world (3 seeds, 9 rollout batches; two minutes of two idle cores), writes runs/demo/report.html
 # make test   sets up and passes the tests
 # make test-architectures  that part of the tests which goes over many architectures of models (about a minute and a half of one core)
 # make setup  creates .venv (both call it; the second time it does nothing)
