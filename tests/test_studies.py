@@ -180,14 +180,14 @@ def test_what_small_says_is_what_it_does():
 def test_a_study_says_in_its_directory_what_it_is(tmp_path):
     work = Work("kernel", Asked(), tmp_path / "out", Book("tokencredit <x>", 5))
     assert not (tmp_path / "out").exists(), "nothing is made before it begins"
-    work.begin(task="reckon", model="m", checkpoint="m/checkpoint-3")
+    work.begin(task="reckon", model="m", judge=None, checkpoint="m/checkpoint-3")
     info = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (info["kind"], info["study"], info["seed"], info["command"]) == ("study", "kernel", 5, "tokencredit <x>")
     assert info["config"]["prompts"] == 64 and info["config"]["checkpoint"] == "m/checkpoint-3"
     assert "method" not in info and "method_name" not in info
     again = Work("kernel", Asked(prompts=9), tmp_path / "out", Book("c", 5))
     with pytest.raises(RunError, match=r"config\.prompts: 64 in the directory, 9 asked for"):
-        again.begin(task="reckon", model="m", checkpoint="m/checkpoint-3")
+        again.begin(task="reckon", model="m", judge=None, checkpoint="m/checkpoint-3")
     with pytest.raises(RunError, match="kind: 'study' in the directory, 'training' asked for"):
         Run.create(tmp_path / "out", name="out", method="m", method_name="grpo", **SAME)
 

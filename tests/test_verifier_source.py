@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from tokencredit.tasks import load, source
-from tokencredit.tasks.source import task_source, verifier_source
+from tokencredit.tasks.source import own_source, task_source, verifier_source
 
 DATA = '{"prompt": "2 + 3", "answer": "5"}\n{"prompt": "2 + 4", "answer": "6"}\n'
 
@@ -114,6 +114,37 @@ def run(folder, *more):
 
     data = ["--task", f"{folder / 'verify.py'}:verify", "--option", f"path={folder / 'train.jsonl'}"]
     return main(["pivotality", "run", "--out", str(folder / "run"), *data, *COMMAND, *more])
+
+
+def test_only_what_is_yours_is_asked_of_a_run(tmp_path):
+    (tmp_path / "verify.py").write_text("def verify(completion, row):\n    return True\n")
+    (tmp_path / "train.jsonl").write_text(DATA)
+    mine = load(f"{tmp_path / 'verify.py'}:verify", path=str(tmp_path / "train.jsonl"))
+    assert own_source(load("reckon")) is None and own_source(mine) not in (None, task_source(mine))
+
+
+@pytest.mark.parametrize("command", ["study", "train"])
+def test_a_run_with_an_edited_verifier_does_not_go_on(tmp_path, capsys, command):
+    """Its stages, and its records, hold rewards of the code before."""
+    from tokencredit.cli import main
+    from tokencredit.tasks.reckon import Reckon
+
+    rows = Reckon().rows("train", 24, 0)
+    text = "def verify(completion, row):\n    return len(completion) % 2 == 0\n"
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
+    (tmp_path / "verify.py").write_text(text)
+    data = ["--task", f"{tmp_path / 'verify.py'}:verify", "--option", f"path={tmp_path / 'train.jsonl'}"]
+    sizes = {
+        "study": ["dynamics", "noise-scale", "--prompts", "8", "--group", "8"],
+        "train": ["train", "--quiet", *(f"--set={x}" for x in ("steps=1", "prompts=2", "group=2", "eval_every=0"))],
+    }
+    words = [*sizes[command], *data, "--model", "reckon", "--max-new-tokens", "8", "--out", str(tmp_path / "out")]
+    assert main(words) == 0 and main(words) == 0, "the same code goes on"
+    (tmp_path / "verify.py").write_text(text.replace("== 0", "== 1"))
+    capsys.readouterr()
+    assert main(words) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "verifier_source" in told and "was edited" in told and "Choose another directory" in told
 
 
 def test_stored_rewards_of_edited_code_are_refused(tmp_path, capsys):

@@ -172,13 +172,14 @@ class Run:
         config: Mapping[str, Any],
         seed: int,
         command: str,
+        verifier: str | None = None,
     ) -> Run:
         """A new training run, or the same one opened for resuming; a directory that holds a different run is
-        refused.
+        refused, one whose `verifier` (`tasks.source.own_source`) was edited since among them.
         """
         own = {"name": name, "method": method, "method_name": method_name}
         asked = {"kind": "training", **own, "task": task, "model": model, "config": config, "seed": seed}
-        return cls._make(Path(path), asked, command)
+        return cls._make(Path(path), asked, command, verifier)
 
     @classmethod
     def create_study(
@@ -191,16 +192,19 @@ class Run:
         config: Mapping[str, Any],
         seed: int,
         command: str,
+        verifier: str | None = None,
     ) -> Run:
-        """A new study, or the same one opened to go on; a directory that holds another run or study is refused."""
+        """A new study, or the same one opened to go on; a directory that holds another run or study is refused, or one
+        of the same verifier before it was edited.
+        """
         asked = {"kind": "study", "study": study, "task": task, "model": model, "config": config, "seed": seed}
-        return cls._make(Path(path), asked, command)
+        return cls._make(Path(path), asked, command, verifier)
 
     @classmethod
-    def _make(cls, path: Path, own: Mapping[str, Any], command: str) -> Run:
+    def _make(cls, path: Path, own: Mapping[str, Any], command: str, verifier: str | None) -> Run:
         asked: dict[str, Any] = plain(dict(own))
         if (path / "run.json").exists():
-            return cls._resume(path, asked, command)
+            return cls._resume(path, asked, command, verifier)
         if (path / "metrics.jsonl").exists() or (path / "evaluations.jsonl").exists():
             raise RunError(
                 f"{path} holds records but no run.json, so nobody can say what they are. Use another directory."
@@ -209,6 +213,7 @@ class Run:
         info = {
             "format": FORMAT,
             **asked,
+            **({"verifier_source": verifier} if verifier else {}),
             "command": command,
             "versions": _versions(),
             "platform": system,
@@ -219,9 +224,13 @@ class Run:
         return cls(path, info)
 
     @classmethod
-    def _resume(cls, path: Path, asked: dict[str, Any], command: str) -> Run:
+    def _resume(cls, path: Path, asked: dict[str, Any], command: str, verifier: str | None) -> Run:
         run = cls.open(path)
         differences = [line for field in asked for line in _differences(run.info.get(field), asked[field], field)]
+        if None not in (verifier, before := run.info.get("verifier_source")) and verifier != before:
+            differences.append(
+                f"  verifier_source: that of {asked['task']} was edited, so rewards there are of other code"
+            )
         if differences:
             raise RunError(
                 "\n".join(

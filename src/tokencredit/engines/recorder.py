@@ -35,6 +35,7 @@ from tokencredit.runs import Run, RunError
 from tokencredit.tasks import load, named
 from tokencredit.tasks.data import held_out
 from tokencredit.tasks.given import Given
+from tokencredit.tasks.source import own_source
 from tokencredit.tasks.task import Row, Task
 from tokencredit.train_config import TrainConfig
 
@@ -217,6 +218,7 @@ class RunRecorder(TrainerCallback):
             "config": c.as_dict(),
             "seed": c.seed,
             "command": self.command,
+            "verifier": own_source(self.task) if self.task else None,
         }
 
     def open(self, step: int) -> None:

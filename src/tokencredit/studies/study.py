@@ -32,6 +32,8 @@ from tokencredit.studies.book import Book
 from tokencredit.studies.options import add_flags, identity, read, told
 from tokencredit.studies.result import Result, read_result, write_result
 from tokencredit.studies.stages import Stages
+from tokencredit.tasks.source import own_source
+from tokencredit.tasks.task import Task
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,9 +64,12 @@ class Work:
     record: Run = field(init=False)
     stages: Stages = field(init=False)
 
-    def begin(self, *, task: str, model: str, config: Mapping[str, Any] | None = None, **more: Any) -> None:
+    def begin(
+        self, *, task: str, model: str, judge: Task | None, config: Mapping[str, Any] | None = None, **more: Any
+    ) -> None:
         """Makes the directory, or opens it to go on. What makes it this study and no other are the fields of its
-        configuration, or `config` in their place, and `more`.
+        configuration, or `config` in their place, and `more`; and the verifier of `judge`, the task of that name, if
+        it is one of your own.
 
         RunError where the directory holds another run, with every field that differs.
         """
@@ -77,6 +82,7 @@ class Work:
             config={**own, **more},
             seed=self.book.seed,
             command=self.book.command,
+            verifier=own_source(judge) if judge else None,
         )
         self.stages = Stages(self.path / "stages")
 

@@ -33,6 +33,13 @@ def task_source(task: Task) -> str | None:
     return verifier_source(*parts)
 
 
+def own_source(task: Task) -> str | None:
+    """`task_source` of what is not tokencredit's own, whose version a run records: None where nothing else is there."""
+    parts = [type(task), *(value for _, value in sorted(vars(task).items()) if callable(value))]
+    yours = [part for part in parts if not _is_own(part)]
+    return verifier_source(*yours) if yours else None
+
+
 def verifier_source(*parts: Callable[..., Any]) -> str | None:
     """32 hex digits of the source of functions and classes; None, with a warning that names the one without."""
     digest = hashlib.blake2b(digest_size=16)

@@ -63,7 +63,7 @@ def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
     config = config.fitted(parameters_of(c), prompts_there(c))
     prompts = {} if config.pivotality else {"--prompts": config.prompts}
     check_prompts(c, prompts | {"--entropy": config.entropy[0], "--reward": config.reward[0]})
-    work.begin(task=c.config.task, model=str(c.path), config=identity(config), **about)
+    work.begin(task=c.config.task, model=str(c.path), judge=c.task, config=identity(config), **about)
     stages, c = work.stages, c.filed(work.record.path)
     _foretell(c, config, len(methods), work)
     needs = {name for method in (c.method, *methods) for name in method.needs}

@@ -261,7 +261,8 @@ def compare(
     process is at it.
     """
     methods, tell, out = check(config, methods, seeds, baseline), work.say, work.path
-    work.begin(task=config.base.task, model=config.base.model, config=config.as_dict())
+    judge = load(config.base.task, **config.base.task_options)
+    work.begin(task=config.base.task, model=config.base.model, judge=judge, config=config.as_dict())
     with _sitting(out):
         tell = tell if isinstance(tell, Tell) else Tell()
         failed, chosen, runs = _train(config, out, methods, seeds, workers, tell, start)

@@ -54,7 +54,7 @@ def _run(config: CorrelationConfig, work: Work, pool: Pool | Alone) -> dict[str,
     policy = pool.policy
     rows = measurement.held_out(policy.task, config.prompts, config.seed)
     policy.encode_rows(rows)
-    work.begin(task=config.policy.task, model=config.policy.model, policy=config.policy.as_dict())
+    work.begin(task=config.policy.task, model=config.policy.model, judge=policy.task, policy=config.policy.as_dict())
     stages, say, book = work.stages, work.say, work.book
 
     heard = work.counting("sampling completions", "completions", config.completions * len(rows))

@@ -54,7 +54,9 @@ def run(config: SweepConfig, work: Work) -> dict[str, Any]:
     }
     check_prompts(checkpoint, asked)
     about = {"checkpoint": str(checkpoint.path), "lr": lr}
-    work.begin(task=checkpoint.config.task, model=str(checkpoint.path), config=identity(config), **about)
+    work.begin(
+        task=checkpoint.config.task, model=str(checkpoint.path), judge=checkpoint.task, config=identity(config), **about
+    )
     checkpoint = checkpoint.filed(work.record.path)
     _foretell(config, checkpoint, work)
     arrays = _updates(config, checkpoint, work)

@@ -51,7 +51,8 @@ def run(config: InspectConfig, work: Work) -> dict[str, Any]:
     policy = config.policy and settled(config.policy)
     files = {"log": source.identity(), "other log": other.identity() if other else []}
     own = identity(replace(config, policy=None)) | {"policy": policy and policy.as_dict()}
-    work.begin(task=policy.task if policy else "given", model=policy.model if policy else "none", config=own | files)
+    about = {"task": policy.task if policy else "given", "model": policy.model if policy else "none"}
+    work.begin(**about, judge=None, config=own | files)  # the store of an audit's rollouts knows its verifier
     view = Inspection(config, work, source, other, methods)
     skipped, blocks = {}, {}
     for name, part in PARTS.items():

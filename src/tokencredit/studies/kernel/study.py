@@ -15,7 +15,7 @@ from tokencredit.studies.study import Work
 def run(config: KernelConfig, work: Work) -> dict[str, Any]:
     """The whole study of a checkpoint: its blocks; pairs.parquet, senders.parquet, held_out.parquet."""
     checkpoint = open_from(config)
-    work.begin(task=checkpoint.config.task, model=str(checkpoint.path))
+    work.begin(task=checkpoint.config.task, model=str(checkpoint.path), judge=checkpoint.task)
     measured = measure(checkpoint, config, work.stages, work.say)
     work.say("figures")
     study, tables = study_of(checkpoint, config, measured, work.book)

@@ -23,10 +23,11 @@ def run(config: NoiseScaleConfig, work: Work) -> dict[str, Any]:
     check_prompts(c, {"--prompts": config.prompts})
     first = c.policy.encode_rows(prompts_of(c, 1, config.seed))[0]
     parts = [forecast.Drawn(config.prompts, config.group, 1 + (1 + (config.group >= PAIRS)) * BACKWARD)]
+    needs = sorted(c.method.needs)
+    work.begin(task=c.config.task, model=str(c.path), judge=c.task, checkpoint=str(c.path))
     work.tell(forecast.forecast(c, parts, 2, first))
     heard = work.counting("sampling", "rollouts", config.prompts * config.group)
-    batch = draw(c, config.prompts, config.group, config.seed, needs=sorted(c.method.needs), progress=heard)
-    work.begin(task=c.config.task, model=str(c.path), checkpoint=str(c.path))
+    batch = draw(c, config.prompts, config.group, config.seed, needs=needs, progress=heard)
     heard = work.counting("products of gradients", "gradients")
     stored = work.stages.arrays(
         "products", lambda: products_of(c, c.method, batch, seed=config.seed, progress=heard).arrays()

@@ -28,7 +28,7 @@ def run(config: PreferenceConfig, work: Work) -> dict[str, Any]:
         raise ValueError(f"{start.task.name} has {len(rows)} held-out prompts: the study needs at least 6")
     held, validation = rows[: -len(rows) // 3], rows[-len(rows) // 3 :]
     seeds = range(config.seed, config.seed + config.seeds)
-    work.begin(task=config.policy.task, model=config.policy.model, policy=config.policy.as_dict())
+    work.begin(task=config.policy.task, model=config.policy.model, judge=start.task, policy=config.policy.as_dict())
     stages, say = work.stages, work.say
 
     def pairs_of(arm: Arm, seed: int) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def run(config: VarianceConfig, work: Work) -> dict[str, Any]:
     """The whole study: its blocks; prompts.parquet."""
     config = replace(config, policy=config.policy.settled())
     found = checkpoints(config)
-    work.begin(task=config.policy.task, model=config.policy.model, policy=config.policy.as_dict())
+    about = {"task": config.policy.task, "model": config.policy.model, "judge": config.policy.load_task()}
+    work.begin(**about, policy=config.policy.as_dict())
     figures = Figures(work.book, config.batch)
     blocks, rows = [], []
     for label, opened in found.items():
