@@ -278,3 +278,23 @@ def test_a_bar_without_a_total_ends_with_what_was_done():
             advance(38)
 
     assert "38/38" in printed(count) and "?" not in printed(count)
+
+
+def test_training_says_how_much_it_will_do_and_how_far_an_evaluation_is():
+    from tokencredit.progress import TrainProgress
+    from tokencredit.train_config import TrainConfig
+
+    page = io.StringIO()
+    with TrainProgress(PlainConsole(file=page, width=400), TrainConfig(steps=3, prompts=4, task="stories")) as progress:
+        progress.listen("start", {"step": 0})
+        progress.listen("evaluating", {"step": 0, "done": 99.5, "total": 320})
+        assert progress.progress.tasks[0].fields["figures"] == "evaluating: 100 of 320"
+    told = page.getvalue()
+    assert "3 rollout batches (--steps) of 4 prompts × 8 = 32 completions, 2 updates on each" in told
+    assert "64 held-out prompts × 4 and greedily" in told
+
+
+def test_a_budget_that_training_does_not_fit_in_is_refused_before_there_is_a_directory(tmp_path, capsys):
+    assert main(["train", "--memory", "900M", "--out", str(tmp_path / "run"), "--quiet"]) == 1
+    assert "--memory 0.879G is too little to train" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()

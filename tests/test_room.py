@@ -52,11 +52,9 @@ def test_a_budget_and_a_shape_give_rows_and_tokens(model):
     assert found.tokens_along(100) == LEAST // (3 * 2048 + 6 * 8 * 100)
     assert found.tokens_along(100, 8) == LEAST // (17 * 2048 + 8 * 6 * 8 * 100)
     assert found.tokens_attending(100) == LEAST // (2048 + 2 * 8 * 100)
-    assert found.rows_trained(100, 20, 0) == LEAST // (100 * found.graph + 20 * 1024)
-    assert found.rows_trained(100, 20, LEAST // 12) == LEAST * 3 // 4 // (100 * found.graph + 20 * 1024)
-    assert found.rows_trained(100, 20, LEAST) == LEAST // 2 // (100 * found.graph + 20 * 1024)
+    assert found.rows_trained(100, 20) == LEAST // (100 * found.graph + 20 * 1024)
     small = replace(found, space=1)
-    assert small.rows_trained(9, 9, 0) == 1
+    assert small.rows_trained(9, 9) == 1
     assert [small.rows(9), small.tokens(), small.tokens_back(), small.tokens_along(9)] == [1] * 4, "one row goes alone"
 
 
@@ -78,6 +76,11 @@ def test_beside_training_there_is_less_room(model, monkeypatch):
     monkeypatch.setattr(limits, "memory", lambda: 64 << 30)
     usual, one = Room.of(model).space, weights(model)
     assert Room.of(model, room.beside_training(model)).space == usual - 3 * one
+    assert Room.of(model, room.beside_training(model, trained=usual)).space == usual // 2, "half of it at least"
+    budget = one + LIBRARIES + 3 * one + LEAST
+    assert Room.of(model, room.beside_training(model, budget)).space == LEAST
+    with pytest.raises(ValueError, match=r"too little to train: .*give at least 1\.\d\dG, or train adapters"):
+        room.beside_training(model, budget - 1)
     monkeypatch.setattr(room, "USUAL", LEAST)
     assert Room.of(model, room.beside_training(model)).space == LEAST, "no less than a budget may be"
 

@@ -322,7 +322,7 @@ def test_a_batch_goes_in_as_few_passes_as_there_is_room_for(tmp_path, monkeypatc
     config = tiny(steps=1, prompts=2, group=4, **NEVER)
     found = []
     for rows in (100, 3, 5):
-        monkeypatch.setattr(Room, "rows_trained", lambda self, length, written, trained, rows=rows: rows)
+        monkeypatch.setattr(Room, "rows_trained", lambda self, length, written, rows=rows: rows)
         run = train(config, tmp_path / str(rows))
         [state] = [json.loads(path.read_text()) for path in run.path.glob("checkpoints/*/trainer_state.json")]
         found.append((state["train_batch_size"], run.metrics()[0]["grad_norm"]))

@@ -92,6 +92,31 @@ def test_adapters_and_prompts_of_one_token(tmp_path, chat):
     check_equal(heard, plain)
 
 
+@pytest.mark.parametrize("rows, parts", [(5, 4), (8, 2), (16, 1)])
+def test_rows_are_written_in_parts_where_there_is_no_room_for_all(tmp_path, monkeypatch, rows, parts):
+    """The likeliest tokens do not depend on who is beside them; what is heard is put together again."""
+    changes = {"top_k": 1, "num_generations": 8}
+    whole = trained(tmp_path, "gtpo", changes)
+    sizes, generate = [], type(whole.model).generate
+
+    def counted(self, *args, **given):
+        sizes.append(len(given["input_ids"]))
+        return generate(self, *args, **given)
+
+    monkeypatch.setattr(type(whole.model), "generate", counted)
+    split = trained(tmp_path, "gtpo", changes, generation_rows=rows)
+    assert sizes == [16 // parts] * parts * len(split.kept) and split.passes == whole.passes == 1
+    assert "generate" not in vars(split.model)
+    for one, other in zip(split.kept, whole.kept):
+        assert torch.equal(one["completion_ids"], other["completion_ids"])
+        assert torch.allclose(one["advantages"], other["advantages"], rtol=0, atol=2e-5)
+
+
+def test_no_row_at_a_time_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="generation_rows must be at least 1, got 0"):
+        build(Kept, tmp_path, {}, method="gtpo", reward_funcs=parity, generation_rows=0)
+
+
 class Rewritten(Kept):
     """The tokens that are trained on are not all those that were sampled, as where tools write some."""
 

@@ -179,7 +179,7 @@ fields of --config and --set:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="any other field; repeatable"
     )
     p.add_argument("--quiet", action="store_true", help="no progress display")
-    add_policy(p, memory=False)
+    add_policy(p)
 
 
 def _evaluate_parser(commands) -> None:
@@ -194,9 +194,9 @@ def _evaluate_parser(commands) -> None:
   tokencredit evaluate --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --chat --prompts 200 --out eval.json""",
     )
     p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
-    p.add_argument("--prompts", type=int, default=512, help="how many prompts (default: %(default)s)")
+    p.add_argument("--prompts", type=int, help="how many prompts (default: 512 on the embedded task, 128 on any other)")
     p.add_argument(
-        "--samples", type=int, default=8, help="completions per prompt; pass@k up to this k (default: %(default)s)"
+        "--samples", type=int, help="completions per prompt; pass@k up to this k (default: 8, and 4 on any other)"
     )
     p.add_argument("--batch", type=int, default=512, help="completions sampled at once, at most (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -300,7 +300,8 @@ def _train(args) -> int:
         return write_page([out], out / "report.html", title=str(out))
 
     with TrainProgress(console, config, quiet=args.quiet or not is_first()) as progress:
-        train(config, args.out, command=args.command_line, listen=progress.listen, page=page)
+        told = {"command": args.command_line, "listen": progress.listen, "page": page}
+        train(config, args.out, memory=args.memory, **told)
     if not is_first():
         return 0
     console.print(
@@ -312,20 +313,22 @@ def _train(args) -> int:
 def _evaluate(args) -> int:
     from tokencredit.limits import check_rows
     from tokencredit.lm.evaluate import evaluate
-    from tokencredit.lm.load import called
+    from tokencredit.lm.load import EMBEDDED, called
     from tokencredit.progress import bar
     from tokencredit.runs import write_json
 
-    check_rows(args.prompts * args.samples, "--prompts x --samples")
     settled = policy_config(args).settled()
-    rows = settled.load_task().rows(args.split, args.prompts, args.seed)
+    usual = (512, 8) if settled.task == EMBEDDED else (128, 4)
+    prompts, samples = args.prompts or usual[0], args.samples or usual[1]
+    check_rows(prompts * samples, "--prompts x --samples")
+    rows = settled.load_task().rows(args.split, prompts, args.seed)
     policy = settled.open()
-    with bar(console, "sampling", len(rows) * (args.samples + 1)) as advance:
+    with bar(console, "sampling", len(rows) * (samples + 1)) as advance:
         figures = evaluate(
             policy,
             rows,
-            num_samples=args.samples,
-            ks=sorted({1, args.samples}),
+            num_samples=samples,
+            ks=sorted({1, samples}),
             seed=args.seed,
             batch=args.batch,
             progress=advance,

@@ -105,6 +105,7 @@ class TrainProgress:
         if event == "resume":
             self._say(f"going on from the checkpoint of step {figures['step']}")
         elif event == "start":
+            self._say(sizes(self.config))
             self.progress.update(self.task, figures="first evaluation" if self.config.eval_every else "first rollouts")
         elif event == "finished" and self.progress.tasks[0].fields["figures"] == "loading":
             self._say("this run is finished already: nothing to do")
@@ -113,6 +114,21 @@ class TrainProgress:
     def _say(self, line: str) -> None:
         if not self.quiet:
             self.progress.console.print(line, soft_wrap=True)
+
+
+def sizes(config) -> str:
+    """What a run samples and trains on, before it does: the fields to change where that is too much."""
+    rollouts = config.prompts * config.group
+    told = f"{config.steps} rollout batches (--steps) of {config.prompts} prompts × {config.group} = {rollouts:,}"
+    told += f" completions, {config.updates} updates on each"
+    if config.budget:
+        told += f", or until {config.budget} is spent"
+    if not config.eval_every:
+        return told + "; no evaluation"
+    return (
+        f"{told}; evaluated on {config.eval_prompts} held-out prompts × {config.eval_samples} and greedily, before the"
+        f" first and every {config.eval_every} (--set prompts=, group=, eval_prompts=, eval_samples=, eval_every=)"
+    )
 
 
 def held_out(figures: dict) -> str:

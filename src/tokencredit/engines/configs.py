@@ -102,12 +102,11 @@ def make_args(config: TrainConfig, max_new_tokens: int, folder: Path) -> GRPOCon
     return GRPOConfig(**settings | save | further)
 
 
-def fewest_passes(config: TrainConfig, model: CausalModel, prompt: int, written: int) -> int:
-    """Forward and backward passes per optimizer step, as few as the model has room for in rows of at most `prompt`
-    tokens and `written` more.
+def fewest_passes(config: TrainConfig, room: Room, prompt: int, written: int) -> int:
+    """Forward and backward passes per optimizer step, as few as there is room for in rows of at most `prompt` tokens
+    and `written` more.
     """
-    trained = 0 if config.peft else sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    fit = Room.of(model).rows_trained(prompt + written, written, trained)
+    fit = room.rows_trained(prompt + written, written)
     rows = config.prompts * config.group // (config.minibatches * num_processes())
     return next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= fit)
 

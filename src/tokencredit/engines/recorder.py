@@ -160,6 +160,7 @@ class RunRecorder(TrainerCallback):
         self.run: Run | None = None
         self.spent, self.mark, self._since = dict.fromkeys(UNITS, 0), 0, time.perf_counter()
         self.seen: set[tuple] = set()
+        self.memory: int | None = None
         self.began = self.opened = False
         self._hold = ExitStack()
 
@@ -344,7 +345,7 @@ class RunRecorder(TrainerCallback):
         c, accelerator = self.config, self.trainer.accelerator
         own = part_of(len(self.held_out), accelerator.process_index, accelerator.num_processes)
         rows, trained = self.held_out[own], accelerator.unwrap_model(model)
-        policy = replace(self.policy, model=trained, memory=beside_training(trained))
+        policy = replace(self.policy, model=trained, memory=beside_training(trained, self.memory))
         options = {"num_samples": c.eval_samples, "seed": c.seed, "batch": c.eval_batch, "first": own.start}
         heard = self._heard(step, len(rows) * (c.eval_samples + 1))
         answers = gather_object(ask(policy, rows, progress=heard, **options) if rows else [])

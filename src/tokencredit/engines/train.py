@@ -26,6 +26,7 @@ from tokencredit.exclusive import exclusive
 from tokencredit.lm.load import load_config, load_tokenizer, read_model, resolve_model
 from tokencredit.lm.policy import usual_limit
 from tokencredit.lm.prompts import encode_prompts
+from tokencredit.lm.room import Room, beside_training
 from tokencredit.method import Method
 from tokencredit.runs import Run
 from tokencredit.scores.table import OF_A_RUN, check_available
@@ -43,6 +44,7 @@ def train(
     command: str = "",
     listen: Listener | None = None,
     page: Callable[[Path], Path] | None = None,
+    memory: int | None = None,
 ) -> Run:
     """Train and record a run in the directory `out`; an interrupted run of the same config goes on from its last
     checkpoint.
@@ -50,8 +52,9 @@ def train(
     `listen(event, figures)` hears "start", "step", "evaluating", "evaluation", "resume" and "finished". `page(out)`
     writes the page of the run, which trackio or W&B get where `trl.report_to` names them. RunError where `out` holds a
     different run; Diverged where weights or loss are no longer finite. Whatever can be refused is refused before the
-    directory is made. Several processes of a launcher (`accelerate launch -m tokencredit train ...`) train together,
-    and the first one records.
+    directory is made. A process takes no more than `memory` bytes, where that is given, and sees to its room itself
+    otherwise (`lm.room`): rows are written, trained and evaluated together as they fit. Several processes of a launcher
+    (`accelerate launch -m tokencredit train ...`) train together, and the first one records.
     """
     out = Path(out)
     check_size(config)
@@ -59,7 +62,7 @@ def train(
         torch.set_num_threads(config.threads)
     task, method = load(config.task, **config.task_options), config.build_method()
     recorder = RunRecorder(out, task, name=name, listen=listen)
-    recorder.config, recorder.command = config, command
+    recorder.config, recorder.command, recorder.memory = config, command, memory
     there = Run.open(out) if (out / "run.json").exists() else None
     if there and there.status == "finished" and not lost_its_end(there, config):
         run = Run.create(out, **recorder.identity)
@@ -119,10 +122,13 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
     init = {"dtype": dtype} | dict(config.trl.get("model_init_kwargs") or {})
     torch.manual_seed(config.seed)
     model = read_model(model_path, **init)
-    if config.accumulate is None:
-        fewest = fewest_passes(config, model, max(map(len, asked)), limit)
-        passes = max(gather_object([fewest]))  # the process with the least room decides for all
-        args = make_args(replace(config, accumulate=passes), limit, recorder.out / "checkpoints")
+    longest = max(map(len, asked))
+    room = Room.of(model, beside_training(model, recorder.memory, 0 if config.peft else None, args.device), args.device)
+    passes, rows_written = zip(
+        *gather_object([(fewest_passes(config, room, longest, limit), room.rows(longest + limit))])
+    )
+    if config.accumulate is None:  # the process with the least room decides for all
+        args = make_args(replace(config, accumulate=max(passes)), limit, recorder.out / "checkpoints")
     scorers = {name: on_rows(scorer, rows) for name, scorer in scorers.items()}
     if "self_reward" in method.needs:
         reference = read_model(model_path, **init).eval().requires_grad_(False).to(args.device)
@@ -143,6 +149,7 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
         max_rounds=config.max_rounds,
         noise_scale_every=config.noise_scale_every,
         entropy_change_every=config.entropy_change_every,
+        generation_rows=min(rows_written),
         callbacks=[recorder],
     )
     trainer.remove_callback(PrinterCallback)

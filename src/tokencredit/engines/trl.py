@@ -31,7 +31,7 @@ from tokencredit.engines.processes import refuse_parts, refuse_strangers
 from tokencredit.engines.scorers import Scorer, importance_scorers, js_divergence, planning, uniform
 from tokencredit.engines.trl_entropy import EntropyProbe
 from tokencredit.engines.trl_figures import Clock, as_trl, rollout_figures, update_figures
-from tokencredit.engines.trl_generation import Listener
+from tokencredit.engines.trl_generation import Listener, in_parts
 from tokencredit.engines.trl_groups import (
     GatheredBatch,
     Stash,
@@ -97,6 +97,7 @@ class CreditTrainer(Steered, Remembers, GRPOTrainer):
                        engines.trl_noise
     entropy_change_every   optimizer steps between measurements of what a step does to the mean token entropy, predicted
                        and realised (0: none); see engines.trl_entropy
+    generation_rows   completions that transformers writes together on a process, at most; None: all of a rollout batch
 
     Raises ValueError where an option of TRL contradicts the method, where a score is needed that nobody gives or that
     needs parameters which are sharded, and where the processes of a launcher do not train together. Warns
@@ -120,6 +121,7 @@ class CreditTrainer(Steered, Remembers, GRPOTrainer):
         record_every: int = 10,
         noise_scale_every: int = 0,
         entropy_change_every: int = 0,
+        generation_rows: int | None = None,
         **keywords,
     ):
         method = METHODS[method] if isinstance(method, str) else method
@@ -134,8 +136,9 @@ class CreditTrainer(Steered, Remembers, GRPOTrainer):
                 + (", or token_rewards=function(prompts, completions, ...)" if TOKEN_REWARD in missing else "")
                 + "".join(f"\n{name}: {UNMEASURED[name].what}" for name in missing if name in UNMEASURED)
             )
-        for name, number in (("max_rounds", max_rounds), ("record_every", record_every)):
-            if number < 1:
+        positive = {"max_rounds": max_rounds, "record_every": record_every, "generation_rows": generation_rows}
+        for name, number in positive.items():
+            if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if args is not None:
             refuse_what_conflicts(args, method)
@@ -159,7 +162,7 @@ class CreditTrainer(Steered, Remembers, GRPOTrainer):
         self.method = self._start = method.within(self.max_completion_length)
         self._noise = NoiseProbe(noise_scale_every, self)
         self._entropy = EntropyProbe(entropy_change_every, self)
-        self.success_above, self.max_rounds = success_above, max_rounds
+        self.success_above, self.max_rounds, self.generation_rows = success_above, max_rounds, generation_rows
         self._leaves_filler = method.mixed_groups_only and max_rounds > 1
         self._silence = Silence(self.accelerator.is_main_process)
         self.record, self.record_every, self._recorded = record, record_every, None
@@ -302,7 +305,9 @@ class CreditTrainer(Steered, Remembers, GRPOTrainer):
 
     def _generate_single_turn(self, *args, **kwargs):
         heard = self._reads_policy() and not self._scores_old_policy()
-        with without_dropout(self.model), self._listener.listening() if heard else nullcontext():
+        model, listener = self.accelerator.unwrap_model(self.model), self._listener
+        parts = in_parts(model, self.generation_rows, listener.next_part)
+        with without_dropout(self.model), parts, listener.listening() if heard else nullcontext():
             return super()._generate_single_turn(*args, **kwargs)
 
     def _generate(self, *args, **kwargs):

@@ -1,5 +1,8 @@
-"""Log-probs and entropies of the policy that sampled, from the logits by which it sampled: what transformers computes
-to draw a token says both, so that no pass over the rollouts is made for them.
+"""Generation with transformers: in parts where a process has no room for all rows at once, and what it says of the
+policy that samples.
+
+Log-probs and entropies of that policy come from the logits by which it samples: what transformers computes to draw a
+token says both, so that no pass over the rollouts is made for them.
 
 They are those of a forward pass over the rollouts, at the trainer's temperature over the whole vocabulary, to the
 rounding of a key-value cache. At the first rollout batch both are measured, and where they differ by more than rounding
@@ -11,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tokencredit.engines.trainer import Trainer
 from tokencredit.engines.trl_scoring import allowed, apart, distribution, warn
@@ -24,16 +29,65 @@ from tokencredit.masked import zero_off
 Scores = dict[str, Tensor]
 
 
+@contextmanager
+def in_parts(model: Any, rows: int | None, ended: Callable[[], Any]) -> Iterator[None]:
+    """Inside, `model.generate` writes at most `rows` completions together (None: all), in parts of nearly one size;
+    `ended` is called after each but the last. Images and the like, which are no row each, are not taken apart.
+    """
+    whole = model.generate
+
+    def generate(**given: Any) -> Tensor:
+        ids = given["input_ids"]
+        tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
+        if rows is None or len(ids) <= rows or any(len(x) != len(ids) for x in tensors.values()):
+            return whole(**given)
+        size, written = -(-len(ids) // -(-len(ids) // rows)), []
+        for first in range(0, len(ids), size):
+            if first:
+                ended()
+            written.append(whole(**given | {name: x[first : first + size] for name, x in tensors.items()}))
+        width, filler = max(part.shape[1] for part in written), given["generation_config"].pad_token_id
+        return torch.cat([functional.pad(x, (0, width - x.shape[1]), value=filler) for x in written])
+
+    model.generate = generate
+    try:
+        yield
+    finally:
+        del model.generate
+
+
+@dataclass
+class Part:
+    """One call of generate: the tokens that were fed back, their log-probs, the entropies, a column for each step; and
+    the last distribution [b, V], of the token that nothing was fed after.
+    """
+
+    fed: list[Tensor] = field(default_factory=list)
+    logprob: list[Tensor] = field(default_factory=list)
+    entropy: list[Tensor] = field(default_factory=list)
+    log_p: Tensor | None = None
+
+    def scores(self, ids: Tensor, mask: Tensor) -> Scores | None:
+        """Of completions [b, T]; None where they are not what was heard from the first token to the last."""
+        # A device may run ahead of the end: what was sampled there was dropped.
+        width = min(len(self.entropy), ids.shape[1])
+        logprob = torch.stack([*self.logprob, self.log_p.gather(1, ids[:, width - 1 : width])[:, 0]][:width], 1)
+        fed = torch.stack([*self.fed, ids[:, width - 1]][:width], 1)
+        if mask[:, width:].any() or (mask[:, :width] & (fed != ids[:, :width])).any():
+            return None
+        padding = (0, ids.shape[1] - width)
+        found = {"logprob": logprob, "entropy": torch.stack(self.entropy[:width], 1)}
+        return {name: zero_off(functional.pad(x, padding), mask) for name, x in found.items()}
+
+
 class Listener:
     """Hears the logits of a trainer's generation, for the batch that is scored next."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self._agrees: bool | None = None
-        self._fed: list[Tensor] = []
-        self._logprob: list[Tensor] = []
-        self._entropy: list[Tensor] = []
-        self._log_p: Tensor | None = None
+        self._ended: list[Part] = []
+        self._part = Part()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -49,6 +103,11 @@ class Listener:
             yield
         finally:
             hook.remove()
+
+    def next_part(self) -> None:
+        """What is heard from now on is of further rows."""
+        self._ended.append(self._part)
+        self._part = Part()
 
     def scores(self, out: dict[str, Tensor], measured: Callable[[], Scores]) -> Scores:
         """{"logprob", "entropy"} [B, T] of TRL's batch, 0 off the completions; `measured` makes a pass for them. Every
@@ -73,34 +132,29 @@ class Listener:
 
     def _hear(self, model: CausalModel, args: tuple, given: dict[str, Any], out: Any) -> None:
         """The logits of the next token of every row; a call with more than a token of each begins a generation."""
-        ids = given.get("input_ids")
-        if self._log_p is None or ids is None or ids.shape != (len(self._log_p), 1):
-            self._forget()
+        ids, part = given.get("input_ids"), self._part
+        if part.log_p is None or ids is None or ids.shape != (len(part.log_p), 1):
+            self._part = part = Part()
         else:
-            self._fed.append(ids[:, 0])
-            self._logprob.append(self._log_p.gather(1, ids)[:, 0])
-        self._log_p, entropy = distribution(out.logits[:, -1], self.trainer.temperature)
-        self._entropy.append(entropy)
+            part.fed.append(ids[:, 0])
+            part.logprob.append(part.log_p.gather(1, ids)[:, 0])
+        part.log_p, entropy = distribution(out.logits[:, -1], self.trainer.temperature)
+        part.entropy.append(entropy)
 
     def _forget(self) -> None:
-        self._log_p = None
-        for column in (self._fed, self._logprob, self._entropy):
-            column.clear()
+        self._ended, self._part = [], Part()
 
     def _heard(self, out: dict[str, Tensor]) -> Scores | None:
         """What was heard of the batch; None where it was not heard from its first token to its last."""
         ids, mask = out["completion_ids"], out["completion_mask"].bool()
-        if self._log_p is None or len(ids) != len(self._log_p):
+        parts = [*self._ended, self._part]
+        sizes = [0 if part.log_p is None else len(part.log_p) for part in parts]
+        if not all(sizes) or sum(sizes) != len(ids):
             return None
-        # A device may run ahead of the end: what was sampled there was dropped.
-        width = min(len(self._entropy), ids.shape[1])
-        logprob = torch.stack([*self._logprob, self._log_p.gather(1, ids[:, width - 1 : width])[:, 0]][:width], 1)
-        fed = torch.stack([*self._fed, ids[:, width - 1]][:width], 1)
-        if mask[:, width:].any() or (mask[:, :width] & (fed != ids[:, :width])).any():
+        found = [part.scores(*some) for part, *some in zip(parts, ids.split(sizes), mask.split(sizes))]
+        if any(each is None for each in found):
             return None
-        found = {"logprob": logprob, "entropy": torch.stack(self._entropy[:width], 1)}
-        padding = (0, ids.shape[1] - width)
-        return {name: zero_off(torch.nn.functional.pad(x, padding), mask) for name, x in found.items()}
+        return {name: torch.cat([each[name] for each in found]) for name in ("logprob", "entropy")}
 
     def _farthest(self, here: float) -> float:
         """The largest of all processes'."""

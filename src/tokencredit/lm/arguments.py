@@ -92,6 +92,7 @@ def policy_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def training_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What was said, by field of `TrainConfig`."""
     given = policy_arguments(args)
+    given.pop("memory", None)  # what a process may take is no part of what a run is
     return given | ({"task_options": given.pop("options")} if "options" in given else {})
 
 

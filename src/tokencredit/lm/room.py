@@ -12,8 +12,10 @@ A token takes, in numbers of the model's precision, with D, I the widths of its 
 
     rows of a decoding step   ¾ M / (1.2 k (L + 32) + 8 V)        V the vocabulary; ¼ M holds the prefixes
     tokens of a pass          M / f,   M / g,   M / t          M / (f + layers · heads · L) with every attention weight
-    rows of a training pass   M' / (g L + 4 V n)               n tokens written; M' is M less three numbers for each
-                                                               parameter in training (gradient, moments), M / 2 at least
+    rows of a training pass   M' / (g L + 4 V n)               n tokens written
+
+A process that trains has M' for all of them: M less three numbers for each parameter in training (gradient, moments),
+M / 2 at least where no budget is given.
 
 f and g are within a fifth of what SmolLM2-135M was seen to take (83 KB and 1.6 MB). Vectors as large as the model,
 such as a gradient, come on top, where no budget is given. Wherever a single row takes more than there is, it goes
@@ -53,15 +55,16 @@ class Room:
     layers: int
 
     @classmethod
-    def of(cls, model: CausalModel, memory: int | None = None) -> Room:
-        """The room of a model. memory: bytes that the whole process may take, weights included, as of --memory.
+    def of(cls, model: CausalModel, memory: int | None = None, place: torch.device | None = None) -> Room:
+        """The room of a model. memory: bytes that the whole process may take, weights included, as of --memory; place:
+        where the model will be, if it is not there yet.
 
         ValueError where the weights leave too little of it.
         """
         shape = _Shape.of(model)
         numbers = 16 * shape.width + 8 * shape.inner
         return cls(
-            space=_space(model, memory),
+            space=_space(model, memory, place),
             cached=shape.size * 2 * shape.layers * shape.key_heads * shape.head,
             forward=shape.size * numbers,
             graph=shape.size * (numbers + shape.layers * (16 * shape.width + 3 * shape.inner)),
@@ -92,11 +95,9 @@ class Room:
         """Tokens of a pass that a backward pass follows."""
         return max(self.space // max(self.graph, 1), 1)
 
-    def rows_trained(self, length: int, written: int, trained: int) -> int:
-        """Rows of a training pass, at least one: `written` of `length` tokens each have a loss; gradient and moments of
-        `trained` bytes of parameters come beside them.
-        """
-        return max(self.beside(3 * trained).space // (self.graph * length + self.logits // 2 * written), 1)
+    def rows_trained(self, length: int, written: int) -> int:
+        """Rows of a training pass, at least one: `written` of `length` tokens each have a loss."""
+        return max(self.space // (self.graph * length + self.logits // 2 * written), 1)
 
     def tokens_along(self, length: int, directions: int = 1) -> int:
         """Tokens of a forward-mode pass along some directions at once, in rows of at most `length`."""
@@ -142,23 +143,36 @@ class _Shape:
         )
 
 
-def beside_training(model: CausalModel) -> int:
-    """The memory, as `Room.of` takes it, of passes in a process that trains the model: gradient and moments of the
-    parameters in training stay where they are meanwhile.
+def beside_training(
+    model: CausalModel, memory: int | None = None, trained: int | None = None, place: torch.device | None = None
+) -> int:
+    """The memory, as `Room.of` takes it, of passes in a process that trains the model and may take `memory` in all:
+    gradient and moments of the parameters in training, of `trained` bytes, stay where they are meanwhile.
+
+    ValueError where they leave too little of a budget.
     """
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return _taken(model) + max(Room.of(model).beside(3 * trained).space, LEAST)
+    if trained is None:
+        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    if memory is None:
+        return _taken(model, place) + max(Room.of(model, None, place).beside(3 * trained).space, LEAST)
+    if memory < (least := _taken(model, place) + 3 * trained + LEAST):
+        raise ValueError(
+            f"--memory {memory / 2**30:.3g}G is too little to train: weights, gradient, moments and the libraries take"
+            f" {(least - LEAST) / 2**30:.2g} GiB, so give at least {least / 2**30 + 0.005:.2f}G, or train adapters"
+            " (--set peft.r=8)"
+        )
+    return memory - 3 * trained
 
 
-def _taken(model: CausalModel) -> int:
+def _taken(model: CausalModel, place: torch.device | None = None) -> int:
     """Bytes of the weights and, on a CPU, of the libraries."""
-    weights, place = sum(p.numel() * p.element_size() for p in model.parameters()), next(model.parameters()).device
-    return weights + (LIBRARIES if place.type == "cpu" else 0)
+    place = place or next(model.parameters()).device
+    return sum(p.numel() * p.element_size() for p in model.parameters()) + (LIBRARIES if place.type == "cpu" else 0)
 
 
-def _space(model: CausalModel, memory: int | None) -> int:
+def _space(model: CausalModel, memory: int | None, place: torch.device | None = None) -> int:
     """M in bytes."""
-    taken, place = _taken(model), next(model.parameters()).device
+    taken, place = _taken(model, place), place or next(model.parameters()).device
     if memory is None:
         if place.type == "cuda":
             return max((torch.cuda.get_device_properties(place).total_memory - taken) // 2, LEAST)
