@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from tokencredit.checkpoints import COMPLETE
 from tokencredit.cli import main
+from tokencredit.engines import recorder
 from tokencredit.engines.adaptor import make_reward, prompts_of, training_rows
 from tokencredit.engines.configs import make_args
 from tokencredit.engines.train import train
@@ -249,6 +250,20 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
         torch.equal(a["exp_avg"], b["exp_avg"])
         for a, b in zip(weights[0]["state"].values(), weights[1]["state"].values())
     )
+
+
+@pytest.mark.parametrize(
+    "seconds, share, kept",
+    [(0, 1e9, [2, 4, 6]), (1e9, 1e9, [6]), (0, 0, [2, 6])],
+    ids=["at once", "never", "unless writing takes long"],
+)
+def test_training_that_is_in_no_checkpoint_is_saved_in_between(tmp_path, monkeypatch, seconds, share, kept):
+    """At the end of a rollout batch, of two steps each; `save_every` would write the last one alone."""
+    monkeypatch.setattr(recorder, "UNSAVED", seconds)
+    monkeypatch.setattr(recorder, "SHARE", share or 1e-12)
+    config = tiny(steps=3, save_every=3, eval_every=0, record_every=0, trl={"save_total_limit": 9})
+    run = train(config, tmp_path / "run")
+    assert [step for step in range(1, 7) if (run.path / "checkpoints" / f"checkpoint-{step}").is_dir()] == kept
 
 
 @pytest.mark.parametrize("room", [300_000, 600_000], ids=["weights", "optimizer"])

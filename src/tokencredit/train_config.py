@@ -67,7 +67,8 @@ class TrainConfig:
                               final
     record_every, record_rows per-token records of sampled completions, in rollout batches (0: none); and how many of a
     batch are kept
-    save_every                checkpoints, in rollout batches; 0: at the end alone
+    save_every                checkpoints, in rollout batches, and besides after ten minutes without one, or later
+                              where writing them would take over 2 % of the time; 0: at the end alone
     max_rounds                generation rounds of dynamic sampling, for methods that ask for it
     noise_scale_every         optimizer steps between measurements of the gradient noise scale; 0: none
     entropy_change_every      optimizer steps between measurements of the entropy's change, predicted and realised; 0:

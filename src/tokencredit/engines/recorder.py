@@ -91,6 +91,12 @@ METRICS = (
 )
 
 
+UNSAVED, SHARE = 600, 0.02
+"""Seconds of training that `train` leaves without a checkpoint, at most; and the share of its time that writing them
+may take: those of a large model are further apart.
+"""
+
+
 class Diverged(RuntimeError):
     """A run whose weights or loss are no longer numbers."""
 
@@ -161,6 +167,8 @@ class RunRecorder(TrainerCallback):
         self.spent, self.mark, self._since = dict.fromkeys(UNITS, 0), 0, time.perf_counter()
         self.seen: set[tuple] = set()
         self.memory: int | None = None
+        self.saves_between = False
+        self._saved, self._saving, self._waited = 0.0, 0.0, time.perf_counter()
         self.began = self.opened = False
         self._hold = ExitStack()
 
@@ -232,6 +240,7 @@ class RunRecorder(TrainerCallback):
             seen = {(e["step"], e.get("split")) for e in self.run.evaluations()}
         spent, self.seen = broadcast_object_list([spent, seen])
         self.spent, self.opened = self.spent | spent, True
+        self._saved = self.spent["seconds"]
         self.mark = self.budget.mark(self.spent) if self.budget else 0
         self.listen("resume" if step else "start", {"step": step})
 
@@ -265,6 +274,10 @@ class RunRecorder(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.spent["seconds"] += time.perf_counter() - self._since
+        if self.saves_between and state.global_step % self.every == 0:
+            unsaved = self.spent["seconds"] - self._saved > max(UNSAVED, self._saving / SHARE)
+            [control.should_save] = broadcast_object_list([control.should_save or unsaved])
+        self._waited = time.perf_counter()
 
     def on_log(self, args, state, control, logs=None, model: CausalModel | None = None, **_):
         if not logs or "loss" not in logs:
@@ -278,6 +291,7 @@ class RunRecorder(TrainerCallback):
         self.listen("step", record)
         if self._due(state, control):
             self._evaluate(state.global_step, model)
+        self._waited = time.perf_counter()
 
     def _due(self, state, control) -> bool:
         """Whether to evaluate now; a run whose budget is spent is told to end."""
@@ -297,6 +311,7 @@ class RunRecorder(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         self.trainer.accelerator.wait_for_everyone()  # every process writes into it
+        self._saved, self._saving = self.spent["seconds"], time.perf_counter() - self._waited
         if self.run:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             keep_newest(args.output_dir, self.kept)

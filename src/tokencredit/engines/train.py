@@ -63,6 +63,7 @@ def train(
     task, method = load(config.task, **config.task_options), config.build_method()
     recorder = RunRecorder(out, task, name=name, listen=listen)
     recorder.config, recorder.command, recorder.memory = config, command, memory
+    recorder.saves_between = bool(config.save_every)
     there = Run.open(out) if (out / "run.json").exists() else None
     if there and there.status == "finished" and not lost_its_end(there, config):
         run = Run.create(out, **recorder.identity)
