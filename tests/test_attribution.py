@@ -651,10 +651,10 @@ def test_the_page(opened, study):
     text = opened.inner_text("body")
     assert "Who makes the next step’s change" in text and "tokencredit <b>" in text
     rollouts = len(study[1]["sequences"]["entropy"])
-    opened.select_option("select[aria-label=Show] >> nth=0", "all")
+    opened.select_option("#rollouts select[aria-label=Show]", "all")
     assert opened.locator("circle.point").count() == rollouts > 0
     assert opened.locator("[data-method]").count() == 3
-    opened.select_option("select[aria-label=Step] >> nth=0", "whole")
+    opened.select_option("section:has(select[aria-label=Intervals]) select[aria-label=Step]", "whole")
     opened.select_option("select[aria-label=Intervals]", "any batch")
     assert opened.locator("[data-method]").count() == 3 and opened.locator("[data-bar]").count() == 2 * len(
         study[1]["roles"]

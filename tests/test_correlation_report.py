@@ -140,6 +140,7 @@ def choose(section, label, value):
 
 def test_sections_figures_and_text_are_those_of_the_study(opened):
     assert opened.locator("main h2").all_text_contents() == [
+        "Tokens and their effects",
         "Which proxy knows what matters",
         "Proxies against effects",
         "Correlations",
@@ -147,7 +148,6 @@ def test_sections_figures_and_text_are_those_of_the_study(opened):
         "Tokens one by one",
         "What more rollouts would do",
         "When is entropy a good proxy?",
-        "Tokens and their effects",
     ]
     table = opened.locator("#proxies-against-effects table").first
     assert table.locator("tbody th").all_text_contents() == ["<b>norm</b>", "entropy"], (

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,8 +29,14 @@ from tokencredit.masked import zero_off
 Scores = dict[str, Tensor]
 
 
+class Writer(Protocol):
+    """A model that writes completions, as transformers' do."""
+
+    generate: Callable[..., Tensor]
+
+
 @contextmanager
-def in_parts(model: Any, rows: int | None, ended: Callable[[], Any]) -> Iterator[None]:
+def in_parts(model: Writer, rows: int | None, ended: Callable[[], Any]) -> Iterator[None]:
     """Inside, `model.generate` writes at most `rows` completions together (None: all), in parts of nearly one size;
     `ended` is called after each but the last. Images and the like, which are no row each, are not taken apart.
     """
@@ -57,7 +63,7 @@ def in_parts(model: Any, rows: int | None, ended: Callable[[], Any]) -> Iterator
 
 
 @dataclass
-class Part:
+class Hearing:
     """One call of generate: the tokens that were fed back, their log-probs, the entropies, a column for each step; and
     the last distribution [b, V], of the token that nothing was fed after.
     """
@@ -86,8 +92,8 @@ class Listener:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self._agrees: bool | None = None
-        self._ended: list[Part] = []
-        self._part = Part()
+        self._ended: list[Hearing] = []
+        self._part = Hearing()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -107,7 +113,7 @@ class Listener:
     def next_part(self) -> None:
         """What is heard from now on is of further rows."""
         self._ended.append(self._part)
-        self._part = Part()
+        self._part = Hearing()
 
     def scores(self, out: dict[str, Tensor], measured: Callable[[], Scores]) -> Scores:
         """{"logprob", "entropy"} [B, T] of TRL's batch, 0 off the completions; `measured` makes a pass for them. Every
@@ -134,7 +140,7 @@ class Listener:
         """The logits of the next token of every row; a call with more than a token of each begins a generation."""
         ids, part = given.get("input_ids"), self._part
         if part.log_p is None or ids is None or ids.shape != (len(part.log_p), 1):
-            self._part = part = Part()
+            self._part = part = Hearing()
         else:
             part.fed.append(ids[:, 0])
             part.logprob.append(part.log_p.gather(1, ids)[:, 0])
@@ -142,7 +148,7 @@ class Listener:
         part.entropy.append(entropy)
 
     def _forget(self) -> None:
-        self._ended, self._part = [], Part()
+        self._ended, self._part = [], Hearing()
 
     def _heard(self, out: dict[str, Tensor]) -> Scores | None:
         """What was heard of the batch; None where it was not heard from its first token to its last."""

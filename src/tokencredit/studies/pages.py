@@ -1,4 +1,4 @@
-"""One page of many directories: the runs of every task apart, then studies and pivotality runs."""
+"""One page of many directories: the runs of every task apart, then pivotality runs and studies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_page(directories: Sequence[Path], out: Path, *, title: str = "tokencre
     groups = comparable(runs)
     found = [(name, report.sections(paths, compare_and_say(paths))) for name, paths in groups.items()]
     named = found if len(found) == 1 else [(name, _titled(name, some)) for name, some in found]
-    sections = [section for _, some in named for section in some] + sections_of([*studies, *pivots])
+    sections = [section for _, some in named for section in some] + sections_of([*pivots, *studies])
     return report.write_sections(sections, out, title=title)
 
 

@@ -31,6 +31,7 @@ OVER = {"this batch": "this batch", "any batch": "any batch"}
 def sections(result: Mapping[str, Any], directory: Path) -> list[Section]:
     """All sections of the attribution."""
     built = [
+        _tokens(directory),
         _about(result),
         _sequences(result),
         _roles(result),
@@ -39,7 +40,6 @@ def sections(result: Mapping[str, Any], directory: Path) -> list[Section]:
         _methods(result),
         _without(result),
         _pivotal(result),
-        _tokens(directory),
     ]
     return [section for section in built if section]
 

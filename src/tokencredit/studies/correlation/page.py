@@ -49,6 +49,7 @@ TABLE = (
 def sections(result: Mapping[str, Any], directory: Path) -> list[Section]:
     """All sections of the study."""
     return [
+        effects_section(result["view"], result["config"]["threshold"]),
         _about(result),
         *_tables(result),
         _forest(result),
@@ -56,7 +57,6 @@ def sections(result: Mapping[str, Any], directory: Path) -> list[Section]:
         _scatter(result),
         _budget(result),
         _conditions(result),
-        effects_section(result["view"], result["config"]["threshold"]),
     ]
 
 

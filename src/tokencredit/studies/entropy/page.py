@@ -5,13 +5,16 @@ rates that holds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokencredit.figure import number
 from tokencredit.report import figures as parts
+from tokencredit.report import tokens
 from tokencredit.report.figures import shown
-from tokencredit.report.section import Section, compact, duration, text
+from tokencredit.report.section import Material, Section, compact, duration, text
+from tokencredit.runs import Run
 
 TERMS = {
     "direct": "the entropy of every token where its prefix stays as it is",
@@ -25,7 +28,10 @@ MILLI = 1e3
 
 def sections(result: Mapping[str, Any], directory: Path) -> list[Section]:
     """All sections of the study."""
-    return [_about(result), _sweep(result), _predicted(result), _terms(result), _precision(result), _theory(result)]
+    parts_of = (_about, _sweep, _predicted, _terms, _precision, _theory)
+    built = tokens.build(Material([Run.open(directory)]))
+    view = [replace(built, data={**built.data, "score": "share"})] if built else []
+    return view + [part(result) for part in parts_of]
 
 
 def _about(result: Mapping[str, Any]) -> Section:
