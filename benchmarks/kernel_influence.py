@@ -50,10 +50,10 @@ def mistakes(checkpoint, m, real: np.ndarray) -> dict[str, float]:
 
 
 def one_batch(checkpoint, seed: int) -> dict:
-    config = KernelConfig(checkpoint=STEP, seed=seed, held_out=64)
+    config = KernelConfig(checkpoint=STEP, seed=seed, level="tokens", prompts=64, group=8, held_out=64)
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
-        m = measure(checkpoint, config, Stages(Path(folder)), lambda _: None)
+        m = measure(checkpoint, config, Stages(Path(folder)))
     seconds = time.perf_counter() - began
     through, carried = m.cross.sum(1).numpy(), m.held["all"] - m.held["fresh"]
     real = m.held["real"][config.factors.index(SMALL)]

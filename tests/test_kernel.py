@@ -1,5 +1,6 @@
 """The Fisher kernel against one backward pass per token, real AdamW steps, and statistics written as loops."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from tokencredit.dynamics import gradient_matrix, vectors
+from tokencredit.dynamics import kernel as kernel_module
 from tokencredit.dynamics.batch import Batch
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.influence import over_prompts, r2, real_changes, slope
@@ -29,6 +32,7 @@ from tokencredit.dynamics.kernel_sketch import sketched_features, without_noise
 from tokencredit.dynamics.optimizer import OptimizerState, Rule, match_state
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.update import at_rate, step_along
+from tokencredit.dynamics.vectors import FiledMatrix
 from tokencredit.lm.policy import Policy
 from tokencredit.rollouts import Rollouts
 from tokencredit.tasks.given import Given
@@ -136,6 +140,27 @@ def test_the_kernel_of_completions_is_the_sum_over_their_tokens(passes, metric, 
     expected = (member * flat[:, None]).T @ truth @ (member * flat[:, None])
     assert torch.allclose(kernel(weighted), expected[keep][:, keep])
     assert torch.allclose(kernel(token_features(passes, metric).by_row(flat)), expected)
+
+
+@pytest.mark.parametrize("kind", (token_features, sequence_features))
+def test_gradients_in_a_file_have_the_same_kernel(model, passes, metric, tmp_path, monkeypatch, kind):
+    """To the last digit; of a large model, whose file holds bfloat16, to what its roundings leave. Blocks that do not
+    divide the parameters, and several reads of the file.
+    """
+    known, heard = kind(passes, metric), []
+    monkeypatch.setattr(kernel_module, "BLOCK", 100)
+    monkeypatch.setattr(gradient_matrix, "READ", 19 * 250)
+    filed = kind(passes, metric, limit=0, folder=tmp_path, heard=heard.append)
+    assert isinstance(filed.matrix, FiledMatrix) and sum(heard) == len(filed) == len(known)
+    assert torch.equal(filed.row, known.row) and torch.equal(filed.position, known.position)
+    assert torch.equal(filed.matrix[:, :], known.matrix)
+    assert torch.equal(kernel(filed), kernel(known)) and torch.equal(kernel(filed, known), kernel(known, known))
+    assert not list(tmp_path.iterdir()), "the file has no name"
+    monkeypatch.setattr(vectors, "FINE", 0)
+    rough = kind(Passes(copy.deepcopy(model).float(), *rows()), metric, limit=0, folder=tmp_path)
+    assert rough.matrix.dtype == torch.bfloat16
+    assert torch.allclose(cosines(kernel(rough)), cosines(kernel(known)), atol=2e-3)
+    assert torch.allclose(kernel(rough).diagonal(), kernel(known).diagonal(), rtol=1e-2)
 
 
 def test_padding_and_order_do_not_matter(model, metric, truth):
@@ -392,7 +417,7 @@ def test_sgd_is_the_identity_and_groups_may_differ(world):
 
 
 def test_what_cannot_be_done_is_said_with_what_to_do(passes, metric, world):
-    with pytest.raises(ValueError, match=r"19 tokens × 2,\d+ parameters are 0\.0 GiB .*--sequences.*--directions 512"):
+    with pytest.raises(ValueError, match=r"19 tokens × 2,\d+ parameters are 0\.0 GiB .*a folder.*whole completions"):
         token_features(passes, metric, limit=1000)
     with pytest.raises(ValueError, match="6 completions"):
         sequence_features(passes, metric, limit=1000)

@@ -7,12 +7,15 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
+from tokencredit import limits
 from tokencredit.cli import main
+from tokencredit.dynamics import vectors
 from tokencredit.dynamics.batch import draw
 from tokencredit.dynamics.checkpoint import open_checkpoint
+from tokencredit.dynamics.kernel import sequence_features
 from tokencredit.dynamics.vectors import norm
-from tokencredit.studies.kernel.measurement import step_of
-from tokencredit.studies.kernel.question import STUDY
+from tokencredit.studies.kernel.measurement import _Kernels, step_of
+from tokencredit.studies.kernel.question import STUDY, KernelConfig
 from tokencredit.studies.kernel.ties import strongest
 
 SMALL = [
@@ -133,6 +136,67 @@ def test_completions_under_the_identity(tmp_path):
     rate = checkpoint.config.learning_rate
     assert norm(update.vector) == pytest.approx(rate * result["num"]["parameters"] ** 0.5), "as long as a sign step"
     assert preconditioner.fresh == pytest.approx(result["lr"]) and update.lr == pytest.approx(result["lr"])
+
+
+def test_a_large_model_is_asked_with_files(tmp_path, monkeypatch):
+    """The model called large: the gradients and what else is as large are in files, without a name and gone with the
+    study; every figure is that of the small model. A method that weighs the tokens of a completion differently.
+    """
+    sizes = {"prompts": 8, "group": 4, "held_out": 4, "samples": 1, "seed": 1, "optimizer": "adamw"}
+    config = KernelConfig(level="sequences", method="gtpo", **sizes)
+    known = STUDY.run(config, tmp_path / "small")["figures"]
+    monkeypatch.setattr(vectors, "FINE", 0)
+    monkeypatch.setitem(sequence_features.__kwdefaults__, "limit", 0)
+    told, said, made, write = [], [], [], vectors.FiledMatrix.__init__
+    monkeypatch.setattr(
+        vectors.FiledMatrix, "__init__", lambda self, shape, *args: made.append(shape) or write(self, shape, *args)
+    )
+    found = STUDY.run(config, tmp_path / "large", tell=told.append, say=said.append)
+    parameters, num = found["num"]["parameters"], found["num"]
+    assert made == [(num["senders"], parameters)] * 2 + [(num["held_out"], parameters)]
+    assert told[0].startswith("forecast: 36 rollouts") and "of disk" in told[0]
+    assert any(x.startswith("sampling: 36 of 36 rollouts") for x in said)
+    assert any(x.startswith(f"gradients of completions: {2 * num['senders']} of") for x in said)
+    assert not [path for path in (tmp_path / "large").rglob("tmp*")]
+    assert found["figures"]["influence/kernel_gap"].value < 0.05, "of so few parameters bfloat16 is felt"
+    for name in known.keys() - {"influence/kernel_gap"}:
+        assert found["figures"][name].value == pytest.approx(known[name].value, rel=0.02, abs=2e-3), name
+
+
+def test_what_is_sent_is_the_completion_where_its_tokens_are_alike(tmp_path):
+    """GRPO weighs the tokens of a completion alike: one gradient serves, with its κ; two give the same."""
+    checkpoint = open_checkpoint("reckon").fresh("adamw")
+    update, preconditioner = step_of(checkpoint, draw(checkpoint, 8, 4, 1), "adamw")
+    asked = _Kernels(KernelConfig(level="sequences"), preconditioner, tmp_path, lambda _: None)
+    rows = (update.coefficient != 0).any(1, keepdim=True) & update.batch.rollouts.mask
+    sender, sent, coefficient = asked._senders(update, rows)
+    assert sent is sender and len(coefficient.unique()) > 1
+    weighted = sequence_features(update.passes, preconditioner, update.coefficient).matrix.double()
+    gap = weighted - sent.matrix.double() * coefficient[:, None]
+    assert (gap.norm(dim=1) < 1e-5 * weighted.norm(dim=1)).all()
+
+
+def test_what_finds_no_disk_is_refused_before_a_rollout(tmp_path, monkeypatch):
+    monkeypatch.setattr(vectors, "FINE", 0)
+    monkeypatch.setattr(limits, "free", lambda folder: 1 << 20)
+    monkeypatch.setattr("tokencredit.studies.kernel.measurement.draw", None)
+    config = KernelConfig(prompts=8, group=4, held_out=4, samples=1, level="tokens", optimizer="adamw")
+    with pytest.raises(ValueError, match=r"--prompts 8 --group 4 --held-out 4 .*--sequences.*--directions 512.*--out"):
+        STUDY.run(config, tmp_path / "kernel")
+    assert not (tmp_path / "kernel").exists()
+
+
+def test_sizes_follow_the_model_and_the_task():
+    """Tokens of a small model; fewer completions of a large one; what is named stays."""
+    small = KernelConfig().fitted(108_544, (None, None), 48, 434_176)
+    assert (small.prompts, small.group, small.held_out, small.level) == (64, 8, 32, "tokens")
+    large = KernelConfig().fitted(134_515_008, (500, 5), 32, 269_030_016)
+    assert (large.prompts, large.group, large.held_out, large.level) == (8, 8, 5, "sequences")
+    named = KernelConfig(prompts=20, group=6, held_out=9, level="tokens").fitted(134_515_008, (500, 5), 32, 269_030_016)
+    assert (named.prompts, named.group, named.held_out, named.level) == (20, 6, 9, "tokens")
+    for wrong in ({"held_out": 0}, {"prompts": 0}, {"directions": -1}):
+        with pytest.raises(ValueError, match="--" + next(iter(wrong)).replace("_", "-")):
+            KernelConfig(**wrong)
 
 
 def test_a_sketch_says_its_noise_and_makes_no_claim_on_shares(tmp_path, capsys):

@@ -16,7 +16,7 @@ from transformers import (
 from tokencredit.dynamics import vectors
 from tokencredit.dynamics.optimizer import Moments, OptimizerState, Rule
 from tokencredit.dynamics.passes import Passes
-from tokencredit.dynamics.vectors import Derived, Filed, dot, dots
+from tokencredit.dynamics.vectors import Derived, Filed, FiledMatrix, dot, dots
 from tokencredit.lm import shared_prompts
 from tokencredit.lm.readout import find_readout
 from tokencredit.lm.shared_prompts import shared, shares_prompts
@@ -138,18 +138,38 @@ def test_a_vector_in_a_file_is_the_vector(tmp_path):
     assert torch.equal(filed["a"], x["a"]), "what is read is a copy to its reader"
 
 
+def test_a_matrix_in_a_file_is_written_and_read_in_parts(tmp_path):
+    """Zeros where nothing was written; what is kept in bfloat16 is read in float32."""
+    known = torch.zeros(4, 10)
+    filed = {dtype: FiledMatrix((4, 10), dtype, tmp_path, known.device) for dtype in (torch.float32, torch.bfloat16)}
+    for rows, columns in (([2, 0], slice(3, 7)), ([1], slice(7, 10)), ([2], slice(0, 3))):
+        values = torch.randn(len(rows), columns.stop - columns.start)
+        known[rows, columns] = values
+        for matrix in filed.values():
+            matrix[torch.tensor(rows), columns] = values
+    for columns in (slice(0, 10), slice(2, 8), slice(8, 20), slice(None)):
+        assert torch.equal(filed[torch.float32][:, columns], known[:, columns])
+        assert torch.equal(filed[torch.bfloat16][:, columns], known.bfloat16().float()[:, columns])
+    assert len(filed[torch.float32]) == 4 and not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
     class Full:
-        tell, seek, close, flush = (lambda self, *_: 0,) * 4
+        tell, seek, close, flush, truncate = (lambda self, *_: 0,) * 5
 
         def write(self, data):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(vectors.tempfile, "TemporaryFile", lambda dir: Full())
-    with pytest.raises(
-        OSError, match=r"as the model are kept in files there meanwhile: No space left .*" + tmp_path.name
+    for make in (
+        lambda: Filed({"a": torch.ones(3)}, tmp_path),
+        lambda: FiledMatrix((1, 3), torch.float32, tmp_path, torch.device("cpu")),
     ):
-        Filed({"a": torch.ones(3)}, tmp_path)
+        with pytest.raises(
+            OSError, match=r"as the model are kept in files there meanwhile: No space.*" + tmp_path.name
+        ):
+            found = make()
+            found[torch.tensor([0]), slice(0, 3)] = torch.ones(1, 3)
 
 
 def test_moments_in_a_file_are_the_moments(tmp_path):

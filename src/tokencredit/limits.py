@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 ROW = 4096
 """Bytes of a prompt or a completion with its tokens, at the least."""
@@ -26,6 +28,11 @@ def check_rows(number: int, name: str) -> int:
             f" {memory() / 2**30:,.0f} GiB: {most:,} at the most"
         )
     return number
+
+
+def free(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, which may not be there yet."""
+    return shutil.disk_usage(next(each for each in (folder, *folder.resolve().parents) if each.exists())).free
 
 
 def check_threads(number: int, name: str = "threads") -> int:

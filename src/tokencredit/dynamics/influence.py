@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +27,19 @@ FACTORS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Learning rates, in units of the run's own."""
 
 
-def real_changes(passes: Passes, update: Update, factors: Sequence[float] = FACTORS) -> Tensor:
+def real_changes(
+    passes: Passes, update: Update, factors: Sequence[float] = FACTORS, heard: Callable[[int], Any] | None = None
+) -> Tensor:
     """[R, B, T]: how the log-probs of some completions change when the step is made at each learning rate; the model is
-    as it was after.
+    as it was after. `heard` is told of each.
     """
-    before = passes.values()[0]
+    before, vector = passes.values()[0], passes.kept(update.vector)
     found = []
     for factor in factors:
-        with moved(passes.parameters, update.vector, factor):
+        with moved(passes.parameters, vector, factor):
             found.append(passes.values()[0] - before)
+        if heard:
+            heard(1)
     return torch.stack(found)
 
 

@@ -14,27 +14,32 @@ besides:
 Three things that are not AdamW's influence: the product of two preconditioned gradients, which is P⁻²; D without its
 bias correction; and leaving out f. For a whole completion log π is the sum over its tokens, and so are the kernel's
 rows.
+
+Gradients are written down as they are made, parameter by parameter, and multiplied block by block: no more than a block
+of them is in memory where they are in a file (`gradient_matrix`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokencredit.dynamics.gradient_matrix import LIMIT, Matrix, blank, blocks, places, precision
 from tokencredit.dynamics.optimizer import Moments, OptimizerState, Rule
 from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.update import Update
-from tokencredit.dynamics.vectors import Vector, scaled
+from tokencredit.dynamics.vectors import Derived, Vector, scaled
 from tokencredit.lm.exact import ELEMENTS, element_gradients
-from tokencredit.masked import wide
 
-LIMIT = 2 << 30
-"""Bytes of gradients that are held at once."""
 BLOCK = 1 << 14
 """Parameters whose products are added in the gradients' own precision; the sum over blocks is float64."""
+
+Heard = Callable[[int], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +56,7 @@ class Preconditioner:
     @property
     def root(self) -> Vector:
         """P^-½."""
-        return {name: x.sqrt() for name, x in self.inverse.items()}
+        return Derived(self.inverse, lambda name: self.inverse[name].sqrt())
 
 
 def identity(parameters: Mapping[str, Tensor], lr: float = 1.0) -> Preconditioner:
@@ -72,7 +77,7 @@ def of_update(update: Update, optimizer: OptimizerState) -> Preconditioner:
         (_fresh(optimizer.rules[name], optimizer.moments[name], gain, rate) for name, gain in update.gain.items()),
         key=abs,
     )
-    return Preconditioner(scaled(update.gain, 1 / f), f)
+    return Preconditioner(update.passes.kept(scaled(update.gain, 1 / f)), f)
 
 
 def of_state(optimizer: OptimizerState) -> Preconditioner:
@@ -111,7 +116,7 @@ class Features:
     noise           standard error of a cosine that is 0: 1/√directions of a sketch, 0 of exact gradients
     """
 
-    matrix: Tensor
+    matrix: Matrix
     row: Tensor
     position: Tensor
     noise: float = 0.0
@@ -129,39 +134,62 @@ class Features:
 
 
 def token_features(
-    passes: Passes, preconditioner: Preconditioner, where: Tensor | None = None, *, limit: int = LIMIT
+    passes: Passes,
+    preconditioner: Preconditioner,
+    where: Tensor | None = None,
+    *,
+    limit: int = LIMIT,
+    folder: Path | None = None,
+    heard: Heard | None = None,
 ) -> Features:
     """P^-½ ∇log π of every token, or of those `where` [B, T] is true, in the order of rows and positions: one backward
     pass each.
 
-    ValueError where they would take more than `limit` bytes.
+    What would take more than `limit` bytes is in a file of `folder`, and without one refused with a ValueError. `heard`
+    is told how many are made.
     """
-    found, parameters = _prepare(passes, chosen(passes, where), "tokens", limit)
+    found = _prepare(passes, chosen(passes, where), "tokens", limit, folder)
+    parameters = list(passes.parameters.values())
     place = torch.full((len(passes.batch),), -1)
     at = passes.place[0].cpu(), passes.place[1].cpu()
     place[_among(at, found)] = torch.arange(len(found))
     few = max(min(ELEMENTS // found.matrix.shape[1], 64), 1)
-    store = _writer(found.matrix, preconditioner.root, passes)
+    store = _writer(found, preconditioner, passes)
     for logprob, keep in passes.by_row():
         target = place[keep.cpu()]
         for some in (target >= 0).nonzero()[:, 0].split(few):
-            store(target[some], element_gradients(logprob, parameters, some.to(logprob.device)))
+            for name, g in zip(passes.parameters, element_gradients(logprob, parameters, some.to(logprob.device))):
+                if g is not None:
+                    store(target[some], name, g)
+            if heard:
+                heard(len(some))
     return found
 
 
 def sequence_features(
-    passes: Passes, preconditioner: Preconditioner, weight: Tensor | None = None, *, limit: int = LIMIT
+    passes: Passes,
+    preconditioner: Preconditioner,
+    weight: Tensor | None = None,
+    *,
+    limit: int = LIMIT,
+    folder: Path | None = None,
+    heard: Heard | None = None,
 ) -> Features:
     """P^-½ Σₜ wₜ ∇log π(t) of every completion with a token of weight other than 0 (1 each by default): one reverse
-    pass per completion.
+    pass per completion. `limit`, `folder` and `heard` as of `token_features`.
     """
     weight = passes.grid(torch.ones(len(passes.batch), dtype=torch.float64)) if weight is None else weight
     rows = (weight != 0).any(1).nonzero()[:, 0]
-    found, _ = _prepare(passes, (rows, torch.full_like(rows, -1)), "completions", limit)
-    store = _writer(found.matrix, preconditioner.root, passes)
+    found = _prepare(passes, (rows, torch.full_like(rows, -1)), "completions", limit, folder)
+    store = _writer(found, preconditioner, passes)
     for i, row in enumerate(rows.tolist()):
-        gradient = passes.reverse(torch.zeros_like(weight).index_copy_(0, torch.tensor([row]), weight[row : row + 1]))
-        store(torch.tensor([i]), [gradient[name][None] for name in passes.parameters])
+
+        def write(_: int, name: str, g: Tensor, i: int = i) -> None:
+            store(torch.tensor([i]), name, g[None])
+
+        passes.tell_gradients([[weight]], torch.arange(len(weight)) == row, write)
+        if heard:
+            heard(1)
     return found
 
 
@@ -177,35 +205,21 @@ def _among(at: tuple[Tensor, Tensor], found: Features) -> Tensor:
     return torch.isin(at[0] * width + at[1], found.row * width + found.position)
 
 
-def _prepare(passes: Passes, units: tuple[Tensor, Tensor], what: str, limit: int) -> tuple[Features, list[Tensor]]:
-    parameters = list(passes.parameters.values())
-    num, size = len(units[0]), sum(p.numel() for p in parameters)
-    dtype = wide(torch.empty(0, dtype=parameters[0].dtype)).dtype
-    needed = num * size * dtype.itemsize
-    if not num:
+def _prepare(passes: Passes, units: tuple[Tensor, Tensor], what: str, limit: int, folder: Path | None) -> Features:
+    """Features that are 0."""
+    if not len(units[0]):
         raise ValueError(f"none of the {what} was asked for: a kernel needs at least one")
-    if needed > limit:
-        raise ValueError(
-            f"{num:,} {what} × {size:,} parameters are {needed / 2**30:.1f} GiB of gradients, more than the "
-            f"{limit / 2**30:.1f} GiB that an exact kernel may hold. Take fewer prompts or rollouts, whole completions "
-            "(--sequences), or a sketch (--directions 512)"
-        )
-    return Features(torch.zeros(num, size, dtype=dtype, device=parameters[0].device), *units), parameters
+    return Features(blank(passes, len(units[0]), what, limit=limit, folder=folder), *units)
 
 
-def _writer(
-    matrix: Tensor, root: Mapping[str, Tensor], passes: Passes
-) -> Callable[[Tensor, list[Tensor | None]], None]:
-    """Writes gradients [n, ...] of every parameter into rows of the matrix, scaled."""
-    factors = [root[name].flatten().to(matrix) for name in passes.parameters]
-    offsets = [0]
-    for factor in factors:
-        offsets.append(offsets[-1] + len(factor))
+def _writer(found: Features, preconditioner: Preconditioner, passes: Passes) -> Callable[[Tensor, str, Tensor], None]:
+    """Writes the gradients [n, ...] of a parameter into rows [n] of the features, scaled."""
+    matrix, dtype, columns = found.matrix, precision(passes.parameters), places(passes.parameters)
+    root = preconditioner.root if passes.large else dict(preconditioner.root)
 
-    def store(rows: Tensor, gradients: list[Tensor | None]) -> None:
-        for start, end, factor, gradient in zip(offsets, offsets[1:], factors, gradients):
-            if gradient is not None:
-                matrix[rows.to(matrix.device), start:end] = gradient.flatten(1).to(matrix) * factor
+    def store(rows: Tensor, name: str, gradients: Tensor) -> None:
+        factor = root[name].flatten().to(gradients.device, dtype)
+        matrix[rows.to(matrix.device), columns[name]] = gradients.flatten(1).to(dtype) * factor
 
     return store
 
@@ -214,8 +228,11 @@ def kernel(left: Features, right: Features | None = None) -> Tensor:
     """K [N, N'] float64 between two sets, or [N, N] within one: symmetric to the last digit."""
     other = left if right is None else right
     found = torch.zeros(len(left), len(other), dtype=torch.float64, device=left.matrix.device)
-    for start in range(0, left.matrix.shape[1], BLOCK):
-        found += (left.matrix[:, start : start + BLOCK] @ other.matrix[:, start : start + BLOCK].t()).double()
+    for columns in blocks(left.matrix.shape[1], max(len(left), len(other)), BLOCK):
+        some = left.matrix[:, columns]
+        others = some if right is None else other.matrix[:, columns]
+        for x, y in zip(some.split(BLOCK, 1), others.split(BLOCK, 1)):
+            found += (x @ y.t()).double()
     return ((found + found.t()) / 2 if right is None else found).cpu()
 
 

@@ -20,34 +20,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokencredit.dynamics.kernel import Features, Preconditioner, chosen
+from tokencredit.dynamics.kernel import Features, Heard, Preconditioner, chosen
 from tokencredit.dynamics.passes import Passes
+from tokencredit.dynamics.vectors import Derived
 from tokencredit.lm.distribution import seed_of
 
 
 def sketched_features(
-    passes: Passes, preconditioner: Preconditioner, num: int, seed: int = 0, where: Tensor | None = None
+    passes: Passes,
+    preconditioner: Preconditioner,
+    num: int,
+    seed: int = 0,
+    where: Tensor | None = None,
+    *,
+    heard: Heard | None = None,
 ) -> Features:
     """Φ [N, K] = sₖ/√K of every token, or of those `where` [B, T] is true; their `by_row` sums are those of
     completions.
 
-    The same seed gives the same directions for any set of completions, so that sets can be compared. ValueError without
-    a direction.
+    The same seed gives the same directions for any set of completions, so that sets can be compared. `heard` is told of
+    every direction. ValueError without one.
     """
     if num < 1:
         raise ValueError(
             f"a sketch needs at least one direction, got {num}; take 256 or more where single entries count"
         )
     row, position = chosen(passes, where)
-    found, root = torch.zeros(len(row), num, dtype=torch.float64), preconditioner.root
+    found = torch.zeros(len(row), num, dtype=torch.float64)
+    root = preconditioner.root if passes.large else dict(preconditioner.root)
     for k in range(num):
         generator = torch.Generator().manual_seed(seed_of(seed, k))
-        along = {
-            name: x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
-            for name, x in root.items()
-        }
-        found[:, k] = passes.forward(along)[0][row, position]
+        found[:, k] = passes.forward(Derived(root, lambda name: _turned(root[name], generator)))[0][row, position]  # noqa: B023
+        if heard:
+            heard(1)
     return Features(found / num**0.5, row, position, num**-0.5)
+
+
+def _turned(root: Tensor, generator: torch.Generator) -> Tensor:
+    """An entry of P^-½ u."""
+    return root * torch.randn(root.shape, generator=generator, dtype=torch.float64).to(root.device)
 
 
 def without_noise(square: Any, trace: Any, noise: float) -> Any:

@@ -147,10 +147,19 @@ class Passes:
                     whole[name].add_(g)
 
             for q, rows in enumerate(groups):
-                some = [[x * rows[:, None] for x in each] for each in needed]
-                if any(x.any() for each in some for x in each):
-                    self._backward(some, partial(heard, q))
+                self.tell_gradients(needed, rows, partial(heard, q))
         return found
+
+    def tell_gradients(
+        self, weightings: Sequence[Sequence[Tensor]], rows: Tensor, heard: Callable[[int, str, Tensor], Any]
+    ) -> None:
+        """Tells `heard` of ∇ Σ (w log π + e H) over some rows ([B] bool) under every weighting (w, e), parameter by
+        parameter, as a reverse pass makes them: the weighting's number, the parameter's name, its gradient, of many
+        rows in parts that add up. No vector is held.
+        """
+        some = [[x * rows[:, None] for x in each] for each in weightings]
+        if any(x.any() for each in some for x in each):
+            self._backward(some, heard)
 
     def zero(self) -> dict[str, Tensor]:
         """A vector of zeros, in memory."""

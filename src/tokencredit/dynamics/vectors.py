@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -79,13 +80,8 @@ class Filed(Mapping[str, Tensor]):
         for name in vector:
             x = vector[name].detach()
             place = -(-self.file.tell() // ALIGNED) * ALIGNED
-            self.file.seek(place)
-            try:
-                self.file.write(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-                self.file.flush()
-            except OSError as error:
-                message = f"vectors as large as the model are kept in files there meanwhile: {error.strerror}"
-                raise OSError(error.errno, message, str(folder)) from error
+            with _named(folder):
+                _write(self.file, place, x)
             self.entries[name] = (place, x.dtype, x.shape)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -100,6 +96,54 @@ class Filed(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+class FiledMatrix:
+    """[N, M] numbers, zeros at first, in a file of `folder` that has no name and goes when the matrix does; such as N
+    vectors, one a row. As of a tensor, columns are read as `matrix[:, start:end]` and parts of rows [n] written as
+    `matrix[rows, start:end] = values`; what is read is a copy, in float32 where it is kept in less.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, folder: Path, device: torch.device) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self.shape, self.dtype, self.folder, self.device = shape, dtype, folder, device
+        weakref.finalize(self, self.file.close)
+        self.file.truncate(shape[0] * shape[1] * dtype.itemsize)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __setitem__(self, place: tuple[Tensor, slice], values: Tensor) -> None:
+        with _named(self.folder):
+            for row, some in zip(place[0].tolist(), values.detach().to("cpu", self.dtype)):
+                _write(self.file, self._at(row, place[1].start), some)
+
+    def __getitem__(self, place: tuple[slice, slice]) -> Tensor:
+        rows, columns = (range(size)[some] for size, some in zip(self.shape, place))
+        found = torch.empty(len(rows), len(columns), dtype=self.dtype)
+        for row, some in zip(rows, found):
+            self.file.seek(self._at(row, columns.start))
+            self.file.readinto(some.view(torch.uint8).numpy().data)
+        return found.to(self.device, torch.promote_types(self.dtype, torch.float32))
+
+    def _at(self, row: int, column: int) -> int:
+        return (row * self.shape[1] + column) * self.dtype.itemsize
+
+
+def _write(file: IO[bytes], place: int, x: Tensor) -> None:
+    file.seek(place)
+    file.write(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    file.flush()
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Says of an error which folder is full, and of what."""
+    try:
+        yield
+    except OSError as error:
+        message = f"vectors as large as the model are kept in files there meanwhile: {error.strerror}"
+        raise OSError(error.errno, message, str(folder)) from error
 
 
 def condensed(vector: Vector) -> Vector:

@@ -1,10 +1,11 @@
 """What a question will take, said before anything is spent: rollouts, tokens, seconds at most, memory at most, disk.
 
-    seconds ≤ Σ rows · (n · written + passes · (prompt / m + written)) / speed      written = max_new_tokens, n = 2
+    seconds ≤ Σ rows · (n · written + passes · (prompt / m + written) + alone · (prompt + written)) / speed
 
-A pass is a forward pass over a row; a backward pass counts as 2, a forward-mode pass as 4. m rows share a prompt: of
-a group in a large model that can (`lm.shared_prompts`) as many as go together, otherwise m = 1. The speed is that of
-one pass over a prompt, timed now; a token that is sampled alone takes about n times as long as one of many.
+written = max_new_tokens, n = 2. A pass is a forward pass over a row; a backward pass counts as 2, a forward-mode one as
+4. m rows share a prompt: of a group in a large model that can (`lm.shared_prompts`) as many as go together, otherwise
+m = 1. The speed is that of one pass over a prompt, timed now; a token that is sampled alone takes about n times as long
+as one of many.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ BACKWARD, ALONG, SAMPLED = 3, 5, 2
 
 @dataclass(frozen=True)
 class Drawn:
-    """Rollouts of each of some prompts, and how many forward passes' worth of work is done on all of them."""
+    """Rollouts of each of some prompts, and how many forward passes' worth of work is done on all of them, and on each
+    of them alone.
+    """
 
     prompts: int
     group: int
     passes: float
+    alone: float = 0.0
 
     @property
     def rollouts(self) -> int:
@@ -41,21 +45,28 @@ class Drawn:
 
 
 def forecast(
-    checkpoint: Checkpoint, drawn: Sequence[Drawn], vectors: float, prompt: Sequence[int], filed: float = 0.0
+    checkpoint: Checkpoint,
+    drawn: Sequence[Drawn],
+    vectors: float,
+    prompt: Sequence[int],
+    filed: float = 0.0,
+    disk: float = 0.0,
 ) -> str:
     """The forecast in words. vectors: as large as the model that are held at once; filed: those of a large model in
-    files, the optimizer's moments left out; prompt: token ids of a usual one.
+    files, the optimizer's moments left out; disk: bytes of files besides; prompt: token ids of a usual one.
     """
     written = checkpoint.max_new_tokens
     speed, most = _speed(checkpoint, prompt), _together(checkpoint, prompt)
     rollouts = sum(each.rollouts for each in drawn)
     sampled = rollouts * written
     passed = sum(
-        each.prompts * each.passes * (len(prompt) * -(-each.group // most) + each.group * written) for each in drawn
+        each.prompts * each.passes * (len(prompt) * -(-each.group // most) + each.group * written)
+        + each.rollouts * each.alone * (len(prompt) + written)
+        for each in drawn
     )
     seconds = (SAMPLED * sampled + passed) / speed
     whole, held = rollouts * (len(prompt) + written), memory(checkpoint, vectors) / 2**30
-    disk = _files(checkpoint, filed) / 2**30
+    disk = (_files(checkpoint, filed) + disk) / 2**30
     return (
         f"forecast: {rollouts:,} rollouts of at most {written} tokens, {whole:,} tokens with their prompts;"
         f" {passed:,.0f} tokens of forward passes at {speed:,.0f} a second. At most {told_time(seconds)} and"

@@ -9,6 +9,7 @@ on where it was.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from tokencredit.dynamics.vectors import norm
 from tokencredit.lm.distribution import seed_of
 from tokencredit.studies.kernel.question import KernelConfig
 from tokencredit.studies.stages import Stages
-from tokencredit.studies.study import Say
+from tokencredit.studies.study import Counting, Say, silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,19 +54,10 @@ class KernelMeasurement:
     noise: float
 
 
-def step_of(checkpoint: Checkpoint, batch: Batch, preconditioner: str) -> tuple[Update, Preconditioner]:
-    """The step and its preconditioner. "identity": plain gradient descent whose step is as long as a sign step at the
-    run's rate, η √P.
-
-    ValueError where there is no optimizer state to read AdamW's preconditioner from.
-    """
+def check_step(checkpoint: Checkpoint, preconditioner: str) -> None:
+    """ValueError where there is no optimizer state to read AdamW's preconditioner from."""
     if preconditioner == "identity":
-        plain = checkpoint.fresh("sgd")
-        update = update_vector(plain, batch)
-        size = sum(p.numel() for p in update.passes.parameters.values())
-        lr = checkpoint.config.learning_rate * size**0.5 / (update.clip * norm(update.gradient))
-        update = at_rate(update, plain.optimizer, lr)
-        return update, of_update(update, plain.optimizer)
+        return
     if checkpoint.optimizer is None:
         raise ValueError(
             f"{checkpoint.path} has no optimizer state, so AdamW's preconditioner is not known. Choose another"
@@ -76,21 +68,36 @@ def step_of(checkpoint: Checkpoint, batch: Batch, preconditioner: str) -> tuple[
         raise ValueError(
             "the optimizer is SGD, whose preconditioner is the identity: ask for --preconditioner identity"
         )
+
+
+def step_of(checkpoint: Checkpoint, batch: Batch, preconditioner: str) -> tuple[Update, Preconditioner]:
+    """The step and its preconditioner. "identity": plain gradient descent whose step is as long as a sign step at the
+    run's rate, η √P.
+
+    ValueError as of `check_step`.
+    """
+    check_step(checkpoint, preconditioner)
+    if preconditioner == "identity":
+        plain = checkpoint.fresh("sgd")
+        update = update_vector(plain, batch)
+        size = sum(p.numel() for p in update.passes.parameters.values())
+        lr = checkpoint.config.learning_rate * size**0.5 / (update.clip * norm(update.gradient))
+        update = at_rate(update, plain.optimizer, lr)
+        return update, of_update(update, plain.optimizer)
     update = update_vector(checkpoint, batch)
     return update, of_update(update, checkpoint.optimizer)
 
 
-def measure(checkpoint: Checkpoint, config: KernelConfig, stages: Stages, say: Say) -> KernelMeasurement:
-    """Rollouts, step, kernel, influence."""
+def measure(checkpoint: Checkpoint, config: KernelConfig, stages: Stages, say: Say = silent) -> KernelMeasurement:
+    """Rollouts, step, kernel, influence. Every size and the level are named (`KernelConfig.fitted`)."""
     c, method = config, checkpoint.method
-    say(f"{c.prompts} prompts x {c.group} rollouts")
-    batch = draw(checkpoint, c.prompts, c.group, c.seed, needs=sorted(method.needs))
-    held_batch = draw(checkpoint, c.held_out, c.samples, seed_of(c.seed, "held out"), split="test")
+    heard = Counting(say, "sampling", "rollouts", c.prompts * c.group + c.held_out * c.samples)
+    batch = draw(checkpoint, c.prompts, c.group, c.seed, needs=sorted(method.needs), progress=heard)
     update, preconditioner = step_of(checkpoint, batch, c.preconditioner)
+    seed = seed_of(c.seed, "held out")
+    held_batch = draw(checkpoint, c.held_out, c.samples, seed, split="test", progress=heard)
     passes = held_batch.passes(checkpoint)
-    say(f"the kernel of {c.level}")
-    found = stages.arrays("kernel", lambda: _kernels(c, update, passes, preconditioner))
-    say("real steps")
+    found = stages.arrays("kernel", lambda: _Kernels(c, preconditioner, stages.folder, say).of(update, passes))
     units, held_units = (
         Units(
             found[f"{name}row"],
@@ -100,70 +107,82 @@ def measure(checkpoint: Checkpoint, config: KernelConfig, stages: Stages, say: S
         )
         for name, of in (("", update.batch), ("held_", held_batch))
     )
-    held = stages.arrays("steps", lambda: _steps(c, update, passes, held_units))
+    held = stages.arrays("steps", lambda: _steps(c, update, passes, held_units, say))
     k, own, cross = (torch.from_numpy(found[name]) for name in ("kernel", "own", "cross"))
     return KernelMeasurement(update, held_batch, units, held_units, k, own, cross, held, float(found["noise"]))
 
 
-def _kernels(
-    config: KernelConfig, update: Update, held: Passes, preconditioner: Preconditioner
-) -> dict[str, np.ndarray]:
-    """K of the senders and what they do to themselves and to the held-out units; the features go when this ends."""
-    there = update.coefficient != 0
-    if config.level == "tokens":
-        sender, receiver = (_tokens(config, *each, preconditioner) for each in ((update.passes, there), (held, None)))
-        sent, coefficient = sender, update.coefficient[sender.row, sender.position]
-    else:
-        rows = there.any(1, keepdim=True) & update.batch.rollouts.mask
-        sender, sent = _completions(config, update.passes, preconditioner, rows, (rows.double(), update.coefficient))
-        receiver = _completions(
-            config, held, preconditioner, None, (held.grid(torch.ones(len(held.batch), dtype=torch.float64)),)
-        )[0]
-        coefficient = torch.ones(len(sent), dtype=torch.float64)
-    k, cross = kernel(sender), kernel(receiver, sent)
-    own, cross = (
-        contributions(x, coefficient, preconditioner.fresh, update.clip)
-        for x in (k if sent is sender else kernel(sender, sent), cross)
-    )
-    return {
-        "kernel": k.numpy(),
-        "own": own.numpy(),
-        "cross": cross.numpy(),
-        "noise": np.array(sender.noise),
-        "row": sender.row.numpy(),
-        "position": sender.position.numpy(),
-        "held_row": receiver.row.numpy(),
-        "held_position": receiver.position.numpy(),
-    }
+@dataclass(frozen=True, eq=False)
+class _Kernels:
+    """K of the senders and what they do to themselves and to held-out units; the features are gone when it is known."""
+
+    config: KernelConfig
+    preconditioner: Preconditioner
+    folder: Path
+    say: Say
+
+    def of(self, update: Update, held: Passes) -> dict[str, np.ndarray]:
+        """kernel, own, cross and noise as of `KernelMeasurement`; row and position of senders and held-out units."""
+        there, every = update.coefficient != 0, held.grid(torch.ones(len(held.batch))) > 0
+        if self.config.level == "tokens":
+            sender, receiver = self._tokens(update.passes, there), self._tokens(held, every)
+            sent, coefficient = sender, update.coefficient[sender.row, sender.position]
+        else:
+            rows = there.any(1, keepdim=True) & update.batch.rollouts.mask
+            sender, sent, coefficient = self._senders(update, rows)
+            receiver = self._completions(held, every.double())[0]
+        self.say("products of gradients")
+        k, cross, fresh = kernel(sender), kernel(receiver, sent), self.preconditioner.fresh
+        own = contributions(k if sent is sender else kernel(sender, sent), coefficient, fresh, update.clip)
+        return {
+            "kernel": k.numpy(),
+            "own": own.numpy(),
+            "cross": contributions(cross, coefficient, fresh, update.clip).numpy(),
+            "noise": np.array(sender.noise),
+            "row": sender.row.numpy(),
+            "position": sender.position.numpy(),
+            "held_row": receiver.row.numpy(),
+            "held_position": receiver.position.numpy(),
+        }
+
+    def _senders(self, update: Update, rows: torch.Tensor) -> tuple[Features, Features, torch.Tensor]:
+        """Whole completions, what they send, and κ of each [N]: where κ is the same along every completion, that of its
+        tokens, and what is sent is the completion itself.
+        """
+        coefficient = update.coefficient
+        if ((coefficient == coefficient[:, :1]) | ~rows).all():
+            sender = self._completions(update.passes, rows.double())[0]
+            return sender, sender, coefficient[sender.row, 0]
+        sender, sent = self._completions(update.passes, rows.double(), coefficient)
+        return sender, sent, torch.ones(len(sent), dtype=torch.float64)
+
+    def _tokens(self, passes: Passes, where: torch.Tensor) -> Features:
+        if self.config.directions:
+            return self._sketched(passes, where)
+        return token_features(passes, self.preconditioner, where, **self._kept("tokens", int(where.sum())))
+
+    def _completions(self, passes: Passes, *weights: torch.Tensor) -> list[Features]:
+        """Features of completions under several weightings [B, T] of their tokens; a sketch is made once for all."""
+        if self.config.directions:
+            tokens = self._sketched(passes, weights[0] != 0)
+            return [tokens.by_row(weight[tokens.row, tokens.position]) for weight in weights]
+        kept = self._kept("completions", sum(int((weight != 0).any(1).sum()) for weight in weights))
+        return [sequence_features(passes, self.preconditioner, weight, **kept) for weight in weights]
+
+    def _sketched(self, passes: Passes, where: torch.Tensor) -> Features:
+        num = self.config.directions
+        heard = Counting(self.say, "sketching", "directions", num)
+        return sketched_features(passes, self.preconditioner, num, self.config.seed, where, heard=heard)
+
+    def _kept(self, what: str, num: int) -> dict[str, Any]:
+        return {"folder": self.folder, "heard": Counting(self.say, f"gradients of {what}", what, num)}
 
 
-def _tokens(
-    config: KernelConfig, passes: Passes, where: torch.Tensor | None, preconditioner: Preconditioner
-) -> Features:
-    if config.directions:
-        return sketched_features(passes, preconditioner, config.directions, config.seed, where)
-    return token_features(passes, preconditioner, where)
-
-
-def _completions(
-    config: KernelConfig,
-    passes: Passes,
-    preconditioner: Preconditioner,
-    rows: torch.Tensor | None,
-    weights: tuple[torch.Tensor, ...],
-) -> list[Features]:
-    """Features of completions under several weightings [B, T] of their tokens; a sketch is made once for all."""
-    if config.directions:
-        tokens = sketched_features(passes, preconditioner, config.directions, config.seed, rows)
-        return [tokens.by_row(weight[tokens.row, tokens.position]) for weight in weights]
-    return [sequence_features(passes, preconditioner, weight) for weight in weights]
-
-
-def _steps(config: KernelConfig, update: Update, passes: Passes, units: Units) -> dict[str, np.ndarray]:
+def _steps(config: KernelConfig, update: Update, passes: Passes, units: Units, say: Say) -> dict[str, np.ndarray]:
     """Forward passes along the fresh part and the whole of the step, and the changes that real steps make, for the
     held-out units.
     """
-    real = real_changes(passes, update, config.factors)
+    real = real_changes(passes, update, config.factors, Counting(say, "real steps", "rates", len(config.factors)))
     along = [passes.forward(vector)[0] for vector in (update.fresh, update.vector)]
     return {
         "fresh": at_units(along[0], units),
