@@ -33,8 +33,9 @@ COMMANDS = {
     "entropy": f"dynamics entropy {SMALL} --updates 1 --rates 4 --eval-prompts 16",
     "attribute": "dynamics attribute --prompts 8 --group 4 --entropy 24 2 --reward 24 2 --trees 0"
     " --methods grpo gtpo ptw_entropy",
+    "kernel": "dynamics kernel",
 }
-ON_RUN = ("noise_scale", "entropy", "attribute")
+ON_RUN = ("noise_scale", "entropy", "attribute", "kernel")
 PEAK = """
 import resource, sys
 from tokencredit.cli import main

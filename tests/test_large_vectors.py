@@ -225,6 +225,18 @@ def test_the_forecast_lets_as_many_share_a_prompt_as_fit_in_a_row(monkeypatch):
     assert together == [5, 4, 1, 1]
 
 
+def test_the_forecast_counts_what_rollouts_share_and_what_each_takes_alone(monkeypatch):
+    """By hand: of 3 prompts of 10 tokens 4 rollouts of 48, two of which share a prompt."""
+    from tokencredit.dynamics.checkpoint import open_checkpoint
+    from tokencredit.studies import forecast
+
+    monkeypatch.setattr(forecast, "_together", lambda *_: 2)
+    parts = [forecast.Drawn(3, 4, passes=2, alone=5)]
+    told = forecast.forecast(open_checkpoint("reckon"), parts, 2, range(1, 11), disk=2 << 30)
+    assert f"{3 * 2 * (2 * 10 + 4 * 48) + 12 * 5 * (10 + 48):,} tokens of forward passes" in told
+    assert "and 2 GiB of disk" in told
+
+
 @pytest.fixture(scope="module")
 def small_study():
     from tokencredit.studies.attribution.question import AttributeConfig
