@@ -12,10 +12,13 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
+from tokencredit import limits
 from tokencredit.cli import main
+from tokencredit.dynamics import gradient_matrix, vectors
 from tokencredit.dynamics.batch import draw
 from tokencredit.dynamics.checkpoint import open_checkpoint
 from tokencredit.dynamics.update import loss_coefficients
+from tokencredit.dynamics.vectors import FiledMatrix
 from tokencredit.methods import METHODS
 from tokencredit.studies.variance.estimators import (
     GradientMoments,
@@ -28,7 +31,6 @@ from tokencredit.studies.variance.estimators import (
 from tokencredit.studies.variance.exact import ANSWERS, Law, World, measurable
 from tokencredit.studies.variance.gradients import (
     Reference,
-    by_prompt,
     exact_gradients,
     sketched_gradients,
     token_derivatives,
@@ -37,6 +39,7 @@ from tokencredit.studies.variance.gradients import (
 from tokencredit.studies.variance.plan import EXACT, checkpoints
 from tokencredit.studies.variance.question import STUDY, VarianceConfig
 from tokencredit.studies.variance.sampling import SCHEMES, added_variance, drawn_check
+from tokencredit.studies.variance.setting import SKETCH, directions_of
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy
 from tokencredit.tasks.verdict import Verdict
 
@@ -175,7 +178,7 @@ def test_without_a_prompt_is_what_it_says(world):
 
     def moments(keep):
         rows = torch.cat([keep, keep + 6])
-        reference = Reference(by_prompt(base[rows]), by_prompt(truth[rows]))
+        reference = Reference(base[rows], truth[rows])
         some = {name: each[keep] for name, each in counts.items()}
         return GradientMoments.of(reference.products(x[rows]) | some, reference.products(truth[rows]) | some)
 
@@ -217,7 +220,7 @@ def test_a_mean_that_may_be_zero_has_no_direction():
     """Pure noise: nothing that divides by its length is given."""
     generator = torch.Generator().manual_seed(0)
     x, truth = torch.randn(2, 40, 50, generator=generator, dtype=torch.float64)
-    reference = Reference(by_prompt(truth) + 1, by_prompt(truth) + 1)
+    reference = Reference(truth + 1, truth + 1)
     counts = {"credited": np.ones(20), "tokens_apart": np.ones(20)}
     own, base = (
         GradientMoments.of(reference.products(each) | counts, reference.products(truth + 1) | counts)
@@ -262,6 +265,46 @@ def test_group_gradients_add_up_to_the_batch_gradient(checkpoint, batch):
             [(torch.randint(0, 2, p.shape, generator=generator).float() * 2 - 1).flatten() for p in parameters.values()]
         )
         assert torch.allclose(sketch[:, k] * math.sqrt(3), x @ u, rtol=1e-3, atol=1e-3 * float((x @ u).abs().max()))
+
+
+def test_gradients_in_files_have_the_same_products(checkpoint, batch, tmp_path, monkeypatch):
+    """Read in blocks that do not divide the parameters; in memory the same up to the order of the sums. Of a large
+    model in bfloat16.
+    """
+    weights = [weights_of(METHODS[name], batch.rollouts) for name in ("rloo", "gtpo", "dapo")]
+    x, base, truth = map(exact_gradients(checkpoint, batch), weights)
+    known, heard = Reference(base, truth).products(x), []
+    monkeypatch.setitem(gradient_matrix.blank.__kwdefaults__, "limit", 0)
+    monkeypatch.setattr(gradient_matrix, "READ", 100_000)
+
+    def filed():
+        found = list(map(exact_gradients(checkpoint, batch, tmp_path, heard.append), weights))
+        assert all(isinstance(each, FiledMatrix) for each in found)
+        return Reference(*found[1:]).products(found[0])
+
+    for name, sums in filed().items():
+        assert sums == pytest.approx(known[name], rel=1e-9, abs=1e-12 * np.abs(sums).max()), name
+    assert sum(heard) == 3 * batch.num_prompts and not list(tmp_path.iterdir())
+    monkeypatch.setattr(vectors, "FINE", 0)
+    for name, sums in filed().items():
+        assert sums == pytest.approx(known[name], rel=1e-2, abs=1e-2 * np.abs(sums).max()), name
+
+
+def test_sizes_follow_the_model_and_the_task():
+    small, large = VarianceConfig().fitted(108_544, None), VarianceConfig().fitted(134_515_008, 10)
+    assert (small.prompts, small.group, small.draws) == (384, 8, 16)
+    assert (large.prompts, large.group, large.draws) == (10, 4, 4)
+    named = VarianceConfig(prompts=40, group=6, draws=3).fitted(134_515_008, None)
+    assert (named.prompts, named.group, named.draws) == (40, 6, 3)
+
+
+def test_directions_are_taken_where_gradients_find_no_disk(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(gradient_matrix, "LIMIT", 0)
+    asked = VarianceConfig(prompts=8, group=4)
+    assert directions_of(asked, checkpoint, tmp_path) == 0
+    monkeypatch.setattr(limits, "free", lambda folder: 1 << 20)
+    assert directions_of(asked, checkpoint, tmp_path) == SKETCH
+    assert directions_of(replace(asked, directions=0), checkpoint, tmp_path) == 0
 
 
 def test_dynamic_sampling_gives_groups_of_one_outcome_no_weight(batch):

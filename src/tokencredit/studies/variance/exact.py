@@ -26,7 +26,7 @@ from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
 from tokencredit.scores.proxies import proxies
 from tokencredit.studies.variance.estimators import GradientMoments
-from tokencredit.studies.variance.gradients import Reference, by_prompt, weights_of
+from tokencredit.studies.variance.gradients import Reference, weights_of
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy, tiny_model
 
 END = 2
@@ -219,7 +219,7 @@ class Law:
             + prompt[:, None] * self.chance.shape[1]
         )
         x = {key: self.gradients[key][drawn.T.flatten()] for key in (name, base, truth)}
-        reference = Reference(by_prompt(x[base]), by_prompt(x[truth]))
+        reference = Reference(x[base], x[truth])
         counts = {"credited": np.ones(prompts), "tokens_apart": np.ones(prompts)}
         tables = {key: reference.products(each) | counts for key, each in x.items()}
         return GradientMoments.of(tables[name], tables[truth]), GradientMoments.of(tables[base], tables[truth])

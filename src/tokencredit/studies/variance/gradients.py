@@ -6,15 +6,18 @@ estimated from.
 so that the mean over groups is the batch's ascent direction. What a method takes from the whole batch (a denominator, a
 threshold) stays as the batch has it. Groups g and g + N/2 belong to the same prompt.
 
-Exact: one reverse pass per group and method. Sketched, for larger models: every token's derivative along K random
-directions u once, by forward mode, serves all weightings; products of x·u are unbiased for products of x, those of
-norms with relative noise √(2/K).
+Exact: one reverse pass per group and method, the gradients in a file where memory may not hold them. Sketched: every
+token's derivative along K random directions u once, by forward mode, serves all weightings; products of x·u are
+unbiased for products of x, those of norms with relative noise √(2/K). That is for the many methods of a model whose
+gradients find no disk: a direction costs as much as one method's gradients, and more where completions share a prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +25,14 @@ from torch import Tensor
 
 from tokencredit.dynamics.batch import Batch
 from tokencredit.dynamics.checkpoint import Checkpoint
+from tokencredit.dynamics.gradient_matrix import Matrix, blank, blocks, places
 from tokencredit.dynamics.update import coefficients_of
 from tokencredit.lm.distribution import seed_of
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
 
-AT_ONCE = 32
-
-Gradients = Callable[[Tensor], Tensor]
-"""κ [B, T] -> x [groups, D], float32: D parameters, or directions."""
+Gradients = Callable[[Tensor], Matrix]
+"""κ [B, T] -> x [groups, D]: D parameters, or directions."""
 
 
 def weights_of(method: Method, rollouts: Rollouts) -> Tensor:
@@ -45,17 +47,24 @@ def weights_of(method: Method, rollouts: Rollouts) -> Tensor:
     return found
 
 
-def exact_gradients(checkpoint: Checkpoint, batch: Batch) -> Gradients:
-    """x by reverse passes, one group at a time."""
+def exact_gradients(
+    checkpoint: Checkpoint, batch: Batch, folder: Path | None = None, heard: Callable[[int], Any] | None = None
+) -> Gradients:
+    """x by reverse passes, one group at a time; `heard` is told of each. What memory may not hold is in files of
+    `folder`, and without one refused.
+    """
     groups = _groups(batch.rollouts)
     passes = [batch.take(rows).passes(checkpoint) for rows in groups]
+    columns = places(passes[0].parameters)
 
-    def gradients(weight: Tensor) -> Tensor:
-        found = torch.zeros(len(groups), sum(p.numel() for p in passes[0].parameters.values()))
+    def gradients(weight: Tensor) -> Matrix:
+        found = blank(passes[0], len(groups), "groups", folder=folder, device=torch.device("cpu"))
         for g, (rows, each) in enumerate(zip(groups, passes)):
             if weight[rows].any():
-                vector = each.reverse(weight[rows])
-                found[g] = torch.cat([part.flatten().cpu() for part in vector.values()]).float() * -len(groups)
+                for name, x in each.reverse(weight[rows]).items():
+                    found[torch.tensor([g]), columns[name]] = x.flatten()[None].cpu().to(found.dtype) * -len(groups)
+            if heard:
+                heard(1)
         return found
 
     return gradients
@@ -92,32 +101,43 @@ def num_parameters(checkpoint: Checkpoint) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What every method is compared with on the same rollouts, [N, D]: the unweighted gradient of every prompt, and τ's
-    estimator.
+    """What every method is compared with on the same rollouts, [2N, D]: the unweighted gradient of every group, and
+    τ's estimator.
     """
 
-    base: Tensor
-    truth: Tensor
+    base: Matrix
+    truth: Matrix
 
-    def products(self, x: Tensor) -> dict[str, np.ndarray]:
+    def products(self, x: Matrix) -> dict[str, np.ndarray]:
         """Per prompt [N], of the gradients x [2N, D] of its two groups: with each other, with themselves, with sums
-        over all prompts.
+        over all prompts; added up over blocks of parameters, in float64.
         """
-        pair = x.unflatten(0, (2, -1))
-        mean = pair.mean(0)
-        total = _total(mean)
-        found = {
-            "square": (_dots(pair[0], pair[0]) + _dots(pair[1], pair[1])) / 2,
-            "pair": _dots(pair[0], pair[1]),
-            "sum": _dots(mean, total),
+        parts = (
+            _products(*(each[:, columns].double() for each in (x, self.base, self.truth)))
+            for columns in blocks(x.shape[1], 3 * len(x))
+        )
+        found = next(parts)
+        for part in parts:
+            found = {name: sums + part[name] for name, sums in found.items()}
+        return {name: sums.numpy() for name, sums in found.items()}
+
+
+def _products(x: Tensor, base: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """`Reference.products` of some columns."""
+    one, two = x.unflatten(0, (2, -1))
+    mean, dots = by_prompt(x), torch.linalg.vecdot
+    found = {
+        "square": (dots(one, one) + dots(two, two)) / 2,
+        "pair": dots(one, two),
+        "sum": mean @ mean.sum(0),
+    }
+    for name, other in (("base", by_prompt(base)), ("truth", by_prompt(truth))):
+        found |= {
+            f"{name}_own": dots(mean, other),
+            f"{name}_sum": mean @ other.sum(0),
+            f"sum_{name}": other @ mean.sum(0),
         }
-        for name, other in (("base", self.base), ("truth", self.truth)):
-            found |= {
-                f"{name}_own": _dots(mean, other),
-                f"{name}_sum": _dots(mean, _total(other)),
-                f"sum_{name}": _dots(other, total),
-            }
-        return found
+    return found
 
 
 def token_counts(weight: Tensor, rollouts: Rollouts) -> dict[str, np.ndarray]:
@@ -141,14 +161,3 @@ def by_prompt(x: Tensor) -> Tensor:
 
 def _groups(rollouts: Rollouts) -> list[Tensor]:
     return [(rollouts.group_index == g).nonzero()[:, 0] for g in range(int(rollouts.group_index.max()) + 1)]
-
-
-def _total(x: Tensor) -> Tensor:
-    """[D] float64."""
-    return sum(part.double().sum(0) for part in x.split(AT_ONCE))
-
-
-def _dots(a: Tensor, b: Tensor) -> np.ndarray:
-    """[N]: row by row a · b, or a · the one vector b, summed in float64."""
-    others = b.split(AT_ONCE) if b.dim() == 2 else [b] * -(-len(a) // AT_ONCE)
-    return torch.cat([torch.linalg.vecdot(x.double(), y.double()) for x, y in zip(a.split(AT_ONCE), others)]).numpy()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from tokencredit.studies.arguments import OnPolicy
+from tokencredit.studies.arguments import FULL, OnPolicy, usual
 from tokencredit.studies.options import check_choices, option
 from tokencredit.studies.study import POLICY, Study
 
@@ -31,13 +31,17 @@ class VarianceConfig(OnPolicy):
         "true policy gradient: from Q − V or from leave-one-out REINFORCE (default: auto, exact where there are prefix"
         " trees)",
     )
-    prompts: int = option(384, "prompts, two groups of rollouts each")
-    group: int = option(8, "rollouts of a group")
+    prompts: int | None = option(
+        None,
+        "prompts, two groups of rollouts each (default: 384, fewer for a model over 4M parameters and no more than the"
+        " task has)",
+    )
+    group: int | None = option(None, "rollouts of a group (default: 8, for a model over 4M parameters 4)")
     batch: int = option(64, "prompts of a step, for mean squared errors")
     directions: int | None = option(
-        None, "random directions for larger models; 0 is exact (default: exact where it fits)"
+        None, "random directions in place of gradients; 0 is exact (default: exact where it fits on the disk)"
     )
-    draws: int = 16
+    draws: int | None = None
     seed: int = option(0, "(default: 0)")
 
     def __post_init__(self) -> None:
@@ -46,15 +50,26 @@ class VarianceConfig(OnPolicy):
         check_choices(self)
         for name in (self.baseline, *self.methods):
             METHODS[name]
-        if self.prompts < LEAST or self.group < 2:
+        if (self.prompts or LEAST) < LEAST or (self.group or 2) < 2:
             raise ValueError(
-                f"an interval needs at least {LEAST} prompts, and groups of 2; got {self.prompts} and {self.group}"
+                f"an interval needs at least {LEAST} prompts (--prompts), and groups of 2 (--group); got"
+                f" {self.prompts} and {self.group}"
             )
-        if self.batch < 1 or self.draws < 2 or (self.directions or 2) < 2:
+        if self.batch < 1 or (self.draws or 2) < 2 or (self.directions or 2) < 2:
             raise ValueError(
                 f"the study needs a batch of 1, 2 draws and 0 or 2 directions at least; got {self.batch}, {self.draws}"
                 f" and {self.directions}"
             )
+
+    def fitted(self, parameters: int, there: int | None) -> VarianceConfig:
+        """With the sizes that nobody named: for a model of so many parameters on a task of `there` prompts."""
+        small = parameters <= FULL
+        return replace(
+            self,
+            prompts=self.prompts or usual(384, parameters, there, least=12),
+            group=self.group or (8 if small else 4),
+            draws=self.draws or (16 if small else 4),
+        )
 
 
 STUDY = Study(

@@ -11,8 +11,9 @@ the check.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +21,15 @@ from torch import Tensor
 from tokencredit.credit import TokenSampling
 from tokencredit.dynamics.batch import Batch
 from tokencredit.dynamics.checkpoint import Checkpoint
-from tokencredit.dynamics.vectors import dot
+from tokencredit.dynamics.vectors import dot, large, trained
 from tokencredit.masked import over
 from tokencredit.rollouts import Rollouts
 from tokencredit.stats import Estimate, mean_of_units
 from tokencredit.studies.variance.estimators import GradientMoments, interval, mean
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-CHECKED, GROUPS = 0.2, 32
-"""The fraction that is drawn as well, and of how many groups."""
+CHECKED, GROUPS, FEW = 0.2, 32, 2
+"""The fraction that is drawn as well, and of how many groups; of a large model."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,27 @@ def curves(
     return found
 
 
-def drawn_check(checkpoint: Checkpoint, batch: Batch, weight: Tensor, draws: int, seed: int) -> dict[str, Estimate]:
+def num_checked(checkpoint: Checkpoint) -> int:
+    """Groups on which the formula is checked, at most."""
+    return FEW if large(trained(checkpoint.model)) else GROUPS
+
+
+def drawn_check(
+    checkpoint: Checkpoint,
+    batch: Batch,
+    weight: Tensor,
+    draws: int,
+    seed: int,
+    heard: Callable[[int], Any] | None = None,
+) -> dict[str, Estimate]:
     """{scheme: |gradient of the tokens kept − gradient of all|², as drawn, over what the formula says}: 1 but for
-    noise, over draws.
+    noise, over draws; `heard` is told of each.
 
     Rare tokens with large weights make it heavy-tailed. What they add to Σ|xₜ|² (kept/q − 1)², whose mean is the
     formula's, is known for every draw and taken out (a control variate); real gradients remain on both sides.
     """
     group = batch.rollouts.group_index
-    few = torch.isin(group, torch.unique(group[weight.any(1)])[:GROUPS])
+    few = torch.isin(group, torch.unique(group[weight.any(1)])[: num_checked(checkpoint)])
     batch, weight = batch.take(few), weight[few]
     passes, rollouts, found = batch.passes(checkpoint), batch.rollouts, {}
     square = (weight * rollouts.score("gradient_norm")).square()
@@ -110,5 +123,7 @@ def drawn_check(checkpoint: Checkpoint, batch: Batch, weight: Tensor, draws: int
             excess = torch.where(q > 0, over(kept.double(), q) - 1, 0.0)
             error = passes.reverse(weight * excess)
             ratios.append(1 + (dot(error, error) - float((square * excess.square()).sum())) / expected)
+            if heard:
+                heard(1)
         found[name] = mean_of_units(ratios)
     return found

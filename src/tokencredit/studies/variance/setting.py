@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from tokencredit import limits
 from tokencredit.dynamics.batch import Batch, prompts_of, roll_out
 from tokencredit.dynamics.checkpoint import Checkpoint
+from tokencredit.dynamics.gradient_matrix import file_bytes
+from tokencredit.dynamics.passes import room_of
+from tokencredit.dynamics.vectors import trained
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.packing import grid
 from tokencredit.method import Method
@@ -17,12 +22,11 @@ from tokencredit.methods import METHODS
 from tokencredit.scores.measure import measure
 from tokencredit.scores.table import available
 from tokencredit.studies.stages import Stages
+from tokencredit.studies.study import Counting
 from tokencredit.studies.variance.gradients import (
     Gradients,
     Reference,
-    by_prompt,
     exact_gradients,
-    num_parameters,
     sketched_gradients,
     token_derivatives,
     weights_of,
@@ -30,9 +34,8 @@ from tokencredit.studies.variance.gradients import (
 from tokencredit.studies.variance.plan import TRUTHS, names_of
 from tokencredit.studies.variance.question import VarianceConfig
 
-ROOM = 400_000_000
-"""Numbers that the gradients of all groups may hold, one method at a time; larger models are sketched."""
 SKETCH = 64
+"""Directions where exact gradients find no disk."""
 ALWAYS = frozenset({"gradient_norm", "fisher_trace", "head_norm"})
 
 
@@ -55,21 +58,16 @@ def prepare(
 ) -> Setting:
     """Rollouts, scores and reference gradients; rollouts come from the seed, scores and derivatives are stored."""
     methods = {name: METHODS[name].within(checkpoint.max_new_tokens) for name in names_of(config, checkpoint.task)}
-    truth = (
-        ("exact" if "exact_value" in available(checkpoint.task) else "rloo") if config.truth == "auto" else config.truth
-    )
-    say(f"{label}: rollouts and scores")
+    truth, directions = truth_of(config, checkpoint), directions_of(config, checkpoint, stages.folder)
     rows = prompts_of(checkpoint, config.prompts, config.seed)
     needs = ALWAYS.union(TRUTHS[truth].needs, *(method.needs for method in methods.values()))
-    batch = _scored(config, checkpoint, [*rows, *rows], needs, stages)
+    batch = _scored(config, checkpoint, [*rows, *rows], needs, stages, label, say)
     unweighted = weights_of(methods[config.baseline], batch.rollouts)
     if not unweighted.any():
         raise ValueError(
             f"{config.baseline} gives no token here any gradient: every group's rewards are equal. Draw more prompts, "
             "or larger groups"
         )
-    size = num_parameters(checkpoint) * config.prompts * 4  # unweighted, true, and a method's two groups
-    directions = config.directions if config.directions is not None else SKETCH if size > ROOM else 0
     if directions:
         say(f"{label}: derivatives along {directions} directions")
         made = stages.arrays(
@@ -77,16 +75,43 @@ def prepare(
         )
         gradients = sketched_gradients(batch, torch.from_numpy(made["tokens"]))
     else:
-        gradients = exact_gradients(checkpoint, batch)
-    base, true = (by_prompt(gradients(weight)) for weight in (unweighted, weights_of(TRUTHS[truth], batch.rollouts)))
+        heard = Counting(say, f"{label}: gradients", "groups", (1 + len(methods)) * batch.num_prompts)
+        gradients = exact_gradients(checkpoint, batch, stages.folder, heard)
+    base, true = (gradients(weight) for weight in (unweighted, weights_of(TRUTHS[truth], batch.rollouts)))
     return Setting(label, checkpoint, methods, truth, batch, gradients, Reference(base, true), directions)
 
 
+def truth_of(config: VarianceConfig, checkpoint: Checkpoint) -> str:
+    """How the true policy gradient is estimated."""
+    if config.truth != "auto":
+        return config.truth
+    return "exact" if "exact_value" in available(checkpoint.task) else "rloo"
+
+
+def directions_of(config: VarianceConfig, checkpoint: Checkpoint, folder: Path) -> int:
+    """Random directions; 0 for exact gradients, which is the default where the disk of a folder has room for those of
+    the unweighted method, of the true one and of another, two groups for every prompt.
+    """
+    if config.directions is not None:
+        return config.directions
+    room = room_of(checkpoint.model, checkpoint.policy.memory)
+    needed = 3 * file_bytes(trained(checkpoint.model), 2 * config.prompts, room)
+    return SKETCH if needed > limits.free(folder) else 0
+
+
 def _scored(
-    config: VarianceConfig, checkpoint: Checkpoint, rows: Sequence[dict], needs: Set[str], stages: Stages
+    config: VarianceConfig,
+    checkpoint: Checkpoint,
+    rows: Sequence[dict],
+    needs: Set[str],
+    stages: Stages,
+    label: str,
+    say: Callable[[str], None],
 ) -> Batch:
     """A group of rollouts of every row, with the scores that are needed."""
-    b = roll_out(checkpoint, rows, config.group, seed_of(config.seed, "rollouts"))
+    heard = Counting(say, f"{label}: sampling", "rollouts", len(rows) * config.group)
+    b = roll_out(checkpoint, rows, config.group, seed_of(config.seed, "rollouts"), progress=heard)
+    say(f"{label}: scores")
     beyond = sorted(needs - set(b.rollouts.scores))
 
     def make() -> dict[str, np.ndarray]:
