@@ -180,8 +180,9 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB, 
     [
         ("evaluate", "--prompts", "8", "--samples", "8"),
         ("dynamics", "noise-scale", "--prompts", "3", "--group", "2", "--method", "reinforce"),
+        ("dynamics", "kernel", "--prompts", "3", "--group", "2", "--method", "reinforce", "--optimizer", "adamw"),
     ],
-    ids=lambda command: command[-1],
+    ids=lambda command: command[1],
 )
 def test_a_command_stays_under_four_gibibytes(words, command, tmp_path):
     """By default, alone in a process: weights, libraries, passes and gradients."""

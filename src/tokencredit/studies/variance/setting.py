@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tokencredit import limits
 from tokencredit.dynamics.batch import Batch, prompts_of, roll_out
@@ -49,14 +51,20 @@ class Setting:
     truth: str
     batch: Batch
     gradients: Gradients
-    reference: Reference
+    unweighted: Tensor
     directions: int
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Gradients of the unweighted method and of τ's estimator, which only what is not stored yet needs."""
+        true = weights_of(TRUTHS[self.truth], self.batch.rollouts)
+        return Reference(self.gradients(self.unweighted), self.gradients(true))
 
 
 def prepare(
     config: VarianceConfig, label: str, checkpoint: Checkpoint, stages: Stages, say: Callable[[str], None]
 ) -> Setting:
-    """Rollouts, scores and reference gradients; rollouts come from the seed, scores and derivatives are stored."""
+    """Rollouts, scores and how gradients are taken; rollouts come from the seed, scores and derivatives are stored."""
     methods = {name: METHODS[name].within(checkpoint.max_new_tokens) for name in names_of(config, checkpoint.task)}
     truth, directions = truth_of(config, checkpoint), directions_of(config, checkpoint, stages.folder)
     rows = prompts_of(checkpoint, config.prompts, config.seed)
@@ -77,8 +85,7 @@ def prepare(
     else:
         heard = Counting(say, f"{label}: gradients", "groups", (1 + len(methods)) * batch.num_prompts)
         gradients = exact_gradients(checkpoint, batch, stages.folder, heard)
-    base, true = (gradients(weight) for weight in (unweighted, weights_of(TRUTHS[truth], batch.rollouts)))
-    return Setting(label, checkpoint, methods, truth, batch, gradients, Reference(base, true), directions)
+    return Setting(label, checkpoint, methods, truth, batch, gradients, unweighted, directions)
 
 
 def truth_of(config: VarianceConfig, checkpoint: Checkpoint) -> str:

@@ -87,14 +87,14 @@ def _foretell(c: Checkpoint, config: VarianceConfig, checkpoints: int, work: Wor
 
 def _tables(config: VarianceConfig, setting: Setting, stages: Stages, say: Say) -> dict[str, dict[str, np.ndarray]]:
     """{method: its table of products}."""
-    tables, reference = {}, setting.reference
-    known = {TRUE: reference.truth, config.baseline: reference.base}
+    tables, known = {}, {TRUE: "truth", config.baseline: "base"}
     for name, method in {TRUE: TRUTHS[setting.truth], **setting.methods}.items():
         say(f"{setting.label}: gradients of {name}")
 
         def make(name=name, method=method) -> dict[str, np.ndarray]:
             weight = weights_of(method, setting.batch.rollouts)
-            gradients = known[name] if name in known else setting.gradients(weight)
+            reference = setting.reference
+            gradients = getattr(reference, known[name]) if name in known else setting.gradients(weight)
             return reference.products(gradients) | token_counts(weight, setting.batch.rollouts)
 
         tables[name] = stages.arrays(f"method_{name}", make)
