@@ -12,11 +12,14 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from cuts import Cut, cut_at
 from tokencredit.cli import main
+from tokencredit.engines.train import train
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.lm.proxies import importance
 from tokencredit.lm.readout import find_readout
 from tokencredit.scores.measure import measure
+from tokencredit.train_config import read_config
 
 MODEL = os.environ.get("TOKENCREDIT_PRETRAINED", str(Path(__file__).parents[1] / "runs" / "smollm2"))
 PROBLEMS = (
@@ -154,11 +157,20 @@ def test_every_command_has_a_small_job(words, tmp_path, capsys):
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
 
 
-def test_adapters_are_trained_and_opened_again(words, tmp_path, capsys):
-    run = tmp_path / "lora"
-    sizes = ("steps=2", "prompts=2", "group=2", "updates=1", "eval_every=0", "save_every=0", "peft.r=4")
-    settings = [part for size in sizes for part in ("--set", size)]
-    assert main(["train", *words, "--method", "gtpo", *settings, "--out", str(run), "--quiet"]) == 0
+def test_the_recipe_with_adapters_goes_on_where_it_was_cut(tmp_path, capsys):
+    """examples/gsm8k_lora, small, on a file of problems; what it leaves is opened again."""
+    run, recipe = tmp_path / "lora", Path(__file__).parents[1] / "examples" / "gsm8k_lora" / "run.yaml"
+    for part in ("train", "test"):
+        rows = [{"question": text, "answer": f"It is {answer}.\n#### {answer}"} for text, answer in PROBLEMS * 2]
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = ("steps=2", "prompts=2", "group=2", "accumulate=1", "eval_every=0", "save_every=1", "trl.bf16=false")
+    own = {"model": MODEL, "task_options": {"path": str(tmp_path)}, "max_new_tokens": 12, "device": "cpu", "chat": False}
+    config = read_config(recipe, (*sizes, "record_every=1"), **own)
+    with pytest.raises(Cut):
+        train(config, run, listen=cut_at(2))
+    told = []
+    done = train(config, run, listen=lambda *event: told.append(event))
+    assert told[0] == ("resume", {"step": 1}) and [record["step"] for record in done.metrics()] == [1, 2]
     assert main(["evaluate", "--model", str(run), "--prompts", "2", "--samples", "1"]) == 0
     assert f"(adapter checkpoint-2 on {Path(MODEL).resolve()})" in " ".join(capsys.readouterr().out.split())
     scores = ("--prompts", "1", "--scores", "entropy", "head_norm")
