@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 DEVICE = torch.device("lazy", 0)  # a type that torch knows, that autograd runs in its own thread, and nobody has
 COPIES = ("copy_", "_to_copy", "_copy_from", "set_")
@@ -90,8 +90,10 @@ def _is_there(device) -> bool:
 
 def _run(function, args, kwargs):
     name, device = function._schema.name.split("::")[1], kwargs.get("device")
-    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+    tensors = list(_tensors((*args, *kwargs.values())))
     there = [x for x in tensors if isinstance(x, Elsewhere)]
+    if not there and not _is_there(device):
+        return function(*args, **kwargs)
     if there and name not in COPIES:
         _refuse_mixture(name, args, tensors)
     if _is_there(device):
@@ -102,16 +104,36 @@ def _run(function, args, kwargs):
     elif name == "copy_":
         outside = isinstance(args[0], Elsewhere)
     else:
-        outside = bool(there) and device is None
-    here = [tree_map(lambda x: x.data_here if isinstance(x, Elsewhere) else x, part) for part in (args, kwargs)]
-    found = function(*here[0], **here[1])
+        outside = device is None
+    found = function(*_each(_here, args), **{name: _each(_here, x) for name, x in kwargs.items()})
     if name.endswith("_") and not name.startswith("_") and args and isinstance(args[0], Tensor):
         return args[0]
-    return tree_map(lambda x: Elsewhere(x) if isinstance(x, Tensor) else x, found) if outside else found
+    return _each(_there, found) if outside else found
+
+
+def _tensors(arguments):
+    """Those of an operator's arguments, which nest in lists and tuples alone."""
+    for x in arguments:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, list | tuple):
+            yield from _tensors(x)
+
+
+def _each(function, x):
+    return type(x)(_each(function, one) for one in x) if isinstance(x, list | tuple) else function(x)
+
+
+def _here(x):
+    return x.data_here if isinstance(x, Elsewhere) else x
+
+
+def _there(x):
+    return Elsewhere(x) if isinstance(x, Tensor) else x
 
 
 def _refuse_mixture(name, args, tensors):
-    allowed = tree_flatten(args[1])[0] if name in INDEXED else []
+    allowed = args[1] if name in INDEXED else ()
     for x in tensors:
         if not isinstance(x, Elsewhere) and x.dim() and not any(x is index for index in allowed):
             raise RuntimeError(f"{name}: expected all tensors to be on the same device, found {DEVICE} and {x.device}")
@@ -131,9 +153,12 @@ def elsewhere():
 
 
 def _difference(function, primals, tangents, step=1e-3):
-    """torch.func.jvp, whose own duals take no other tensors: by a central difference, in one argument."""
-    above, below = (function(primals[0] + sign * step * tangents[0]) for sign in (1, -1))
-    return function(*primals), tree_map(lambda a, b: (a - b) / (2 * step), above, below)
+    """torch.func.jvp, whose own duals take no other tensors: by a central difference, in trees of tensors."""
+
+    def moved(by):
+        return function(*tree_map(lambda x, u: x + by * u, primals, tangents))
+
+    return function(*primals), tree_map(lambda a, b: (a - b) / (2 * step), moved(step), moved(-step))
 
 
 def move(model: nn.Module) -> nn.Module:

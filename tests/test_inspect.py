@@ -508,6 +508,7 @@ def test_a_log_of_the_embedded_world_is_answered_in_every_part(inspected):
         parts = {part: figures[key].value for part, key in goal["parts"].items()}
         assert parts["total"] == pytest.approx(parts["momentum"] + parts["decay"] + parts["tokens"])
         assert parts["tokens"] == pytest.approx(parts["successes"] + parts["failures"], rel=1e-4), name
+        assert all(each["figure"] == f"autopsy/{name}/token {each['token']!r}" for each in goal["types"])
     excess = figures["checkpoint/excess surprisal"]
     assert excess.low < 0 < excess.high
     written = Run.open(out).tokens(1)

@@ -158,7 +158,7 @@ def hidden_states(passes: Passes) -> Tensor:
                 generator = torch.Generator().manual_seed(0)
                 hidden = hidden @ torch.randn(hidden.shape[1], WIDTH, generator=generator)
             found = hidden.new_zeros(len(passes.batch), hidden.shape[1]) if found is None else found
-            found[keep] = hidden
+            found[keep.cpu()] = hidden
     grid = found.new_zeros(passes.num_rows, passes.width, found.shape[1])
     grid[tuple(x.cpu() for x in passes.place)] = found
     return grid

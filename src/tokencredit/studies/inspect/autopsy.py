@@ -209,9 +209,9 @@ def _types(goal: str, share: np.ndarray, pieces: np.ndarray, boot: Bootstrap, bo
     sums = np.bincount(index, share, len(kinds))
     found = []
     for k in np.argsort(-np.abs(sums), kind="stable")[:TYPES].tolist():
-        figure = boot.estimate(boot.sums(share * (index == k)))
-        name = book.enter(f"autopsy/{goal}/token {kinds[k]!r}", figure, UNITS[goal], over="the step's prompts")
-        found.append({"token": str(kinds[k]), "count": int(count[k]), "figure": name})
+        figure, token = boot.estimate(boot.sums(share * (index == k))), str(kinds[k])
+        name = book.enter(f"autopsy/{goal}/token {token!r}", figure, UNITS[goal], over="the step's prompts")
+        found.append({"token": token, "count": int(count[k]), "figure": name})
     return found
 
 
