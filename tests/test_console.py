@@ -280,6 +280,15 @@ def test_a_bar_without_a_total_ends_with_what_was_done():
     assert "38/38" in printed(count) and "?" not in printed(count)
 
 
+def test_a_bar_whose_units_are_done_in_parts_ends_whole():
+    def count(console):
+        with bar(console, "rollouts", 1) as advance:
+            for _ in range(10):
+                advance(0.1)
+
+    assert sum([0.1] * 10) < 1 and "1/1" in printed(count)
+
+
 def test_training_says_how_much_it_will_do_and_how_far_an_evaluation_is():
     from tokencredit.progress import TrainProgress
     from tokencredit.train_config import TrainConfig

@@ -870,9 +870,18 @@ def test_the_command_line(tmp_path, capsys):
             0,
             result["command"],
         )
+    by_replace = "fewer of the pivotal tokens of exact worlds than a fixed budget"
+    assert by_replace not in capsys.readouterr().err
+    stages = ["--budget", "two-stage", "--tokens-per-second", "1000"]
+    assert main(["pivotality", "plan", *few, *stages]) == 0 and by_replace in capsys.readouterr().err
+    assert main(["pivotality", "plan", *few, *stages, "--estimand", "before_after"]) == 0
+    assert by_replace not in capsys.readouterr().err
     assert planned["figures"]["seconds"] == pytest.approx(planned["figures"]["generated"] / 1000, abs=0.01)
     parts = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "store" / "parts").iterdir()}
+    capsys.readouterr()
     assert main(["pivotality", "run", "--out", out, *few, "--rollouts", "4"]) == 0
+    rollouts, generated = (int(result["figures"][name]["value"]) for name in ("rollouts", "generated"))
+    assert f"{rollouts:,} rollouts of {generated:,} tokens, 0 of them generated in" in capsys.readouterr().out
     assert parts == {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "store" / "parts").iterdir()}
     assert json.loads((tmp_path / "run" / "result.json").read_text())["figures"] == result["figures"]
     assert main(["pivotality", "run", "--out", out, *few, "--top-k", "3"]) == 1

@@ -57,10 +57,11 @@ def bar(console: Console, description: str, total: float | None) -> Iterator[Cal
 
         def advance(done: float, tokens: int = 0, total: float | None = None, absolute: bool = False) -> None:
             nonlocal sampled
-            completed, step = (done, None) if absolute else (None, done)
+            before = 0 if absolute else progress.tasks[task].completed
             sampled += tokens
             figures = sampled_figures(sampled, progress.tasks[task].elapsed) if sampled else ""
-            progress.update(task, total=total, completed=completed, advance=step, figures=figures)
+            # Parts of a unit add up to it but for rounding, and the count that is shown is cut.
+            progress.update(task, total=total, completed=round(before + done, 6), figures=figures)
 
         yield advance
         if progress.tasks[task].total is None:

@@ -58,7 +58,7 @@ class TwoStage:
 
     screen: int = 8
     confirm: int = 64
-    select: float = 0.1
+    select: float = 0.3
     control: float = 0.05
     skip_below: float = 0.0
     estimand: str = ESTIMANDS[0]

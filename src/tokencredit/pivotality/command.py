@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from tokencredit.tasks.task import Row
 
 FIXED, TWO_STAGE = "fixed", "two-stage"
+BY_REPLACE = (
+    "by the estimand replace, two stages found fewer of the pivotal tokens of exact worlds than a fixed budget at equal"
+    " tokens (docs/pivotality.md, Budgets)"
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -45,7 +49,7 @@ def add_parser(commands: Any) -> None:
         _run,
         "Measure every token of sampled completions; an interrupted run goes on where it was.",
         "  tokencredit pivotality run --out runs/pivots\n"
-        "  tokencredit pivotality run --out runs/two --budget two-stage --rollouts 8 --confirm 64",
+        "  tokencredit pivotality run --out runs/two --budget two-stage --estimand before_after --rollouts 4",
     )
     run_parser.add_argument(
         "--out", type=Path, required=True, help="directory of the rollouts, the tables and result.json"
@@ -128,7 +132,7 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--samples", type=int, default=2, help="completions per prompt whose tokens are measured (default: %(default)s)"
     )
-    p.add_argument("--budget", default=FIXED, choices=[FIXED, TWO_STAGE], help="(default: %(default)s)")
+    p.add_argument("--budget", default=FIXED, choices=[FIXED, TWO_STAGE], help=f"{BY_REPLACE} (default: %(default)s)")
     p.add_argument(
         "--rollouts", type=int, default=8, help="per token; with two stages, in the screening (default: %(default)s)"
     )
@@ -136,7 +140,7 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
         "--confirm", type=int, default=64, help="fresh rollouts per selected token, two stages (default: %(default)s)"
     )
     p.add_argument(
-        "--select", type=float, default=0.1, help="share of tokens selected, two stages (default: %(default)s)"
+        "--select", type=float, default=0.3, help="share of tokens selected, two stages (default: %(default)s)"
     )
     p.add_argument(
         "--estimand",
@@ -254,6 +258,8 @@ def _budget(args: argparse.Namespace) -> Any:
 
     if args.budget == FIXED:
         return Fixed(args.rollouts, args.skip_below, args.control)
+    if args.estimand == "replace":
+        warn(f"--budget {TWO_STAGE}: {BY_REPLACE}: --estimand before_after, or --budget {FIXED}")
     return TwoStage(args.rollouts, args.confirm, args.select, args.control, args.skip_below, args.estimand)
 
 
@@ -312,8 +318,12 @@ def _measure(args: argparse.Namespace, settled: PolicyConfig, pool: Pool | Alone
     )
     spent = time.perf_counter() - start
     known = {name: figure["value"] for name, figure in figures.items()}
-    spending = f"{known['rollouts']:,} rollouts, {known['generated']:,} tokens generated in {spent:.1f} s"
-    console.print(f"{known['tokens']} tokens measured with {spending}")
+    spending = f"{setting.store.generated:,} of them generated in {spent:.1f} s"
+    console.print(
+        f"{known['tokens']} tokens measured with {known['rollouts']:,} rollouts of {known['generated']:,} tokens,"
+        f" {spending}",
+        soft_wrap=True,
+    )
     console.print(f"pivotal tokens (false discovery rate .05): {known['pivotal']}; results in {args.out}")
     for k, error in sorted(failed.items()):
         errors.print(f"trace {k} is not in it: {error}", soft_wrap=True)

@@ -89,9 +89,11 @@ def sampler_identity(
 class RolloutStore:
     """Rollouts of one identity, in a folder; with no folder, in memory for one call.
 
-    labels   for each trace, what its rewards depend on besides its tokens (the task's row): rollouts with another label
-             are other rollouts
-    part     rollouts per part, `part_size` by default. Parts of another size are other parts: what is there is not used
+    labels     for each trace, what its rewards depend on besides its tokens (the task's row): rollouts with another
+               label are other rollouts
+    part       rollouts per part, `part_size` by default. Parts of another size are other parts: what is there is not
+               used
+    generated  tokens that were sampled since the store was opened; of what was there, none
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class RolloutStore:
             part,
             labels,
         )
+        self.generated = 0
         # The name of a model may differ between machines, its hash may not.
         self._digest = json.dumps({k: v for k, v in self.identity.items() if k != "model"}, sort_keys=True).encode()
         if self.path is not None:
@@ -167,6 +170,7 @@ class RolloutStore:
                 found.failed.update(done.failed)
                 found.reward[own] = [np.nan if reward is None else reward for reward in done.reward]
                 found.length[own] = [len(ids) for ids in done.written.ids]
+                self.generated += int(found.length[own].sum()) * (work is sampled)
         return found
 
     def _name(self, traces: Sequence[Trace], requests: Sequence[Request]) -> str:
