@@ -102,6 +102,8 @@ def test_constant_columns_and_missing_classes_are_undefined():
         ranks.partial_spearman(x, x[::-1].copy(), x[None], w),
     ]
     assert all(np.isnan(each[0]) for each in found)
+    rounded = np.array([[[1.0, 0.0], [0.0, -1e-18]]])
+    assert np.isnan(ranks.correlations(rounded)[0, 0, 1])
 
 
 def test_within_prompts_ignores_what_lies_between_them():

@@ -47,16 +47,18 @@ def test_runs_that_cannot_be_compared_are_kept_apart(tmp_path):
     run_of(tmp_path / "a", "reckon", temperature=1.0)
     run_of(tmp_path / "b", "reckon", seed=1, temperature=1.0)
     run_of(tmp_path / "c", "reckon", temperature=0.6)
-    run_of(tmp_path / "d", "gsm8k", temperature=1.0)
+    run_of(tmp_path / "d", "/far/away/verify.py:last", temperature=1.0)
     groups = comparable(find_runs([tmp_path]))
     assert {name: [path.name for path in paths] for name, paths in groups.items()} == {
         "reckon, temperature 1.0": ["a", "b"],
         "reckon, temperature 0.6": ["c"],
-        "gsm8k": ["d"],
+        "verify.py:last": ["d"],
     }
     found = headings(write_page(find_runs([tmp_path]), tmp_path / "page.html"))
     assert found[:3] == [f"reckon, temperature 1.0: {name}" for name in ("What was run", "Methods", "Training curves")]
-    assert [name.split(":")[0] for name in found[3:]] == ["reckon, temperature 0.6"] * 3 + ["gsm8k"] * 3
+    assert [name.split(":")[0] for name in found[3:]] == ["reckon, temperature 0.6"] * 3 + ["verify.py"] * 3
+    [contents] = re.findall(r"<nav.*</nav>", (tmp_path / "page.html").read_text())
+    assert contents.count("temperature 0.6<") == 1 and contents.count(">What was run</a>") == 3
     alone = headings(write_page([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html"))
     assert alone == ["What was run", "Methods", "Training curves"], "one group needs no name"
 

@@ -41,8 +41,8 @@ def covariances(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def correlations(covariance: np.ndarray) -> np.ndarray:
-    """[R,K,K] covariances to correlations; NaN where a column is constant."""
-    scale = np.sqrt(np.einsum("rkk->rk", covariance))
+    """[R,K,K] covariances to correlations; NaN where a column is constant, whose variance rounding may put below 0."""
+    scale = np.sqrt(np.maximum(np.einsum("rkk->rk", covariance), 0))
     scale = np.where(scale > 1e-9, scale, np.nan)
     return covariance / scale[:, :, None] / scale[:, None, :]
 

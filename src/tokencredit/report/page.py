@@ -63,8 +63,19 @@ def _section(section: Section) -> str:
             f'<script type="application/json" data-draw="{text(section.script)}">{embedded_json(section.data)}</script>'
         )
     anchor = text(section.anchor)
-    heading = f'<h2 id="{anchor}-title">{text(section.title)}</h2>'
+    heading = f'<h2 id="{anchor}-title">{text(section.heading)}</h2>'
     return f'<section id="{anchor}" aria-labelledby="{anchor}-title">{heading}\n{section.body}\n{data}</section>\n'
+
+
+def _links(sections: Sequence[Section]) -> str:
+    """The contents: what several sections are about is said once, before them."""
+    found, group = "", ""
+    for section in sections:
+        if section.group and section.group != group:
+            found += f'<span class="group">{text(section.group)}</span>'
+        group = section.group
+        found += f'<a href="#{text(section.anchor)}">{text(section.title)}</a>'
+    return found
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
@@ -74,7 +85,6 @@ def page(title: str, sections: Sequence[Section]) -> str:
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
     )
-    links = "".join(f'<a href="#{text(section.anchor)}">{text(section.title)}</a>' for section in sections)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -86,7 +96,7 @@ def page(title: str, sections: Sequence[Section]) -> str:
 <style>{style}</style>
 </head>
 <body>
-<header><h1>{text(title)}</h1><nav aria-label="Sections">{links}</nav></header>
+<header><h1>{text(title)}</h1><nav aria-label="Sections">{_links(sections)}</nav></header>
 <main>
 {"".join(_section(section) for section in sections)}
 </main>

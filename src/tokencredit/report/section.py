@@ -15,7 +15,7 @@ NUM_COLOURS = 8
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a body and, where a script draws it, data.
+    """A heading, a body and, where a script draws it, data; `group` is what several sections of a page are about.
 
     `body` is HTML and its builder escapes every text in it with `text`. `data` is JSON for `script`, the name of a .js
     file of this package that calls `draw(script name, (element, data) => ...)` and names in its first line the files
@@ -27,10 +27,15 @@ class Section:
     body: str
     data: Any = None
     script: str | None = None
+    group: str = ""
+
+    @property
+    def heading(self) -> str:
+        return f"{self.group}: {self.title}" if self.group else self.title
 
     @property
     def anchor(self) -> str:
-        return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
+        return "".join(letter if letter.isalnum() else "-" for letter in self.heading.lower())
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ def _holds(path: Path) -> bool:
 
 
 def comparable(run_dirs: Sequence[Path]) -> dict[str, list[Path]]:
-    """The runs in groups that may be compared: of one task, model and evaluation. A group is called by its task, and by
-    what else tells it from another one of that task.
+    """The runs in groups that may be compared: of one task, model and evaluation. A group is called by its task, a file
+    by its name, and by what else tells it from another one that is called so.
     """
     groups: dict[str, list[Run]] = {}
     for run in map(Run.open, run_dirs):
@@ -101,10 +101,10 @@ def comparable(run_dirs: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _called(run: Run, others: Sequence[Run]) -> str:
-    task = _setting(run, "task")
-    same = [other for other in others if _setting(other, "task") == task]
+    task = Path(str(_setting(run, "task"))).name
+    same = [other for other in others if Path(str(_setting(other, "task"))).name == task]
     differing = [key for key in SAME_FOR_ALL if len({repr(_setting(other, key)) for other in same}) > 1]
-    return ", ".join([str(task), *(f"{key.replace('_', ' ')} {_setting(run, key)}" for key in differing)])
+    return ", ".join([task, *(f"{key.replace('_', ' ')} {_setting(run, key)}" for key in differing)])
 
 
 def compare(

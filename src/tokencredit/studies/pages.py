@@ -23,7 +23,7 @@ def write_page(directories: Sequence[Path], out: Path, *, title: str = "tokencre
     runs, studies, pivots = apart(directories)
     groups = comparable(runs)
     found = [(name, report.sections(paths, compare_and_say(paths))) for name, paths in groups.items()]
-    named = found if len(found) == 1 else [(name, _titled(name, some)) for name, some in found]
+    named = found if len(found) == 1 else [(name, _grouped(name, some)) for name, some in found]
     sections = [section for _, some in named for section in some] + sections_of([*pivots, *studies])
     return report.write_sections(sections, out, title=title)
 
@@ -35,7 +35,7 @@ def sections_of(directories: Sequence[Path]) -> list[Section]:
     found = [(directory, _sections(directory)) for directory in directories]
     if len(found) == 1:
         return found[0][1]
-    return [section for directory, some in found for section in _titled(str(directory), some)]
+    return [section for directory, some in found for section in _grouped(str(directory), some)]
 
 
 def _sections(directory: Path) -> list[Section]:
@@ -43,5 +43,5 @@ def _sections(directory: Path) -> list[Section]:
     return study.sections(directory) if study else measured.sections(directory)
 
 
-def _titled(name: str, sections: Sequence[Section]) -> list[Section]:
-    return [replace(section, title=f"{name}: {section.title}") for section in sections]
+def _grouped(name: str, sections: Sequence[Section]) -> list[Section]:
+    return [replace(section, group=name) for section in sections]
