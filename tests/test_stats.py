@@ -93,6 +93,8 @@ def test_mean_of_units_is_students():
     assert (e.value, e.low, e.high, e.num) == pytest.approx((x.mean(), low, high, 7))
     assert mean_of_units([3.0]) == Estimate(3.0, -np.inf, np.inf, 1)
     assert str(mean_of_units([1.0, 1.0])) == "1.000 [1.000, 1.000]"
+    assert str(mean_of_units([1.0, 3.0]).within(least=0)) == "2.000 [0.000, 14.706]"
+    assert mean_of_units([3.0]).within(least=0) == mean_of_units([3.0]), "no interval is none"
     for function in (mean_of_units, share_of_units):
         with pytest.raises(ValueError, match="at least one value"):
             function([])

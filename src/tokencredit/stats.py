@@ -5,7 +5,7 @@ not independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special, stats
@@ -20,6 +20,14 @@ class Estimate:
     high: float
     num: int
     level: float = 0.95
+
+    def within(self, least: float = -np.inf, most: float = np.inf) -> Estimate:
+        """The same of what cannot lie outside of these: the part of the interval that is inside covers as often. Where
+        there is no interval (infinite), there is none.
+        """
+        if np.isinf(self.low) and np.isinf(self.high):
+            return self
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"

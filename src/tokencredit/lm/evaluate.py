@@ -113,10 +113,10 @@ def figures_of(answers: Sequence[Answers], *, ks: Sequence[int], temperature: fl
     cut = share_of_units([np.mean(a.truncated) for a in answers])
     figures["truncated"] = _figure(cut, "share of samples")
     lengths = [float(np.mean(a.length)) for a in answers]
-    figures["length"] = _figure(mean_of_units(lengths), "tokens")
+    figures["length"] = _figure(mean_of_units(lengths).within(least=0), "tokens")
     entropies = [float(np.mean(a.entropy)) if a.entropy else None for a in answers]
     known = [value for value in entropies if value is not None] or [0.0]
-    figures["entropy"] = _figure(mean_of_units(known), "nats per token")
+    figures["entropy"] = _figure(mean_of_units(known).within(least=0), "nats per token")
     by_role = defaultdict(list)
     for a in answers:
         for role, value in zip(a.roles, a.entropy):

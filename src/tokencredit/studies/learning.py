@@ -8,10 +8,10 @@ reached them.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +206,13 @@ def _curve(seeds: Mapping[int, Sequence[dict]], measure: str) -> dict[str, Any] 
 
 
 def _over_seeds(measure: str, figures: Sequence[dict[str, float]]) -> Estimate:
-    """Mean over seeds; the interval of a share is kept inside [0, 1], where few seeds would carry it outside."""
+    """Mean over seeds; its interval is kept above 0, and that of a share below 1, where few seeds would carry it
+    outside.
+    """
     if len(figures) == 1:
         return Estimate(figures[0]["value"], figures[0]["low"], figures[0]["high"], figures[0]["num"])
-    mean = mean_of_units([f["value"] for f in figures])
     share = measure.startswith("pass@") or measure in ("greedy", "truncated")
-    return replace(mean, low=max(mean.low, 0.0), high=min(mean.high, 1.0)) if share else mean
+    return mean_of_units([f["value"] for f in figures]).within(0.0, 1.0 if share else math.inf)
 
 
 def _describe(name: str, runs: Sequence[Run], curves: Mapping[str, Mapping[str, dict]]) -> dict[str, Any]:

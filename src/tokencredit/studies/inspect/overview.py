@@ -27,15 +27,17 @@ Values = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a group. `of` answers it [G] and where it is known [G]; a rate is between 0 and 1."""
+    """One number of a group. `of` answers it [G] and where it is known [G]; a rate is between 0 and 1, others are at
+    least `least`."""
 
     name: str
     unit: str
     of: Callable[[Mapping[str, np.ndarray]], Values]
     rate: bool = False
+    least: float = -np.inf
 
     def estimate(self, values: np.ndarray) -> Estimate:
-        return share_of_units(values) if self.rate else mean_of_units(values)
+        return share_of_units(values) if self.rate else mean_of_units(values).within(self.least)
 
 
 def _over(top: str, bottom: str) -> Callable[[Mapping[str, np.ndarray]], Values]:
@@ -60,10 +62,10 @@ def measures(unit: str) -> tuple[Measure, ...]:
         Measure("pass rate", "share of rollouts", _over("success", "rewarded"), True),
         Measure("reward", "reward", _over("reward", "rewarded")),
         Measure("groups without signal", "share of groups", _no_signal, True),
-        Measure("length", unit, _over("length", "rollouts")),
+        Measure("length", unit, _over("length", "rollouts"), least=0),
         Measure("truncated", "share of rollouts", _over("cut", "known_cut"), True),
         Measure("repeated completions", "share of rollouts", _repeated, True),
-        Measure("entropy", "nats per token", _over("entropy", "entropy_tokens")),
+        Measure("entropy", "nats per token", _over("entropy", "entropy_tokens"), least=0),
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tokencredit.figure import Figure
-from tokencredit.stats import Estimate, OverSeedsAndPrompts, holm, mean_of_units, share_of_units
+from tokencredit.stats import OverSeedsAndPrompts, holm, mean_of_units, share_of_units
 from tokencredit.studies.book import Book
 from tokencredit.studies.preference.question import ARMS, CONTRASTS, PreferenceConfig
 
@@ -35,10 +34,12 @@ def blocks(
     for arm in ARMS:
         outcomes, lots = runs[arm.name], bought[arm.name]
         entered = {
-            "pass@1": book.enter(f"pass@1/{arm.name}", _within(success[arm.name].estimate()), share),
+            "pass@1": book.enter(f"pass@1/{arm.name}", success[arm.name].estimate().within(0, 1), share),
             "gain": book.enter(f"gain/{arm.name}", _less(success[arm.name], untrained).estimate(), share),
             **{
-                what: book.enter(f"{what}/{arm.name}", _least(mean_of_units([each[what] for each in outcomes])), unit)
+                what: book.enter(
+                    f"{what}/{arm.name}", mean_of_units([each[what] for each in outcomes]).within(least=0), unit
+                )
                 for what, unit in (("entropy", "nats per token"), ("length", "tokens"))
             },
             "pairs": book.number(f"pairs/{arm.name}", float(np.mean([len(lot["pairs"]) for lot in lots])), "pairs"),
@@ -71,14 +72,6 @@ def _over(outcomes: Sequence[Outcome], config: PreferenceConfig) -> OverSeedsAnd
 def _less(one: OverSeedsAndPrompts, other: OverSeedsAndPrompts) -> OverSeedsAndPrompts:
     """Their difference, seed by seed, or of every seed from the only one."""
     return OverSeedsAndPrompts(one.draws - other.draws, one.num_prompts)
-
-
-def _least(estimate: Estimate) -> Estimate:
-    return replace(estimate, low=max(estimate.low, 0.0))
-
-
-def _within(estimate: Estimate) -> Estimate:
-    return replace(_least(estimate), high=min(estimate.high, 1.0))
 
 
 def _contrasts(
