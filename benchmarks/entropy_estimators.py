@@ -100,7 +100,7 @@ def main():
         prompt = np.arange(len(rest[0]))
         whole = []
         for k in range(options.updates):
-            update = draw_update(checkpoint, Sizes(), 100 + k)
+            update = draw_update(checkpoint, Sizes(prompts=64), 100 + k)
             linear, true, size = sums_of(evaluation, update)
             for name, (slope, longer) in linear.items():
                 measured = jackknifed(linear_change, [*rest, slope, longer], prompt)

@@ -568,9 +568,9 @@ TINY = {
 @pytest.mark.parametrize(
     "wrong, told",
     [
-        ({"eval_prompts": 4, "sub_batch": 2}, "4 evaluation prompts are too few"),
+        ({"eval_prompts": 4, "sub_batch": 2}, "--eval-prompts 4 are too few"),
         ({"rates": 3}, "--rates of 4 or more .* got 2, 1, 1, 3, 2"),
-        ({"sub_batch": 20}, "20 do not fit"),
+        ({"sub_batch": 20}, "--sub-batch 20: a small prediction"),
         ({"decades": 0.4}, "--decades over 0.5; got 2, 1, 1, 4, 0.4"),
     ],
 )

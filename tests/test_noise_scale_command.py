@@ -140,15 +140,17 @@ def test_the_command_writes_figures_and_a_grid(answered):
         k = row["group"]
         assert row["variance"] == pytest.approx((tau + alpha / k + beta / (k * (k - 1))) / row["prompts"])
         assert row["low"] <= row["variance"] <= row["high"] and row["cost"] == row["prompts"] * (2 + k)
-    [own] = [row for row in grid if (row["prompts"], row["group"]) == (64, 8)]
-    assert own["relative"] == 1 and own["cost"] == result["costs"]["budget"] == 640 >= result["choice"]["cost"]
+    [own] = [row for row in grid if (row["prompts"], row["group"]) == (12, 4)]
+    assert own["relative"] == 1 and own["cost"] == result["costs"]["budget"] == 72 >= result["choice"]["cost"]
+    assert result["reference"] == "the batch drawn here", "there is no run"
     assert result["figures"]["scale_rollouts"]["low"] == pytest.approx(4 * result["figures"]["scale"]["low"])
 
 
 def test_the_page_shows_the_map(opened, answered):
     result = json.loads((answered / "result.json").read_text())
     assert opened.locator(".heat rect").count() == len(result["grid"])
-    assert opened.locator(".heat circle").count() == 2 and opened.locator(".heat polyline").get_attribute("points")
+    assert not result["choice"]["resolved"] and opened.locator(".heat circle").count() == 1
+    assert opened.locator(".heat polyline").get_attribute("points")
     assert opened.locator("tbody tr").count() == len(result["figures"])
 
 

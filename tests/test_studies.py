@@ -14,10 +14,13 @@ from typing import Literal
 import pytest
 
 import tokencredit
-from tokencredit.cli import make_parser
+from tokencredit.cli import main, make_parser
 from tokencredit.runs import Run, RunError
 from tokencredit.stats import Estimate
+from tokencredit.studies.attribution.question import AttributeConfig
 from tokencredit.studies.book import Book
+from tokencredit.studies.entropy.question import SweepConfig
+from tokencredit.studies.noise_scale.question import NoiseScaleConfig
 from tokencredit.studies.options import add_flags, check_choices, option, read, told
 from tokencredit.studies.result import FORMAT, read_result, write_result
 from tokencredit.studies.study import Work
@@ -38,6 +41,38 @@ def test_every_study_has_its_parts(study):
     assert is_dataclass(study.config) and "seed" in {each.name for each in fields(study.config)}
     needed = {"logs": ("a.jsonl",)} if study.name == "inspect" else {}
     study.config(**needed)  # its defaults are a question that can be asked
+
+
+FOUR = "the train part of gsm8k has 4 prompts. "
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        ("dynamics entropy --eval-prompts 64", f"--eval-prompts 64: {FOUR}8 at least are needed"),
+        ("dynamics entropy", f"--eval-prompts (its default): {FOUR}8 at least are needed"),
+        ("dynamics attribute --prompts 9", f"--prompts 9: {FOUR}Ask for 4 at most, or leave it out"),
+        ("dynamics attribute --reward 9 4", f"--reward 9: {FOUR}Ask for 4 at most, or leave it out"),
+        ("dynamics noise-scale --prompts 64", f"--prompts 64: {FOUR}Ask for 4 at most, or leave it out"),
+        ("study variance --prompts 64", f"--prompts 64: {FOUR}8 at least are needed"),
+    ],
+)
+def test_prompts_that_a_task_does_not_have_are_refused_by_flag_before_a_model_is_opened(
+    asked, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("tokencredit.dynamics.checkpoint.load_model", lambda *_, **__: pytest.fail("it was opened"))
+    rows = [{"question": f"What is {a} + 1?", "answer": f"#### {a + 1}"} for a in range(4)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = ["--task", "gsm8k", "--option", f"path={tmp_path}"]
+    assert main([*asked.split(), *task, "--out", str(tmp_path / "out")]) == 1
+    assert said in capsys.readouterr().err.replace("\n", " ") and not (tmp_path / "out").exists()
+
+
+def test_default_numbers_of_prompts_are_at_most_what_the_task_has():
+    assert NoiseScaleConfig().fitted(4).prompts == 4 and NoiseScaleConfig().fitted(None).prompts == 64
+    found = AttributeConfig().fitted(1, 4)
+    assert (found.prompts, found.entropy, found.reward) == (4, (4, 4), (4, 8))
+    assert SweepConfig().fitted(1, 20).prompts == 20 and SweepConfig(prompts=3).fitted(1, 20).prompts == 3
 
 
 def test_every_folder_is_in_the_table():

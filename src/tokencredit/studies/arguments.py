@@ -13,6 +13,10 @@ from tokencredit.studies.options import option
 
 if TYPE_CHECKING:
     from tokencredit.lm.policy import PolicyConfig
+    from tokencredit.tasks.task import Task
+
+PROMPTS = 64
+"""Of the batch that a question about an update is asked of, where there are so many."""
 
 
 def default_policy() -> PolicyConfig:
@@ -42,7 +46,7 @@ class CheckpointConfig(OnPolicy):
 
     checkpoint: int | None = option(None, "its checkpoint of optimizer step N (default: the last one)", metavar="N")
     method: str | None = option(None, "a name that `tokencredit methods` lists (default: the run's own)")
-    prompts: int = option(64, "prompts of the batch")
+    prompts: int | None = option(None, f"prompts of the batch (default: {PROMPTS}, or all that the task has)")
     group: int = option(8, "rollouts of every prompt")
     seed: int = option(0, "of prompts, sampling and resampling (default: 0)")
 
@@ -66,30 +70,49 @@ def usual(number: float, parameters: int, there: int | None = None, least: int =
     >>> usual(8192, 109_000), usual(8192, 135_000_000), usual(8192, 109_000, there=7473)
     (8192, 255, 7473)
     """
-    found = max(round(number * min(1.0, FULL / parameters)), least)
-    return found if there is None else min(found, there)
+    return at_most(max(round(number * min(1.0, FULL / parameters)), least), there)
+
+
+def at_most(number: int, there: int | None) -> int:
+    """A default number of prompts on a task that has `there` of them (None: without end)."""
+    return number if there is None else min(number, there)
 
 
 def parameters_of(checkpoint: Any) -> int:
     return sum(p.numel() for p in checkpoint.model.parameters())
 
 
-def prompts_there(checkpoint: Any, split: str = "train") -> int | None:
-    """How many prompts a part of the task has; None where it makes them without end."""
+def task_of(asked: Any) -> tuple[Task, str]:
+    """The task of an opened checkpoint, or of a policy's configuration, whose model is not opened for it; and what it
+    is called.
+    """
+    from tokencredit.lm.policy import PolicyConfig
+
+    if not isinstance(asked, PolicyConfig):
+        return asked.task, asked.config.task
+    settled = asked.settled()
+    return settled.load_task(), str(settled.task)
+
+
+def prompts_there(asked: Any, split: str = "train") -> int | None:
+    """How many prompts a part of the task (`task_of`) has; None where it makes them without end."""
     from tokencredit.tasks.task import Endless
 
-    return None if isinstance(checkpoint.task, Endless) else len(checkpoint.task.rows(split, None, 0))
+    task, _ = task_of(asked)
+    return None if isinstance(task, Endless) else len(task.rows(split, None, 0))
 
 
-def check_prompts(checkpoint: Any, wanted: Mapping[str, int], split: str = "train") -> None:
-    """ValueError for the first flag that asks for more prompts than the task has; before any is sampled."""
-    there = prompts_there(checkpoint, split)
+def check_prompts(asked: Any, wanted: Mapping[str, int | None], split: str = "train", least: int = 1) -> None:
+    """ValueError for the first flag that asks for more prompts than the task (`task_of`) has or, left out (None), would
+    be fewer than `least`; with the policy's configuration before its model is opened.
+    """
+    there = prompts_there(asked, split)
     for flag, number in wanted.items():
-        if there is not None and number > there:
-            raise ValueError(
-                f"{flag} {number:,}: the {split} part of {checkpoint.config.task} has {there:,} prompts. Ask for fewer,"
-                " or leave it out"
-            )
+        if there is None or least <= there >= (number or 0):
+            continue
+        told = f"{flag}{' (its default)' if number is None else f' {number:,}'}"
+        mend = f"Ask for {there:,} at most, or leave it out" if least <= there else f"{least:,} at least are needed"
+        raise ValueError(f"{told}: the {split} part of {task_of(asked)[1]} has {there:,} prompts. {mend}")
 
 
 def open_from(config: CheckpointConfig, **options: Any) -> Any:

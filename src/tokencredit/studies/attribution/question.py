@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tokencredit.studies.arguments import StepConfig, usual
+from tokencredit.studies.arguments import PROMPTS, StepConfig, at_most, usual
 from tokencredit.studies.options import check_choices, option
 from tokencredit.studies.study import RUN, Study
 
@@ -27,6 +27,8 @@ COMPARED = (
     "ptw_entropy",
 )
 SIZES = ("PROMPTS", "ROLLOUTS")
+FEWEST = 3
+"""Prompts below which no interval is given."""
 DEFAULT = "default: 1024, fewer for a model over 4M parameters and no more than the task has, and"
 
 
@@ -54,17 +56,21 @@ class AttributeConfig(StepConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        entropy, reward = self.entropy or (1024, 4), self.reward or (1024, 8)
-        if self.prompts < 3 or self.group < 2 or min(entropy[0], reward[0]) < 3 or reward[1] < 2:
+        prompts, entropy, reward = self.prompts or PROMPTS, self.entropy or (1024, 4), self.reward or (1024, 8)
+        few = prompts < FEWEST or min(entropy[0], reward[0]) < FEWEST
+        if few or self.group < 2 or reward[1] < 2:
             raise ValueError(
-                "intervals need at least 3 prompts of the step and of either evaluation, and credit and the gradient of"
-                " the reward at least 2 rollouts of each"
+                f"intervals need at least {FEWEST} prompts of the step (--prompts) and of either evaluation (--entropy,"
+                " --reward), credit (--group) and the gradient of the reward at least 2 rollouts of each; got"
+                f" --prompts {prompts} --group {self.group} --entropy {entropy[0]} {entropy[1]} --reward {reward[0]}"
+                f" {reward[1]}"
             )
 
     def fitted(self, parameters: int, there: int | None) -> AttributeConfig:
         """With the sizes that nobody named: for a model of so many parameters on a task of `there` prompts."""
         num = usual(1024, parameters, there)
-        return replace(self, entropy=self.entropy or (num, 4), reward=self.reward or (num, 8))
+        own = self.prompts or at_most(PROMPTS, there)
+        return replace(self, prompts=own, entropy=self.entropy or (num, 4), reward=self.reward or (num, 8))
 
 
 STUDY = Study(

@@ -42,7 +42,7 @@ from tokencredit.studies import forecast
 from tokencredit.studies.arguments import check_prompts, open_from, parameters_of, prompts_there
 from tokencredit.studies.attribution import figures as blocks
 from tokencredit.studies.attribution.findings import findings
-from tokencredit.studies.attribution.question import AttributeConfig
+from tokencredit.studies.attribution.question import FEWEST, AttributeConfig
 from tokencredit.studies.forecast import ALONG, BACKWARD
 from tokencredit.studies.options import identity
 from tokencredit.studies.stages import Stages
@@ -55,14 +55,17 @@ DIRECTIONS = 3
 
 def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
     """The whole question: its blocks; tokens/ and sequences.parquet."""
+    asked = {} if config.pivotality else {"--prompts": config.prompts}
+    asked |= {
+        f"--{name}": sizes and sizes[0] for name, sizes in (("entropy", config.entropy), ("reward", config.reward))
+    }
+    check_prompts(config.policy, asked, least=FEWEST)
     c, say, book = open_from(config), work.say, work.book
     methods = [
         named_method(name).within(c.max_new_tokens) for name in dict.fromkeys((config.baseline, *config.methods))
     ]
     about = {"checkpoint": str(c.path), "temperature": c.temperature, "optimizer": _optimizer(c)}
     config = config.fitted(parameters_of(c), prompts_there(c))
-    prompts = {} if config.pivotality else {"--prompts": config.prompts}
-    check_prompts(c, prompts | {"--entropy": config.entropy[0], "--reward": config.reward[0]})
     work.begin(task=c.config.task, model=str(c.path), judge=c.task, config=identity(config), **about)
     stages, c = work.stages, c.filed(work.record.path)
     _foretell(c, config, len(methods), work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tokencredit.studies.arguments import StepConfig, usual
+from tokencredit.studies.arguments import PROMPTS, StepConfig, at_most, usual
 from tokencredit.studies.options import check_choices, option
 from tokencredit.studies.study import RUN, Study
 
@@ -27,7 +27,7 @@ class Sizes:
     and at every other one.
     """
 
-    prompts: int = option(64, "prompts of an update's batch")
+    prompts: int | None = option(None, f"prompts of an update's batch (default: {PROMPTS}, or all that the task has)")
     group: int = option(8, "rollouts of each of them")
     eval_prompts: int | None = option(
         None,
@@ -61,11 +61,11 @@ class SweepConfig(Sizes, StepConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        least = min(n for n in (self.eval_prompts, self.sweep_prompts, FEWEST) if n is not None)
-        if least < FEWEST:
-            raise ValueError(
-                f"{least} evaluation prompts are too few for an interval: take {FEWEST} at least; hundreds are useful"
-            )
+        for flag, number in {"--eval-prompts": self.eval_prompts, "--sweep-prompts": self.sweep_prompts}.items():
+            if number is not None and number < FEWEST:
+                raise ValueError(
+                    f"{flag} {number} are too few for an interval: take {FEWEST} at least; hundreds are useful"
+                )
         if self.updates < 1 or self.rates < 4 or not self.decades > ABOVE or min(self.fresh, self.sweep_fresh) < 1:
             raise ValueError(
                 f"a sweep needs --updates, --fresh and --sweep-fresh of 1 or more, --rates of 4 or more and"
@@ -74,8 +74,8 @@ class SweepConfig(Sizes, StepConfig):
             )
         if None not in (self.sub_batch, self.eval_prompts) and not 2 <= self.sub_batch <= self.eval_prompts // 2:
             raise ValueError(
-                f"sub-batches hold 2 rollouts or more, and the {self.eval_prompts} evaluation prompts have to make at"
-                f" least two of them: {self.sub_batch} do not fit"
+                f"--sub-batch {self.sub_batch}: a small prediction has 2 rollouts or more, and --eval-prompts"
+                f" {self.eval_prompts} have to make at least two of them"
             )
 
     def fitted(self, parameters: int, there: int | None) -> SweepConfig:
@@ -83,7 +83,8 @@ class SweepConfig(Sizes, StepConfig):
         whole = self.eval_prompts or usual(8192 * self.share, parameters, there, least=64)
         sweep = self.sweep_prompts or min(max(whole // 8, FEWEST), max(round(1024 * self.share), FEWEST))
         sub = self.sub_batch or max(min(256, whole // 8), 2)
-        return replace(self, eval_prompts=whole, sweep_prompts=sweep, sub_batch=sub)
+        own = self.prompts or at_most(PROMPTS, there)
+        return replace(self, prompts=own, eval_prompts=whole, sweep_prompts=sweep, sub_batch=sub)
 
     @property
     def factors(self) -> tuple[float, ...]:

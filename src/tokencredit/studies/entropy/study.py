@@ -29,7 +29,7 @@ from tokencredit.studies import forecast
 from tokencredit.studies.arguments import check_prompts, open_from, parameters_of, prompts_there
 from tokencredit.studies.entropy import figures
 from tokencredit.studies.entropy.measure import BEST, Arrays, Evaluation, Measurement, together
-from tokencredit.studies.entropy.question import SweepConfig
+from tokencredit.studies.entropy.question import FEWEST, SweepConfig
 from tokencredit.studies.entropy.statistics import UpdateStatistics
 from tokencredit.studies.forecast import ALONG, BACKWARD
 from tokencredit.studies.options import identity
@@ -44,15 +44,12 @@ ROUNDED = 512
 
 def run(config: SweepConfig, work: Work) -> dict[str, Any]:
     """The whole study: its blocks; rollouts.parquet and tokens of the first evaluation."""
+    check_prompts(config.policy, {"--prompts": config.prompts})
+    evaluated = {"--eval-prompts": config.eval_prompts, "--sweep-prompts": config.sweep_prompts}
+    check_prompts(config.policy, evaluated, least=FEWEST)
     checkpoint = _open(config)
     lr = checkpoint.needs_optimizer().lr
     config = config.fitted(parameters_of(checkpoint), prompts_there(checkpoint))
-    asked = {
-        "--prompts": config.prompts,
-        "--eval-prompts": config.eval_prompts,
-        "--sweep-prompts": config.sweep_prompts,
-    }
-    check_prompts(checkpoint, asked)
     about = {"checkpoint": str(checkpoint.path), "lr": lr}
     work.begin(
         task=checkpoint.config.task, model=str(checkpoint.path), judge=checkpoint.task, config=identity(config), **about

@@ -24,9 +24,11 @@ SPLIT = {
 PROMPTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def blocks(found: NoiseMeasurement, config: NoiseScaleConfig, own: Mapping[str, int], book: Book) -> dict[str, Any]:
-    """{"costs", "choice", "grid", "findings"}; figures go into the book. Without a budget, what the run's own batch
-    costs.
+def blocks(
+    found: NoiseMeasurement, config: NoiseScaleConfig, own: Mapping[str, int], reference: str, book: Book
+) -> dict[str, Any]:
+    """{"costs", "choice", "grid", "findings"}; figures go into the book. Others are compared with the batch `own`,
+    called `reference`, and without a budget they cost as much.
     """
     costs = {"cost_prompt": config.cost_prompt, "cost_rollout": config.cost_rollout}
     budget = own["prompts"] * (config.cost_prompt + own["group"] * config.cost_rollout)
@@ -37,7 +39,7 @@ def blocks(found: NoiseMeasurement, config: NoiseScaleConfig, own: Mapping[str, 
         "grid": [],
     }
     _enter_scale(book, found.own, "", config.group)
-    findings = [_resolved(found.own, config.prompts), *_share_of_noise(found.own, own, config.group)]
+    findings = [_resolved(found.own, config.prompts), *_share_of_noise(found.own, own, reference, config.group)]
     if found.split is None:
         findings.append(
             f"Where the noise comes from cannot be told from groups of {config.group}: that takes {PAIRS}"
@@ -49,13 +51,14 @@ def blocks(found: NoiseMeasurement, config: NoiseScaleConfig, own: Mapping[str, 
     _enter_scale(book, found.plain, "leave-one-out ", config.group)
     for name, label in SPLIT.items():
         book.enter(f"split/{name}", getattr(found.split, name), "gradient²", label=label)
-    book.enter("choice/gain", gain, "ratio", label="variance of the best batch over that of the run's own")
+    book.enter("choice/gain", gain, "ratio", label=f"variance of the best batch over that of {reference}")
     findings += [_origin(found.split), *_advice(choice, gain, own, budget)]
-    return result | {"choice": asdict(choice), "grid": grid(found.split, own, **costs), "findings": findings}
+    told = asdict(choice) | {"resolved": _better(choice, gain, own) is not None}
+    return result | {"choice": told, "grid": grid(found.split, own, **costs), "findings": findings}
 
 
 def grid(split: VarianceSplit, own: Mapping[str, int], cost_prompt: float, cost_rollout: float) -> list[dict[str, Any]]:
-    """Rows of predicted variance with its interval; `relative` to the run's own batch."""
+    """Rows of predicted variance with its interval; `relative` to the batch `own`."""
     reference = split.variance(own["prompts"], own["group"]).value
     rows = []
     for k in sorted({*GROUPS, split.group, own["group"]}):
@@ -99,7 +102,7 @@ def _resolved(found: NoiseScale, prompts: int) -> str:
     return f"|G|² is not resolved: {chance}. Ask for more prompts (--prompts {4 * prompts})"
 
 
-def _share_of_noise(found: NoiseScale, own: Mapping[str, int], group: int) -> list[str]:
+def _share_of_noise(found: NoiseScale, own: Mapping[str, int], reference: str, group: int) -> list[str]:
     if own["group"] != group or found.signal.value <= 0:
         return []
     # B / (B + P), which grows with B: the ends of one are the ends of the other.
@@ -107,7 +110,7 @@ def _share_of_noise(found: NoiseScale, own: Mapping[str, int], group: int) -> li
         1 / (1 + own["prompts"] / b) if b else 0.0 for b in (found.scale.value, found.scale.low, found.scale.high)
     )
     return [
-        f"In the run's own batch, {own['prompts']} prompts x {group}, noise makes {share:.0%} of the squared gradient "
+        f"In {reference}, {own['prompts']} prompts x {group}, noise makes {share:.0%} of the squared gradient "
         f"(95 %: {low:.0%} to {high:.0%})"
     ]
 
@@ -119,14 +122,29 @@ def _origin(split: VarianceSplit) -> str:
     return f"The noise of leave-one-out credit at {split.group} rollouts: {shares}"
 
 
+def _better(choice: Choice, gain: Estimate, own: Mapping[str, int]) -> str | None:
+    """What is best, where it is resolved: the batch `own` as it is, or one whose variance is below that of it."""
+    if (choice.prompts, choice.group) == (own["prompts"], own["group"]):
+        return f"as it is, on {_shape(choice.prompts, choice.group)}"
+    return f"on {_shape(choice.prompts, choice.group)}" if gain.high < 1 else None
+
+
+def _shape(prompts: int, group: int) -> str:
+    return f"{prompts} prompt{'s' * (prompts != 1)} x {group} rollouts"
+
+
 def _advice(choice: Choice, gain: Estimate, own: Mapping[str, int], budget: float) -> list[str]:
     few, many = choice.near
     near = (
         f"groups of {few} to {many} are within 5 % of it" if few < many else "no other group size is within 5 % of it"
     )
+    best, share = _better(choice, gain, own), Figure.of(gain, "ratio").text(".2f")
+    other = f"{own['prompts']} x {own['group']}"
     said = [
-        f"A budget of {budget:g} is spent best on {choice.prompts} prompts x {choice.group} rollouts: "
-        f"{Figure.of(gain, 'ratio').text('.2f')} of the variance of {own['prompts']} x {own['group']}; {near}"
+        f"A budget of {budget:g} is spent best {best}: {share} of the variance of {other}; {near}"
+        if best
+        else f"No batch for a budget of {budget:g} is resolved to be less noisy than {other}. By the estimate the least"
+        f" noisy is {_shape(choice.prompts, choice.group)}, with {share} of its variance; {near}"
     ]
     if choice.ignored:
         said.append(

@@ -67,20 +67,21 @@ def _map(result: Mapping[str, Any]) -> Section:
     ]
     shapes += [f'<text class="tick" x="{LEFT}" y="{height - 12}">prompts across, rollouts of each down</text>']
     costs, choice, own = result["costs"], result["choice"], result["own_batch"]
+    resolved, named = choice.get("resolved", True), result.get("reference", "the run's own batch")
     line = [at(p, k) for k, p in _affordable(costs, groups) if prompts[0] <= p <= prompts[-1]]
     shapes.append(f'<polyline class="cost" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in line)}"/>')
-    shapes += [_mark(at, each, prompts, groups, name) for each, name in ((own, "own"), (choice, "best"))]
+    marked = [(own, "own"), *([(choice, "best")] if resolved else [])]
+    shapes += [_mark(at, each, prompts, groups, name) for each, name in marked]
     label = "Predicted variance over prompts and rollouts"
     drawing = (
         f'<svg class="heat" viewBox="0 0 {width} {height}" width="{width}" role="img"'
         f' aria-label="{label}">{"".join(shapes)}</svg>'
     )
+    best = f" Thick circle: its least noisy batch, {choice['prompts']} × {choice['group']}." * resolved
     note = (
-        f'<p class="note">Leave-one-out credit; the run’s own batch (thin circle, {own["prompts"]} × {own["group"]}) is'
-        " 1. Line: what "
-        f"a budget of {costs['budget']:g} pays for at {costs['prompt']:g} per prompt and {costs['rollout']:g} per"
-        " rollout. Thick "
-        f"circle: its least noisy batch, {choice['prompts']} × {choice['group']}. Point at a cell for its interval.</p>"
+        f'<p class="note">Leave-one-out credit; {text(named)} (thin circle, {own["prompts"]} ×'
+        f" {own['group']}) is 1. Line: what a budget of {costs['budget']:g} pays for at {costs['prompt']:g} per prompt"
+        f" and {costs['rollout']:g} per rollout.{best} Point at a cell for its interval.</p>"
     )
     return Section("Predicted variance of the batch gradient", note + scrolling(label, drawing))
 

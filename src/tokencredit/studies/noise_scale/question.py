@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tokencredit.studies.arguments import CheckpointConfig
+from tokencredit.studies.arguments import PROMPTS, CheckpointConfig, at_most
 from tokencredit.studies.options import option
 from tokencredit.studies.study import RUN, Study
 
@@ -13,6 +13,11 @@ EXAMPLES = """\
   tokencredit dynamics noise-scale --run runs/demo/grpo-0 --checkpoint 18 --prompts 256 --cost-prompt 4
   tokencredit dynamics noise-scale --run Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --chat --prompts 32"""
 
+FEWEST = 3
+"""Prompts below which no interval is given."""
+RUNS = "the run's own batch"
+"""What other batches are compared with, where there is a run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseScaleConfig(CheckpointConfig):
@@ -20,11 +25,15 @@ class NoiseScaleConfig(CheckpointConfig):
 
     cost_prompt: float = option(0.0, "cost of a prompt, its rollouts apart")
     cost_rollout: float = option(1.0, "cost of one rollout")
-    budget: float | None = option(None, "cost of a batch (default: that of the run's own batch)")
+    budget: float | None = option(
+        None, "cost of a batch (default: that of the run's own batch, or where there is no run of the one drawn here)"
+    )
 
     def __post_init__(self) -> None:
-        if self.prompts < 3:
-            raise ValueError(f"--prompts must be at least 3 for an interval, got {self.prompts}; 64 or more are useful")
+        if self.prompts is not None and self.prompts < FEWEST:
+            raise ValueError(
+                f"--prompts must be at least {FEWEST} for an interval, got {self.prompts}; {PROMPTS} or more are useful"
+            )
         if self.group < 2:
             raise ValueError(
                 f"--group must be at least 2, got {self.group}: a rollout is compared with the others of its prompt."
@@ -35,6 +44,10 @@ class NoiseScaleConfig(CheckpointConfig):
                 f"--cost-rollout must be above 0 and --cost-prompt not below it, got {self.cost_rollout:g},"
                 f" {self.cost_prompt:g}"
             )
+
+    def fitted(self, there: int | None) -> NoiseScaleConfig:
+        """With the number of prompts that nobody named, on a task of `there` prompts."""
+        return replace(self, prompts=self.prompts or at_most(PROMPTS, there))
 
 
 STUDY = Study(

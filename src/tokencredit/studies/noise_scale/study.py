@@ -8,23 +8,27 @@ from typing import Any
 
 from tokencredit.durable import write_parquet
 from tokencredit.dynamics.batch import draw, prompts_of
+from tokencredit.dynamics.checkpoint import Checkpoint
+from tokencredit.lm.load import run_of
 from tokencredit.studies import forecast
-from tokencredit.studies.arguments import check_prompts, open_from
+from tokencredit.studies.arguments import check_prompts, open_from, prompts_there
 from tokencredit.studies.forecast import BACKWARD
 from tokencredit.studies.noise_scale.figures import blocks
 from tokencredit.studies.noise_scale.measurement import PAIRS, Products, measured, products_of
-from tokencredit.studies.noise_scale.question import NoiseScaleConfig
+from tokencredit.studies.noise_scale.question import FEWEST, RUNS, NoiseScaleConfig
+from tokencredit.studies.options import identity
 from tokencredit.studies.study import Work
 
 
 def run(config: NoiseScaleConfig, work: Work) -> dict[str, Any]:
     """The whole study: its blocks; grid.parquet."""
+    check_prompts(config.policy, {"--prompts": config.prompts}, least=FEWEST)
     c = open_from(config)
-    check_prompts(c, {"--prompts": config.prompts})
+    config = config.fitted(prompts_there(c))
     first = c.policy.encode_rows(prompts_of(c, 1, config.seed))[0]
     parts = [forecast.Drawn(config.prompts, config.group, 1 + (1 + (config.group >= PAIRS)) * BACKWARD)]
     needs = sorted(c.method.needs)
-    work.begin(task=c.config.task, model=str(c.path), judge=c.task, checkpoint=str(c.path))
+    work.begin(task=c.config.task, config=identity(config), model=str(c.path), judge=c.task, checkpoint=str(c.path))
     work.tell(forecast.forecast(c, parts, 2, first))
     heard = work.counting("sampling", "rollouts", config.prompts * config.group)
     batch = draw(c, config.prompts, config.group, config.seed, needs=needs, progress=heard)
@@ -43,13 +47,20 @@ def run(config: NoiseScaleConfig, work: Work) -> dict[str, Any]:
         "prompts": config.prompts,
         "group": config.group,
         "prompts_counted": found.prompts,
-        "own_batch": {"prompts": c.config.prompts, "group": c.config.group},
+        **_reference(c, config),
         "success": float(batch.rollouts.success.double().mean()),
         "p_noise": found.own.p_noise,
         "resolved": found.own.resolved,
         "sketched": found.sketched,
     }
-    result |= blocks(found, config, result["own_batch"], work.book)
+    result |= blocks(found, config, result["own_batch"], result["reference"], work.book)
     if result["grid"]:
         write_parquet(work.path / "grid.parquet", result["grid"])
     return result
+
+
+def _reference(c: Checkpoint, config: NoiseScaleConfig) -> dict[str, Any]:
+    """The batch that others are compared with, and what it is called: that of the run, or the one that is drawn."""
+    if run_of(c.path):
+        return {"own_batch": {"prompts": c.config.prompts, "group": c.config.group}, "reference": RUNS}
+    return {"own_batch": {"prompts": config.prompts, "group": config.group}, "reference": "the batch drawn here"}

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from tokencredit.figure import number
 from tokencredit.progress import plain_table
+from tokencredit.studies.noise_scale.question import RUNS
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
@@ -28,11 +29,12 @@ def _figures(result: Mapping[str, Any]) -> Table:
 
 
 def _grid(result: Mapping[str, Any]) -> Table:
-    """Predicted variance by prompts and rollouts, that of the run's own batch being 1."""
+    """Predicted variance by prompts and rollouts, that of the batch they are compared with being 1."""
     grid = result["grid"]
     groups, prompts = (sorted({row[name] for row in grid}) for name in ("group", "prompts"))
     shown = plain_table(
-        "Predicted variance with leave-one-out credit, the run's own batch = 1; prompts across, rollouts of each down",
+        f"Predicted variance with leave-one-out credit, {result.get('reference', RUNS)} = 1; prompts across, rollouts"
+        " of each down",
         *(">", *(f">{each}" for each in prompts)),
     )
     cell = {(row["group"], row["prompts"]): row["relative"] for row in grid}

@@ -35,7 +35,7 @@ from tokencredit.studies.variance.figures import Figures
 from tokencredit.studies.variance.findings import findings
 from tokencredit.studies.variance.gradients import num_parameters, token_counts, weights_of
 from tokencredit.studies.variance.plan import TRUTHS, checkpoints, names_of
-from tokencredit.studies.variance.question import VarianceConfig
+from tokencredit.studies.variance.question import LEAST, VarianceConfig
 from tokencredit.studies.variance.sampling import FRACTIONS, SCHEMES, curves, drawn_check, num_checked
 from tokencredit.studies.variance.setting import Setting, directions_of, prepare
 
@@ -48,10 +48,10 @@ SCORES = 12
 def run(config: VarianceConfig, work: Work) -> dict[str, Any]:
     """The whole study: its blocks; prompts.parquet."""
     config = replace(config, policy=config.policy.settled())
+    check_prompts(config.policy, {"--prompts": config.prompts}, least=LEAST)
     found = checkpoints(config)
     first = open_checkpoint(config.policy)
     config = config.fitted(parameters_of(first), prompts_there(first))
-    check_prompts(first, {"--prompts": config.prompts})
     about = {"task": config.policy.task, "model": config.policy.model, "judge": first.task}
     work.begin(**about, config=identity(config), policy=config.policy.as_dict())
     _foretell(first, config, len(found), work)
