@@ -71,9 +71,9 @@ def _links(sections: Sequence[Section]) -> str:
     """The contents: what several sections are about is said once, before them."""
     found, group = "", ""
     for section in sections:
-        if section.group and section.group != group:
-            found += f'<span class="group">{text(section.group)}</span>'
-        group = section.group
+        if section.group != group:
+            group = section.group
+            found += f'<span class="group">{text(group)}</span>'
         found += f'<a href="#{text(section.anchor)}">{text(section.title)}</a>'
     return found
 
