@@ -45,7 +45,7 @@ class KernelConfig(StepConfig):
         check_choices(self)
         if not self.factors or min(self.factors) <= 0:
             raise ValueError(f"learning rates are positive multiples of the run's own, got {self.factors}")
-        for name, least in {"prompts": 1, "group": 1, "held_out": 1, "samples": 1, "directions": 0}.items():
+        for name, least in {"prompts": 1, "group": 1, "held_out": 2, "samples": 1, "directions": 0}.items():
             if (number := getattr(self, name)) is not None and number < least:
                 raise ValueError(f"--{name.replace('_', '-')} has to be at least {least}, got {number}")
 

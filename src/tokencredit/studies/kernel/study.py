@@ -24,11 +24,11 @@ from tokencredit.studies.study import Work
 
 def run(config: KernelConfig, work: Work) -> dict[str, Any]:
     """The whole study of a checkpoint: its blocks; pairs.parquet, senders.parquet, held_out.parquet."""
+    check_prompts(config.policy, {"--prompts": config.prompts})
+    check_prompts(config.policy, {"--held-out": config.held_out}, "test", least=2)
     c = open_from(config)
     there = tuple(prompts_there(c, split) for split in ("train", "test"))
     config = config.fitted(parameters_of(c), there, c.max_new_tokens, gradient_bytes(trained(c.model)))
-    check_prompts(c, {"--prompts": config.prompts})
-    check_prompts(c, {"--held-out": config.held_out}, "test")
     check_step(c, config.preconditioner)
     _check_disk(c, config, work.path)
     work.begin(task=c.config.task, model=str(c.path), judge=c.task, config=identity(config))
