@@ -164,7 +164,13 @@ def test_the_recipe_with_adapters_goes_on_where_it_was_cut(tmp_path, capsys):
         rows = [{"question": text, "answer": f"It is {answer}.\n#### {answer}"} for text, answer in PROBLEMS * 2]
         (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = ("steps=2", "prompts=2", "group=2", "accumulate=1", "eval_every=0", "save_every=1", "trl.bf16=false")
-    own = {"model": MODEL, "task_options": {"path": str(tmp_path)}, "max_new_tokens": 12, "device": "cpu", "chat": False}
+    own = {
+        "model": MODEL,
+        "task_options": {"path": str(tmp_path)},
+        "max_new_tokens": 12,
+        "device": "cpu",
+        "chat": False,
+    }
     config = read_config(recipe, (*sizes, "record_every=1"), **own)
     with pytest.raises(Cut):
         train(config, run, listen=cut_at(2))
