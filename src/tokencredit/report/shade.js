@@ -1,7 +1,7 @@
 // How a token is written and coloured: visible whitespace, and a scale from a value to a shade.
 
 const UNITS = { entropy: "nats", logprob: "nats", "log-probability": "nats" };
-const LABELS = { logprob: "log-probability" };
+const LABELS = { logprob: "log-probability", share: "part of the predicted change" };
 const WHITE = /([ \u00a0]+|\t|\r?\n|\r|[\p{Cc}\p{Cs}\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u2069\ufeff])/u;
 const JOINERS = /^[\u200c\u200d\ufe00-\ufe0f]+$/u; // invisible where they stand alone
 

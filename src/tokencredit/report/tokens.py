@@ -134,7 +134,8 @@ def _left_out(data: dict[str, Any]) -> str:
         f"{shown} of {total} completions of these steps",
     ]
     said += [f"the first {cut[0]} tokens of {len(cut)} longer completions"] if cut else []
-    return "This page embeds " + "; ".join(said) + ". The run directories hold the rest."
+    whole = not cut and shown == total and len(steps) == sum(run["num_steps"] for run in data["runs"])
+    return "This page embeds " + "; ".join(said) + ("." if whole else ". The run directories hold the rest.")
 
 
 def build(material: Material) -> Section | None:
