@@ -22,9 +22,9 @@ from tokencredit.dynamics.influence import r2, r2_over_prompts, slope
 from tokencredit.dynamics.kernel import of_update
 from tokencredit.dynamics.kernel_shares import SharedChange, share_figures
 from tokencredit.dynamics.vectors import scaled
+from tokencredit.stages import Stages
 from tokencredit.studies.kernel.measurement import at_units, measure
 from tokencredit.studies.kernel.question import KernelConfig
-from tokencredit.studies.stages import Stages
 
 SMALL = 0.03
 LISTED = ("r2_fresh", "r2_p2", "r2_p2_rescaled", "r2_uncorrected", "slope", "gap", "senders", "seconds")

@@ -13,9 +13,9 @@ from tokencredit.cli import make_parser
 from tokencredit.durable import read_json
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.runs import RunError
+from tokencredit.stages import Stages
 from tokencredit.studies.correlation import conditions, measurement
 from tokencredit.studies.correlation.question import SMALL, STUDY, CorrelationConfig
-from tokencredit.studies.stages import Stages
 
 CONFIG = CorrelationConfig(
     prompts=10,

@@ -17,8 +17,8 @@ from tokencredit.dynamics.kernel_sketch import sketched_features
 from tokencredit.dynamics.update import update_vector
 from tokencredit.lm import load, policy
 from tokencredit.scores.table import available
+from tokencredit.stages import Stages
 from tokencredit.studies.correlation import measurement
-from tokencredit.studies.stages import Stages
 from tokencredit.studies.variance import sampling
 from tokencredit.studies.variance.gradients import weights_of
 from tokencredit.studies.variance.question import VarianceConfig

@@ -34,6 +34,7 @@ FLOORS = (
     *(
         "lm",
         "distribute",
+        "stages",
         "logs",
         "pivotality",
         "credit_model",

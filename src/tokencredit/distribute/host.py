@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tokencredit.distribute.site import Site, here
+from tokencredit.distribute.together import tokens_together
 
 if TYPE_CHECKING:
     from tokencredit.lm.policy import Policy
@@ -48,6 +49,7 @@ class Facts:
     where        the machine and the process           parameters   of the model
     model_hash   as of `lm.fingerprint`                sampler      the name of its class
     ends         token ids that end a completion       source       of the task's verifier, as `tasks.source` hashes it
+    device       cpu, cuda ...
     """
 
     where: str
@@ -56,6 +58,12 @@ class Facts:
     sampler: str
     ends: tuple[int, ...]
     source: str | None
+    device: str
+
+    @property
+    def together(self) -> int:
+        """Tokens that it reads or writes before what came of them is stored."""
+        return tokens_together(self.parameters, self.device)
 
 
 class Host:
@@ -94,4 +102,5 @@ class Host:
             type(self.sampler).__name__,
             self.policy.ends,
             task_source(self.policy.task),
+            self.policy.model.device.type,
         )

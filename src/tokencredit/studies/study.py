@@ -28,10 +28,10 @@ from tokencredit.distribute.workers import add_ray, workers_of
 from tokencredit.exclusive import exclusive
 from tokencredit.lm.arguments import add_policy, add_sampler, policy_config
 from tokencredit.runs import Run
+from tokencredit.stages import Stages
 from tokencredit.studies.book import Book
 from tokencredit.studies.options import add_flags, identity, read, told
 from tokencredit.studies.result import Result, read_result, write_result
-from tokencredit.studies.stages import Stages
 from tokencredit.tasks.source import own_source
 from tokencredit.tasks.task import Task
 

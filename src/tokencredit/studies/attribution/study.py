@@ -38,6 +38,7 @@ from tokencredit.dynamics.vectors import large, trained
 from tokencredit.lm.sampling import Progress
 from tokencredit.lm.text import pieces
 from tokencredit.runs import Run
+from tokencredit.stages import Stages
 from tokencredit.studies import forecast
 from tokencredit.studies.arguments import check_prompts, open_from, parameters_of, prompts_there
 from tokencredit.studies.attribution import figures as blocks
@@ -45,7 +46,6 @@ from tokencredit.studies.attribution.findings import findings
 from tokencredit.studies.attribution.question import FEWEST, AttributeConfig
 from tokencredit.studies.forecast import ALONG, BACKWARD
 from tokencredit.studies.options import identity
-from tokencredit.studies.stages import Stages
 from tokencredit.studies.study import Work
 from tokencredit.tasks.task import Walkable
 

@@ -25,6 +25,7 @@ from tokencredit.dynamics.update import Update
 from tokencredit.dynamics.vectors import large, trained
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.prompts import prompt_text
+from tokencredit.stages import Stages
 from tokencredit.studies import forecast
 from tokencredit.studies.arguments import check_prompts, open_from, parameters_of, prompts_there
 from tokencredit.studies.entropy import figures
@@ -34,7 +35,6 @@ from tokencredit.studies.entropy.statistics import UpdateStatistics
 from tokencredit.studies.forecast import ALONG, BACKWARD
 from tokencredit.studies.options import identity
 from tokencredit.studies.processes import Forked, last_words, run_all
-from tokencredit.studies.stages import Stages
 from tokencredit.studies.study import Say, Work, silent
 
 SHOWN = 256

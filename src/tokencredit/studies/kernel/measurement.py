@@ -33,8 +33,8 @@ from tokencredit.dynamics.passes import Passes
 from tokencredit.dynamics.update import Update, at_rate, update_vector
 from tokencredit.dynamics.vectors import norm
 from tokencredit.lm.distribution import seed_of
+from tokencredit.stages import Stages
 from tokencredit.studies.kernel.question import KernelConfig
-from tokencredit.studies.stages import Stages
 from tokencredit.studies.study import Counting, Say, silent
 
 

@@ -23,7 +23,7 @@ from tokencredit.method import Method
 from tokencredit.methods import METHODS
 from tokencredit.scores.measure import measure
 from tokencredit.scores.table import available
-from tokencredit.studies.stages import Stages
+from tokencredit.stages import Stages
 from tokencredit.studies.study import Counting
 from tokencredit.studies.variance.gradients import (
     Gradients,

@@ -24,11 +24,11 @@ from tokencredit.dynamics.vectors import trained
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.prompts import prompt_text
 from tokencredit.methods import METHODS
+from tokencredit.stages import Stages
 from tokencredit.studies import forecast
 from tokencredit.studies.arguments import check_prompts, parameters_of, prompts_there
 from tokencredit.studies.forecast import ALONG, BACKWARD
 from tokencredit.studies.options import identity
-from tokencredit.studies.stages import Stages
 from tokencredit.studies.study import Counting, Say, Work
 from tokencredit.studies.variance.estimators import GradientMoments
 from tokencredit.studies.variance.figures import Figures

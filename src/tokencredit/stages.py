@@ -1,12 +1,13 @@
-"""The stages of a study: each result is stored when it is made, so that a killed study goes on where it was, with the
-same numbers.
+"""Stages of a work: each result is stored when it is made, so that what is killed goes on where it was, with the same
+numbers.
 """
 
 from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,21 +18,35 @@ from tokencredit.distribute.lost import Lost
 from tokencredit.durable import DamagedFile, append_line, read_json, read_lines, replace_file, write_json
 
 
+@contextmanager
+def stored_arrays(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a .npz, each read when it is asked for. DamagedFile names one that cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            yield stored
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+        raise DamagedFile(f"{path} cannot be read ({error}); remove it and run the same command again.") from error
+
+
 class Stages:
     """Results under `folder`, by name: JSON values and groups of arrays. `seconds` says what was spent on each, by
     whichever process; of pieces that several make, the time from one to the next.
 
-    A stage must be a function of the study's configuration and of earlier stages alone; whoever makes the folder sees
-    to it that it belongs to that configuration (`runs.Run.create` refuses another).
+    A stage must be a function of what is asked and of earlier stages alone; whoever makes the folder sees to it that it
+    belongs to that question (`runs.Run.create_study` refuses another).
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
+    def path(self, name: str) -> Path:
+        """Where arrays of that name are."""
+        return self.folder / f"{name}.npz"
+
     def has(self, name: str) -> bool:
         """Whether arrays of that name are stored."""
-        return (self.folder / f"{name}.npz").exists()
+        return self.path(name).exists()
 
     def value(self, name: str, make: Callable[[], Any]) -> Any:
         """A JSON value; what is returned has been through JSON whether it was made now or earlier."""
@@ -43,19 +58,16 @@ class Stages:
         try:
             return read_json(path)
         except DamagedFile as error:
-            raise DamagedFile(f"{error} Remove it and run the study again.") from error
+            raise DamagedFile(f"{error} Remove it and run the same command again.") from error
 
     def arrays(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Arrays by name."""
-        path = self.folder / f"{name}.npz"
+        path = self.path(name)
         if not path.exists():
             start = time.perf_counter()
             self._store(name, make(), start)
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {key: stored[key] for key in stored.files}
-        except (ValueError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
-            raise DamagedFile(f"{path} cannot be read ({error}); remove it and run the study again.") from error
+        with stored_arrays(path) as stored:
+            return dict(stored)
 
     def pieces(
         self, names: Sequence[str], make: Callable[[list[int]], Iterable[tuple[int, Any]]]
@@ -79,8 +91,13 @@ class Stages:
             raise error
         return [self.arrays(name, dict) for name in names]
 
-    def _store(self, name: str, made: Mapping[str, np.ndarray], start: float) -> None:
-        replace_file(self.folder / f"{name}.npz", lambda file: np.savez_compressed(file, **made))
+    def drop(self, name: str) -> None:
+        """Removes arrays of that name, and what a kill left of writing them."""
+        for path in [self.path(name), *self.folder.glob(f".{name}.npz.*.tmp")]:
+            path.unlink(missing_ok=True)
+
+    def _store(self, name: str, made: Mapping[str, Any], start: float) -> None:
+        replace_file(self.path(name), lambda file: np.savez_compressed(file, **made))
         self._spent(name, start)
 
     def _spent(self, name: str, start: float) -> None:
