@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from cuts import Cut
 from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.cli import main
+from tokencredit.distribute import together
 from tokencredit.dynamics import attribution, passes, vectors
 from tokencredit.dynamics.ablation import highest, token_sets, without, without_linear
 from tokencredit.dynamics.attribution import (
@@ -46,8 +48,10 @@ from tokencredit.lm.policy import Policy
 from tokencredit.methods import METHODS
 from tokencredit.objective import SequenceMean, TokenMean
 from tokencredit.rollouts import Rollouts
+from tokencredit.stages import Stages
 from tokencredit.studies.attribution import study as parts
 from tokencredit.studies.attribution.question import STUDY, AttributeConfig
+from tokencredit.studies.drawn import drawn
 from tokencredit.tasks.exact import ExactWorld, PromptedPolicy, TabularPolicy, encode, modular_world, tiny_model
 from tokencredit.tasks.given import Given
 from tokencredit.train_config import TrainConfig
@@ -567,7 +571,7 @@ def test_stored_pivotality_is_joined_token_by_token(reckon, pivots):
         assert value == (token["before_after"] if token["defined"] else 0.0)
     assert int(known["before_after"].isfinite().sum()) == len(tokens)
     dapo = replace(reckon, config=replace(reckon.config, method="dapo"))
-    drawn, kept = parts._rollouts(dapo, AttributeConfig(pivotality=str(pivots), group=4), set())
+    drawn, kept = parts._rollouts(dapo, AttributeConfig(pivotality=str(pivots), group=4), set(), None)
     assert len(drawn) == 8 and len(kept["spread"]) == len(update_vector(dapo, drawn).batch) == int(
         drawn.rollouts.mixed.sum()
     )
@@ -578,6 +582,42 @@ def test_stored_pivotality_is_joined_token_by_token(reckon, pivots):
     name, p = next(iter(reckon.model.named_parameters()))
     with moved({name: p}, {name: torch.ones_like(p)}), pytest.raises(ValueError, match="another policy"):
         batch_of_run(reckon, pivots, 4, seed=0)
+
+
+def test_rollouts_are_stored_while_they_are_drawn(reckon, tmp_path, monkeypatch):
+    """Cut after the second of four pieces, they go on with the third; they are those of `draw`, scores and all, and are
+    not drawn again. Of a model of this size all prompts are one piece.
+    """
+    asked = (7, 2, 5)
+    expected = draw(reckon, *asked, needs=["uniform"])
+    drawn(Stages(tmp_path / "one"), "step", reckon, *asked)
+    assert {path.name for path in (tmp_path / "one").glob("*.npz")} == {"step.npz", "step_0_7.npz"}
+    per_token = sum(p.numel() for p in reckon.model.parameters())
+    monkeypatch.setattr(together, "WORK", per_token * reckon.max_new_tokens * 2 * 2)
+    starts, told, complete = [], [], Policy.complete
+
+    def cut(self, prompts, num, *, first, **options):
+        if first == 4 and not told:
+            told.append("cut")
+            raise Cut
+        starts.append((first, len(prompts)))
+        return complete(self, prompts, num, first=first, **options)
+
+    monkeypatch.setattr(Policy, "complete", cut)
+    folder = Stages(tmp_path / "four")
+    with pytest.raises(Cut):
+        drawn(folder, "step", reckon, *asked, needs=["uniform"])
+    assert starts == [(0, 2), (2, 2)]
+    for _ in range(2):
+        found = drawn(folder, "step", reckon, *asked, needs=["uniform"])
+        assert starts == [(0, 2), (2, 2), (4, 2), (6, 1)]
+        for field in ("rows", "prompts", "completions", "truncated", "reasons"):
+            assert getattr(found, field) == getattr(expected, field)
+        mine, other = found.rollouts, expected.rollouts
+        assert torch.equal(mine.mask, other.mask) and torch.equal(mine.group, other.group)
+        assert torch.equal(mine.reward, other.reward) and mine.scores.keys() == other.scores.keys()
+        for name, x in other.scores.items():
+            torch.testing.assert_close(mine.scores[name], x)
 
 
 SMALL = AttributeConfig(

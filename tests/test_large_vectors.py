@@ -16,7 +16,8 @@ from transformers import (
 from tokencredit.dynamics import vectors
 from tokencredit.dynamics.optimizer import Moments, OptimizerState, Rule
 from tokencredit.dynamics.passes import Passes
-from tokencredit.dynamics.vectors import Derived, Filed, FiledMatrix, dot, dots
+from tokencredit.dynamics.sweep import Sweep
+from tokencredit.dynamics.vectors import Derived, Filed, FiledMatrix, dot, dots, forget
 from tokencredit.lm import shared_prompts
 from tokencredit.lm.readout import find_readout
 from tokencredit.lm.shared_prompts import shared, shares_prompts
@@ -153,6 +154,19 @@ def test_a_matrix_in_a_file_is_written_and_read_in_parts(tmp_path):
     assert len(filed[torch.float32]) == 4 and not list(tmp_path.iterdir())
 
 
+def test_a_vector_with_a_name_is_found_when_it_is_whole(tmp_path):
+    vector = {"a": torch.arange(5.0), "b": torch.ones(2, 3, dtype=torch.bfloat16), "none": torch.ones(0, 2)}
+    assert Filed.found(tmp_path, "step") is None
+    Filed(vector, tmp_path, "step")
+    found = Filed.found(tmp_path, "step")
+    assert list(found) == list(vector) and all(torch.equal(found[name], x) for name, x in vector.items())
+    assert all(found[name].dtype == x.dtype for name, x in vector.items())
+    (tmp_path / "step.vector.json").unlink()
+    assert Filed.found(tmp_path, "step") is None, "its writer was killed before it was whole"
+    forget(tmp_path, "step")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
     class Full:
         tell, seek, close, flush, truncate = (lambda self, *_: 0,) * 5
@@ -266,7 +280,70 @@ def test_attribution_of_a_large_model_is_that_of_a_small_one(small_study, tmp_pa
             scale = abs(figure.value) + abs(figure.high - figure.low)
             assert found[name].value == pytest.approx(figure.value, rel=2e-2, abs=2e-3 * scale), name
     assert not [path for path in out.iterdir() if path.name.startswith("tmp")]
+    assert not [path for path in (out / "stages").iterdir() if "sweep" in path.name]
     (out / "result.json").unlink()
     (out / "stages" / "fewer_0.npz").unlink()
     again = STUDY.run(small_study, out)["figures"]
     assert {name: each.value for name, each in again.items()} == {name: each.value for name, each in found.items()}
+
+
+def test_a_sweep_that_is_cut_goes_on_at_its_prompt(small_study, tmp_path, monkeypatch):
+    """Cut after a prompt of the second goal, cut again between the prompts of an answer: it sweeps what was left, makes
+    no gradient and samples no rollout again, ends with the figures of a study that was not cut, and leaves no file.
+    """
+    from cuts import Cut
+    from tokencredit.dynamics import sweep
+    from tokencredit.lm.policy import Policy
+    from tokencredit.studies.attribution.question import STUDY
+
+    large(monkeypatch)
+    whole = STUDY.run(small_study, tmp_path / "whole")["figures"]
+    monkeypatch.setattr(sweep, "EVERY", 0.0)
+    monkeypatch.setattr(sweep, "WORTH", 0.0)
+    out, told, swept, drawn, passes = tmp_path / "cut", [], [], [], []
+    heard, complete, backward = Sweep.heard, Policy.complete, Passes._backward
+    cuts = [("sweep_reward", 2), ("sweep_method_1", 3)]
+
+    def listening(self, done, *sums):
+        heard(self, done, *sums)
+        swept.append((self.path.stem, done))
+        if swept[-1] in cuts:
+            cuts.remove(swept[-1])
+            raise Cut
+
+    monkeypatch.setattr(Sweep, "heard", listening)
+    monkeypatch.setattr(Policy, "complete", lambda *args, **options: drawn.append(1) or complete(*args, **options))
+    monkeypatch.setattr(Passes, "_backward", lambda *args: passes.append(1) or backward(*args))
+    with pytest.raises(Cut):
+        STUDY.run(small_study, out)
+    assert len(drawn) == 3 and swept == [
+        *(("sweep_entropy", n) for n in range(1, 6)),
+        *(("sweep_reward", n) for n in range(1, 3)),
+    ]
+    swept.clear(), passes.clear()
+    with pytest.raises(Cut):
+        STUDY.run(small_study, out, say=told.append)
+    assert swept == [*(("sweep_reward", n) for n in range(3, 7)), *(("sweep_method_1", n) for n in range(1, 4))]
+    assert len(passes) <= len(swept), "the gradients of the step and of all questions were there"
+    assert any("reward: 2 of 4 prompts" in text for text in told)
+    swept.clear(), passes.clear()
+    found = STUDY.run(small_study, out)["figures"]
+    assert swept[0] == ("sweep_method_1", 4) and {name for name, _ in swept} == {"sweep_method_1", "sweep_method_2"}
+    assert len(passes) <= len(swept) + 1 and len(drawn) == 3, "the attribution's answer is stored, its gradient gone"
+    assert {name: each.value for name, each in found.items()} == {name: each.value for name, each in whole.items()}
+    left = [path for folder in (out, out / "stages") for path in folder.iterdir()]
+    assert not [path for path in left if "sweep" in path.name or "vector" in path.name]
+
+
+def test_what_a_sweep_of_other_directions_left_is_not_used(tmp_path, monkeypatch):
+    from tokencredit.dynamics import sweep
+
+    monkeypatch.setattr(sweep, "EVERY", 0.0)
+    monkeypatch.setattr(sweep, "WORTH", 0.0)
+    path, products = tmp_path / "sweep.npz", torch.arange(6.0, dtype=torch.float64).view(2, 3)
+    Sweep(path, ["a", "b"]).heard(2, products, [{"w": torch.ones(2)}])
+    found, sums = torch.zeros(1, 3, dtype=torch.float64), [{"w": torch.zeros(2)}]
+    assert Sweep(path, ["c"]).begin(3, found, sums) == 0 and not found.any()
+    assert Sweep(path, ["b"]).begin(3, found, [{"other": torch.zeros(2)}]) == 0 and not found.any()
+    assert Sweep(path, ["b"]).begin(3, found, sums) == 2
+    assert torch.equal(found, products[1:]) and torch.equal(sums[0]["w"], torch.ones(2))

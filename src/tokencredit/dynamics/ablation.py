@@ -53,12 +53,12 @@ def highest(x: Tensor, mask: Tensor, share: float) -> Tensor:
     return chosen.view_as(mask) & mask
 
 
-def without(checkpoint: Checkpoint, update: Update, tokens: Tensor) -> Question:
+def without(checkpoint: Checkpoint, update: Update, tokens: Tensor, name: str = "") -> Question:
     """Asks what changes in dF when some tokens [B, T] bool have no gradient, the whole step compared, and ends with
-    {"exact/GOAL" [P]}.
+    {"exact/GOAL" [P]}; `name` keeps its gradient, as `Passes.reverse` takes it.
     """
     whole = scaled(update.vector, -1)
-    (change,) = yield [total(without_tokens(checkpoint, update, tokens).vector, whole)]
+    (change,) = yield [total(without_tokens(checkpoint, update, tokens, name).vector, whole)]
     return {f"exact/{name}": values for name, values in change.items()}
 
 

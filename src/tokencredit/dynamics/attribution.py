@@ -27,11 +27,11 @@ from tokencredit.dynamics.batch import Batch, draw
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.entropy import Weights, entropy_terms
 from tokencredit.dynamics.passes import Passes
+from tokencredit.dynamics.sweep import Sweep
 from tokencredit.dynamics.to_go import after, baseline_of
 from tokencredit.dynamics.update import Update, by_group
 from tokencredit.dynamics.vectors import Vector, dot
 from tokencredit.lm.distribution import seed_of
-from tokencredit.lm.sampling import Progress
 from tokencredit.masked import pool, zero_off
 from tokencredit.stats import Estimate, mean_of_units
 
@@ -77,7 +77,7 @@ class EntropyGoal:
         """Made once, by `changes` on the way."""
         return _gradient(self, _sum(self._terms), self._prompts)
 
-    def changes(self, directions: Sequence[Vector]) -> list[np.ndarray]:
+    def changes(self, directions: Sequence[Vector], sweep: Sweep | None = None) -> list[np.ndarray]:
         """[P] each: ⟨∇H, u⟩ prompt by prompt: the mean is the estimate, and the prompts spread as it does
         (infinitesimal jackknife).
 
@@ -92,7 +92,7 @@ class EntropyGoal:
         entropy, tokens = self._by_prompt(rollouts.score("entropy").double()), self._by_prompt(rollouts.mask.double())
         mean, length = entropy.sum() / tokens.sum(), tokens.mean()
         found = []
-        for whole, longer in self._along(directions):
+        for whole, longer in self._along(directions, sweep):
             numerator = tokens.sum() * whole
             slope = -tokens.sum() / mean * longer / len(tokens) if mean > 0 else 0.0
             value = numerator.mean() / length
@@ -100,7 +100,7 @@ class EntropyGoal:
             found.append(value + spread)
         return found
 
-    def _along(self, directions: Sequence[Vector]) -> Iterator[tuple[np.ndarray, float]]:
+    def _along(self, directions: Sequence[Vector], sweep: Sweep | None) -> Iterator[tuple[np.ndarray, float]]:
         """Of every direction, what each prompt's tokens add to ⟨∇H, u⟩ [P], and what the term of the length adds."""
         if not self.passes.large:
             for direction in directions:
@@ -108,7 +108,8 @@ class EntropyGoal:
                 longer = self._by_prompt(_along(self._terms["length"], moved)).sum()
                 yield self._by_prompt(_along(_sum(self._terms), moved)), longer
             return
-        found, (_, length) = _swept(self, [_sum(self._terms), self._terms["length"]], self._prompts, directions)
+        weightings = [_sum(self._terms), self._terms["length"]]
+        found, (_, length) = _swept(self, weightings, self._prompts, directions, sweep)
         yield from zip(found.numpy(), (dot(length, u) for u in directions))
 
     @property
@@ -138,13 +139,13 @@ class WeightedGoal:
         """Made once, by `changes` on the way."""
         return _gradient(self, self.weights, self._prompts)
 
-    def changes(self, directions: Sequence[Vector]) -> list[np.ndarray]:
+    def changes(self, directions: Sequence[Vector], sweep: Sweep | None = None) -> list[np.ndarray]:
         """[P] each: ⟨∇F, u⟩ prompt by prompt, P Σ_{i∈q,t} wᵢₜ ∇log πᵢₜ·u: the mean is the estimate."""
         if not self.passes.large:
             moved = (self.passes.forward(direction) for direction in directions)
             sums = (by_group(_along(self.weights, each).sum(1), self.group, self.num_prompts) for each in moved)
             return [self.num_prompts * each for each in sums]
-        return list(self.num_prompts * _swept(self, [self.weights], self._prompts, directions)[0].numpy())
+        return list(self.num_prompts * _swept(self, [self.weights], self._prompts, directions, sweep)[0].numpy())
 
     @property
     def _prompts(self) -> list[Tensor]:
@@ -203,18 +204,20 @@ def draw_goals(
     *,
     entropy: tuple[int, int] = (1024, 4),
     reward: tuple[int, int] = (1024, 8),
-    progress: Progress | None = None,
+    drawn: Callable[[str, int, int, int], Batch] | None = None,
 ) -> Goals:
     """{"entropy", "reward"}, each on (prompts, rollouts of each) of its own, so that their errors are independent of
-    one another.
+    one another. `drawn` gives the rollouts, asked for by name, prompts, rollouts of each and seed, in place of `draw`.
 
     The reward's gradient is by far the noisier one, and costs rows with both outcomes alone.
     """
-    some = [
-        draw(checkpoint, *size, seed=seed_of("goals", seed, name), progress=progress)
+    drawn = drawn or (lambda name, *size: draw(checkpoint, *size))
+    some = {
+        name: drawn(name, *size, seed_of("goals", seed, name))
         for name, size in (("entropy", entropy), ("reward", reward))
-    ]
-    return {"entropy": EntropyGoal(some[0], some[0].passes(checkpoint)), "reward": RewardGoal.of(checkpoint, some[1])}
+    }
+    passes = some["entropy"].passes(checkpoint)
+    return {"entropy": EntropyGoal(some["entropy"], passes), "reward": RewardGoal.of(checkpoint, some["reward"])}
 
 
 def goals_on(checkpoint: Checkpoint, batch: Batch) -> tuple[Goals, dict[str, str]]:
@@ -257,12 +260,13 @@ def _swept(
     weightings: Sequence[Weights],
     prompts: Sequence[Tensor],
     directions: Sequence[Vector],
+    sweep: Sweep | None = None,
 ) -> tuple[Tensor, list[Vector | None]]:
     """(`Passes.products` over a goal's prompts, of a large model; the gradients with the weightings). The goal knows
     that with the first, its own, after it, and where it knew it before there is None in its place.
     """
     wholes = [None if goal.known and k == 0 else goal.passes.zero() for k in range(len(weightings))]
-    found = goal.passes.products(weightings, prompts, directions, wholes)
+    found = goal.passes.products(weightings, prompts, directions, wholes, sweep)
     if not goal.known:
         goal.known.append(goal.passes.kept(wholes[0]))
     return found, wholes
@@ -306,24 +310,46 @@ Question = Generator[Sequence[Vector], list[dict[str, np.ndarray]], Any]
 """What asks once for the changes along some directions, and ends with what it makes of them."""
 
 
-def answered(questions: Iterable[Question], goals: Goals) -> list[Any]:
-    """What questions end with. Of a large model the directions of all are held, `Passes.held`, and one sweep over the
-    goals' prompts answers them.
-    """
-    asked, directions = [], []
-    for question in questions:
-        some = [next(iter(goals.values())).passes.held(u) for u in next(question)]
-        asked.append((question, len(some)))
-        directions += some
-    found, answers = changes(directions, goals), []
-    del directions
-    for question, num in asked:
-        mine, found = found[:num], found[num:]
+Sweeps = Callable[[str, Sequence[str]], Sweep]
+"""The sweep of a goal's prompts with directions by these names."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A question with what it asked for."""
+
+    question: Question
+    found: list[dict[str, np.ndarray]]
+
+    def answer(self) -> Any:
+        """What the question ends with."""
         try:
-            question.send(mine)
+            self.question.send(self.found)
         except StopIteration as end:
-            answers.append(end.value)
-    return answers
+            return end.value
+        raise RuntimeError("a question asks once")
+
+
+def asked(questions: Iterable[tuple[str, Question]], goals: Goals, sweeps: Sweeps | None = None) -> list[Pending]:
+    """Questions by name with what they ask for. Of a large model the directions of all are held, `Passes.held`, and one
+    sweep over the goals' prompts is made for them.
+    """
+    opened, names, directions = [], [], []
+    for name, question in questions:
+        some = [next(iter(goals.values())).passes.held(u) for u in next(question)]
+        opened.append((question, len(some)))
+        names += [f"{name}/{k}" for k in range(len(some))]
+        directions += some
+    found, pending = changes(directions, goals, sweeps, names), []
+    for question, num in opened:
+        mine, found = found[:num], found[num:]
+        pending.append(Pending(question, mine))
+    return pending
+
+
+def answered(questions: Iterable[Question], goals: Goals) -> list[Any]:
+    """What questions end with, all of them in one sweep."""
+    return [pending.answer() for pending in asked(((str(k), each) for k, each in enumerate(questions)), goals)]
 
 
 def attribute(update: Update, goals: Goals) -> Attribution:
@@ -338,13 +364,16 @@ def attributing(update: Update, goals: Goals) -> Question:
     return Attribution(update, shares, dict(zip(PARTS, found)))
 
 
-def changes(directions: Sequence[Vector], goals: Goals) -> list[dict[str, np.ndarray]]:
+def changes(
+    directions: Sequence[Vector], goals: Goals, sweeps: Sweeps | None = None, names: Sequence[str] = ()
+) -> list[dict[str, np.ndarray]]:
     """{goal: [P]} of every direction: ⟨∇F, u⟩ by evaluation prompt; 0 along nothing, such as the decay of a run without
-    it.
+    it. `sweeps` with the directions' names make the sweeps of a large model.
     """
     there = [k for k, direction in enumerate(directions) if any(x.any() for x in direction.values())]
     found = [{name: np.zeros(goal.num_prompts) for name, goal in goals.items()} for _ in directions]
     for name, goal in goals.items():
-        for k, values in zip(there, goal.changes([directions[k] for k in there])):
+        sweep = sweeps(name, [names[k] for k in there]) if sweeps else None
+        for k, values in zip(there, goal.changes([directions[k] for k in there], sweep)):
             found[k][name] = values
     return found

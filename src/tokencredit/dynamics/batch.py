@@ -103,12 +103,24 @@ def roll_out(
     """`group` rollouts of every row, in their order. The k-th rollout of the i-th row depends on the seed, i, k and the
     policy.
     """
-    c = checkpoint
-    prompts = c.policy.encode_rows(rows)
-    sampled = c.policy.complete(prompts, group, seed=seed, progress=progress)
+    prompts = checkpoint.policy.encode_rows(rows)
+    sampled = checkpoint.policy.complete(prompts, group, seed=seed, progress=progress)
+    return of_groups(checkpoint, rows, prompts, sampled, seed, needs=needs)
+
+
+def of_groups(
+    checkpoint: Checkpoint,
+    rows: Sequence[Row],
+    prompts: Sequence[Sequence[int]],
+    sampled: Sequence[Sequence[Completion]],
+    seed: int,
+    *,
+    needs: Sequence[str] = (),
+) -> Batch:
+    """The completions of every row, verified and scored."""
     flat = [completion for some in sampled for completion in some]
     owner = [i for i, some in enumerate(sampled) for _ in some]
-    return scored(c, [rows[i] for i in owner], [prompts[i] for i in owner], flat, owner, seed, needs=needs)
+    return scored(checkpoint, [rows[i] for i in owner], [prompts[i] for i in owner], flat, owner, seed, needs=needs)
 
 
 def scored(

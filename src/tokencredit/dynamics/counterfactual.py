@@ -19,6 +19,7 @@ from torch import Tensor
 from tokencredit.dynamics.attribution import Attribution, Goals, Question, by_group
 from tokencredit.dynamics.batch import Batch, credited
 from tokencredit.dynamics.checkpoint import Checkpoint
+from tokencredit.dynamics.sweep import Sweep
 from tokencredit.dynamics.update import loss_coefficients, step_along
 from tokencredit.dynamics.vectors import norm, total
 from tokencredit.method import PARTS, Method, parse
@@ -121,20 +122,23 @@ def own_consequences(attribution: Attribution, own: Coefficients, drawn: Batch) 
     return found
 
 
-def consequences(checkpoint: Checkpoint, own: Coefficients, drawn: Batch, goals: Goals) -> Question:
-    """Asks what the method's step does, and ends with arrays.
+def consequences(
+    checkpoint: Checkpoint, own: Coefficients, drawn: Batch, goals: Goals, name: str = "", sweep: Sweep | None = None
+) -> Question:
+    """Asks what the method's step does, and ends with arrays. `name` keeps its gradient, as `Passes.reverse` takes it;
+    `sweep` is of the drawn prompts.
 
     fresh/GOAL, rest/GOAL [P]   change by the goal's own prompts, of the part that these rollouts make and of momentum
                                 and decay
     shares/GOAL [U]             the fresh part by prompt of the drawn batch
     length, clip                ‖fresh‖ and the factor of gradient clipping
     """
-    update = step_along(checkpoint, own.batch, own.value, own.credit)
+    update = step_along(checkpoint, own.batch, own.value, own.credit, name=name)
     found = {"length": np.array(norm(update.fresh)), "clip": np.array(update.clip)}
     answers = yield [update.fresh, total(update.momentum, update.decay)]
     for part, change in zip(("fresh", "rest"), answers):
-        found |= {f"{part}/{name}": values for name, values in change.items()}
-    gradients = {name: goal.gradient for name, goal in goals.items()}
+        found |= {f"{part}/{goal}": values for goal, values in change.items()}
+    gradients = [goal.gradient for goal in goals.values()]
     group = drawn.rollouts.group_index[own.keep]
-    shares = update.shares_of_groups(list(gradients.values()), group, drawn.num_prompts)
-    return found | {f"shares/{name}": values for name, values in zip(gradients, shares)}
+    shares = update.shares_of_groups(gradients, group, drawn.num_prompts, sweep)
+    return found | {f"shares/{goal}": values for goal, values in zip(goals, shares)}

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from tokencredit.dynamics.sweep import Sweep
 from tokencredit.dynamics.vectors import Filed, Vector, condensed, dots, kept_as, large, size, trained
 from tokencredit.lm.attention import differentiable_attention
 from tokencredit.lm.head import Head, head_statistics
@@ -97,9 +98,11 @@ class Passes:
         with evaluating(self.model):
             return shares_prompts(self.readout, self.batch.ids[0])
 
-    def kept(self, vector: Vector) -> Vector:
-        """A vector that is there, where this model's vectors are kept."""
-        return vector if self.scratch is None else Filed(vector, self.scratch)
+    def kept(self, vector: Vector, name: str = "") -> Vector:
+        """A vector that is there, where this model's vectors are kept; with a name, where they are files, for later
+        processes too.
+        """
+        return vector if self.scratch is None else Filed(vector, self.scratch, name)
 
     def held(self, direction: Vector) -> Vector:
         """A direction that products are made with, of a large model `condensed`, where its vectors are kept."""
@@ -116,11 +119,17 @@ class Passes:
                     store[keep.cpu()] = x.double().cpu()
         return tuple(map(self.grid, found))
 
-    def reverse(self, logprob_weight: Tensor | None = None, entropy_weight: Tensor | None = None) -> Vector:
-        """∇ Σ (w log π + e H) over the parameters, a kept vector; weights are [B, T], None for none."""
+    def reverse(
+        self, logprob_weight: Tensor | None = None, entropy_weight: Tensor | None = None, name: str = ""
+    ) -> Vector:
+        """∇ Σ (w log π + e H) over the parameters, a kept vector; weights are [B, T], None for none. Under a name it is
+        made once, by whichever process.
+        """
+        if name and self.scratch is not None and (there := Filed.found(self.scratch, name)) is not None:
+            return there
         found = self.zero()
-        self._backward([(logprob_weight, entropy_weight)], lambda _, name, g: found[name].add_(g))
-        return self.kept(found)
+        self._backward([(logprob_weight, entropy_weight)], lambda _, key, g: found[key].add_(g))
+        return self.kept(found, name)
 
     def products(
         self,
@@ -128,15 +137,19 @@ class Passes:
         groups: Sequence[Tensor],
         directions: Sequence[Vector],
         wholes: Sequence[Mapping[str, Tensor] | None] = (None,),
+        sweep: Sweep | None = None,
     ) -> Tensor:
         """[K, G]: ⟨∇ Σ (w log π + e H), u⟩ over the rows of each group ([B] bool), with the first weighting (w, e), for
         K directions. A reverse pass for a group, each entry of whose gradient is multiplied with that of every
         direction and let go; of directions there are `at_once` at a time.
 
         wholes   a vector for every weighting, to which its gradients over the groups are added, or None
+        sweep    is told of every group, and may know of some already
         """
         found = torch.zeros(len(directions), len(groups), dtype=torch.float64)
-        for first in range(0, max(len(directions), 1), self.at_once):
+        times, sweep = range(0, max(len(directions), 1), self.at_once), sweep or Sweep()
+        known = sweep.begin(len(times) * len(groups), found, wholes)
+        for time, first in enumerate(times):
             held = [self.held(u) for u in directions[first : first + self.at_once]]
             needed = weightings if first == 0 else weightings[:1]
 
@@ -147,7 +160,10 @@ class Passes:
                     whole[name].add_(g)
 
             for q, rows in enumerate(groups):
-                self.tell_gradients(needed, rows, partial(heard, q))
+                done = time * len(groups) + q + 1
+                if done > known:
+                    self.tell_gradients(needed, rows, partial(heard, q))
+                    sweep.heard(done, found, wholes)
         return found
 
     def tell_gradients(

@@ -22,6 +22,7 @@ from tokencredit.dynamics.batch import Batch, credited
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.optimizer import Moments, OptimizerState, Step, step_parts
 from tokencredit.dynamics.passes import Passes
+from tokencredit.dynamics.sweep import Sweep
 from tokencredit.dynamics.vectors import Derived, Vector, dot, elementwise, norm, scaled, total
 from tokencredit.method import Method
 from tokencredit.rollouts import Rollouts
@@ -65,7 +66,9 @@ class Update:
         along = self.passes.forward(scaled(direction, self.gain), self.coefficient)[0]
         return -self.clip * self.coefficient * along
 
-    def shares_of_groups(self, directions: Sequence[Vector], group: Tensor, num: int) -> list[np.ndarray]:
+    def shares_of_groups(
+        self, directions: Sequence[Vector], group: Tensor, num: int, sweep: Sweep | None = None
+    ) -> list[np.ndarray]:
         """[num] each: the parts of ⟨d, Δθ⟩ that groups of rollouts have, group [B] saying which is whose. A
         forward-mode pass for a direction; of a large model a reverse pass for a group, for all of them.
         """
@@ -74,7 +77,7 @@ class Update:
         none = torch.zeros_like(self.coefficient)
         groups = [group == q for q in range(num)]
         along = [scaled(d, self.gain) for d in directions]
-        found = self.passes.products([(self.coefficient, none)], groups, along)
+        found = self.passes.products([(self.coefficient, none)], groups, along, (None,), sweep)
         return list(-self.clip * found.numpy())
 
     def rest(self, direction: Mapping[str, Tensor]) -> dict[str, float]:
@@ -83,10 +86,15 @@ class Update:
 
 
 def update_vector(
-    checkpoint: Checkpoint, batch: Batch, method: Method | None = None, *, optimizer: OptimizerState | None = None
+    checkpoint: Checkpoint,
+    batch: Batch,
+    method: Method | None = None,
+    *,
+    optimizer: OptimizerState | None = None,
+    name: str = "",
 ) -> Update:
     """The step that training with `method` (the run's own without one) would make on these rollouts from the
-    checkpoint.
+    checkpoint; `name` keeps its gradient, as `Passes.reverse` takes it.
 
     The model is in evaluation mode: no dropout. ValueError where no rollout has credit, or where there is no optimizer
     state.
@@ -99,7 +107,7 @@ def update_vector(
             f"{method.name} gives no token of this batch any gradient: every group's rewards are equal. Draw more"
             " prompts"
         )
-    return step_along(checkpoint, batch, coefficient, credit, optimizer=optimizer)
+    return step_along(checkpoint, batch, coefficient, credit, optimizer=optimizer, name=name)
 
 
 def step_along(
@@ -109,24 +117,26 @@ def step_along(
     credit: Tensor,
     *,
     optimizer: OptimizerState | None = None,
+    name: str = "",
 ) -> Update:
     """The step whose loss has these ∂L/∂log π [B, T]: any weighting of the tokens, with the gain and the clipping that
     belong to it.
     """
     passes = batch.passes(checkpoint)
-    return step_of(checkpoint, batch, coefficient, credit, passes, passes.reverse(coefficient), optimizer=optimizer)
+    gradient = passes.reverse(coefficient, name=name)
+    return step_of(checkpoint, batch, coefficient, credit, passes, gradient, optimizer=optimizer)
 
 
-def without_tokens(checkpoint: Checkpoint, update: Update, tokens: Tensor) -> Update:
+def without_tokens(checkpoint: Checkpoint, update: Update, tokens: Tensor, name: str = "") -> Update:
     """The step when some of its tokens [B, T] have no gradient: from the gradient of the others, or from the whole less
     that of these, whichever stands in fewer rollouts.
     """
     kept, passes = update.coefficient.masked_fill(tokens, 0), update.passes
     left_out = update.coefficient - kept
     if (kept != 0).any(1).sum() <= (left_out != 0).any(1).sum():
-        gradient = passes.reverse(kept)
+        gradient = passes.reverse(kept, name=name)
     else:
-        gradient = passes.kept(total(update.gradient, scaled(passes.reverse(left_out), -1)))
+        gradient = passes.kept(total(update.gradient, scaled(passes.reverse(left_out, name=name), -1)))
     return step_of(checkpoint, update.batch, kept, update.credit, passes, gradient)
 
 

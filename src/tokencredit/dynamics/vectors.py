@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokencredit.durable import read_mapping, sync, write_json
 from tokencredit.lm.models import CausalModel
 
 Vector = Mapping[str, Tensor]
@@ -69,14 +70,36 @@ class Derived(Mapping[str, Tensor]):
 
 
 class Filed(Mapping[str, Tensor]):
-    """A vector in a file of `folder` that has no name and goes when the vector does. An entry is mapped when it is
-    read, and takes memory of the process as long as it is held; what the machine has to spare caches the rest.
+    """A vector in a file of `folder` that has no name and goes when the vector does; or, with a name, stays until
+    `forget`, and is `found` by a later process. An entry is mapped when it is read, and takes memory of the process as
+    long as it is held; what the machine has to spare caches the rest.
     """
 
-    def __init__(self, vector: Vector, folder: Path) -> None:
-        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    def __init__(self, vector: Vector, folder: Path, name: str = "") -> None:
+        self._open(open(_file(folder, name), "w+b") if name else tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
+        self._write(vector, folder)
+        if name:
+            sync(_file(folder, name))
+            kept = {key: (place, str(dtype), tuple(shape)) for key, (place, dtype, shape) in self.entries.items()}
+            write_json(_about(folder, name), kept)
+
+    @classmethod
+    def found(cls, folder: Path, name: str) -> Filed | None:
+        """The vector of that name, where it is there and whole."""
+        if not _about(folder, name).exists():
+            return None
+        vector = cls.__new__(cls)
+        vector._open(open(_file(folder, name), "rb"))  # noqa: SIM115
+        for key, (place, dtype, shape) in read_mapping(_about(folder, name)).items():
+            vector.entries[key] = place, getattr(torch, dtype.removeprefix("torch.")), torch.Size(shape)
+        return vector
+
+    def _open(self, file: IO[bytes]) -> None:
+        self.file = file
         self.entries: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
-        weakref.finalize(self, self.file.close)
+        weakref.finalize(self, file.close)
+
+    def _write(self, vector: Vector, folder: Path) -> None:
         for name in vector:
             x = vector[name].detach()
             place = -(-self.file.tell() // ALIGNED) * ALIGNED
@@ -144,6 +167,21 @@ def _named(folder: Path) -> Iterator[None]:
     except OSError as error:
         message = f"vectors as large as the model are kept in files there meanwhile: {error.strerror}"
         raise OSError(error.errno, message, str(folder)) from error
+
+
+def forget(folder: Path, name: str) -> None:
+    """Removes a vector that was kept under a name, where there is one."""
+    for path in (_about(folder, name), _file(folder, name)):
+        path.unlink(missing_ok=True)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.vector"
+
+
+def _about(folder: Path, name: str) -> Path:
+    """Where its entries are; written last."""
+    return folder / f"{name}.vector.json"
 
 
 def condensed(vector: Vector) -> Vector:

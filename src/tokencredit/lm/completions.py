@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from tokencredit.lm.distribution import Settings, seed_of
 from tokencredit.lm.models import CausalModel, Tokenizer
@@ -19,6 +21,21 @@ class Completion:
 
     ids: tuple[int, ...]
     truncated: bool
+
+
+def as_arrays(completions: Sequence[Completion]) -> dict[str, np.ndarray]:
+    """B completions as arrays: `length` and `truncated` [B], and all their `ids`, one after the other."""
+    return {
+        "length": np.array([len(each.ids) for each in completions], int),
+        "truncated": np.array([each.truncated for each in completions], bool),
+        "ids": np.array([token for each in completions for token in each.ids], int),
+    }
+
+
+def of_arrays(arrays: Mapping[str, np.ndarray]) -> list[Completion]:
+    """Completions of `as_arrays`."""
+    ids = np.split(arrays["ids"], np.cumsum(arrays["length"])[:-1])
+    return [Completion(tuple(own.tolist()), bool(cut)) for own, cut in zip(ids, arrays["truncated"])]
 
 
 def sample(

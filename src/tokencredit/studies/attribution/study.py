@@ -7,9 +7,8 @@ A killed question goes on where it was and ends with the same numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,18 +23,18 @@ from tokencredit.dynamics.attribution import (
     Attribution,
     Goals,
     Question,
-    answered,
+    asked,
     attributing,
     draw_goals,
 )
-from tokencredit.dynamics.batch import Batch, draw, prompts_of, roles
+from tokencredit.dynamics.batch import Batch, prompts_of, roles
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.counterfactual import Coefficients, acting_parts, consequences, named_method, own_consequences
 from tokencredit.dynamics.diagnostics import diagnostics
 from tokencredit.dynamics.pivotal import batch_of_run, from_trees
+from tokencredit.dynamics.sweep import Sweep
 from tokencredit.dynamics.update import Update, update_vector
-from tokencredit.dynamics.vectors import large, trained
-from tokencredit.lm.sampling import Progress
+from tokencredit.dynamics.vectors import forget, large, trained
 from tokencredit.lm.text import pieces
 from tokencredit.runs import Run
 from tokencredit.stages import Stages
@@ -44,6 +43,7 @@ from tokencredit.studies.arguments import check_prompts, open_from, parameters_o
 from tokencredit.studies.attribution import figures as blocks
 from tokencredit.studies.attribution.findings import findings
 from tokencredit.studies.attribution.question import FEWEST, AttributeConfig
+from tokencredit.studies.drawn import drawn
 from tokencredit.studies.forecast import ALONG, BACKWARD
 from tokencredit.studies.options import identity
 from tokencredit.studies.study import Work
@@ -51,6 +51,7 @@ from tokencredit.tasks.task import Walkable
 
 DIRECTIONS = 3
 """That a question asks for, at the most."""
+SWEEP, STEP = "sweep_", "step"
 
 
 def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
@@ -70,15 +71,14 @@ def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
     stages, c = work.stages, c.filed(work.record.path)
     _foretell(c, config, len(methods), work)
     needs = {name for method in (c.method, *methods) for name in method.needs}
-    heard = work.counting("sampling the step", "rollouts", config.prompts * config.group)
-    batch, stored = _rollouts(c, config, needs, heard)
+    batch, stored = _rollouts(c, config, needs, work)
     goals = cache(lambda: _goals(c, config, work))
     say("the step")
-    update = update_vector(c, batch)
+    update = update_vector(c, batch, name=STEP)
     columns = _tensors(stages.arrays("diagnostics", lambda: _arrays(diagnostics(update))))
     coefficients = [Coefficients.of(method, batch) for method in methods]
     own, sets = Coefficients.of(c.method, batch), token_sets(update)
-    attribution, arrays = _asked(c, update, batch, own, coefficients, sets, goals, stages, say)
+    attribution, arrays = _asked(c, update, batch, own, coefficients, sets, goals, work)
     found = _methods(batch, coefficients, attribution, arrays)
     ablated = {name: arrays[f"fewer_{k}"] for k, name in enumerate(sets)}
     known = _trees(c, update.batch, config, stages, say) if stored is None else stored
@@ -105,7 +105,9 @@ def _foretell(c: Checkpoint, config: AttributeConfig, methods: int, work: Work) 
     is_large = large(trained(c.model))
     if is_large:
         step = 2 + (1 + 2 * methods + sets) * BACKWARD + 2 * ALONG
-        times, filed = 0, (1 + methods) * (1 + c.needs_optimizer().decays) + len(GOALS) + directions / 2
+        sums = 3
+        filed = (1 + methods) * (1 + c.needs_optimizer().decays) + sets + len(GOALS) + sums + directions / 2
+        times = 0
     else:
         step, times, filed = 2 + (1 + methods + sets) * BACKWARD + 2 * (1 + methods) * ALONG, directions * ALONG, 0
     parts = (
@@ -119,14 +121,14 @@ def _foretell(c: Checkpoint, config: AttributeConfig, methods: int, work: Work) 
 
 
 def _rollouts(
-    c: Checkpoint, config: AttributeConfig, needs: set[str], progress: Progress | None = None
+    c: Checkpoint, config: AttributeConfig, needs: set[str], work: Work
 ) -> tuple[Batch, dict[str, Tensor] | None]:
     """The rollouts of the step and, from a pivotality run, the effects of the tokens of those that the run's own method
     keeps.
     """
     if config.pivotality is None:
-        options = {"needs": sorted(needs), "progress": progress}
-        return draw(c, config.prompts, config.group, config.seed, **options), None
+        options = {"needs": sorted(needs), "progress": work.counting("sampling the step", "rollouts")}
+        return drawn(work.stages, STEP, c, config.prompts, config.group, config.seed, **options), None
     batch, known = batch_of_run(c, config.pivotality, config.group, config.seed, needs=sorted(needs))
     keep = Coefficients.of(c.method, batch).keep
     return batch, {name: values[keep] for name, values in known.items()}
@@ -142,9 +144,11 @@ def _optimizer(c: Checkpoint) -> dict[str, Any]:
 
 
 def _goals(c: Checkpoint, config: AttributeConfig, work: Work) -> Goals:
-    total = math.prod(config.entropy) + math.prod(config.reward)
-    heard = work.counting("sampling what the gradients of entropy and reward are estimated on", "rollouts", total)
-    return draw_goals(c, config.seed, entropy=config.entropy, reward=config.reward, progress=heard)
+    def found(goal: str, prompts: int, group: int, seed: int) -> Batch:
+        heard = work.counting(f"sampling what the gradient of {goal} is estimated on", "rollouts")
+        return drawn(work.stages, f"goal_{goal}", c, prompts, group, seed, progress=heard)
+
+    return draw_goals(c, config.seed, entropy=config.entropy, reward=config.reward, drawn=found)
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -163,35 +167,55 @@ def _asked(
     coefficients: Sequence[Coefficients],
     sets: Mapping[str, Tensor],
     goals: Callable[[], Goals],
-    stages: Stages,
-    say: Callable[[str], None],
+    work: Work,
 ) -> tuple[Attribution, dict[str, dict[str, np.ndarray]]]:
     """The attribution of the step, and what "method_k" and "fewer_k" would do: the questions that are not stored yet,
     of a large model as many together as there is room for.
 
     A method whose coefficients are those of an earlier one, or of the step that is looked at, is not asked for.
     """
+    what = "every token's part, other methods, fewer tokens"
+
+    def sweep(name: str, keys: Sequence[str]) -> Sweep:
+        return Sweep(work.stages.path(SWEEP + name), keys, work.counting(f"{what}: {name}", "prompts"))
+
+    def method(name: str, mine: Coefficients) -> Question:
+        return consequences(c, mine, batch, goals(), name, sweep(name, list(GOALS)))
+
     questions: dict[str, Callable[[], Question]] = {"attribution": lambda: _stored(update, goals())}
     for k, mine in enumerate(coefficients):
         if not any(mine.same(other) for other in (own, *coefficients[:k])):
-            questions[f"method_{k}"] = lambda mine=mine: consequences(c, mine, batch, goals())
+            questions[f"method_{k}"] = partial(method, f"method_{k}", mine)
     for k, tokens in enumerate(sets.values()):
-        questions[f"fewer_{k}"] = lambda tokens=tokens: without(c, update, tokens)
+        questions[f"fewer_{k}"] = partial(without, c, update, tokens, f"fewer_{k}")
     names, num = list(questions), max(update.passes.at_once // DIRECTIONS, 1) if update.passes.large else 1
 
-    def opened(place: int) -> Question:
-        say(f"every token's part, other methods, fewer tokens: step {place + 1} of {len(names)}")
-        return questions[names[place]]()
+    def opened(name: str) -> tuple[str, Question]:
+        work.say(f"{what}: step {names.index(name) + 1} of {len(names)}")
+        return name, questions[name]()
 
     def made(absent: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         for some in (absent[first : first + num] for first in range(0, len(absent), num)):
-            yield from zip(some, answered((opened(place) for place in some), goals()))
+            pending = asked((opened(names[place]) for place in some), goals(), sweep)
+            for k, (place, question) in enumerate(zip(some, pending)):
+                work.say(f"{what}: answer {k + 1} of {len(some)}")
+                yield place, question.answer()
+                _done(c, work.stages, names[place])
 
-    found = dict(zip(names, stages.pieces(names, made)))
+    found = dict(zip(names, work.stages.pieces(names, made)))
+    for name in (STEP, *GOALS, *names):
+        _done(c, work.stages, name)
     arrays = found["attribution"]
     shares = {goal: torch.from_numpy(arrays[f"shares/{goal}"]) for goal in GOALS}
     parts = {part: {goal: arrays[f"{part}/{goal}"] for goal in GOALS} for part in PARTS}
     return Attribution(update, shares, parts), found
+
+
+def _done(c: Checkpoint, stages: Stages, name: str) -> None:
+    """Removes what was kept for the case of a kill."""
+    stages.drop(SWEEP + name)
+    if c.scratch is not None:
+        forget(c.scratch, name)
 
 
 def _stored(update: Update, goals: Goals) -> Question:
