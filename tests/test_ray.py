@@ -36,6 +36,7 @@ from tokencredit.pivotality.crew import Here
 from tokencredit.pivotality.measure import measure, measure_with
 from tokencredit.pivotality.store import RolloutStore
 from tokencredit.scores import command as score_command
+from tokencredit.stages import Stages
 from tokencredit.studies.book import Book
 from tokencredit.studies.correlation import study as correlation
 from tokencredit.studies.correlation.question import CorrelationConfig
@@ -139,12 +140,15 @@ def test_two_stages_on_two_workers_are_those_of_one_process(workers, alone, trac
     assert sum(told) == sum(rollouts for _, rollouts, _ in two[0].values())
 
 
-def test_scores_are_those_of_one_process(workers, alone):
+def test_scores_are_those_of_one_process(workers, alone, tmp_path):
     words = ["score", "--out", "none", "--scores", "entropy", "head_norm", "gradient_norm", "exact_value", "step_gain"]
     args = make_parser().parse_args([*words, "--prompts", "5", "--samples", "2", "--batch", "3"])
-    one, two = (score_command.from_task(args, pool) for pool in (alone, workers))
-    assert one == two and len(one) == 10
-    assert score_command._scores(args, alone, one) == score_command._scores(args, workers, two)
+    asked = score_command.task_rows(args, alone.policy)
+    assert asked == score_command.task_rows(args, workers.policy)
+    one, two = (Stages(tmp_path / name) for name in ("one", "two"))
+    rows = score_command.sampled(args, alone, asked, one)
+    assert rows == score_command.sampled(args, workers, asked, two) and len(rows) == 10
+    assert score_command._scores(args, alone, rows, one) == score_command._scores(args, workers, rows, two)
 
 
 def test_the_correlation_study_is_that_of_one_process(workers, alone, tmp_path):

@@ -2,14 +2,19 @@
 
 import argparse
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 
 from tokencredit import logs
+from tokencredit.distribute import together
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.scores import command as score_command
+from tokencredit.scores.portions import cut
 
 
 def run(*words):
@@ -92,3 +97,74 @@ def test_messages_are_scored_as_what_they_say_and_tools_are_masked(tmp_path):
     (row,) = pyarrow.parquet.read_table(out).to_pylist()
     own = [token.strip() for token, written in zip(row["tokens"], row["mask"]) if written]
     assert own == ["3", "+", "4", "<eos>", "@1", "7", "<eos>"] and len(row["tokens"]) == len(own) + 2
+
+
+KILLED = """
+import os, runpy, signal, sys
+from tokencredit.distribute import together
+from tokencredit.scores import command
+work, name, place, own = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), []
+together.WORK, doing = work, getattr(command, name)
+def done(*given):
+    own.append(1)
+    if len(own) == place:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return doing(*given)
+setattr(command, name, done)
+run = runpy.run_path(sys.argv[4])["run"]
+run(*sys.argv[5:])
+"""
+
+
+def killed(work, name, place, *words):
+    """The command, which ends itself before its piece `place` of the work called `name`."""
+    script = [sys.executable, "-c", KILLED, work, name, place, __file__, *words]
+    done = subprocess.run(list(map(str, script)), capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_killed_twice_it_goes_on_and_ends_with_the_same_file(tmp_path, monkeypatch):
+    """While it samples and while it scores; what is done is not done again, and nothing is left beside the file."""
+    work = 300 * sum(p.numel() for p in PolicyConfig().open().model.parameters())
+    monkeypatch.setattr(together, "WORK", work)
+    words = ("--prompts", 12, "--samples", 2, "--scores", "entropy", "uniform", "gradient_norm", "--batch", 5)
+    words += ("--max-new-tokens", 40, "--method", "sketch")
+    run("--out", tmp_path / "whole.parquet", *words)
+    out = tmp_path / "killed.parquet"
+    killed(work, "_drawn", 3, "--out", out, *words)
+    killed(work, "_scored", 4, "--out", out, *words)
+    assert not out.exists()
+    with pytest.raises(ValueError, match=r"(?s)killed\.parquet\.parts.*samples: 2 in the directory, 3 asked for"):
+        run("--out", out, *words, "--samples", 3)
+    drawn, scored = [], []
+    for name, seen in (("_drawn", drawn), ("_scored", scored)):
+        doing = getattr(score_command, name)
+        monkeypatch.setattr(
+            score_command, name, lambda *given, doing=doing, seen=seen: seen.append(given) or doing(*given)
+        )
+    stored = (tmp_path / "killed.parquet.parts" / "stages").glob("scores_*.npz")
+    stops = [int(path.stem.split("_")[-1]) for path in stored]
+    run("--out", out, *words)
+    assert len(stops) == 3 and not drawn and scored[0][-1] == max(stops) < 24
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.parquet", "whole.parquet"]
+
+
+def test_a_command_that_has_done_nothing_leaves_nothing(tmp_path, monkeypatch):
+    def broken(*given):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(score_command, "_drawn", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("--out", tmp_path / "a.parquet", "--prompts", 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_cut_by_number_by_tokens_and_where_siblings_end():
+    rows = [([p], [0] * n) for p, n in ((1, 3), (1, 3), (2, 3), (2, 9), (3, 1), (3, 1))]
+    bounds = lambda *given: [(own.start, own.stop) for own in cut(rows, *given)]  # noqa: E731
+    assert bounds(4, 100) == [(0, 4), (4, 6)]
+    assert bounds(4, 8) == [(0, 2), (2, 3), (3, 4), (4, 6)]
+    assert bounds(1, 100, True) == [(0, 2), (2, 4), (4, 6)]
+    assert bounds(5, 100, True) == [(0, 4), (4, 6)]
+    assert cut([], 5, 100) == []

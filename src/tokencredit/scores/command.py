@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from tokencredit.lm.arguments import add_policy, add_sampler, policy_config, row
 from tokencredit.scores.table import SCORES
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tokencredit.distribute.host import Host
     from tokencredit.distribute.pool import Alone, Pool
-    from tokencredit.lm.completions import Completion
     from tokencredit.lm.policy import Policy
     from tokencredit.logs import LoggedRollout
+    from tokencredit.stages import Stages
 
 EXAMPLES = """examples:
   tokencredit score --out scores.parquet
@@ -30,7 +33,11 @@ EXAMPLES = """examples:
   tokencredit score --task gsm8k --prompts 50 --samples 4 --scores entropy gradient_norm --out scores.parquet
   tokencredit score --task verify.py:check --option path=data.jsonl --model runs/mine --out scores.parquet"""
 
-SHARD = 64  # prompts whose completions are sampled together
+SHARD = 64  # prompts whose completions are sampled together, at most
+
+ROWS = "/rows"
+ASKED, OF_TASK = ("scores", "directions", "method", "parameters", "batch"), ("split", "prompts", "samples")
+"""Arguments that make the file this one and no other, besides the policy, its rows and the seed."""
 
 WAYS = {
     "finite_difference": "a sketch, by finite differences along random directions",
@@ -97,8 +104,9 @@ def _score_table() -> str:
 def run(args: argparse.Namespace) -> int:
     from tokencredit.lm.load import run_of
     from tokencredit.scores.table import check_available
+    from tokencredit.scores.unfinished import pieces_beside
 
-    config, workers = policy_config(args), workers_of(args)
+    config, workers, command = policy_config(args), workers_of(args), getattr(args, "command_line", "")
     if args.directions is not None and args.directions < 2:
         raise ValueError(f"--directions must be at least 2, for a standard error; got {args.directions}")
     logged = _logged(args) if args.data else []
@@ -108,14 +116,24 @@ def run(args: argparse.Namespace) -> int:
     check_available(args.scores, settled.load_task())
     with workers.open(settled) as pool:
         policy = pool.policy
-        rows = from_log(args, policy, logged) if args.data else from_task(args, pool)
+        rows = from_log(args, policy, logged) if args.data else task_rows(args, policy)
         if args.data and (needy := [name for name in args.scores if SCORES[name].source in ("task", "steps")]):
             raise ValueError(f"{', '.join(needy)} need the task's own rows: sample from --task in place of --data")
-        columns, ways = _scores(args, pool, rows)
-    about = {name: getattr(args, name) for name in ("directions", "method", "parameters", "seed")}
-    about |= {"ways": {name: sorted(found) for name, found in ways.items() if found}}
-    about |= {"policy": settled.as_dict(), "command": getattr(args, "command_line", "")}
-    write(args.out, rows, columns, policy.tokens, about)
+        asked = {name: getattr(args, name) for name in ASKED + (() if args.data else OF_TASK)}
+        asked |= {
+            "policy": settled.as_dict(),
+            "model_hash": pool.facts.model_hash,
+            "verifier": pool.facts.source,
+            "rows": _digest(rows),
+        }
+        of_run = {"task": settled.task, "model": settled.model, "seed": args.seed, "command": command}
+        with pieces_beside(args.out, "score", config=asked, **of_run) as stages:
+            rows = rows if args.data else sampled(args, pool, rows, stages)
+            columns, ways = _scores(args, pool, rows, stages)
+            about = {name: getattr(args, name) for name in ("directions", "method", "parameters", "seed")}
+            about |= {"ways": {name: sorted(found) for name, found in ways.items() if found}}
+            about |= {"policy": settled.as_dict(), "command": command}
+            write(args.out, rows, columns, policy.tokens, about)
     for name, taken in ways.items():
         if SCORES[name].source == "importance" and taken:
             console.print(f"{name}: {', '.join(WAYS.get(way, way) for way in taken)}", soft_wrap=True)
@@ -124,35 +142,75 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of prompts, and of completions or the task's rows."""
+    digest = blake2b(digest_size=16)
+    for row in rows:
+        digest.update(repr((row["prompt_ids"], row.get("completion_ids"), row.get("row"))).encode())
+    return digest.hexdigest()
+
+
 def _scores(
-    args: argparse.Namespace, pool: Pool | Alone, rows: Sequence[Mapping[str, Any]]
+    args: argparse.Namespace, pool: Pool | Alone, rows: Sequence[Mapping[str, Any]], stages: Stages
 ) -> tuple[dict[str, list[list[float]]], dict[str, Counter[str]]]:
-    """({score: [T] of every row}, {score: how often it was computed in which way}), `args.batch` rows at a time."""
-    from tokencredit.distribute.pool import done
+    """({score: [T] of every row}, {score: how often it was computed in which way}), a piece at a time."""
     from tokencredit.progress import bar
+    from tokencredit.scores.portions import cut, passes_of
 
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
-    pieces = [rows[start : start + args.batch] for start in range(0, len(rows), args.batch)]
+    most = pool.facts.together // passes_of(args.scores, args.directions)
+    siblings = any(SCORES[name].source == "siblings" for name in args.scores)
+    pieces = cut([(row["prompt_ids"], row["completion_ids"]) for row in rows], args.batch, most, siblings)
+    names = [f"scores_{own.start}_{own.stop}" for own in pieces]
+
+    def made(absent: list[int]) -> Iterator[tuple[int, Any]]:
+        wanted = [pieces[n] for n in absent]
+        calls = [(rows[own.start : own.stop], args.scores, args.seed, options, own.start) for own in wanted]
+        for n, found in pool.run(_scored, calls, advance, _rows):
+            yield absent[n], found
+
     with bar(console, "scoring", len(rows)) as advance:
-        found = done(pool, _scored, [(some, args.scores, args.seed, options) for some in pieces], advance, _rows)
-    columns = {name: [values for piece, _ in found for values in piece[name]] for name in args.scores}
-    return columns, {name: sum((ways[name] for _, ways in found), Counter()) for name in args.scores}
+        advance(sum(len(own) for own, name in zip(pieces, names) if stages.has(name)))
+        found = stages.pieces(names, made)
+    columns: dict[str, list[list[float]]] = {name: [] for name in args.scores}
+    ways: dict[str, Counter[str]] = {name: Counter() for name in args.scores}
+    for own, piece in zip(pieces, found):
+        for name in args.scores:
+            start, values = 0, piece[name].tolist()
+            for row in rows[own.start : own.stop]:
+                stop = start + len(row["completion_ids"])
+                columns[name].append(values[start:stop])
+                start = stop
+            ways[name].update(piece[f"{name}/ways"].tolist())
+    return columns, ways
 
 
 def _scored(
-    host: Host, rows: Sequence[Mapping[str, Any]], names: Sequence[str], seed: int, options: Mapping[str, Any]
-) -> tuple[dict[str, list[list[float]]], dict[str, Counter[str]]]:
-    """The same of a few rows."""
+    host: Host,
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    seed: int,
+    options: Mapping[str, Any],
+    first: int,
+) -> dict[str, np.ndarray]:
+    """A few rows: of every score `NAME`, the values of all tokens, one row after the other, and `NAME/ways`, in which
+    way each call computed it; `rows`, their number.
+    """
+    import numpy as np
+    import torch
+
     from tokencredit.scores.measure import measure
 
-    ways: dict[str, Counter[str]] = {name: Counter() for name in names}
-    heard = {"heard": lambda kind, way: ways[kind].update([way])}
+    ways: dict[str, list[str]] = {name: [] for name in names}
+    heard = {"heard": lambda kind, way: ways[kind].append(way)}
     prompts, completions = ([row[name] for row in rows] for name in ("prompt_ids", "completion_ids"))
     tasks = [row.get("row", {}) for row in rows]
-    found = measure(host.policy, tasks, prompts, completions, names, seed=seed, importance={**options, **heard})
+    importance = {**options, **heard}
+    found = measure(host.policy, tasks, prompts, completions, names, seed=seed, first=first, importance=importance)
     if host.listen:
         host.listen(len(rows))
-    return {name: [value.tolist() for value in values] for name, values in found.items()}, ways
+    values = {name: torch.cat(value).double().numpy() for name, value in found.items()}
+    return values | {f"{name}/ways": np.array(taken, str) for name, taken in ways.items()} | {ROWS: np.array(len(rows))}
 
 
 def _logged(args: argparse.Namespace) -> list[LoggedRollout]:
@@ -194,46 +252,62 @@ def from_log(args: argparse.Namespace, policy: Policy, logged: Sequence[LoggedRo
     ]
 
 
-def from_task(args: argparse.Namespace, pool: Pool | Alone) -> list[dict[str, Any]]:
-    """Rows sampled now, with the verifier's verdict; "row" is the task's."""
-    from tokencredit.distribute.pool import done
+def task_rows(args: argparse.Namespace, policy: Policy) -> list[dict[str, Any]]:
+    """{"prompt_ids", "row"} of the task's rows that are asked for."""
+    check_rows(args.prompts * args.samples, "--prompts x --samples")
+    rows = rows_of(args, policy.task)
+    return [{"prompt_ids": ids, "row": row} for ids, row in zip(policy.encode_rows(rows), rows)]
+
+
+def sampled(
+    args: argparse.Namespace, pool: Pool | Alone, asked: Sequence[Mapping[str, Any]], stages: Stages
+) -> list[dict[str, Any]]:
+    """Rows sampled from those of `task_rows`, with the verifier's verdict."""
+    from tokencredit.lm.completions import of_arrays
     from tokencredit.progress import bar
 
-    check_rows(args.prompts * args.samples, "--prompts x --samples")
-    policy = pool.policy
-    rows = rows_of(args, policy.task)
-    prompts = policy.encode_rows(rows)
-    calls = [
-        (prompts[first : first + SHARD], args.samples, args.seed, first) for first in range(0, len(prompts), SHARD)
-    ]
-    with bar(console, "sampling", len(rows) * args.samples) as advance:
-        drawn = [group for piece in done(pool, _drawn, calls, advance, _written) for group in piece]
+    policy, num = pool.policy, args.samples
+    size = min(max(pool.facts.together // max(num * policy.max_new_tokens, 1), 1), SHARD)
+    pieces = [asked[start : start + size] for start in range(0, len(asked), size)]
+    names = [f"sampled_{k * size}_{k * size + len(own)}" for k, own in enumerate(pieces)]
+
+    def made(absent: list[int]) -> Iterator[tuple[int, Any]]:
+        calls = [([row["prompt_ids"] for row in pieces[k]], num, args.seed, k * size) for k in absent]
+        for n, found in pool.run(_drawn, calls, advance, _written):
+            yield absent[n], found
+
+    with bar(console, "sampling", len(asked) * num) as advance:
+        advance(num * sum(len(own) for own, name in zip(pieces, names) if stages.has(name)))
+        drawn = [each for piece in stages.pieces(names, made) for each in of_arrays(piece)]
     return [
         {
-            "prompt_ids": prompts[i],
+            "prompt_ids": row["prompt_ids"],
             "completion_ids": list(completion.ids),
             "group": i,
             "truncated": completion.truncated,
-            "correct": policy.verdict(completion.ids, rows[i], completion.truncated).correct,
-            "row": rows[i],
+            "correct": policy.verdict(completion.ids, row["row"], completion.truncated).correct,
+            "row": row["row"],
         }
-        for i, group in enumerate(drawn)
-        for completion in group
+        for i, row in enumerate(asked)
+        for completion in drawn[i * num : (i + 1) * num]
     ]
 
 
-def _rows(found: tuple[dict[str, list[list[float]]], Any]) -> tuple[int, int]:
+def _rows(found: Mapping[str, np.ndarray]) -> tuple[int, int]:
     """Rows that were scored; nothing is sampled."""
-    return len(next(iter(found[0].values()))), 0
+    return int(found[ROWS]), 0
 
 
-def _drawn(host: Host, prompts: Sequence[Sequence[int]], num: int, seed: int, first: int) -> list[list[Completion]]:
-    return host.policy.complete(prompts, num, seed=seed, first=first, progress=host.listen)
+def _drawn(host: Host, prompts: Sequence[Sequence[int]], num: int, seed: int, first: int) -> dict[str, np.ndarray]:
+    from tokencredit.lm.completions import as_arrays
+
+    found = host.policy.complete(prompts, num, seed=seed, first=first, progress=host.listen)
+    return as_arrays([each for group in found for each in group])
 
 
-def _written(drawn: Sequence[Sequence[Completion]]) -> tuple[int, int]:
+def _written(drawn: Mapping[str, np.ndarray]) -> tuple[int, int]:
     """Rows and tokens that were sampled."""
-    return sum(map(len, drawn)), sum(len(each.ids) for group in drawn for each in group)
+    return len(drawn["length"]), len(drawn["ids"])
 
 
 def write(

@@ -34,6 +34,7 @@ def measure(
     batch: int | None = None,
     importance: Mapping[str, Any] | None = None,
     group: Sequence[int] | None = None,
+    first: int = 0,
 ) -> dict[str, list[Tensor]]:
     """{name of SCORES: [T] of every completion}, on the CPU.
 
@@ -41,6 +42,7 @@ def measure(
     seed, step   of what is random: directions, draws, rollouts
     batch        completions that are scored together, at most; None for as many as the policy's memory allows
     group        of every row, for scores of the source "siblings"; without it rows of one prompt are siblings
+    first        number of the first row, for rows that are a part of more
     importance   options of `lm.proxies.importance`: num_directions, method, parameters ...
 
     ValueError names a score that there is not, or that the task cannot give.
@@ -71,7 +73,7 @@ def measure(
         found["planning"] = planning(policy.tokenizer, completions)
     if "uniform" in names:
         width = max(map(len, completions), default=0)
-        drawn = uniform_draws(seed, step, torch.arange(len(completions)), width)
+        drawn = uniform_draws(seed, step, first + torch.arange(len(completions)), width)
         found["uniform"] = [own[: len(ids)] for own, ids in zip(drawn, completions)]
     for name, known in (("exact_value", exact_value), ("oracle_positions", oracle_positions)):
         if name in names:
