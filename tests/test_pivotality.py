@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from cuts import Cut
+from tokencredit.distribute import together
 from tokencredit.lm.completions import sample
 from tokencredit.lm.distribution import Settings
 from tokencredit.lm.fingerprint import model_hash
@@ -753,6 +755,70 @@ def test_killed_and_resumed_it_ends_with_the_same_numbers(tmp_path):
     assert cut.returncode == -signal.SIGKILL and 3 <= done < all_parts, cut.stderr
     (parts / ".torn.tmp").write_bytes(b"half a part")
     assert resumable(tmp_path / "cut") == whole and len(list(parts.glob("*.parquet"))) == all_parts
+
+
+def test_a_part_is_the_same_whatever_its_pieces_are(tmp_path, monkeypatch):
+    """Pieces of 16 rollouts, cut by an exception after three of them and again between a part and the removal of its
+    pieces; then the same store with whole parts, as on a faster machine: the same files, byte for byte, and the same
+    numbers.
+    """
+    _, model, sampler, traces, judge = modular_study(num=4)
+    per_token = sum(p.numel() for p in model.parameters())
+
+    def measured(folder, each=None):
+        store = RolloutStore(tmp_path / folder, identity_of(model, sampler), part=100)
+        options = {"budget": Fixed(40), "max_new_tokens": 4, "store": store, "progress": each}
+        return [m.estimate.replace.value.tolist() for m in measure(traces, sampler, judge, **options)]
+
+    def files(folder, kind):
+        there = (tmp_path / folder / kind).glob("*.parquet")
+        return {path.name: path.read_bytes() for path in there}
+
+    whole = measured("whole")
+    monkeypatch.setattr(together, "WORK", per_token * 64)
+    asked, run = [], sampler.continue_
+
+    def cut(of, requests, progress=None):
+        asked.append(len(requests))
+        if len(asked) == 4:
+            raise Cut
+        return run(of, requests, progress)
+
+    monkeypatch.setattr(sampler, "continue_", cut)
+    with pytest.raises(Cut):
+        measured("cut")
+    assert len(files("cut", "pieces")) == 3 and not files("cut", "parts")
+    unlink = Path.unlink
+
+    def left(self, missing_ok=False):
+        if self.parent.name == "pieces" and self.suffix == ".parquet":
+            raise Cut
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as kept, pytest.raises(Cut):
+        kept.setattr(Path, "unlink", left)
+        measured("cut")
+    num = len(asked)
+    assert max(asked) <= 64 and len(files("cut", "parts")) == 1 and files("cut", "pieces")
+    assert measured("cut") == whole and len(asked) == num and not files("cut", "pieces")
+    assert files("cut", "parts") == files("whole", "parts") and len(files("whole", "parts")) > 1
+    monkeypatch.setattr(together, "WORK", 1 << 40)
+    assert measured("cut") == whole and len(asked) == num
+
+
+def test_sampled_completions_are_stored(tmp_path, monkeypatch):
+    _, model, sampler, traces, judge = modular_study(num=4)
+    monkeypatch.setattr(together, "WORK", sum(p.numel() for p in model.parameters()) * 64)
+    prompts = [Trace(trace.prompt) for trace in traces]
+    requests = [Request(k, 0, 4, 10 * k + n) for k in range(4) for n in range(8)]
+    open_store = lambda: RolloutStore(tmp_path, identity_of(model, sampler))  # noqa: E731
+    expected = RolloutStore(None, {}).write(prompts, requests, Here(sampler, judge))
+    assert open_store().write(prompts, requests, Here(sampler, judge)) == expected
+    assert len(list((tmp_path / "traces").glob("*.parquet"))) == 2
+    monkeypatch.setattr(sampler, "continue_", None)
+    heard = []
+    again = open_store().write(prompts, requests, Here(sampler, judge), lambda rows, *_: heard.append(rows))
+    assert again == expected and heard == [16, 16]
 
 
 # What is written out.

@@ -21,7 +21,7 @@ class Away:
 
     def __init__(self, pool: Pool, settings: Settings, rows: Sequence[Row] = ()) -> None:
         self.pool, self.settings, self.rows = pool, settings, rows
-        self.ends = pool.facts.ends
+        self.ends, self.together = pool.facts.ends, pool.facts.together
 
     def run(
         self, work: Work, pieces: Iterable[SomeTraces], progress: Progress | None = None
@@ -36,7 +36,8 @@ def crew_of(pool: Pool | Alone, policy: Policy, rows: Sequence[Row]) -> Crew:
     """The crew of a pool; `rows` are the task's, one per trace. A process that is alone tells of every row."""
     if isinstance(pool, Pool):
         return Away(pool, policy.settings, rows)
-    return Here(pool.host.sampler, lambda k, ids, truncated: policy.verdict(ids, rows[k], truncated))
+    judge = lambda k, ids, truncated: policy.verdict(ids, rows[k], truncated)  # noqa: E731
+    return Here(pool.host.sampler, judge, pool.facts.together)
 
 
 def _sampled(result: Found | Written) -> tuple[int, int]:

@@ -227,7 +227,6 @@ def _from_arguments(
     from tokencredit.lm.distribution import seed_of
     from tokencredit.lm.sampling import Request, Trace
     from tokencredit.pivotality import record
-    from tokencredit.pivotality.parts import write
     from tokencredit.progress import bar
 
     if args.traces:
@@ -247,7 +246,7 @@ def _from_arguments(
     ]
     s.rows = rows
     with bar(console, "completions", len(requests)) as advance:
-        found = write(s.crew, prompts, requests, advance)
+        found = s.store.write(prompts, requests, s.crew, advance)
     s.traces = [Trace(prompts[r.trace].prompt, ids) for r, ids in zip(requests, found)]
     s.set_rows([rows[r.trace] for r in requests])
     return s

@@ -8,9 +8,11 @@ to the bit.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+from tokencredit.distribute.together import tokens_together
 from tokencredit.lm.distribution import Settings
 from tokencredit.lm.sampling import Progress, Sampler
 from tokencredit.pivotality.verdicts import Judge
@@ -35,10 +37,12 @@ class Crew(Protocol):
     """Does pieces of work.
 
     settings, ends   of the sampler that it has
+    together         tokens that it samples before they are stored, at most
     """
 
     settings: Settings
     ends: tuple[int, ...]
+    together: int
 
     def run(
         self, work: Work, pieces: Sequence[SomeTraces], progress: Progress | None = None
@@ -49,12 +53,22 @@ class Crew(Protocol):
         ...
 
 
-class Here:
-    """This process, piece after piece; what a sampler raises is raised."""
+def _together(sampler: Sampler) -> int:
+    model = getattr(sampler, "model", None)
+    return (
+        sys.maxsize if model is None else tokens_together(sum(p.numel() for p in model.parameters()), model.device.type)
+    )
 
-    def __init__(self, sampler: Sampler, judge: Judge) -> None:
+
+class Here:
+    """This process, piece after piece; what a sampler raises is raised. Without `together`, it follows from the model
+    of the sampler, where that has one.
+    """
+
+    def __init__(self, sampler: Sampler, judge: Judge, together: int | None = None) -> None:
         self.sampler, self.judge = sampler, judge
         self.settings, self.ends = sampler.settings, tuple(sampler.ends)
+        self.together = _together(sampler) if together is None else together
 
     def run(
         self, work: Work, pieces: Iterable[SomeTraces], progress: Progress | None = None

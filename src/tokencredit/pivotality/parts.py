@@ -1,9 +1,9 @@
-"""Parts: what is sampled together and stored together.
+"""Parts: what is stored in one file; and pieces: what is sampled together.
 
 A list of requests is cut where a trace ends, into parts of about `part_size` rollouts; a trace with more than that is
-cut into parts of its own. A part is always sampled whole, by whoever does it, so that it ends with the same bits. The
-verifier is asked trace by trace: a trace that it fails on is a hole in its part, whose tokens are kept and whose reward
-is none.
+cut into parts of its own. A part is cut alike into the pieces that whoever samples does in about half a minute. A piece
+is always sampled whole, so that it ends with the same bits. The verifier is asked trace by trace: a trace that it fails
+on is a hole in its piece, whose tokens are kept and whose reward is none.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import Any
 
-from tokencredit.distribute.lost import Lost
 from tokencredit.lm.sampling import Progress, Request, Rollout, Sampler, Trace
-from tokencredit.pivotality.crew import Crew
 from tokencredit.pivotality.verdicts import Judge, judged_all
 
-LEAST, MOST = 64, 4096  # rollouts per part: what a batch is filled from, and what a kill may cost
-SHARE = 8  # ... which is never more than one such share of the work, where that is more than the least
+LEAST, MOST = 64, 4096  # rollouts per part
+SHARE = 8  # ... of which there are so many, where that is more than the least
 TOKENS, FEW = 2048, 16  # where rollouts may be long, the least is what may make so many tokens, down to so few rollouts
 ERROR = "error"  # the reason of a rollout without a reward
 
@@ -49,6 +47,18 @@ def cut(requests: Sequence[Request], size: int) -> list[slice]:
             start = end + num
         end += num
     return [*bounds, slice(start, end)] if end > start else bounds
+
+
+def pieces(requests: Sequence[Request], together: int, part: int | None = None) -> list[list[slice]]:
+    """Of every part, of `part` rollouts or `part_size`, its pieces: at most `together` tokens each, if every rollout is
+    as long as it may be; of `FEW` rollouts at the least.
+    """
+    found = []
+    for own in cut(requests, part or part_size(len(requests), max((r.budget for r in requests), default=0))):
+        longest = max(r.budget for r in requests[own])
+        some = cut(requests[own], max(together // max(longest, 1), FEW))
+        found.append([slice(own.start + each.start, own.start + each.stop) for each in some])
+    return found
 
 
 @dataclass(frozen=True)
@@ -135,18 +145,3 @@ def verified(sampler: Sampler, judge: Judge, written: Written, progress: Progres
 def holes(reward: Sequence[Any]) -> bool:
     """Whether a part has rollouts without a reward."""
     return any(value is None for value in reward)
-
-
-def write(
-    crew: Crew, traces: Sequence[Trace], requests: Sequence[Request], progress: Progress | None = None
-) -> list[tuple[int, ...]]:
-    """The token ids of every request, sampled by a crew in parts; the error of a part that nobody could sample is
-    raised.
-    """
-    where = cut(requests, part_size(len(requests), max((r.budget for r in requests), default=0)))
-    found: list[tuple[int, ...]] = [()] * len(requests)
-    for n, done in crew.run(continued, (Part.of(traces, requests[own]) for own in where), progress):
-        if isinstance(done, Lost):
-            raise done.error
-        found[where[n]] = done.ids
-    return found

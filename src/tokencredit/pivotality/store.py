@@ -3,11 +3,14 @@
     identity.json             model hash, sampler settings, verifier and the hash of its source
     parts/<digest>.parquet    trace, position, alternative, reward, reason, length, seed, truncated, ids: one row per
                               rollout
+    pieces/<digest>.parquet   the same, of a part that is not whole yet
+    traces/<digest>.parquet   ids: completions that were sampled to be measured
 
-A list of requests is cut into `parts`; the name of a part is a hash of the identity and of its requests (prompt and
-prefix token ids, alternative, length budget, seed). A part that is there is read, any other is sampled, so a command
-that was killed goes on where it was and, since a part is always sampled whole, ends with the same bits. Whoever
-samples, this process alone writes. A rollout that the verifier failed on is kept without a reward, and verified again
+A list of requests is cut into `parts`, and they into pieces; a name is a hash of the identity and of the requests
+(prompt and prefix token ids, alternative, length budget, seed). What is there is read, any other piece is sampled, so a
+command that was killed goes on where it was and, since a piece is always sampled whole, ends with the same bits. A part
+whose pieces are there becomes one file: it is the same whatever its pieces were. Whoever samples, this process alone
+writes. A rollout that the verifier failed on is kept without a reward, and verified again
 by the next command. A store of another model, sampler or verifier is refused.
 """
 
@@ -34,7 +37,7 @@ from tokencredit.durable import (
 from tokencredit.lm.distribution import Settings
 from tokencredit.lm.sampling import Progress, Request, Trace
 from tokencredit.pivotality.crew import Crew
-from tokencredit.pivotality.parts import Found, Part, Written, cut, holes, part_size, sampled, verified
+from tokencredit.pivotality.parts import Found, Part, Written, continued, holes, pieces, sampled, verified
 
 ON_PATH = -1  # the alternative of a continuation of the trace itself
 COLUMNS = ("reward", "length", "truncated", "ids")  # what is read of a part
@@ -54,6 +57,14 @@ class Outcomes:
     reward: np.ndarray
     length: np.ndarray
     failed: dict[int, Exception] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A part: its name, and what it is in now, (name, requests) each."""
+
+    name: str
+    units: list[tuple[str, slice]]
 
 
 def sampler_identity(
@@ -142,12 +153,12 @@ class RolloutStore:
         progress: Progress | None = None,
     ) -> Outcomes:
         """The outcome of every request: read where it is stored, sampled and verified by the crew where not."""
-        where = cut(requests, self.part or part_size(len(requests), max((r.budget for r in requests), default=0)))
-        names = [self._name(traces, requests[own]) for own in where]
+        parts = [self._units(traces, requests, own) for own in pieces(requests, crew.together, self.part)]
+        units = [unit for part in parts for unit in part.units]
         found = Outcomes(np.full(len(requests), np.nan), np.zeros(len(requests), int))
         missing, unverified = [], {}
-        for n, own in enumerate(where):
-            there = self._read(names[n])
+        for n, (name, own) in enumerate(units):
+            there = self._read(name)
             if there is None:
                 missing.append(n)
             elif holes(there["reward"]):
@@ -157,21 +168,73 @@ class RolloutStore:
                 found.reward[own], found.length[own] = there["reward"], there["length"]
             if there is not None and progress:
                 progress(own.stop - own.start)
-        for work, numbers, pieces in (
-            (sampled, missing, (Part.of(traces, requests[where[n]]) for n in missing)),
+        for work, numbers, given in (
+            (sampled, missing, (Part.of(traces, requests[units[n][1]]) for n in missing)),
             (verified, list(unverified), list(unverified.values())),
         ):
-            for k, done in crew.run(work, pieces, progress):
-                own = where[numbers[k]]
+            for k, done in crew.run(work, given, progress):
+                name, own = units[numbers[k]]
                 if isinstance(done, Lost):
                     found.failed.update(dict.fromkeys((r.trace for r in requests[own]), done.error))
                     continue
-                self._write(names[numbers[k]], done, stage)
+                self._write(name, done, stage)
                 found.failed.update(done.failed)
                 found.reward[own] = [np.nan if reward is None else reward for reward in done.reward]
                 found.length[own] = [len(ids) for ids in done.written.ids]
                 self.generated += int(found.length[own].sum()) * (work is sampled)
+        for part in parts:
+            self._join(part)
         return found
+
+    def write(
+        self, traces: Sequence[Trace], requests: Sequence[Request], crew: Crew, progress: Progress | None = None
+    ) -> list[tuple[int, ...]]:
+        """The token ids of every request: read where they are stored, sampled by the crew where not, and not verified.
+        The error of a piece that nobody could sample is raised.
+        """
+        where = [own for part in pieces(requests, crew.together, self.part) for own in part]
+        names = [f"traces/{self._name(traces, requests[own])}" for own in where]
+        found: list[tuple[int, ...]] = [()] * len(requests)
+        missing = []
+        for n, own in enumerate(where):
+            if (there := self._rows(names[n])) is None:
+                missing.append(n)
+                continue
+            found[own] = [tuple(row["ids"]) for row in there]
+            if progress:
+                progress(own.stop - own.start)
+        for k, done in crew.run(continued, (Part.of(traces, requests[where[n]]) for n in missing), progress):
+            if isinstance(done, Lost):
+                raise done.error
+            found[where[missing[k]]] = done.ids
+            self._keep(names[missing[k]], [{"ids": list(ids)} for ids in done.ids])
+        return found
+
+    def _units(self, traces: Sequence[Trace], requests: Sequence[Request], where: Sequence[slice]) -> _Stored:
+        """A part in pieces: one file where it is whole or a single piece, else a file for each."""
+        whole = slice(where[0].start, where[-1].stop)
+        name = f"parts/{self._name(traces, requests[whole])}"
+        if len(where) == 1:
+            return _Stored(name, [(name, whole)])
+        some = [(f"pieces/{self._name(traces, requests[own])}", own) for own in where]
+        if not self._is_there(name):
+            return _Stored(name, some)
+        for piece, _ in some:  # of a command that was killed when it had just made the whole
+            self._file(piece).unlink(missing_ok=True)
+        return _Stored(name, [(name, whole)])
+
+    def _join(self, part: _Stored) -> None:
+        """Makes one file of the pieces of a part, where all are there."""
+        names = [name for name, _ in part.units]
+        if names == [part.name] or not all(map(self._is_there, names)):
+            return
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+
+        tables = [parquet.read_table(self._file(name)) for name in names]
+        self._keep(part.name, arrow.concat_tables(tables).cast(_schema()).combine_chunks())
+        for name in names:
+            self._file(name).unlink()
 
     def _name(self, traces: Sequence[Trace], requests: Sequence[Request]) -> str:
         digest = hashlib.blake2b(self._digest, digest_size=16)
@@ -185,14 +248,32 @@ class RolloutStore:
             digest.update(prefixes[key] + f"{r.token} {r.budget} {r.seed};".encode())
         return digest.hexdigest()
 
-    def _read(self, name: str) -> dict[str, list] | None:
-        if self.path is None or not (file := self.path / "parts" / f"{name}.parquet").exists():
+    def _file(self, name: str) -> Path:
+        assert self.path is not None
+        return self.path / f"{name}.parquet"
+
+    def _is_there(self, name: str) -> bool:
+        return self.path is not None and self._file(name).exists()
+
+    def _rows(self, name: str) -> list[dict[str, Any]] | None:
+        if not self._is_there(name):
             return None
         try:
-            rows = read_rows(file)
+            return read_rows(self._file(name))
         except DamagedFile as error:
             raise DamagedFile(f"{error}, and run the same command again: it is sampled anew") from error
-        return {name: [row[name] for row in rows] for name in COLUMNS}
+
+    def _read(self, name: str) -> dict[str, list] | None:
+        rows = self._rows(name)
+        return None if rows is None else {name: [row[name] for row in rows] for name in COLUMNS}
+
+    def _keep(self, name: str, table: Any) -> None:
+        if self.path is None:
+            return
+        # Only now is the folder ours: a command that failed before its first rollout leaves it to the next.
+        if not (self.path / "identity.json").exists():
+            write_json(self.path / "identity.json", self.identity)
+        write_parquet(self._file(name), table)
 
     def _write(self, name: str, found: Found, stage: str) -> None:
         if self.path is None:
@@ -214,7 +295,15 @@ class RolloutStore:
             "ids": ids,
         }
 
-        types = {
+        self._keep(name, arrow.table(columns, schema=_schema()))
+
+
+def _schema() -> Any:
+    """Of a file of rollouts."""
+    import pyarrow as arrow
+
+    return arrow.schema(
+        {
             "trace": arrow.string(),
             "stage": arrow.string(),
             "position": arrow.int32(),
@@ -226,11 +315,7 @@ class RolloutStore:
             "truncated": arrow.bool_(),
             "ids": arrow.list_(arrow.int32()),
         }
-        # Only now is the folder ours: a command that failed before its first rollout leaves it to the next.
-        if not (self.path / "identity.json").exists():
-            write_json(self.path / "identity.json", self.identity)
-        table = arrow.table({key: arrow.array(columns[key], type=kind) for key, kind in types.items()})
-        write_parquet(self.path / "parts" / f"{name}.parquet", table)
+    )
 
 
 def _why(there: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
