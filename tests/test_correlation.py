@@ -3,18 +3,22 @@ bad input.
 """
 
 import json
+import re
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from cuts import Cut
 from tokencredit.cli import make_parser
+from tokencredit.distribute import together
 from tokencredit.durable import read_json
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.runs import RunError
 from tokencredit.stages import Stages
-from tokencredit.studies.correlation import conditions, measurement
+from tokencredit.studies.correlation import conditions, measurement, pieces, study
 from tokencredit.studies.correlation.question import SMALL, STUDY, CorrelationConfig
 
 CONFIG = CorrelationConfig(
@@ -89,6 +93,68 @@ def test_a_killed_study_goes_on_with_the_same_numbers(result, tmp_path):
     assert read_json(other / "result.json")["figures"] == read_json(out / "result.json")["figures"]
     with pytest.raises(RunError, match="different run"):
         STUDY.run(CorrelationConfig(prompts=12), other)
+
+
+def test_pieces_of_a_large_model_are_tokens_and_change_no_figure(tmp_path, monkeypatch):
+    """Called large, a completion is a piece; then its tokens are several, as are proxies and the prompts of a
+    condition. Cut in each of the three, it goes on with what is not stored, and every count reaches its end.
+    """
+    few = {"prompts": 4, "rollouts": 8, "completions": 2, "condition_prompts": 3, "temperatures": (), "exact": "no"}
+    config = CorrelationConfig(**few, bootstraps=20, condition_samples=2, proxies=("entropy", "head_norm"))
+    monkeypatch.setattr(study, "LARGE", 0)
+    whole = STUDY.run(config, tmp_path / "whole")["figures"]
+    monkeypatch.setattr(together, "WORK", 150 * sum(p.numel() for p in PolicyConfig().open().model.parameters()))
+    done, told = [], []
+
+    def cutting(name):
+        own, run = [], getattr(pieces, name)
+
+        def cut(*given):
+            own.append(name)
+            if len(own) == 2:
+                raise Cut
+            done.append(name)
+            return run(*given)
+
+        return cut
+
+    for name in ("proxies", "rolled_out", "condition"):
+        monkeypatch.setattr(pieces, name, cutting(name))
+    for _ in range(3):
+        with pytest.raises(Cut):
+            STUDY.run(config, tmp_path / "cut", say=told.append)
+    found = STUDY.run(config, tmp_path / "cut", say=told.append)["figures"]
+    stored = Counter(path.name.split("_")[0] for path in (tmp_path / "cut" / "stages").glob("*_*.npz"))
+    assert Counter(done) == {
+        "proxies": stored["proxies"],
+        "rolled_out": stored["rollouts"],
+        "condition": stored["condition"],
+    }
+    assert stored["rollouts"] > 8 and stored["proxies"] > 1 and stored["condition"] == 3
+    for what in ("computing proxies", "rolling out alternatives", "when is entropy"):
+        last = [text for text in told if text.startswith(what)][-1]
+        made, total = re.search(r"([\d,]+) of ([\d,]+)", last).groups()
+        assert made == total, last
+    one, many = (
+        [np.load(path) for path in sorted((tmp_path / name / "stages").glob("condition_*.npz"))]
+        for name in ("whole", "cut")
+    )
+    for name in one[0].files:
+        np.testing.assert_allclose(np.concatenate([piece[name] for piece in many]), one[0][name], rtol=1e-4, atol=1e-6)
+    assert found.keys() == whole.keys()
+    sampled = [name for name in whole if name.startswith("sampled/")]
+    assert sampled
+    for name in sampled:
+        for field in ("value", "low", "high"):
+            mine, other = getattr(found[name], field), getattr(whole[name], field)
+            assert mine == pytest.approx(other, rel=1e-5, abs=1e-7, nan_ok=True), name
+
+
+def test_tokens_are_cut_by_what_their_rollouts_may_write():
+    """By hand: of 5 tokens with 2 rollouts of at most 5, 4, 3, 2, 1 tokens each."""
+    cut = lambda together: [(own.start, own.stop) for own in pieces.spans(5, 2, 5, together)]  # noqa: E731
+    assert cut(100) == [(0, 5)] and cut(18) == [(0, 2), (2, 5)] and cut(1) == [(k, k + 1) for k in range(5)]
+    assert pieces.spans(0, 2, 5, 100) == []
 
 
 def test_sampled_effects_are_those_of_the_trees(policy):

@@ -26,6 +26,11 @@ AGREEMENT = ("spearman", "spearman_within", "captured", "captured_spread")
 TOKEN_COMPLETIONS = 2  # completions of a prompt whose tokens are measured; all samples serve the calibration
 
 
+def tokens_of(samples: int, rollouts: int, length: int) -> int:
+    """Tokens that `measure` samples for a prompt whose completions are so long, at most."""
+    return length * samples + min(samples, TOKEN_COMPLETIONS) * rollouts * length**2 // 2
+
+
 @dataclass(frozen=True)
 class Condition:
     """One row of the table: a policy at a temperature, on all prompts or on a bin of them."""
@@ -37,16 +42,16 @@ class Condition:
 
 
 def measure(
-    policy: Policy, rows: Sequence[dict], *, samples: int, rollouts: int, exact: bool, seed: int
+    policy: Policy, rows: Sequence[dict], *, samples: int, rollouts: int, exact: bool, seed: int, first: int = 0
 ) -> dict[str, np.ndarray]:
     """Arrays: `correct` and `answer` [P,S] of the samples; of the tokens of the first two, `prompt`, `entropy`,
     `before_after`, `square` and `spread` [N]. From rollouts, `square` and `spread` (squared) are unbiased estimates and
-    may be negative."""
-    drawn = measurement.draw(policy, rows, samples, seed)
+    may be negative. Prompts are numbered from `first` on, as a part of more."""
+    drawn = measurement.draw(policy, rows, samples, seed, first=first)
     names = [sorted({each["answer"] for each in group}) for group in drawn]
     answers = np.array([[known.index(each["answer"]) for each in group] for known, group in zip(names, drawn)])
     some = [group[:TOKEN_COMPLETIONS] for group in drawn]
-    prompt = np.repeat(np.arange(len(rows)), [sum(len(each["ids"]) for each in group) for group in some])
+    prompt = np.repeat(first + np.arange(len(rows)), [sum(len(each["ids"]) for each in group) for group in some])
     found = {
         "correct": np.array([[each["correct"] for each in group] for group in drawn]),
         "answer": answers,
@@ -60,7 +65,8 @@ def measure(
             "square": effects["before_after"] ** 2,
             "spread": effects["spread"] ** 2,
         }
-    sampled = measurement.roll_out(policy, rows, some, rollouts, seed)[0].effects()
+    before = first * min(samples, TOKEN_COMPLETIONS)
+    sampled = measurement.roll_out(policy, rows, some, rollouts, seed, first=before)[0].effects()
     return found | {
         "before_after": sampled.before_after,
         "square": sampled.square("before_after"),

@@ -40,14 +40,16 @@ def held_out(task: Task, num: int, seed: int) -> list[Row]:
 
 
 def draw(
-    policy: Policy, rows: Sequence[Row], num: int, seed: int, progress: Progress | None = None
+    policy: Policy, rows: Sequence[Row], num: int, seed: int, progress: Progress | None = None, first: int = 0
 ) -> list[list[dict]]:
     """For each prompt `num` sampled completions: {"ids", "tokens", "correct", "reason", "truncated", "answer",
-    "role"}.
+    "role"}. Prompts are numbered from `first` on, as a part of more.
     """
     prompts = [Trace(tuple(policy.encode(row["prompt"]))) for row in rows]
     requests = [
-        Request(i, 0, policy.max_new_tokens, seed_of("trace", seed, i, k)) for i in range(len(rows)) for k in range(num)
+        Request(i, 0, policy.max_new_tokens, seed_of("trace", seed, first + i, k))
+        for i in range(len(rows))
+        for k in range(num)
     ]
     found: list[dict] = [{}] * len(requests)
     for index, rollout in policy.sampler().continue_(prompts, requests, progress):
@@ -112,30 +114,34 @@ def roll_out(
     num: int,
     seed: int,
     progress: Progress | None = None,
+    first: int = 0,
+    places: range | None = None,
 ) -> tuple[AlternativeRollouts, dict[str, int]]:
     """`num` rollouts per token that start with another token: drawn from π without the written one, continued
     on-policy, verified.
 
     Rollouts get the length that is left. A token without alternative has none. Also the cost: rollouts and tokens
-    generated.
+    generated. Completions are numbered from `first` on, as a part of more; of each the tokens at `places` are looked
+    at, or all.
     """
     pairs = _pairs(policy, rows, completions)
     traces = [Trace(tuple(prompt), tuple(ids)) for _, prompt, ids in pairs]
     sampler, requests, pi, share = policy.sampler(), [], [], []
     for b, log_p in enumerate(sampler.distributions(traces)):
         p = log_p.double().exp().numpy()
-        for at, token in enumerate(traces[b].completion):
+        for at in range(len(p)) if places is None else places:
+            token = traces[b].completion[at]
             rest = np.where(np.arange(len(p[at])) == token, 0.0, p[at])
             pi.append(1 - rest.sum())
             if rest.sum() <= 0:
                 share.append(np.ones(num))
                 continue
             rest /= rest.sum()
-            drawn = np.random.default_rng(seed_of("alternatives", seed, b, at)).choice(len(rest), num, p=rest)
+            drawn = np.random.default_rng(seed_of("alternatives", seed, first + b, at)).choice(len(rest), num, p=rest)
             share.append(rest[drawn])
             left = policy.max_new_tokens - at - 1
             requests += [
-                (len(pi) - 1, k, Request(b, at, left, seed_of("rollout", seed, b, at, k), int(v)))
+                (len(pi) - 1, k, Request(b, at, left, seed_of("rollout", seed, first + b, at, k), int(v)))
                 for k, v in enumerate(drawn)
             ]
     rewards, alternative = np.full((len(pi), num), np.nan), np.full((len(pi), num), -1)
@@ -149,7 +155,7 @@ def roll_out(
             judged[key] = float(policy.verdict(whole, rows[key[0]], rollout.truncated).correct)
         rewards[token, k], alternative[token, k] = judged[key], request.token
         cost["tokens"] += len(rollout.ids)
-    trace = np.repeat(np.arange(len(traces)), [len(t.completion) for t in traces])
+    trace = np.repeat(np.arange(len(traces)), [len(t.completion if places is None else places) for t in traces])
     reward = np.array([each["correct"] for group in completions for each in group], float)
     return AlternativeRollouts(trace, np.array(pi), reward, rewards, alternative, np.stack(share)), cost
 

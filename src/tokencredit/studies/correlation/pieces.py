@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from tokencredit.distribute.host import Host
 from tokencredit.distribute.pool import Alone, Pool, done
-from tokencredit.lm.policy import PolicyConfig
+from tokencredit.lm.policy import Policy, PolicyConfig
 from tokencredit.lm.sampling import Progress
 from tokencredit.studies.correlation import conditions, measurement
 from tokencredit.tasks.task import Row
 
-BATCH = 32  # completions whose proxies are computed together
 Drawn = Sequence[Sequence[dict]]
 
 
@@ -28,25 +29,32 @@ def _drawn(host: Host, rows: Sequence[Row], num: int, seed: int) -> list[list[di
     return measurement.draw(host.policy, rows, num, seed, host.listen)
 
 
-def proxies(
-    pool: Pool | Alone, rows: Sequence[Row], drawn: Drawn, seed: int, kinds: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """`measurement.proxies` of all completions, `BATCH` of them a piece."""
-    pairs = [(row, each) for row, group in zip(rows, drawn) for each in group]
-    calls = [(pairs[start : start + BATCH], seed, kinds) for start in range(0, len(pairs), BATCH)]
-    found = done(pool, _proxies, calls)
-    return {kind: np.concatenate([piece[kind] for piece in found]) for kind in kinds}
-
-
-def _proxies(host: Host, pairs: Sequence[tuple[Row, dict]], seed: int, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+def proxies(host: Host, pairs: Sequence[tuple[Row, dict]], seed: int, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+    """`measurement.proxies` of some completions, with the row of each."""
     rows, completions = [row for row, _ in pairs], [[each] for _, each in pairs]
-    return measurement.proxies(host.policy, rows, completions, seed, kinds, BATCH)
+    return measurement.proxies(host.policy, rows, completions, seed, kinds, len(pairs))
 
 
-def rolled_out(host: Host, rows: Sequence[Row], drawn: Drawn, num: int, seed: int) -> dict[str, np.ndarray]:
+def rolled_out(
+    host: Host, rows: Sequence[Row], drawn: Drawn, num: int, seed: int, first: int = 0, places: range | None = None
+) -> dict[str, np.ndarray]:
     """`measurement.roll_out` as arrays, its cost among them."""
-    found, cost = measurement.roll_out(host.policy, rows, drawn, num, seed, host.listen)
+    found, cost = measurement.roll_out(host.policy, rows, drawn, num, seed, host.listen, first, places)
     return asdict(found) | {name: np.array(value) for name, value in cost.items()}
+
+
+def spans(length: int, num: int, limit: int, together: int) -> list[range]:
+    """The tokens of a completion in pieces of at most `together` tokens of `num` rollouts each, which may be as long as
+    `limit` leaves; of one token at the least.
+    """
+    bounds, size = [0], 0
+    for at in range(length):
+        more = num * (limit - at)
+        if at > bounds[-1] and size + more > together:
+            bounds.append(at)
+            size = 0
+        size += more
+    return [range(a, b) for a, b in pairwise([*bounds, length])] if length else []
 
 
 def rollouts_and_tokens(found: Mapping[str, np.ndarray]) -> tuple[int, int]:
@@ -66,9 +74,22 @@ def condition(
     rows: Sequence[Row],
     options: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """`conditions.measure` of a condition of the policy that is asked about; another model is opened for it."""
+    """`conditions.measure` of a condition of the policy that is asked about; another model is opened for it, and kept
+    for the next piece.
+    """
     if which.model == asked.model:
         policy = replace(host.policy, temperature=which.temperature)
     else:
-        policy = replace(asked, model=which.model, temperature=which.temperature).open()
+        other = replace(asked, model=which.model, temperature=which.temperature)
+        policy = _opened(json.dumps(other.as_dict() | {"memory": other.memory}))
     return conditions.measure(policy, rows, **options)
+
+
+_other: dict[str, Policy] = {}
+
+
+def _opened(policy: str) -> Policy:
+    if policy not in _other:
+        _other.clear()  # one at a time
+        _other[policy] = PolicyConfig(**json.loads(policy)).open()
+    return _other[policy]

@@ -12,7 +12,7 @@ A killed study goes on where it was and ends with the same numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tokencredit.agreement.rollouts import ESTIMANDS, AlternativeRollouts
 from tokencredit.checkpoints import listed
 from tokencredit.distribute.pool import Alone, Pool
 from tokencredit.lm.distribution import seed_of
+from tokencredit.scores.portions import cut, passes_of
 from tokencredit.studies.book import Book
 from tokencredit.studies.correlation import conditions, measurement, pieces
 from tokencredit.studies.correlation.figures import (
@@ -40,7 +41,9 @@ from tokencredit.studies.correlation.question import CorrelationConfig
 from tokencredit.studies.correlation.token_view import token_view
 from tokencredit.studies.study import Work
 
-CHUNK, LARGE = 8, 1 << 24  # prompts per stored piece of the rollouts and trees; 1 for a model over so many parameters
+CHUNK, LARGE = 8, 1 << 24  # prompts per stored piece of the rollouts and trees, but for a model over so many parameters
+BATCH = 32  # completions whose proxies are computed together, at most
+COLUMNS = ("pi", "rewards", "alternative", "share")
 
 
 def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
@@ -59,8 +62,7 @@ def _run(config: CorrelationConfig, work: Work, pool: Pool | Alone) -> dict[str,
 
     heard = work.counting("sampling completions", "completions", config.completions * len(rows))
     drawn = stages.value("completions", lambda: pieces.draw(pool, rows, config.completions, config.seed, heard))
-    say("computing proxies: " + ", ".join(config.proxies))
-    proxies = stages.arrays("proxies", lambda: pieces.proxies(pool, rows, drawn, config.seed, config.proxies))
+    proxies = stages.arrays("proxies", lambda: _proxies(config, pool, rows, drawn, work))
     rollouts, cost = _rollouts(config, pool, rows, drawn, work)
     exact = _exact(config, pool, rows, drawn, work) if config.with_trees(policy.task) else None
 
@@ -84,29 +86,86 @@ def _run(config: CorrelationConfig, work: Work, pool: Pool | Alone) -> dict[str,
     return study | {"cost": cost | {"seconds": stages.seconds}}
 
 
-def _rollouts(config, pool, rows, drawn, work: Work) -> tuple[AlternativeRollouts, dict[str, int]]:
-    """Rollouts of all completions, stored a few prompts at a time."""
-    size = 1 if pool.facts.parameters > LARGE else CHUNK
-    starts = range(0, len(rows), size)
-    length = [config.rollouts * sum(len(each["ids"]) for each in group) for group in drawn]
-    heard = work.counting("rolling out alternatives", "rollouts", sum(length))
-    names = [f"rollouts_{start:05d}" for start in starts]
+def _proxies(config, pool, rows, drawn, work: Work) -> dict[str, np.ndarray]:
+    """The proxies of all tokens, stored a few completions at a time."""
+    pairs = [(row, each) for row, group in zip(rows, drawn) for each in group]
+    ids = [(pool.policy.encode(row["prompt"]), each["ids"]) for row, each in pairs]
+    where = cut(ids, BATCH, pool.facts.together // passes_of(config.proxies, None))
+    heard = work.counting("computing proxies", "completions")
 
     def make(absent: list[int]) -> Iterator[tuple[int, Any]]:
-        wanted = [slice(starts[n], starts[n] + size) for n in absent]
-        heard.total = sum(sum(length[some]) for some in wanted)
-        calls = [(rows[some], drawn[some], config.rollouts, seed_of(config.seed, some.start)) for some in wanted]
+        wanted = [where[n] for n in absent]
+        heard(0, total=sum(map(len, wanted)))
+        calls = [(pairs[own.start : own.stop], config.seed, config.proxies) for own in wanted]
+        for n, found in pool.run(pieces.proxies, calls):
+            heard(len(wanted[n]))
+            yield absent[n], found
+
+    found = work.stages.pieces([f"proxies_{own.start}_{own.stop}" for own in where], make)
+    return {kind: np.concatenate([piece[kind] for piece in found]) for kind in config.proxies}
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Completions that are rolled out together: of some prompts; or of one prompt one, and of its tokens some."""
+
+    prompts: range
+    completion: int | None = None
+    places: range | None = None
+
+    @property
+    def name(self) -> str:
+        if self.places is None:
+            return f"rollouts_{self.prompts.start:05d}"
+        return f"rollouts_{self.prompts.start:05d}_{self.completion}_{self.places.start}_{self.places.stop}"
+
+
+def _portions(config, pool, drawn) -> list[Portion]:
+    """`CHUNK` prompts each, of a large model so many tokens as go together."""
+    if pool.facts.parameters <= LARGE:
+        starts = range(0, len(drawn), CHUNK)
+        return [Portion(range(start, min(start + CHUNK, len(drawn)))) for start in starts]
+    limit, together = pool.policy.max_new_tokens, pool.facts.together
+    return [
+        Portion(range(i, i + 1), k, places)
+        for i, group in enumerate(drawn)
+        for k, each in enumerate(group)
+        for places in pieces.spans(len(each["ids"]), config.rollouts, limit, together)
+    ]
+
+
+def _rollouts(config, pool, rows, drawn, work: Work) -> tuple[AlternativeRollouts, dict[str, int]]:
+    """Rollouts of all completions, stored a portion at a time."""
+    portions = _portions(config, pool, drawn)
+    heard = work.counting("rolling out alternatives", "rollouts")
+
+    def groups(own: Portion) -> list[list[dict]]:
+        some = drawn[own.prompts.start : own.prompts.stop]
+        return some if own.completion is None else [[some[0][own.completion]]]
+
+    def length(own: Portion) -> int:
+        return len(own.places) if own.places else sum(len(each["ids"]) for group in groups(own) for each in group)
+
+    def make(absent: list[int]) -> Iterator[tuple[int, Any]]:
+        wanted = [portions[n] for n in absent]
+        heard(0, total=config.rollouts * sum(map(length, wanted)))
+        calls = [
+            (
+                *(rows[own.prompts.start : own.prompts.stop], groups(own), config.rollouts),
+                *(seed_of(config.seed, own.prompts.start), own.completion or 0, own.places),
+            )
+            for own in wanted
+        ]
         for n, found in pool.run(pieces.rolled_out, calls, heard, pieces.rollouts_and_tokens):
             yield absent[n], found
 
-    found = work.stages.pieces(names, make)
-    offset = 0
-    for piece in found:
-        piece["trace"] = piece["trace"] + offset
-        offset += len(piece["reward"])
-    columns = ("trace", "pi", "reward", "rewards", "alternative", "share")
+    found = work.stages.pieces([own.name for own in portions], make)
+    columns = {name: np.concatenate([piece[name] for piece in found]) for name in COLUMNS}
+    first = [own.prompts.start * config.completions + (own.completion or 0) for own in portions]
+    trace = np.concatenate([start + piece["trace"] for start, piece in zip(first, found)])
+    reward = np.array([each["correct"] for group in drawn for each in group], float)
     cost = {name: int(sum(piece[name] for piece in found)) for name in ("rollouts", "tokens")}
-    return AlternativeRollouts(*(np.concatenate([piece[name] for piece in found]) for name in columns)), cost
+    return AlternativeRollouts(trace=trace, reward=reward, **columns), cost
 
 
 def _exact(config, pool, rows, drawn, work: Work) -> dict[str, np.ndarray]:
@@ -208,20 +267,35 @@ def _conditions(config, pool, work: Work) -> list[dict[str, Any]]:
     wanted = [conditions.Condition(f"{model}, temperature {t:g}", "temperature", model, t) for t in config.temperatures]
     wanted += [conditions.Condition(label, "policy", path, own) for label, path in _policies(config).items()]
     wanted = list(dict.fromkeys([main, *wanted]))
-    heard = work.counting("when is entropy a good proxy", "conditions", len(wanted))
     size = {"samples": config.condition_samples, "rollouts": config.rollouts, "seed": config.seed}
     size["exact"] = config.with_trees(task)
+    each = conditions.tokens_of(config.condition_samples, config.rollouts, pool.policy.max_new_tokens)
+    step = max(pool.facts.together // each, 1)
+    where = [range(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
+    parts = [(condition, own) for condition in wanted for own in where]
+    heard = work.counting("when is entropy a good proxy", "prompts of all conditions")
 
     def make(absent: list[int]) -> Iterator[tuple[int, Any]]:
-        heard.total = len(absent)
-        for n, found in pool.run(pieces.condition, [(config.policy, wanted[k], rows, size) for k in absent]):
-            heard(1)
+        some = [parts[n] for n in absent]
+        heard(0, total=sum(len(own) for _, own in some))
+        calls = [
+            (config.policy, condition, rows[own.start : own.stop], size | {"first": own.start})
+            for condition, own in some
+        ]
+        for n, found in pool.run(pieces.condition, calls):
+            heard(len(some[n][1]))
             yield absent[n], found
 
-    names = [f"condition_{seed_of(each.model, each.temperature):016x}" for each in wanted]
+    names = [
+        f"condition_{seed_of(condition.model, condition.temperature):016x}_{own.start}_{own.stop}"
+        for condition, own in parts
+    ]
+    stored = work.stages.pieces(names, make)
     found, whole = [], np.ones(len(rows), bool)
     options = {"num": config.bootstraps, "seed": config.seed, "top": config.top}
-    for condition, arrays in zip(wanted, work.stages.pieces(names, make)):
+    for n, condition in enumerate(wanted):
+        own = stored[n * len(where) : (n + 1) * len(where)]
+        arrays = {name: np.concatenate([piece[name] for piece in own]) for name in own[0]}
         found.append({"label": condition.label, "kind": condition.kind, **conditions.figures(arrays, whole, **options)})
         if condition == main:
             for label, member in conditions.difficulty_bins(arrays["correct"].mean(1)):
