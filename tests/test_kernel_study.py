@@ -155,7 +155,8 @@ def test_a_large_model_is_asked_with_files(tmp_path, monkeypatch):
     parameters, num = found["num"]["parameters"], found["num"]
     assert made == [(num["senders"], parameters)] * 2 + [(num["held_out"], parameters)]
     assert told[0].startswith("forecast: 36 rollouts") and "of disk" in told[0]
-    assert any(x.startswith("sampling: 36 of 36 rollouts") for x in said)
+    assert any(x.startswith("sampling the step: 32 of 32 rollouts") for x in said)
+    assert any(x.startswith("sampling held-out completions: 4 of 4 rollouts") for x in said)
     assert any(x.startswith(f"gradients of completions: {2 * num['senders']} of") for x in said)
     assert not [path for path in (tmp_path / "large").rglob("tmp*")]
     assert found["figures"]["influence/kernel_gap"].value < 0.05, "of so few parameters bfloat16 is felt"
@@ -179,7 +180,7 @@ def test_what_is_sent_is_the_completion_where_its_tokens_are_alike(tmp_path):
 def test_what_finds_no_disk_is_refused_before_a_rollout(tmp_path, monkeypatch):
     monkeypatch.setattr(vectors, "FINE", 0)
     monkeypatch.setattr(limits, "free", lambda folder: 1 << 20)
-    monkeypatch.setattr("tokencredit.studies.kernel.measurement.draw", None)
+    monkeypatch.setattr("tokencredit.studies.kernel.measurement.drawn", None)
     config = KernelConfig(prompts=8, group=4, held_out=4, samples=1, level="tokens", optimizer="adamw")
     with pytest.raises(ValueError, match=r"--prompts 8 --group 4 --held-out 4 .*--sequences.*--directions 512.*--out"):
         STUDY.run(config, tmp_path / "kernel")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokencredit.dynamics.batch import Batch, draw, roles
+from tokencredit.dynamics.batch import Batch, roles
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.dynamics.influence import real_changes
 from tokencredit.dynamics.kernel import (
@@ -34,6 +34,7 @@ from tokencredit.dynamics.update import Update, at_rate, update_vector
 from tokencredit.dynamics.vectors import norm
 from tokencredit.lm.distribution import seed_of
 from tokencredit.stages import Stages
+from tokencredit.studies.drawn import drawn
 from tokencredit.studies.kernel.question import KernelConfig
 from tokencredit.studies.study import Counting, Say, silent
 
@@ -91,11 +92,11 @@ def step_of(checkpoint: Checkpoint, batch: Batch, preconditioner: str) -> tuple[
 def measure(checkpoint: Checkpoint, config: KernelConfig, stages: Stages, say: Say = silent) -> KernelMeasurement:
     """Rollouts, step, kernel, influence. Every size and the level are named (`KernelConfig.fitted`)."""
     c, method = config, checkpoint.method
-    heard = Counting(say, "sampling", "rollouts", c.prompts * c.group + c.held_out * c.samples)
-    batch = draw(checkpoint, c.prompts, c.group, c.seed, needs=sorted(method.needs), progress=heard)
+    heard = Counting(say, "sampling the step", "rollouts")
+    batch = drawn(stages, "step", checkpoint, c.prompts, c.group, c.seed, needs=sorted(method.needs), progress=heard)
     update, preconditioner = step_of(checkpoint, batch, c.preconditioner)
-    seed = seed_of(c.seed, "held out")
-    held_batch = draw(checkpoint, c.held_out, c.samples, seed, split="test", progress=heard)
+    seed, heard = seed_of(c.seed, "held out"), Counting(say, "sampling held-out completions", "rollouts")
+    held_batch = drawn(stages, "held_out", checkpoint, c.held_out, c.samples, seed, split="test", progress=heard)
     passes = held_batch.passes(checkpoint)
     found = stages.arrays("kernel", lambda: _Kernels(c, preconditioner, stages.folder, say).of(update, passes))
     units, held_units = (

@@ -7,11 +7,12 @@ from __future__ import annotations
 from typing import Any
 
 from tokencredit.durable import write_parquet
-from tokencredit.dynamics.batch import draw, prompts_of
+from tokencredit.dynamics.batch import prompts_of
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.lm.load import run_of
 from tokencredit.studies import forecast
 from tokencredit.studies.arguments import check_prompts, open_from, prompts_there
+from tokencredit.studies.drawn import drawn
 from tokencredit.studies.forecast import BACKWARD
 from tokencredit.studies.noise_scale.figures import blocks
 from tokencredit.studies.noise_scale.measurement import PAIRS, Products, measured, products_of
@@ -30,8 +31,8 @@ def run(config: NoiseScaleConfig, work: Work) -> dict[str, Any]:
     needs = sorted(c.method.needs)
     work.begin(task=c.config.task, config=identity(config), model=str(c.path), judge=c.task, checkpoint=str(c.path))
     work.tell(forecast.forecast(c, parts, 2, first))
-    heard = work.counting("sampling", "rollouts", config.prompts * config.group)
-    batch = draw(c, config.prompts, config.group, config.seed, needs=needs, progress=heard)
+    options = {"needs": needs, "progress": work.counting("sampling", "rollouts")}
+    batch = drawn(work.stages, "step", c, config.prompts, config.group, config.seed, **options)
     heard = work.counting("products of gradients", "gradients")
     stored = work.stages.arrays(
         "products", lambda: products_of(c, c.method, batch, seed=config.seed, progress=heard).arrays()
