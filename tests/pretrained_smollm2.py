@@ -157,6 +157,15 @@ def test_every_command_has_a_small_job(words, tmp_path, capsys):
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
 
 
+def test_the_next_step_is_taken_apart(words, tmp_path, capsys):
+    """Attribution in files: every goal and method in one sweep."""
+    sizes = ("--prompts", "4", "--group", "4", "--entropy", "3", "2", "--reward", "6", "4", "--trees", "0")
+    asked = ("--method", "reinforce", "--optimizer", "adamw", "--methods", "grpo", "--out", str(tmp_path / "out"))
+    assert main(["dynamics", "attribute", *words, *sizes, *asked]) == 0
+    figures = json.loads((tmp_path / "out" / "result.json").read_text())["figures"]
+    assert len(figures) > 20 and not list((tmp_path / "out" / "stages").glob("*sweep_*"))
+
+
 def test_the_recipe_with_adapters_goes_on_where_it_was_cut(tmp_path, capsys):
     """examples/gsm8k_lora, small, on a file of problems; what it leaves is opened again."""
     run, recipe = tmp_path / "lora", Path(__file__).parents[1] / "examples" / "gsm8k_lora" / "run.yaml"
