@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from tokencredit.distribute.together import tokens_together
+from tokencredit.distribute.together import together_of
 from tokencredit.lm.distribution import Settings
 from tokencredit.lm.sampling import Progress, Sampler
 from tokencredit.pivotality.verdicts import Judge
@@ -55,9 +55,7 @@ class Crew(Protocol):
 
 def _together(sampler: Sampler) -> int:
     model = getattr(sampler, "model", None)
-    return (
-        sys.maxsize if model is None else tokens_together(sum(p.numel() for p in model.parameters()), model.device.type)
-    )
+    return sys.maxsize if model is None else together_of(model)
 
 
 class Here:

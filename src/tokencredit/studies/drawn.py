@@ -1,4 +1,4 @@
-"""Rollouts of a study, stored: token ids while they are sampled, so many prompts at a time as `tokens_together` says,
+"""Rollouts of a study, stored: token ids while they are sampled, so many prompts at a time as `together_of` says,
 and when all are there the batch, verified and scored.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokencredit.distribute.together import tokens_together
+from tokencredit.distribute.together import together_of
 from tokencredit.dynamics.batch import Batch, of_groups, prompts_of
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.lm.completions import as_arrays, of_arrays
@@ -38,8 +38,7 @@ def drawn(
     c = checkpoint
     rows = prompts_of(c, num_prompts, seed, split)
     prompts = c.policy.encode_rows(rows)
-    most = tokens_together(sum(p.numel() for p in c.model.parameters()), c.model.device.type)
-    size = max(most // (group * c.max_new_tokens), 1)
+    size = max(together_of(c.model) // (group * c.max_new_tokens), 1)
     pieces = [range(start, min(start + size, num_prompts)) for start in range(0, num_prompts, size)]
 
     def sampled(absent: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:

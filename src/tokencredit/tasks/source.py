@@ -29,15 +29,18 @@ class NoSource(ValueError):
 
 def task_source(task: Task) -> str | None:
     """32 hex digits of the source of a task's verifier; None, with a warning that names it, where there is none."""
-    parts = [type(task), *(value for _, value in sorted(vars(task).items()) if callable(value))]
-    return verifier_source(*parts)
+    return verifier_source(*_parts(task))
 
 
 def own_source(task: Task) -> str | None:
     """`task_source` of what is not tokencredit's own, whose version a run records: None where nothing else is there."""
-    parts = [type(task), *(value for _, value in sorted(vars(task).items()) if callable(value))]
-    yours = [part for part in parts if not _is_own(part)]
+    yours = [part for part in _parts(task) if not _is_own(part)]
     return verifier_source(*yours) if yours else None
+
+
+def _parts(task: Task) -> list[Callable[..., Any]]:
+    """What its verdicts are made by: its class, and every function it holds."""
+    return [type(task), *(value for _, value in sorted(vars(task).items()) if callable(value))]
 
 
 def verifier_source(*parts: Callable[..., Any]) -> str | None:

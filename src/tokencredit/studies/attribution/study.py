@@ -56,11 +56,11 @@ SWEEP, STEP = "sweep_", "step"
 
 def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
     """The whole question: its blocks; tokens/ and sequences.parquet."""
-    asked = {} if config.pivotality else {"--prompts": config.prompts}
-    asked |= {
+    wanted = {} if config.pivotality else {"--prompts": config.prompts}
+    wanted |= {
         f"--{name}": sizes and sizes[0] for name, sizes in (("entropy", config.entropy), ("reward", config.reward))
     }
-    check_prompts(config.policy, asked, least=FEWEST)
+    check_prompts(config.policy, wanted, least=FEWEST)
     c, say, book = open_from(config), work.say, work.book
     methods = [
         named_method(name).within(c.max_new_tokens) for name in dict.fromkeys((config.baseline, *config.methods))

@@ -30,7 +30,7 @@ from tokencredit.dynamics.reweighting import (
 from tokencredit.dynamics.to_go import BASELINES, Baseline, baseline_of, hidden_states, places
 from tokencredit.dynamics.true_change import by_reweighting, by_sampling
 from tokencredit.dynamics.update import Update, update_vector
-from tokencredit.dynamics.vectors import cosine, moved, norm
+from tokencredit.dynamics.vectors import Vector, cosine, moved, norm
 from tokencredit.lm.distribution import seed_of
 from tokencredit.masked import zero_off
 from tokencredit.studies.entropy.question import Sizes
@@ -113,20 +113,24 @@ class Measurement:
     def parts(self) -> dict[str, Callable[[], Arrays]]:
         """What is measured, by its name in words, each on its own: sums that `together` makes one of."""
         fresh = self.sizes.fresh, seed_of(self.seed, "fresh")
+        sweep = self.sizes.sweep_fresh, seed_of(self.seed, "sweep")
         found = {
             "prediction": self._prediction,
             "prediction of the batch's own part": self._prediction_of_batch,
             "the same rollouts, reweighted": lambda: self._reweighted("same"),
             "independent rollouts, reweighted": lambda: self._reweighted("independent"),
-            "fresh rollouts": lambda: self._sampled("fresh_own", self.rows, *fresh),
+            "fresh rollouts": lambda: {"fresh_own": self._sides(self.update.vector, 1.0, self.rows, *fresh)},
             "fresh rollouts before": lambda: {"fresh_rest": self._at_rest(self.rows, *fresh)},
-            "fresh rollouts of the batch's own part": lambda: self._sampled("batch_fresh_own", self.rows, *fresh),
+            "fresh rollouts of the batch's own part": lambda: {
+                "batch_fresh_own": self._sides(self.update.fresh, 1.0, self.rows, *fresh)
+            },
+            "the sweep's fresh rollouts before": lambda: {"sweep_rest": self._at_rest(self.some, *sweep)},
         }
-        sweep = self.some, self.sizes.sweep_fresh, seed_of(self.seed, "sweep")
-        found["the sweep's fresh rollouts before"] = lambda: {"sweep_rest": self._at_rest(*sweep)}
-        for k, factor in enumerate(self.factors):
-            found[f"the sweep's fresh rollouts, rate {k + 1}"] = partial(self._sampled, f"sweep_{k}", *sweep, factor)
-        return found
+
+        def at(k: int) -> Arrays:
+            return {f"sweep_{k}": self._sides(self.update.vector, self.factors[k], self.some, *sweep)}
+
+        return found | {f"the sweep's fresh rollouts, rate {k + 1}": partial(at, k) for k in range(len(self.factors))}
 
     def _prediction(self) -> Arrays:
         ids = [seed_of(*prompt) for prompt in self.whole.batch.prompts]
@@ -149,14 +153,13 @@ class Measurement:
         """[P, 2]: entropy and tokens of fresh completions of the policy as it is."""
         return np.stack(by_sampling(self.checkpoint, rows, num, seed), -1)
 
-    def _sampled(self, name: str, rows: Sequence[dict], num: int, seed: int, factor: float = 1.0) -> Arrays:
-        """[2, P, 2] of the policy on either side; the same uniforms as at rest."""
-        along = self.update.fresh if name.startswith("batch_") else self.update.vector
+    def _sides(self, along: Vector, factor: float, rows: Sequence[dict], num: int, seed: int) -> np.ndarray:
+        """[2, P, 2] of the policy on either side along a vector; the same uniforms as at rest."""
         sides = []
         for sign in SIGNS:
             with moved(self.update.passes.parameters, along, sign * factor):
                 sides.append(self._at_rest(rows, num, seed))
-        return {name: np.array(sides)}
+        return np.array(sides)
 
 
 def together(parts: Iterable[Arrays], rates: int) -> Arrays:
