@@ -35,25 +35,18 @@ COMMANDS = {
     "kernel": "dynamics kernel",
 }
 ON_RUN = ("noise_scale", "entropy", "attribute", "kernel")
-PEAK = """
-import resource, sys
-from tokencredit.cli import main
-code = main(sys.argv[1:])
-used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print("measured", max(u.ru_maxrss for u in used) / 2**20, sum(u.ru_utime + u.ru_stime for u in used), code)
-"""
 
 
 def measure(name: str, folder: Path, run: Path) -> dict[str, float]:
     """Peak and seconds of one command; its own words go to the terminal, and one that fails ends the benchmark."""
     out = () if name == "evaluate" else ("--out", str(folder / ("scores.parquet" if name == "score" else name)))
     model = ("--model", str(run)) if name in ON_RUN else ("--model", model_path(), "--task", "stories", *CHAT)
-    words = [sys.executable, "-c", PEAK, *COMMANDS[name].split(), *model, *out]
+    words = [sys.executable, str(Path(__file__).parent / "_peak.py"), *COMMANDS[name].split(), *model, *out]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
-    peak, seconds, code = done.stdout.rpartition("measured ")[2].split() if "measured " in done.stdout else (0, 0, 1)
-    if int(code):
+    used = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {"code": 1}
+    if used["code"]:
         raise SystemExit(f"{name} failed:\n{done.stdout}")
-    return {"peak_gib": round(float(peak), 3), "seconds": round(float(seconds), 1)}
+    return {"peak_gib": round(used["peak_gib"], 3), "seconds": round(used["seconds"], 1)}
 
 
 def main() -> None:
