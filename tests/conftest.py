@@ -1,9 +1,12 @@
-"""One thread, no network, the same examples in every run; and a browser for the tests of pages."""
+"""One thread here and in every process that a test starts, no network, the same examples in every run; and a browser for
+the tests of pages.
+"""
 
 import os
 import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ import tokencredit
 from tokencredit import argument_types
 from tokencredit.cli import main, make_parser
 from tokencredit.console import PlainConsole, visible
-from tokencredit.progress import bar, columns, plain_table
+from tokencredit.progress import TrainProgress, bar, columns, plain_table
+from tokencredit.studies.study import status
 from tokencredit.tasks import data
+from tokencredit.train_config import TrainConfig
 
 NASTY = "a\x1b[31mb [red]c[/red] :smile: \x07\x9b2J\u202e\r\ud800"
 SHOWN = r"a\x1b[31mb [red]c[/red] :smile: \x07\x9b2J\u202e\x0d\ud800"
@@ -289,10 +293,48 @@ def test_a_bar_whose_units_are_done_in_parts_ends_whole():
     assert sum([0.1] * 10) < 1 and "1/1" in printed(count)
 
 
-def test_training_says_how_much_it_will_do_and_how_far_an_evaluation_is():
-    from tokencredit.progress import TrainProgress
-    from tokencredit.train_config import TrainConfig
+def until(said, page):
+    while said not in page.getvalue():
+        time.sleep(0.001)
 
+
+@pytest.mark.parametrize("shown", ["bar", "status", "training"])
+def test_a_log_gets_lines_of_what_a_terminal_draws(shown, monkeypatch):
+    """Every line once, while the work goes on; with the time left, though a unit takes longer than a while."""
+    monkeypatch.setattr("tokencredit.progress.EVERY", 0.001)
+    page = io.StringIO()
+    console = PlainConsole(file=page, width=100)
+    if shown == "bar":
+        with bar(console, "roll[b]outs", 4) as advance:
+            advance(1, 20)
+            until("roll[b]outs 1/4", page)
+            advance(1, 20)
+            until("2/4", page)
+            assert re.search(r"2/4 +[0-9]+:[0-9]+ 40 tokens", page.getvalue())
+    if shown == "status":
+        with status(console) as say:
+            until("loading", page)
+            say("the [b] step")
+            until("the [b] step", page)
+        assert page.getvalue().splitlines() == ["loading", "the [b] step"]
+    if shown == "training":
+        with TrainProgress(console, TrainConfig(steps=3, method="gtpo")) as progress:
+            progress.listen("step", {"step": 2, "pass_rate": 0.5})
+            until("pass 0.50", page)
+        assert re.search(r"gtpo 2/6 .*pass 0.50", page.getvalue())
+
+
+def test_a_terminal_gets_no_lines_besides(monkeypatch):
+    monkeypatch.setattr("tokencredit.progress.EVERY", 0.001)
+    page = io.StringIO()
+    before = set(threading.enumerate())
+    with status(PlainConsole(file=page, width=100, force_terminal=True)):
+        assert not [thread for thread in set(threading.enumerate()) - before if "speak" in thread.name]
+    with status(PlainConsole(file=page, width=100)):
+        assert [thread for thread in set(threading.enumerate()) - before if "speak" in thread.name]
+
+
+def test_training_says_how_much_it_will_do_and_how_far_an_evaluation_is():
     page = io.StringIO()
     with TrainProgress(PlainConsole(file=page, width=400), TrainConfig(steps=3, prompts=4, task="stories")) as progress:
         progress.listen("start", {"step": 0})

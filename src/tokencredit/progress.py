@@ -1,15 +1,21 @@
-"""Progress on the terminal: bars with the figures that people watch, within 80 columns."""
+"""Progress: on a terminal bars with the figures that people watch, within 80 columns; in a log, where nothing can be
+drawn anew, the same as a line a minute.
+"""
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+EVERY = 60.0
+"""Seconds between two lines of progress in a log."""
 WATCHED = (
     ("pass_rate", "pass {:.2f}"),
     ("entropy", "entropy {:.3f}"),
@@ -48,11 +54,50 @@ def columns() -> tuple:
 
 
 @contextmanager
+def progress_bars(console: Console, quiet: bool = False) -> Iterator[Progress]:
+    """Bars of `columns`. Time left is reckoned from all that was seen, since a unit may take minutes."""
+    progress = Progress(*columns(), console=console, disable=quiet, speed_estimate_period=math.inf)
+    words = [column for column in progress.columns if not isinstance(column, BarColumn)]
+
+    def now() -> str:
+        return "\n".join(" ".join(str(column(task)) for column in words).rstrip() for task in progress.tasks)
+
+    with progress, ExitStack() as stack:
+        if not quiet:
+            stack.enter_context(in_a_log(console, now))
+        yield progress
+
+
+@contextmanager
+def in_a_log(console: Console, now: Callable[[], str]) -> Iterator[None]:
+    """Prints what `now` gives every minute if it has changed, where the console is a file or a pipe."""
+    if console.is_terminal or console.is_jupyter:
+        yield
+        return
+    ended = threading.Event()
+
+    def speak() -> None:
+        last = ""
+        while not ended.wait(EVERY):
+            if (words := now()) != last:
+                console.print(words, soft_wrap=True)
+                last = words
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
 def bar(console: Console, description: str, total: float | None) -> Iterator[Callable]:
     """One bar; call what it yields with the number of units just done, of which a part may be done, and of the tokens
     sampled meanwhile.
     """
-    with Progress(*columns(), console=console) as progress:
+    with progress_bars(console) as progress:
         task, sampled = progress.add_task(description, total=total, figures=""), 0
 
         def advance(done: float, tokens: int = 0, total: float | None = None, absolute: bool = False) -> None:
@@ -83,15 +128,15 @@ class TrainProgress:
 
     def __init__(self, console: Console, config, quiet: bool = False):
         self.console, self.config, self.quiet = console, config, quiet
-        self.progress = Progress(*columns(), console=console, disable=quiet)
+        self.stack = ExitStack()
 
     def __enter__(self) -> TrainProgress:
-        self.progress.start()
+        self.progress = self.stack.enter_context(progress_bars(self.console, self.quiet))
         self.task = self.progress.add_task(self.config.method, total=self.config.optimizer_steps, figures="loading")
         return self
 
     def __exit__(self, *_) -> None:
-        self.progress.stop()
+        self.stack.close()
 
     def listen(self, event: str, figures: dict) -> None:
         """What `train` tells: the step and its figures, evaluations, and where the run starts or goes on."""

@@ -44,5 +44,5 @@ class Bars(Tell):
 @contextmanager
 def bars(console: Console) -> Iterator[Bars]:
     """Whom `run_jobs` tells what it does."""
-    with Progress(*columns(), console=console) as progress:
+    with progress_bars(console) as progress:
         yield Bars(progress)

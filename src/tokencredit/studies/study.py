@@ -248,5 +248,13 @@ def status(console: Console) -> Iterator[Say]:
     """One line that says what is being done; what it yields changes it."""
     from rich.text import Text
 
-    with console.status(Text("loading")) as shown:
-        yield lambda text: shown.update(Text(text))
+    from tokencredit.progress import in_a_log
+
+    now = ["loading"]
+    with console.status(Text(now[0])) as shown, in_a_log(console, lambda: now[0]):
+
+        def say(text: str) -> None:
+            now[0] = text
+            shown.update(Text(text))
+
+        yield say
