@@ -10,7 +10,6 @@ import resource
 import sys
 
 from _result import peak_gib
-
 from tokencredit.cli import main
 
 code = main(sys.argv[1:])

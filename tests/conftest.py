@@ -1,5 +1,5 @@
-"""One thread here and in every process that a test starts, no network, the same examples in every run; and a browser for
-the tests of pages.
+"""One thread, here and in the processes that tests start; no network, the same examples in every run; and a browser
+for the tests of pages.
 """
 
 import os

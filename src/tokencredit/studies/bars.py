@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from tokencredit.progress import columns, watched
+from tokencredit.progress import progress_bars, watched
 from tokencredit.studies.jobs import Tell
 
 
