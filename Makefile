@@ -58,7 +58,7 @@ runs/smollm2/config.json: | setup
 	$(BIN)/python examples/smollm2.py runs/smollm2
 
 test-pretrained: pretrained
-	$(BIN)/python -m pytest tests/pretrained_smollm2.py
+	$(BIN)/python -m pytest tests/pretrained_smollm2.py --numprocesses 2 --dist worksteal
 
 test-algebra: .venv-algebra/ready
 	PYTHONPATH=src .venv-algebra/bin/python -m pytest $(ALGEBRA_TESTS) \

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cuts import Cut, cut_at
 from tokencredit.cli import main
@@ -19,6 +20,7 @@ from tokencredit.lm.policy import PolicyConfig
 from tokencredit.lm.proxies import importance
 from tokencredit.lm.readout import find_readout
 from tokencredit.scores.measure import measure
+from tokencredit.studies.table import STUDIES
 from tokencredit.train_config import read_config
 
 MODEL = os.environ.get("TOKENCREDIT_PRETRAINED", str(Path(__file__).parents[1] / "runs" / "smollm2"))
@@ -26,8 +28,13 @@ PROBLEMS = (
     ("Tom has 3 apples and gets 4 more. How many has he now?", 7),
     ("A box holds 6 pens. 2 are lost. How many?", 4),
 )
+FRESH = ("--method", "reinforce", "--optimizer", "adamw")
+"""What a model that is no run lacks: a method, and the state of an optimizer."""
 VERIFIER = """
 import re
+
+def even(completion, row):
+    return len(completion) % 2 == 0
 
 def last_number(completion, row):
     found = re.findall(r"[0-9]+", completion)
@@ -40,7 +47,7 @@ def task(tmp_path_factory):
     """Word problems with a verifier of one's own: the arguments that name them."""
     folder = tmp_path_factory.mktemp("problems")
     (folder / "verify.py").write_text(VERIFIER)
-    rows = [{"prompt": f"{text} Answer in one short sentence.", "answer": answer} for text, answer in PROBLEMS * 4]
+    rows = [{"prompt": f"{text} Answer in one short sentence.", "answer": answer} for text, answer in PROBLEMS * 16]
     for i, row in enumerate(rows):
         row["prompt"] = row["prompt"].replace("How", f"({i}) How")
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -157,10 +164,52 @@ def test_every_command_has_a_small_job(words, tmp_path, capsys):
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
 
 
+@pytest.fixture(scope="module")
+def shallow(words, tmp_path_factory):
+    """`words` for the embeddings and the first four layers of the model, and a verifier that half of what they write
+    passes: where hundreds of passes are made, those of 30 layers would take minutes.
+    """
+    folder = tmp_path_factory.mktemp("shallow")
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    model.model.layers = model.model.layers[:4]
+    model.config.num_hidden_layers, model.config.layer_types = 4, None
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    own = {MODEL: str(folder), "12": "8"}
+    return [own.get(word, word).replace(":last_number", ":even") for word in words]
+
+
+SHALLOW = {
+    "correlation": "study correlation --prompts 8 --completions 1 --rollouts 8 --bootstraps 50 --temperatures",
+    "compare": "study compare --methods grpo gtpo --seeds 1 --steps 1 --marks 1 --rates 1 --final-prompts 8"
+    " --final-samples 1 --workers 1 --set prompts=2 --set group=2 --set eval_prompts=2 --set eval_samples=1",
+    "entropy": f"dynamics entropy --prompts 3 --group 2 --updates 1 --rates 4 --eval-prompts 8 --sweep-prompts 8"
+    f" --sub-batch 2 {' '.join(FRESH)}",
+    "inspect": "inspect LOG --tokens 64 --rollouts 4 --bootstraps 20 --prompts 2 --methods gtpo",
+}
+
+
+def test_every_study_has_a_small_job():
+    """Here, on these layers or on the whole model; two take minutes at their least sizes: `variance`, which
+    benchmarks/pretrained_peaks.py runs, and `preference`.
+    """
+    assert {*SHALLOW, "attribution", "kernel", "noise_scale", "variance", "preference"} == set(STUDIES)
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_a_small_study_of_the_first_layers(name, shallow, tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    rows = [{"prompt": PROBLEMS[i // 2][0], "completion": f"It is {i}.", "reward": i % 2} for i in range(4)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [str(log) if word == "LOG" else word for word in SHALLOW[name].split()]
+    assert main([*words, *shallow, "--out", str(tmp_path / "study")]) == 0
+    assert json.loads((tmp_path / "study" / "result.json").read_text())["figures"]
+
+
 def test_the_next_step_is_taken_apart(words, tmp_path, capsys):
     """Attribution in files: every goal and method in one sweep."""
     sizes = ("--prompts", "4", "--group", "4", "--entropy", "3", "2", "--reward", "6", "4", "--trees", "0")
-    asked = ("--method", "reinforce", "--optimizer", "adamw", "--methods", "grpo", "--out", str(tmp_path / "out"))
+    asked = (*FRESH, "--methods", "grpo", "--out", str(tmp_path / "out"))
     assert main(["dynamics", "attribute", *words, *sizes, *asked]) == 0
     figures = json.loads((tmp_path / "out" / "result.json").read_text())["figures"]
     assert len(figures) > 20 and not list((tmp_path / "out" / "stages").glob("*sweep_*"))
@@ -197,9 +246,9 @@ def test_the_recipe_with_adapters_goes_on_where_it_was_cut(tmp_path, capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        ("evaluate", "--prompts", "8", "--samples", "8"),
-        ("dynamics", "noise-scale", "--prompts", "3", "--group", "2", "--method", "reinforce"),
-        ("dynamics", "kernel", "--prompts", "3", "--group", "2", "--method", "reinforce", "--optimizer", "adamw"),
+        ("evaluate", "--prompts", "8", "--samples", "4"),
+        ("dynamics", "noise-scale", "--prompts", "3", "--group", "2", *FRESH[:2]),
+        ("dynamics", "kernel", *["--prompts", "3", "--group", "2", "--held-out", "2", "--samples", "1"], *FRESH),
     ],
     ids=lambda command: command[1],
 )

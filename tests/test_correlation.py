@@ -239,6 +239,13 @@ def test_prompts_without_room_are_refused_without_a_trace(tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+def test_too_few_tokens_are_refused_before_any_is_rolled_out(tmp_path):
+    config = CorrelationConfig(prompts=4, completions=1, rollouts=8, policy=PolicyConfig(max_new_tokens=2))
+    with pytest.raises(ValueError, match="8 tokens were sampled, fewer than 50: take more --prompts"):
+        STUDY.run(config, tmp_path / "study")
+    assert not list((tmp_path / "study").rglob("*rollouts*"))
+
+
 def test_conditions_rank_calibration_against_agreement():
     """Three conditions, error .1 .2 .3 and captured .9 .5 .1: −1; draw 1 has the reverse: +1."""
     rows = [

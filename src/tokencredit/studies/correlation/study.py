@@ -43,6 +43,7 @@ from tokencredit.studies.study import Work
 
 CHUNK, LARGE = 8, 1 << 24  # prompts per stored piece of the rollouts and trees, but for a model over so many parameters
 BATCH = 32  # completions whose proxies are computed together, at most
+FEWEST = 50  # tokens with an alternative, without which there are no figures
 COLUMNS = ("pi", "rewards", "alternative", "share")
 
 
@@ -62,6 +63,7 @@ def _run(config: CorrelationConfig, work: Work, pool: Pool | Alone) -> dict[str,
 
     heard = work.counting("sampling completions", "completions", config.completions * len(rows))
     drawn = stages.value("completions", lambda: pieces.draw(pool, rows, config.completions, config.seed, heard))
+    _check_tokens(sum(len(each["ids"]) for group in drawn for each in group), "were sampled")
     proxies = stages.arrays("proxies", lambda: _proxies(config, pool, rows, drawn, work))
     rollouts, cost = _rollouts(config, pool, rows, drawn, work)
     exact = _exact(config, pool, rows, drawn, work) if config.with_trees(policy.task) else None
@@ -219,11 +221,7 @@ def _study(
     defined = rollouts.defined
     if exact is not None:
         defined = defined & np.all([np.isfinite(exact[name]) for name in ESTIMANDS], axis=0)
-    if defined.sum() < 50:
-        raise ValueError(
-            f"{int(defined.sum())} tokens have an alternative under this sampler, too few: take more prompts, or"
-            " another one"
-        )
+    _check_tokens(int(defined.sum()), "have an alternative under this sampler")
     here = tokens.at(defined)
     boot = here.bootstrap(config.bootstraps, config.seed)
     options = {"threshold": config.threshold, "top": config.top, "few": config.few}
@@ -256,6 +254,11 @@ def _study(
         blocks["splits"][estimand] = splits_block(book, estimand, here, effect, config)
     blocks["scatter"] = scatter(here, rollouts, exact, defined, config.seed)
     return blocks
+
+
+def _check_tokens(num: int, which: str) -> None:
+    if num < FEWEST:
+        raise ValueError(f"{num} tokens {which}, fewer than {FEWEST}: take more --prompts, or more --completions")
 
 
 def _conditions(config, pool, work: Work) -> list[dict[str, Any]]:
