@@ -17,13 +17,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from scipy import stats
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokencredit import train_config as engines
 from tokencredit.agreement.resampling import Bootstrap
 from tokencredit.budget import Budget
 from tokencredit.cli import main, make_parser
+from tokencredit.lm import room
 from tokencredit.related import RELATED
 from tokencredit.runs import Run, RunError
 from tokencredit.stats import OverSeedsAndPrompts
@@ -43,7 +46,7 @@ from tokencredit.studies.compare.study import (
     unavailable,
 )
 from tokencredit.studies.compare.tables import markdown, tables
-from tokencredit.studies.jobs import FINAL, Tell, command_of, finished, run_jobs
+from tokencredit.studies.jobs import FINAL, Tell, command_of, finished, run_jobs, side_by_side
 from tokencredit.studies.processes import Forked, run_all
 from tokencredit.studies.result import write_result
 from tokencredit.studies.study import Work
@@ -778,3 +781,30 @@ def test_panels_of_curves_change_with_the_measure(opened):
     section.locator("svg").first.focus()
     opened.keyboard.press("ArrowRight")
     assert section.locator(".readout strong").first.text_content() == "0 sampled rollouts"
+
+
+def test_as_many_runs_go_side_by_side_as_the_memory_holds(monkeypatch, tmp_path):
+    """Unless told: one per core; of a model with weights to speak of as many as the machine holds, at least one."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16))
+    assert side_by_side(TrainConfig()) == 16
+    config = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=4, vocab_size=50_000)
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        numbers = sum(p.numel() for p in LlamaForCausalLM(config).parameters())
+    whole = TrainConfig(task="stories", model=str(tmp_path))
+    takes = {None: 16 * numbers + room.LIBRARIES + room.USUAL, 8: 4 * numbers + room.LIBRARIES + room.USUAL}
+    for rank, bytes_ in takes.items():
+        own = replace(whole, peft={"r": rank} if rank else {})
+        monkeypatch.setattr("tokencredit.limits.memory", lambda bytes_=bytes_: 7 * bytes_ + 1)
+        assert 7 * bytes_ // 8 > room.USUAL and side_by_side(own) == 7
+    monkeypatch.setattr("tokencredit.limits.memory", lambda: 1 << 33)
+    assert side_by_side(whole, 3 << 30) == 2
+    assert side_by_side(whole, 1 << 34) == 1
+
+
+def test_every_run_keeps_to_the_memory_that_is_given(tmp_path, capsys):
+    sizes = ("--seeds", "1", "--steps", "1", "--marks", "1", "--rates", "1", "--set", "eval_prompts=8")
+    words = ("study", "compare", "--methods", "grpo", "dapo", *sizes)
+    assert main([*words, "--memory", "900M", "--out", str(tmp_path / "study")]) == 1
+    assert "--memory 0.879G is too little to train" in " ".join(capsys.readouterr().err.split())

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 EVERY = 60.0
@@ -40,7 +40,7 @@ def plain_table(title: str, *heads: str, **options: Any) -> Table:
     return table
 
 
-def columns() -> tuple:
+def columns() -> tuple[ProgressColumn, ...]:
     """What a line of progress shows: name, bar, count, time left (then time taken), figures. Names are text, never
     markup.
     """
@@ -57,7 +57,7 @@ def columns() -> tuple:
 def progress_bars(console: Console, quiet: bool = False) -> Iterator[Progress]:
     """Bars of `columns`. Time left is reckoned from all that was seen, since a unit may take minutes."""
     progress = Progress(*columns(), console=console, disable=quiet, speed_estimate_period=math.inf)
-    words = [column for column in progress.columns if not isinstance(column, BarColumn)]
+    words = [column for column in columns() if not isinstance(column, BarColumn)]
 
     def now() -> str:
         return "\n".join(" ".join(str(column(task)) for column in words).rstrip() for task in progress.tasks)

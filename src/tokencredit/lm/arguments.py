@@ -15,13 +15,13 @@ def add_policy(
     *,
     model: tuple[str, ...] = ("--model",),
     default: str = "reckon, shipped",
-    memory: bool = True,
+    process: str = "the command",
 ) -> None:
     """Adds --model, --task, --option, --temperature, --max-new-tokens, --chat, --dtype, --device and --memory.
 
     model     names of the first of them: a command on runs also calls it --run
     default   what is said of it where it is not given
-    memory    False for a command that does not size its own passes
+    process   what takes no more than --memory
     """
     group = parser.add_argument_group("policy", "which model on which task; a run's own settings are its defaults")
     group.add_argument(
@@ -52,14 +52,13 @@ def add_policy(
         help="of the weights (default: float32 on a CPU)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
-    if memory:
-        group.add_argument(
-            "--memory",
-            type=size,
-            metavar="SIZE",
-            help="what the command may take, weights included, like 4G: it sets how many rows go through the model"
-            " together (default: 1.5 GiB beside the weights, less on a small machine; of a GPU half)",
-        )
+    group.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help=f"what {process} may take, weights included, like 4G: it sets how many rows go through the model together"
+        " (default: 1.5 GiB beside the weights, less on a small machine; of a GPU half)",
+    )
 
 
 def add_sampler(parser: argparse.ArgumentParser) -> None:

@@ -132,6 +132,13 @@ def load_outline(path: str) -> Outline:
         return Outline(config, GenerationConfig.from_model_config(config))
 
 
+def outlined(name: str) -> CausalModel:
+    """A model's parameters by name and shape, in float32, with no memory behind them."""
+    config = load_config(resolve_model(name))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
 def load_model(path: str | Path, *, dtype: str | torch.dtype | None = None, device: str | None = None) -> CausalModel:
     """The model in evaluation mode; an adapter on its base model, of which only the adapter's parameters require
     gradients.

@@ -164,6 +164,12 @@ def beside_training(
     return memory - 3 * trained
 
 
+def of_training(model: CausalModel, adapters: bool = False) -> int:
+    """Bytes that a process takes by default which trains the model on a CPU, all of it or adapters."""
+    trained = 0 if adapters else sum(p.numel() * p.element_size() for p in model.parameters())
+    return beside_training(model, None, trained, torch.device("cpu")) + 3 * trained
+
+
 def _taken(model: CausalModel, place: torch.device | None = None) -> int:
     """Bytes of the weights and, on a CPU, of the libraries."""
     place = place or next(model.parameters()).device

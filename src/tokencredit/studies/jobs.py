@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tokencredit import limits
 from tokencredit.budget import Budget
 from tokencredit.durable import read_lines
 from tokencredit.runs import Run
@@ -30,12 +31,13 @@ PRELOAD = ("tokencredit.engines.train", "tokencredit.lm.evaluate")
 @dataclass(frozen=True)
 class Job:
     """One run: its directory below the study's, its config; in a comparison also the multiple of the learning rate, and
-    `final` (prompts, samples) for those that count."""
+    `final` (prompts, samples) for those that count; bytes of `memory` that its process may take, if they are given."""
 
     name: str
     config: TrainConfig
     factor: float = 1.0
     final: tuple[int, int] | None = None
+    memory: int | None = None
 
     @property
     def cost(self) -> int:
@@ -107,6 +109,23 @@ def run_jobs(
     return why
 
 
+def side_by_side(config: TrainConfig, memory: int | None = None) -> int:
+    """How many such runs go on together unless told: one with a GPU; otherwise one per core, but no more than the
+    machine's memory holds, each with `memory` bytes or with what it takes by default.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if memory is None and config.model != "reckon":
+        from tokencredit.lm.load import outlined
+        from tokencredit.lm.room import of_training
+
+        memory = of_training(outlined(config.model), adapters=bool(config.peft))
+    return max(min(cores, limits.memory() // memory), 1) if memory else cores
+
+
 def finished(out: Path, job: Job) -> bool:
     """Whether this very run is there, to its end, and its last checkpoint with it where that was kept."""
     if not (out / job.name / "run.json").exists():
@@ -146,7 +165,7 @@ def perform(job: Job, path: Path) -> None:
     """
     from tokencredit.engines.train import train
 
-    run = train(job.config, path, command=command_of(job.config, path))
+    run = train(job.config, path, command=command_of(job.config, path), memory=job.memory)
     if (left := _left(run, job)) > 0:
         raise RuntimeError(
             f"{left:g} {job.budget.unit} were left after {job.config.steps} rollout batches: allow more with --steps"
@@ -161,7 +180,7 @@ def _evaluated(run: Run, job: Job) -> dict[str, Any]:
     from tokencredit.lm.policy import PolicyConfig
 
     (prompts, samples), config = job.final, job.config
-    policy = PolicyConfig(str(run.path)).open()
+    policy = PolicyConfig(str(run.path), memory=job.memory).open()
     figures = evaluate(
         policy,
         held_out(policy.task, prompts, config.eval_part),

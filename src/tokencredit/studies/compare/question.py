@@ -32,7 +32,8 @@ EXAMPLES = """\
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """What is asked, as it is typed; `study.plan` makes the runs of it. `training`: fields of TrainConfig that the
-    flags of a policy say; `ray`, `gpus_per_worker`: where the runs are, which changes nothing about them.
+    flags of a policy say. `ray`, `gpus_per_worker` say where the runs are and `memory` what each may take, in bytes,
+    which changes nothing about them.
     """
 
     methods: tuple[str, ...] | None = option(
@@ -75,10 +76,13 @@ class Comparison:
         metavar="KEY=VALUE",
         action="append",
     )
-    workers: int | None = option(None, "runs side by side (default: one per core, one with a GPU)")
+    workers: int | None = option(
+        None, "runs side by side (default: one per core, or as many as the memory holds; one with a GPU)"
+    )
     quick: bool = option(False, "five methods, three seeds, two thirds of the budget, no check of learning rates")
     ray: str | None = None
     gpus_per_worker: float | None = None
+    memory: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -119,12 +123,15 @@ class CompareStudy(Study):
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    add_policy(parser, memory=False)
+    add_policy(parser, process="every run")
     add_ray(parser, number=False)
 
 
 def _read(args: argparse.Namespace) -> dict[str, Any]:
-    return {"training": training_arguments(args), "ray": args.ray, "gpus_per_worker": args.gpus_per_worker}
+    return {"training": training_arguments(args), "memory": args.memory} | {
+        "ray": args.ray,
+        "gpus_per_worker": args.gpus_per_worker,
+    }
 
 
 STUDY = CompareStudy(

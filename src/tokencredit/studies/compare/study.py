@@ -14,9 +14,8 @@ of it stays as it is.
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,7 +31,7 @@ from tokencredit.scores.table import OF_A_RUN, UNMEASURED, available
 from tokencredit.studies.compare.figures import Marks, figures
 from tokencredit.studies.compare.question import MOST_STEPS, QUICK_STEPS, STEPS, Comparison
 from tokencredit.studies.compare.rates import choose
-from tokencredit.studies.jobs import Job, Start, Tell, finished, forked, on_ray, run_jobs
+from tokencredit.studies.jobs import Job, Start, Tell, finished, forked, on_ray, run_jobs, side_by_side
 from tokencredit.studies.study import Work
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
@@ -174,16 +173,16 @@ def run(asked: Comparison, work: Work) -> dict[str, Any]:
     if asked.workers is not None and asked.workers < 1:
         raise ValueError(f"workers must be at least 1, got {asked.workers}")
     methods = check(config, methods, seeds, asked.baseline)
-    with _starting(asked) as (workers, start):
+    with _starting(asked, config) as (workers, start):
         return _run(asked, config, methods, seeds, work, workers, start)
 
 
 @contextmanager
-def _starting(asked: Comparison) -> Iterator[tuple[int, Start]]:
+def _starting(asked: Comparison, config: CompareConfig) -> Iterator[tuple[int, Start]]:
     """(runs side by side, how one is started)."""
     Workers(asked.ray, gpus=asked.gpus_per_worker)  # refuses GPUs of workers that are nowhere
     if asked.ray is None:
-        yield _workers() if asked.workers is None else asked.workers, forked
+        yield asked.workers or side_by_side(config.base, asked.memory), forked
         return
     from tokencredit.distribute.cluster import connected, share
 
@@ -216,6 +215,7 @@ def _run(
         workers=workers,
         settings=settings,
         start=start,
+        memory=asked.memory,
     )
 
 
@@ -235,14 +235,6 @@ def forecast(config: CompareConfig, methods: int, seeds: int) -> str:
     )
 
 
-def _workers() -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def compare(
     config: CompareConfig,
     work: Work,
@@ -253,9 +245,10 @@ def compare(
     workers: int = 1,
     settings: Marks | None = None,
     start: Start = forked,
+    memory: int | None = None,
 ) -> dict[str, Any]:
-    """The runs and what they say: the blocks of the result. RunError where the directory holds a study with
-    other settings.
+    """The runs and what they say: the blocks of the result. A run takes `memory` bytes, where they are given.
+    RunError where the directory holds a study with other settings.
 
     RuntimeError where the baseline has no finished run, so that there is nothing to compare with, or where another
     process is at it.
@@ -265,7 +258,12 @@ def compare(
     work.begin(task=config.base.task, model=config.base.model, judge=judge, config=config.as_dict())
     with _sitting(out):
         tell = tell if isinstance(tell, Tell) else Tell()
-        failed, chosen, runs = _train(config, out, methods, seeds, workers, tell, start)
+
+        def made(jobs: Sequence[Job], title: str) -> dict[str, str]:
+            own = [replace(job, memory=memory) for job in jobs]
+            return run_jobs(out, own, workers, title, tell, start)
+
+        failed, chosen, runs = _train(config, out, methods, seeds, made)
     done = [job for job in runs if finished(out, job)]
     if not any(job.config.method == baseline for job in done):
         told = next((f": {why}" for name, why in failed.items() if name.startswith(f"runs/{baseline}-")), "")
@@ -281,7 +279,11 @@ def compare(
 
 
 def _train(
-    config: CompareConfig, out: Path, methods: Sequence[str], seeds: int, workers: int, tell: Tell, start: Start
+    config: CompareConfig,
+    out: Path,
+    methods: Sequence[str],
+    seeds: int,
+    made: Callable[[Sequence[Job], str], dict[str, str]],
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]], list[Job]]:
     """({run that failed: why}, what was chosen for every method, the runs that count), all runs made."""
     checks = (
@@ -294,12 +296,12 @@ def _train(
         if len(config.rates) > 1
         else []
     )
-    failed = run_jobs(out, checks, workers, "learning rates", tell, start)
+    failed = made(checks, "learning rates")
     chosen = choose(config, out, methods, checks)
     runs = [
         config.job(method, chosen[method]["factor"], seed, final=True) for seed in range(seeds) for method in methods
     ]
-    return failed | run_jobs(out, runs, workers, "runs", tell, start), chosen, runs
+    return failed | made(runs, "runs"), chosen, runs
 
 
 @contextmanager
