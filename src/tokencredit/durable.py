@@ -9,13 +9,20 @@ previous version is intact. Numbers that are not finite are stored as null, so t
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # no POSIX locks (Windows)
+    fcntl = None
 
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -76,6 +83,21 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Removes what a kill left of files that were being written in a folder, which nobody else is writing into now."""
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """32 hex digits of what stands in files, byte by byte, one after the other."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -146,11 +168,15 @@ def read_mapping(path: str | os.PathLike[str], *fields: str) -> dict[str, Any]:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one record as one whole line; on failure the file is cut back to what it was."""
+    """Append one record as one whole line, after those of other processes that do so too; on failure the file is cut
+    back to what it was.
+    """
     line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed
             start = _end_of_whole_lines(descriptor)
             os.ftruncate(descriptor, start)
             os.lseek(descriptor, start, os.SEEK_SET)

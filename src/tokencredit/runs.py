@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 from tokencredit.durable import (
     DamagedFile,
     append_line,
+    clear_unfinished,
     plain,
     read_json,
     read_lines,
@@ -173,13 +174,15 @@ class Run:
         seed: int,
         command: str,
         verifier: str | None = None,
+        rests_on: Mapping[str, str | None] | None = None,
     ) -> Run:
         """A new training run, or the same one opened for resuming; a directory that holds a different run is
-        refused, one whose `verifier` (`tasks.source.own_source`) was edited since among them.
+        refused, one whose `verifier` (`tasks.source.own_source`) was edited since among them, or one that `rests_on`
+        what was changed (`Run.rest_on`).
         """
         own = {"name": name, "method": method, "method_name": method_name}
         asked = {"kind": "training", **own, "task": task, "model": model, "config": config, "seed": seed}
-        return cls._make(Path(path), asked, command, verifier)
+        return cls._make(Path(path), asked, command, verifier).rest_on(rests_on or {})
 
     @classmethod
     def create_study(
@@ -193,12 +196,13 @@ class Run:
         seed: int,
         command: str,
         verifier: str | None = None,
+        rests_on: Mapping[str, str | None] | None = None,
     ) -> Run:
         """A new study, or the same one opened to go on; a directory that holds another run or study is refused, or one
-        of the same verifier before it was edited.
+        of the same verifier before it was edited, or one that `rests_on` what was changed (`Run.rest_on`).
         """
         asked = {"kind": "study", "study": study, "task": task, "model": model, "config": config, "seed": seed}
-        return cls._make(Path(path), asked, command, verifier)
+        return cls._make(Path(path), asked, command, verifier).rest_on(rests_on or {})
 
     @classmethod
     def _make(cls, path: Path, own: Mapping[str, Any], command: str, verifier: str | None) -> Run:
@@ -241,12 +245,29 @@ class Run:
                     ]
                 )
             )
-        for leftover in [*path.glob(".*.tmp"), *path.glob("tokens/.*.tmp")]:
-            leftover.unlink(missing_ok=True)
+        clear_unfinished(path)
         if run.info["status"] != "finished":
             resumed = [*run.info.get("resumed", []), {"at": _now(), "command": command}]
             run._update(status="running", resumed=resumed)
         return run
+
+    def rest_on(self, digests: Mapping[str, str | None]) -> Run:
+        """Records what the run is made from by its name, "the weights of m", as a hash; None where there is none to
+        take.
+
+        RunError names what has another hash now than when the run first told of it.
+        """
+        known = dict(self.info.get("rests_on", {}))
+        found = {name: digest for name, digest in digests.items() if digest is not None}
+        if changed := [name for name, digest in found.items() if known.get(name, digest) != digest]:
+            told = "\n".join(f"  {name} changed since: what is stored there is of the former" for name in changed)
+            raise RunError(
+                f"{self.path} already holds a different run:\n{told}\nChoose another directory, remove this one, or"
+                " bring back what there was to go on."
+            )
+        if found.keys() - known.keys():
+            self._update(rests_on=known | found)
+        return self
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Run:

@@ -32,10 +32,13 @@ class Sweep:
 
     def __init__(self, path: Path | None = None, keys: Sequence[str] = (), progress: Progress | None = None) -> None:
         self.path, self.keys, self.progress = path, list(keys), progress
-        self.stored_at, self.cost = time.perf_counter(), 0.0
+        self.stored_at, self.cost, self.at_once = time.perf_counter(), 0.0, 0
 
-    def begin(self, num: int, products: Tensor, sums: Sequence[Mapping[str, Tensor] | None]) -> int:
-        """How many of `num` groups are done; what came of them is put into the products [K, G] and the sums."""
+    def begin(self, num: int, products: Tensor, sums: Sequence[Mapping[str, Tensor] | None], at_once: int = 0) -> int:
+        """How many of `num` groups are done; what came of them is put into the products [K, G] and the sums. at_once:
+        directions of one time over all groups; what was done with another number of them is not used.
+        """
+        self.at_once = at_once
         done = self._read(products, sums) if self.path is not None and self.path.exists() else 0
         self.stored_at = time.perf_counter()
         if self.progress:
@@ -46,7 +49,9 @@ class Sweep:
         wanted = {f"{k}/{name}": x for k, each in enumerate(sums) for name, x in (each or {}).items()}
         with stored_arrays(self.path) as stored:
             place = {str(key): row for row, key in enumerate(stored["keys"])}
-            if not place.keys() >= set(self.keys) or not set(stored) >= wanted.keys():
+            if not place.keys() >= set(self.keys) or not set(stored) >= {*wanted, "at_once"}:
+                return 0
+            if int(stored["at_once"]) != self.at_once:
                 return 0
             products.copy_(torch.from_numpy(stored["products"][[place[key] for key in self.keys]]))
             for name, x in wanted.items():
@@ -62,6 +67,7 @@ class Sweep:
         start = time.perf_counter()
         arrays = {f"{k}/{name}": x.cpu().numpy() for k, each in enumerate(sums) for name, x in (each or {}).items()}
         arrays |= {"done": np.array(done), "keys": np.array(self.keys), "products": products.numpy()}
+        arrays |= {"at_once": np.array(self.at_once)}
         replace_file(self.path, lambda file: np.savez(file, **arrays))
         self.stored_at = time.perf_counter()
         self.cost = self.stored_at - start

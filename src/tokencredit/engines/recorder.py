@@ -35,7 +35,7 @@ from tokencredit.runs import Run, RunError
 from tokencredit.tasks import load, named
 from tokencredit.tasks.data import held_out
 from tokencredit.tasks.given import Given
-from tokencredit.tasks.source import own_source
+from tokencredit.tasks.source import own_source, rows_source
 from tokencredit.tasks.task import Row, Task
 from tokencredit.train_config import TrainConfig
 
@@ -228,6 +228,7 @@ class RunRecorder(TrainerCallback):
             "seed": c.seed,
             "command": self.command,
             "verifier": own_source(self.task) if self.task else None,
+            "rests_on": {f"the data of {c.task}": rows_source(self.task)} if self.task else {},
         }
 
     def open(self, step: int) -> None:

@@ -203,20 +203,27 @@ def check_perturbation(kind: str, scale: float | None) -> None:
         raise ValueError(f"perturbation {kind!r} samples nothing: it takes no scale; {', '.join(SCALES)} do")
 
 
-def _check(kinds: Sequence[str], num_directions: int, method: str, uncovered: str, ref_model: Any) -> None:
-    for what, value, known in (
-        *(("kind", kind, KINDS) for kind in ([kinds] if isinstance(kinds, str) else kinds)),
-        ("method", method, WAYS),
-        ("uncovered", uncovered, ("refuse", "report")),
-    ):
-        if value not in known:
-            raise ValueError(f"no {what} is called {value!r}; there are: {', '.join(known)}")
+def check_kinds(kinds: Sequence[str], ref_model: Any = None) -> None:
+    """ValueError for a kind that `importance` does not know, or that needs the reference model."""
+    for kind in [kinds] if isinstance(kinds, str) else kinds:
+        _known("kind", kind, KINDS)
     if isinstance(kinds, str):
         raise ValueError(f'kinds is a sequence of names: kinds=("{kinds}",)')
-    if num_directions < 2:
-        raise ValueError(f"num_directions must be at least 2, for a standard error; got {num_directions}")
     if "kl_to_ref" in kinds and ref_model is None:
         raise ValueError("kl_to_ref needs ref_model=...")
+
+
+def _check(kinds: Sequence[str], num_directions: int, method: str, uncovered: str, ref_model: Any) -> None:
+    check_kinds(kinds, ref_model)
+    _known("method", method, WAYS)
+    _known("uncovered", uncovered, ("refuse", "report"))
+    if num_directions < 2:
+        raise ValueError(f"num_directions must be at least 2, for a standard error; got {num_directions}")
+
+
+def _known(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"no {what} is called {value!r}; there are: {', '.join(known)}")
 
 
 def _exactly(value: Tensor) -> tuple[Tensor, Tensor, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokencredit.console import add_command, console, errors, warn
 from tokencredit.distribute.workers import Workers, add_ray, workers_of
-from tokencredit.durable import plain, read_mapping, write_json
+from tokencredit.durable import clear_unfinished, plain, read_mapping, write_json
 from tokencredit.exclusive import exclusive
 from tokencredit.limits import check_rows
 from tokencredit.lm.arguments import add_policy, add_sampler, policy_config, rows_of
@@ -269,6 +269,7 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 def _run(args: argparse.Namespace) -> int:
     workers = workers_of(args)
     with exclusive(args.out):
+        clear_unfinished(args.out / "store")
         settled = policy_config(args).settled()
         with workers.open(settled, **_sampling(args)) as pool:
             return _measure(args, settled, pool)

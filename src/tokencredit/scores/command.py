@@ -153,19 +153,24 @@ def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
 def _scores(
     args: argparse.Namespace, pool: Pool | Alone, rows: Sequence[Mapping[str, Any]], stages: Stages
 ) -> tuple[dict[str, list[list[float]]], dict[str, Counter[str]]]:
-    """({score: [T] of every row}, {score: how often it was computed in which way}), a piece at a time."""
+    """({score: [T] of every row}, {score: how often it was computed in which way}), a piece at a time. For scores of
+    siblings the rows of a group are taken together, wherever they stand.
+    """
     from tokencredit.progress import bar
     from tokencredit.scores.portions import cut, passes_of
 
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
     most = pool.facts.together // passes_of(args.scores, args.directions)
-    siblings = any(SCORES[name].source == "siblings" for name in args.scores)
-    pieces = cut([(row["prompt_ids"], row["completion_ids"]) for row in rows], args.batch, most, siblings)
+    siblings = _siblings(rows) if any(SCORES[name].source == "siblings" for name in args.scores) else None
+    order = sorted(range(len(rows)), key=siblings.__getitem__) if siblings else list(range(len(rows)))
+    rows, label = [rows[k] for k in order], [siblings[k] for k in order] if siblings else None
+    pieces = cut([(row["prompt_ids"], row["completion_ids"]) for row in rows], args.batch, most, label)
     names = [f"scores_{own.start}_{own.stop}" for own in pieces]
 
     def made(absent: list[int]) -> Iterator[tuple[int, Any]]:
         wanted = [pieces[n] for n in absent]
-        calls = [(rows[own.start : own.stop], args.scores, args.seed, options, own.start) for own in wanted]
+        some = [slice(own.start, own.stop) for own in wanted]
+        calls = [(rows[own], args.scores, args.seed, options, own.start, label and label[own]) for own in some]
         for n, found in pool.run(_scored, calls, advance, _rows):
             yield absent[n], found
 
@@ -182,7 +187,15 @@ def _scores(
                 columns[name].append(values[start:stop])
                 start = stop
             ways[name].update(piece[f"{name}/ways"].tolist())
-    return columns, ways
+    place = {k: at for at, k in enumerate(order)}
+    return {name: [values[place[k]] for k in range(len(rows))] for name, values in columns.items()}, ways
+
+
+def _siblings(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The group of every row: that of its log, in its step; without one, rows of one prompt are siblings."""
+    number: dict[Any, int] = {}
+    named = [(row.get("step"), tuple(row["prompt_ids"]) if row.get("group") is None else row["group"]) for row in rows]
+    return [number.setdefault(name, len(number)) for name in named]
 
 
 def _scored(
@@ -192,6 +205,7 @@ def _scored(
     seed: int,
     options: Mapping[str, Any],
     first: int,
+    group: Sequence[int] | None,
 ) -> dict[str, np.ndarray]:
     """A few rows: of every score `NAME`, the values of all tokens, one row after the other, and `NAME/ways`, in which
     way each call computed it; `rows`, their number.
@@ -206,7 +220,8 @@ def _scored(
     prompts, completions = ([row[name] for row in rows] for name in ("prompt_ids", "completion_ids"))
     tasks = [row.get("row", {}) for row in rows]
     importance = {**options, **heard}
-    found = measure(host.policy, tasks, prompts, completions, names, seed=seed, first=first, importance=importance)
+    given = (prompts, completions, names)
+    found = measure(host.policy, tasks, *given, seed=seed, first=first, group=group, importance=importance)
     if host.listen:
         host.listen(len(rows))
     values = {name: torch.cat(value).double().numpy() for name, value in found.items()}

@@ -10,14 +10,16 @@ from tokencredit.scores.steps import ROLLOUTS
 
 
 def cut(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]], batch: int, tokens: int, siblings: bool = False
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    batch: int,
+    tokens: int,
+    siblings: Sequence[int] | None = None,
 ) -> list[range]:
     """Which rows (prompt, completion) are scored together: at most `batch` of them with at most so many tokens, and one
-    at the least; `siblings`: rows of one prompt that follow each other stay together, however many they are.
+    at the least; `siblings`, the group of every row: rows of a group, which follow each other, stay together, however
+    many they are.
     """
-    units = [[k] for k in range(len(rows))]
-    if siblings:
-        units = [list(own) for _, own in groupby(range(len(rows)), key=lambda k: list(rows[k][0]))]
+    units = [list(own) for _, own in groupby(range(len(rows)), key=siblings.__getitem__ if siblings else None)]
     bounds, size = [0], 0
     for unit in units:
         more = sum(len(ids) for k in unit for ids in rows[k])

@@ -43,6 +43,7 @@ def pieces_beside(out: Path, what: str, **asked: Any) -> Iterator[Stages]:
             if not _pieces(folder):
                 _empty(folder)
             raise
+        _empty(folder)  # run.json after the pieces: whose they are is known as long as one is there
         shutil.rmtree(folder)
 
 

@@ -78,6 +78,18 @@ def at_most(number: int, there: int | None) -> int:
     return number if there is None else min(number, there)
 
 
+def of_checkpoint(checkpoint: Any) -> dict[str, Any]:
+    """What `Work.begin` is told of a checkpoint: its task and data, and the model with its weights."""
+    from tokencredit.lm.fingerprint import model_hash
+
+    return {
+        "task": checkpoint.config.task,
+        "model": str(checkpoint.path),
+        "judge": checkpoint.task,
+        "weights": model_hash(checkpoint.model),
+    }
+
+
 def parameters_of(checkpoint: Any) -> int:
     return sum(p.numel() for p in checkpoint.model.parameters())
 

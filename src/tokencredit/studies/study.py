@@ -32,7 +32,7 @@ from tokencredit.stages import Stages
 from tokencredit.studies.book import Book
 from tokencredit.studies.options import add_flags, identity, read, told
 from tokencredit.studies.result import Result, read_result, write_result
-from tokencredit.tasks.source import own_source
+from tokencredit.tasks.source import own_source, rows_source
 from tokencredit.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -65,11 +65,18 @@ class Work:
     stages: Stages = field(init=False)
 
     def begin(
-        self, *, task: str, model: str, judge: Task | None, config: Mapping[str, Any] | None = None, **more: Any
+        self,
+        *,
+        task: str,
+        model: str,
+        judge: Task | None,
+        weights: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
         """Makes the directory, or opens it to go on. What makes it this study and no other are the fields of its
-        configuration, or `config` in their place, and `more`; and the verifier of `judge`, the task of that name, if
-        it is one of your own.
+        configuration, or `config` in their place, and `more`; of `judge`, the task of that name, the verifier, if it
+        is one of your own, and its data; and the `weights` of that model, as `lm.fingerprint` hashes them.
 
         RunError where the directory holds another run, with every field that differs.
         """
@@ -83,6 +90,10 @@ class Work:
             seed=self.book.seed,
             command=self.book.command,
             verifier=own_source(judge) if judge else None,
+            rests_on={
+                f"the data of {task}": rows_source(judge) if judge else None,
+                f"the weights of {model}": weights,
+            },
         )
         self.stages = Stages(self.path / "stages")
 

@@ -1,4 +1,5 @@
-"""What a task's verdicts depend on besides its options: the source of its verifier, as a hash.
+"""What a task's prompts and verdicts depend on besides its options, as hashes: the files that its rows are read from,
+and the source of its verifier.
 
     hash of   the task's class and every function it holds: their own text, and the file of the module each stands in
               of a task of tokencredit: all of `tokencredit.tasks`, which holds every verifier and what it reads
@@ -17,9 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tokencredit.durable import digest_of
+from tokencredit.tasks.data import SUFFIXES
 from tokencredit.tasks.task import Task
 
 OWN = Path(__file__).parent
+FILES = ("path", "test")  # the options that name files of rows
 READ = (".py", ".txt")  # the files of our own verifiers: code, and the vocabulary it reads
 
 
@@ -36,6 +40,13 @@ def own_source(task: Task) -> str | None:
     """`task_source` of what is not tokencredit's own, whose version a run records: None where nothing else is there."""
     yours = [part for part in _parts(task) if not _is_own(part)]
     return verifier_source(*yours) if yours else None
+
+
+def rows_source(task: Task) -> str | None:
+    """32 hex digits of the files that a task reads its rows from, byte by byte; None of one that reads none."""
+    named = [Path(value) for name in FILES if isinstance(value := getattr(task, name, None), str)]
+    files = [each for place in named for each in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    return digest_of([each for each in files if each.is_file() and each.suffix in SUFFIXES]) if named else None
 
 
 def _parts(task: Task) -> list[Callable[..., Any]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokencredit.durable import write_parquet
+from tokencredit.durable import digest_of, write_parquet
 from tokencredit.dynamics.ablation import token_sets, without
 from tokencredit.dynamics.attribution import (
     GOALS,
@@ -39,7 +40,7 @@ from tokencredit.lm.text import pieces
 from tokencredit.runs import Run
 from tokencredit.stages import Stages
 from tokencredit.studies import forecast
-from tokencredit.studies.arguments import check_prompts, open_from, parameters_of, prompts_there
+from tokencredit.studies.arguments import check_prompts, of_checkpoint, open_from, parameters_of, prompts_there
 from tokencredit.studies.attribution import figures as blocks
 from tokencredit.studies.attribution.findings import findings
 from tokencredit.studies.attribution.question import FEWEST, AttributeConfig
@@ -67,7 +68,11 @@ def run(config: AttributeConfig, work: Work) -> dict[str, Any]:
     ]
     about = {"checkpoint": str(c.path), "temperature": c.temperature, "optimizer": _optimizer(c)}
     config = config.fitted(parameters_of(c), prompts_there(c))
-    work.begin(task=c.config.task, model=str(c.path), judge=c.task, config=identity(config), **about)
+    work.begin(**of_checkpoint(c), config=identity(config), **about)
+    if config.pivotality is not None:
+        files = [Path(config.pivotality) / f"{name}.parquet" for name in ("traces", "tokens")]
+        found = digest_of(files) if all(path.is_file() for path in files) else None
+        work.record.rest_on({f"the pivots in {config.pivotality}": found})
     stages, c = work.stages, c.filed(work.record.path)
     _foretell(c, config, len(methods), work)
     needs = {name for method in (c.method, *methods) for name in method.needs}

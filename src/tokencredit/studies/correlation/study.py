@@ -11,7 +11,7 @@ A killed study goes on where it was and ends with the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from tokencredit.agreement.rollouts import ESTIMANDS, AlternativeRollouts
 from tokencredit.checkpoints import listed
 from tokencredit.distribute.pool import Alone, Pool
 from tokencredit.lm.distribution import seed_of
+from tokencredit.lm.load import load_config, resolve_model
+from tokencredit.lm.proxies import check_kinds
 from tokencredit.scores.portions import cut, passes_of
 from tokencredit.studies.book import Book
 from tokencredit.studies.correlation import conditions, measurement, pieces
@@ -55,10 +57,15 @@ def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
 
 
 def _run(config: CorrelationConfig, work: Work, pool: Pool | Alone) -> dict[str, Any]:
-    policy = pool.policy
+    policy, others = pool.policy, _policies(config)
+    config.with_trees(policy.task)
+    check_kinds(config.proxies)
+    for path in others.values():
+        load_config(resolve_model(path))
     rows = measurement.held_out(policy.task, config.prompts, config.seed)
     policy.encode_rows(rows)
-    work.begin(task=config.policy.task, model=config.policy.model, judge=policy.task, policy=config.policy.as_dict())
+    about = {"task": config.policy.task, "model": config.policy.model, "judge": policy.task}
+    work.begin(**about, weights=pool.facts.model_hash, policy=config.policy.as_dict())
     stages, say, book = work.stages, work.say, work.book
 
     heard = work.counting("sampling completions", "completions", config.completions * len(rows))
@@ -75,7 +82,7 @@ def _run(config: CorrelationConfig, work: Work, pool: Pool | Alone) -> dict[str,
     prompt = np.repeat(np.arange(len(rows)), config.completions)
     law, expected = budget_law(rollouts, np.ones(len(tokens.trace)), prompt)
     study["law"] = law_block(book, law, expected, prompt, config.bootstraps)
-    study["conditions"] = conditions_block(_conditions(config, pool, work), book)
+    study["conditions"] = conditions_block(_conditions(config, others, pool, work), book)
     study["view"] = token_view(policy, rows, drawn, rollouts, posterior, exact, proxies)
     study["findings"] = findings(study, book.figures, config)
     flat = [each for group in drawn for each in group]
@@ -261,14 +268,14 @@ def _check_tokens(num: int, which: str) -> None:
         raise ValueError(f"{num} tokens {which}, fewer than {FEWEST}: take more --prompts, or more --completions")
 
 
-def _conditions(config, pool, work: Work) -> list[dict[str, Any]]:
+def _conditions(config, others: Mapping[str, str], pool, work: Work) -> list[dict[str, Any]]:
     """Figures of entropy and calibration for every policy, temperature and bin of difficulty."""
     task, num = pool.policy.task, min(config.condition_prompts, config.prompts)
     rows = measurement.held_out(task, num, seed_of(config.seed, "conditions"))
     model, own = config.policy.model, config.policy.temperature
     main = conditions.Condition(f"{model}, temperature {own:g}", "temperature", model, own)
     wanted = [conditions.Condition(f"{model}, temperature {t:g}", "temperature", model, t) for t in config.temperatures]
-    wanted += [conditions.Condition(label, "policy", path, own) for label, path in _policies(config).items()]
+    wanted += [conditions.Condition(label, "policy", path, own) for label, path in others.items()]
     wanted = list(dict.fromkeys([main, *wanted]))
     size = {"samples": config.condition_samples, "rollouts": config.rollouts, "seed": config.seed}
     size["exact"] = config.with_trees(task)

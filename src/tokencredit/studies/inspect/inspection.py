@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tokencredit.lm.fingerprint import model_hash
 from tokencredit.lm.policy import Policy
 from tokencredit.logs import LoggedRollout
 from tokencredit.method import Method
@@ -73,6 +74,7 @@ class Inspection:
             return None
         self.work.say("loading the model")
         opened = settled(self.config.policy).open()
+        self.work.record.rest_on({f"the weights of {self.config.policy.model}": model_hash(opened.model)})
         [(_, logged)] = of_steps(self.collected, self.choice.groups)
         limit = length_limit(opened, self.config.policy.max_new_tokens, logged)
         return replace(opened, max_new_tokens=limit)

@@ -13,7 +13,7 @@ from tokencredit.dynamics.gradient_matrix import file_bytes, gradient_bytes
 from tokencredit.dynamics.passes import room_of
 from tokencredit.dynamics.vectors import large, trained
 from tokencredit.studies import forecast
-from tokencredit.studies.arguments import check_prompts, open_from, parameters_of, prompts_there
+from tokencredit.studies.arguments import check_prompts, of_checkpoint, open_from, parameters_of, prompts_there
 from tokencredit.studies.forecast import ALONG, BACKWARD
 from tokencredit.studies.kernel.figures import study_of
 from tokencredit.studies.kernel.measurement import check_step, measure
@@ -31,7 +31,7 @@ def run(config: KernelConfig, work: Work) -> dict[str, Any]:
     config = config.fitted(parameters_of(c), there, c.max_new_tokens, gradient_bytes(trained(c.model)))
     check_step(c, config.preconditioner)
     _check_disk(c, config, work.path)
-    work.begin(task=c.config.task, model=str(c.path), judge=c.task, config=identity(config))
+    work.begin(**of_checkpoint(c), config=identity(config))
     c = c.filed(work.record.path)
     _foretell(c, config, work)
     measured = measure(c, config, work.stages, work.say)

@@ -11,7 +11,7 @@ from tokencredit.dynamics.batch import prompts_of
 from tokencredit.dynamics.checkpoint import Checkpoint
 from tokencredit.lm.load import run_of
 from tokencredit.studies import forecast
-from tokencredit.studies.arguments import check_prompts, open_from, prompts_there
+from tokencredit.studies.arguments import check_prompts, of_checkpoint, open_from, prompts_there
 from tokencredit.studies.drawn import drawn
 from tokencredit.studies.forecast import BACKWARD
 from tokencredit.studies.noise_scale.figures import blocks
@@ -29,7 +29,7 @@ def run(config: NoiseScaleConfig, work: Work) -> dict[str, Any]:
     first = c.policy.encode_rows(prompts_of(c, 1, config.seed))[0]
     parts = [forecast.Drawn(config.prompts, config.group, 1 + (1 + (config.group >= PAIRS)) * BACKWARD)]
     needs = sorted(c.method.needs)
-    work.begin(task=c.config.task, config=identity(config), model=str(c.path), judge=c.task, checkpoint=str(c.path))
+    work.begin(**of_checkpoint(c), config=identity(config), checkpoint=str(c.path))
     work.tell(forecast.forecast(c, parts, 2, first))
     options = {"needs": needs, "progress": work.counting("sampling", "rollouts")}
     batch = drawn(work.stages, "step", c, config.prompts, config.group, config.seed, **options)

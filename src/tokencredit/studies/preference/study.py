@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tokencredit.lm.fingerprint import model_hash
 from tokencredit.studies.preference.figures import blocks
 from tokencredit.studies.preference.lots import buy
 from tokencredit.studies.preference.question import ARMS, Arm, PreferenceConfig
@@ -28,7 +29,8 @@ def run(config: PreferenceConfig, work: Work) -> dict[str, Any]:
         raise ValueError(f"{start.task.name} has {len(rows)} held-out prompts: the study needs at least 6")
     held, validation = rows[: -len(rows) // 3], rows[-len(rows) // 3 :]
     seeds = range(config.seed, config.seed + config.seeds)
-    work.begin(task=config.policy.task, model=config.policy.model, judge=start.task, policy=config.policy.as_dict())
+    about = {"task": config.policy.task, "model": config.policy.model, "judge": start.task}
+    work.begin(**about, weights=model_hash(start.model), policy=config.policy.as_dict())
     stages, say = work.stages, work.say
 
     def pairs_of(arm: Arm, seed: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tokencredit.dynamics.gradient_matrix import file_bytes
 from tokencredit.dynamics.passes import room_of
 from tokencredit.dynamics.vectors import trained
 from tokencredit.lm.distribution import seed_of
+from tokencredit.lm.fingerprint import model_hash
 from tokencredit.lm.prompts import prompt_text
 from tokencredit.methods import METHODS
 from tokencredit.stages import Stages
@@ -59,8 +60,9 @@ def run(config: VarianceConfig, work: Work) -> dict[str, Any]:
     figures = Figures(work.book, config.batch)
     blocks, rows = [], []
     for label, opened in found.items():
-        stages = Stages(work.stages.folder / f"{seed_of(label):016x}")
-        setting = prepare(config, label, opened(), stages, work.say)
+        stages, checkpoint = Stages(work.stages.folder / f"{seed_of(label):016x}"), opened()
+        work.record.rest_on({f"the weights of {label}": model_hash(checkpoint.model)})
+        setting = prepare(config, label, checkpoint, stages, work.say)
         tables = _tables(config, setting, stages, work.say)
         blocks.append(
             _block(config, setting, tables, stages, figures, work.say) | {"seconds": sum(stages.seconds.values())}
