@@ -231,6 +231,21 @@ def test_bad_input_is_refused_before_anything_is_sampled():
         _policies(CorrelationConfig(runs=("nowhere",)))
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"runs": ("nowhere",)}, "no finished checkpoint"),
+        ({"policies": {"other": "/nowhere/m"}}, "/nowhere/m"),
+        ({"proxies": ("bogus",)}, "no kind is called 'bogus'"),
+        ({"exact": "yes", "policy": PolicyConfig(task="stories")}, "stories is none"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_without_a_trace(tmp_path, asked, said):
+    with pytest.raises((ValueError, OSError), match=said):
+        STUDY.run(CorrelationConfig(prompts=4, rollouts=8, **asked), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
 def test_prompts_without_room_are_refused_without_a_trace(tmp_path):
     """A directory that was begun would refuse the command that mends it."""
     config = CorrelationConfig(prompts=4, rollouts=8, policy=PolicyConfig(max_new_tokens=255))

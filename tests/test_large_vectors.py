@@ -345,5 +345,8 @@ def test_what_a_sweep_of_other_directions_left_is_not_used(tmp_path, monkeypatch
     found, sums = torch.zeros(1, 3, dtype=torch.float64), [{"w": torch.zeros(2)}]
     assert Sweep(path, ["c"]).begin(3, found, sums) == 0 and not found.any()
     assert Sweep(path, ["b"]).begin(3, found, [{"other": torch.zeros(2)}]) == 0 and not found.any()
+    assert Sweep(path, ["b"]).begin(3, found, sums, at_once=1) == 0 and not found.any(), (
+        "in other times over the groups"
+    )
     assert Sweep(path, ["b"]).begin(3, found, sums) == 2
     assert torch.equal(found, products[1:]) and torch.equal(sums[0]["w"], torch.ones(2))

@@ -311,6 +311,32 @@ except OSError as error:
     assert [json.loads(line)["step"] for line in lines] == list(range(int(step))) and int(step) > 5
 
 
+def test_lines_of_several_processes_are_all_there(tmp_path):
+    pytest.importorskip("fcntl", reason="no POSIX locks on this system")
+    script = (
+        ALONE
+        + f"""
+from tokencredit.durable import append_line
+from pathlib import Path
+for step in range(60):
+    append_line(Path({str(tmp_path / "lines.jsonl")!r}), {{"from": sys.argv[1], "step": step, "filler": "x" * 3000}})
+"""
+    )
+    started = [subprocess.Popen([sys.executable, "-c", script, str(k)]) for k in range(3)]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    found = sorted((record["from"], record["step"]) for record in durable.read_lines(tmp_path / "lines.jsonl"))
+    assert found == [(str(k), step) for k in range(3) for step in range(60)]
+
+
+def test_what_a_kill_left_half_written_is_gone_when_the_run_goes_on(tmp_path):
+    run = Run.create(tmp_path, **IDENTITY)
+    left = [tmp_path / name for name in (".a.json.7.tmp", "tokens/.b.parquet.7.tmp", "stages/.c.npz.7.tmp")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    assert Run.create(tmp_path, **IDENTITY).path == run.path and not any(path.exists() for path in left)
+
+
 def test_reading_and_recording_need_no_torch(tmp_path):
     script = (
         ALONE

@@ -12,6 +12,7 @@ import pytest
 
 from tokencredit import logs
 from tokencredit.distribute import together
+from tokencredit.durable import read_rows
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.scores import command as score_command
 from tokencredit.scores.portions import cut
@@ -145,7 +146,7 @@ def test_killed_twice_it_goes_on_and_ends_with_the_same_file(tmp_path, monkeypat
     stored = (tmp_path / "killed.parquet.parts" / "stages").glob("scores_*.npz")
     stops = [int(path.stem.split("_")[-1]) for path in stored]
     run("--out", out, *words)
-    assert len(stops) == 3 and not drawn and scored[0][-1] == max(stops) < 24
+    assert len(stops) == 3 and not drawn and scored[0][-2] == max(stops) < 24
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.parquet", "whole.parquet"]
 
@@ -160,11 +161,34 @@ def test_a_command_that_has_done_nothing_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_siblings_are_told_from_others_wherever_they_stand(tmp_path, named):
+    """Rows of two prompts in turn, scored in pieces of any size; a log's own groups count, in its steps."""
+    rows = [
+        {"prompt": f"{2 + k % 2} + 1 =", "completion": text, "group": k % 2, "step": k // 6}
+        for k, text in enumerate(("3", "4", "3 + 1", "4 + 5", "2", "3", "1", "4", "5 + 1", "2 + 2", "3", "9"))
+    ]
+    kept = rows if named else [{key: row[key] for key in ("prompt", "completion")} for row in rows]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    found = []
+    for size in (1, 4, 32):
+        out = tmp_path / f"{size}.parquet"
+        run("--out", out, "--data", tmp_path / "log.jsonl", "--scores", "js_divergence", "--batch", size)
+        found.append([row["js_divergence"] for row in read_rows(out)])
+    assert found[0] == found[1] == found[2] and sum(map(max, found[0])) > 0
+    if named:
+        out = tmp_path / "half.parquet"
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+        run("--out", out, "--data", tmp_path / "log.jsonl", "--scores", "js_divergence")
+        assert [row["js_divergence"] for row in read_rows(out)] == found[0][:6]
+
+
 def test_rows_are_cut_by_number_by_tokens_and_where_siblings_end():
     rows = [([p], [0] * n) for p, n in ((1, 3), (1, 3), (2, 3), (2, 9), (3, 1), (3, 1))]
+    group = [1, 1, 2, 2, 3, 3]
     bounds = lambda *given: [(own.start, own.stop) for own in cut(rows, *given)]  # noqa: E731
     assert bounds(4, 100) == [(0, 4), (4, 6)]
     assert bounds(4, 8) == [(0, 2), (2, 3), (3, 4), (4, 6)]
-    assert bounds(1, 100, True) == [(0, 2), (2, 4), (4, 6)]
-    assert bounds(5, 100, True) == [(0, 4), (4, 6)]
+    assert bounds(1, 100, group) == [(0, 2), (2, 4), (4, 6)]
+    assert bounds(5, 100, group) == [(0, 4), (4, 6)]
     assert cut([], 5, 100) == []

@@ -5,6 +5,7 @@ import json
 import warnings
 
 import pytest
+import torch
 
 from tokencredit.tasks import load, source
 from tokencredit.tasks.source import own_source, task_source, verifier_source
@@ -145,6 +146,39 @@ def test_a_run_with_an_edited_verifier_does_not_go_on(tmp_path, capsys, command)
     assert main(words) == 1
     told = " ".join(capsys.readouterr().err.split())
     assert "verifier_source" in told and "was edited" in told and "Choose another directory" in told
+
+
+@pytest.mark.parametrize("changed", ["weights", "data"])
+def test_a_study_of_other_weights_or_rows_does_not_go_on(tmp_path, capsys, changed):
+    """At the same paths, where its stages hold rollouts of the ones before."""
+    from tokencredit.cli import main
+    from tokencredit.lm.load import load_model, load_tokenizer, resolve_model
+    from tokencredit.tasks.reckon import Reckon
+
+    model, tokenizer = load_model(resolve_model("reckon")), load_tokenizer(resolve_model("reckon"))
+    model.save_pretrained(tmp_path / "m"), tokenizer.save_pretrained(tmp_path / "m")
+    lines = [json.dumps({"prompt": row["prompt"], "answer": "1"}) + "\n" for row in Reckon().rows("train", 24, 0)]
+    (tmp_path / "verify.py").write_text("def verify(completion, row):\n    return len(completion) % 2 == 0\n")
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    data = ["--task", f"{tmp_path / 'verify.py'}:verify", "--option", f"path={tmp_path / 'train.jsonl'}"]
+    words = ["dynamics", "noise-scale", "--prompts", "8", "--group", "8", *data, "--model", str(tmp_path / "m")]
+    words += ["--method", "reinforce", "--max-new-tokens", "8", "--out", str(tmp_path / "out")]
+    assert main(words) == 0 and main(words) == 0, "the same goes on"
+    record = tmp_path / "out" / "run.json"
+    known = json.loads(record.read_text())["rests_on"]
+    if changed == "weights":
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.1)
+        model.save_pretrained(tmp_path / "m")
+    else:
+        (tmp_path / "train.jsonl").write_text("".join(reversed(lines)))
+    capsys.readouterr()
+    assert main(words) == 1
+    assert f"the {changed} of" in (told := " ".join(capsys.readouterr().err.split())) and "changed since" in told
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "rests_on"}))
+    assert main(words) == 0, "a directory of an earlier version says nothing of them"
+    now = json.loads(record.read_text())["rests_on"]
+    assert now.keys() == known.keys() and now != known
 
 
 def test_stored_rewards_of_edited_code_are_refused(tmp_path, capsys):

@@ -148,7 +148,7 @@ class Passes:
         """
         found = torch.zeros(len(directions), len(groups), dtype=torch.float64)
         times, sweep = range(0, max(len(directions), 1), self.at_once), sweep or Sweep()
-        known = sweep.begin(len(times) * len(groups), found, wholes, min(self.at_once, len(directions)))
+        known = sweep.begin(len(times) * len(groups), found, wholes, self.at_once)
         for time, first in enumerate(times):
             held = [self.held(u) for u in directions[first : first + self.at_once]]
             needed = weightings if first == 0 else weightings[:1]

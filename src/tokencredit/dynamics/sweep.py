@@ -20,6 +20,7 @@ from tokencredit.lm.sampling import Progress
 from tokencredit.stages import stored_arrays
 
 EVERY, WORTH = 20.0, 20.0
+ALL = 1 << 30
 
 
 class Sweep:
@@ -32,11 +33,12 @@ class Sweep:
 
     def __init__(self, path: Path | None = None, keys: Sequence[str] = (), progress: Progress | None = None) -> None:
         self.path, self.keys, self.progress = path, list(keys), progress
-        self.stored_at, self.cost, self.at_once = time.perf_counter(), 0.0, 0
+        self.stored_at, self.cost, self.at_once = time.perf_counter(), 0.0, ALL
 
-    def begin(self, num: int, products: Tensor, sums: Sequence[Mapping[str, Tensor] | None], at_once: int = 0) -> int:
-        """How many of `num` groups are done; what came of them is put into the products [K, G] and the sums. at_once:
-        directions of one time over all groups; what was done with another number of them is not used.
+    def begin(self, num: int, products: Tensor, sums: Sequence[Mapping[str, Tensor] | None], at_once: int = ALL) -> int:
+        """How many of `num` groups are done; what came of them is put into the products [K, G] and the sums. Directions
+        are taken `at_once`, and the next ones at another time over all groups: what was done in other times is not
+        used.
         """
         self.at_once = at_once
         done = self._read(products, sums) if self.path is not None and self.path.exists() else 0
@@ -51,7 +53,9 @@ class Sweep:
             place = {str(key): row for row, key in enumerate(stored["keys"])}
             if not place.keys() >= set(self.keys) or not set(stored) >= {*wanted, "at_once"}:
                 return 0
-            if int(stored["at_once"]) != self.at_once:
+            before = int(stored["at_once"])
+            alike = before == self.at_once and list(place) == self.keys
+            if not alike and min(before, self.at_once) < len(place):
                 return 0
             products.copy_(torch.from_numpy(stored["products"][[place[key] for key in self.keys]]))
             for name, x in wanted.items():
