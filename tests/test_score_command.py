@@ -165,8 +165,8 @@ def test_a_command_that_has_done_nothing_leaves_nothing(tmp_path, monkeypatch):
 def test_siblings_are_told_from_others_wherever_they_stand(tmp_path, named):
     """Rows of two prompts in turn, scored in pieces of any size; a log's own groups count, in its steps."""
     rows = [
-        {"prompt": f"{2 + k % 2} + 1 =", "completion": text, "group": k % 2, "step": k // 6}
-        for k, text in enumerate(("3", "4", "3 + 1", "4 + 5", "2", "3", "1", "4", "5 + 1", "2 + 2", "3", "9"))
+        {"prompt": f"{2 + k % 2} + 1 =", "completion": text, "group": k % 2, "step": k // 9}
+        for k, text in enumerate(f"{a} + {a % 3}" for a in range(1, 10) for _ in "ab")
     ]
     kept = rows if named else [{key: row[key] for key in ("prompt", "completion")} for row in rows]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -178,9 +178,9 @@ def test_siblings_are_told_from_others_wherever_they_stand(tmp_path, named):
     assert found[0] == found[1] == found[2] and sum(map(max, found[0])) > 0
     if named:
         out = tmp_path / "half.parquet"
-        (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:9]))
         run("--out", out, "--data", tmp_path / "log.jsonl", "--scores", "js_divergence")
-        assert [row["js_divergence"] for row in read_rows(out)] == found[0][:6]
+        assert [row["js_divergence"] for row in read_rows(out)] == found[0][:9]
 
 
 def test_rows_are_cut_by_number_by_tokens_and_where_siblings_end():
