@@ -6,7 +6,7 @@
 # make keep   their figures beside those of the benchmarks, where a test holds the documentation against them
 # make bench  the figures of the documentation, one script each; results in benchmarks/results/
 # make lint   style, format and types
-# make pretrained  a small pretrained chat model at runs/smollm2; make test-pretrained  its tests, one small job of every command
+# make pretrained  a small pretrained chat model at runs/smollm2; make test-pretrained  its tests, a small job of every command but two studies that take minutes
 # make docs   the documentation as a site, build/site/index.html
 # make test-vllm  the vLLM sampler, really run, in .venv-vllm (3.4 GB)
 # make test-versions  the trainer's tests with the oldest TRL, a middle one and the newest, each in an environment of its own
