@@ -47,11 +47,16 @@ def task(tmp_path_factory):
     """Word problems with a verifier of one's own: the arguments that name them."""
     folder = tmp_path_factory.mktemp("problems")
     (folder / "verify.py").write_text(VERIFIER)
-    rows = [{"prompt": f"{text} Answer in one short sentence.", "answer": answer} for text, answer in PROBLEMS * 16]
-    for i, row in enumerate(rows):
-        row["prompt"] = row["prompt"].replace("How", f"({i}) How")
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"path": str(folder / "data.jsonl"), "test": str(folder / "data.jsonl")}
+    options = {}
+    for name, times in (("path", 4), ("test", 16)):
+        file = folder / f"{name}.jsonl"
+        rows = [
+            {"prompt": f"{text} Answer in one short sentence.", "answer": answer} for text, answer in PROBLEMS * times
+        ]
+        for i, row in enumerate(rows):
+            row["prompt"] = row["prompt"].replace("How", f"({i}) How")
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        options[name] = str(file)
     return {"task": f"{folder / 'verify.py'}:last_number", "options": options}
 
 
@@ -180,7 +185,7 @@ def shallow(words, tmp_path_factory):
 
 
 SHALLOW = {
-    "correlation": "study correlation --prompts 8 --completions 1 --rollouts 8 --bootstraps 50 --temperatures",
+    "correlation": "study correlation --prompts 10 --completions 1 --rollouts 8 --bootstraps 50 --temperatures",
     "compare": "study compare --methods grpo gtpo --seeds 1 --steps 1 --marks 1 --rates 1 --final-prompts 8"
     " --final-samples 1 --workers 1 --set prompts=2 --set group=2 --set eval_prompts=2 --set eval_samples=1",
     "entropy": f"dynamics entropy --prompts 3 --group 2 --updates 1 --rates 4 --eval-prompts 8 --sweep-prompts 8"
