@@ -451,7 +451,7 @@ QWEN = (
 )
 
 
-def bytes_with_chat(template):
+def bytes_with_chat(template, eos="<|im_end|>"):
     """A tokenizer of single bytes, which brings every text back, with the special tokens of a chat."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -459,8 +459,8 @@ def bytes_with_chat(template):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    inner.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)])
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
+    inner.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>", "<eos>")])
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=eos)
     made.chat_template = template
     return made
 
@@ -487,6 +487,41 @@ def test_messages_answer_a_prompt_that_is_text_as_a_user_would_ask_it():
     assert own.decode(encoded.prompt_ids[0]) == "<|im_start|>user\n3 + 4?<|im_end|>\n<|im_start|>assistant\n"
     written = [t for t, on in zip(encoded.completion_ids[0], encoded.mask[0]) if on]
     assert own.decode(written) == "3 + 4<|im_end|>@1 7<|im_end|>"
+
+
+PHI = QWEN.replace("<think>\n{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+
+
+@pytest.mark.parametrize("template", [QWEN.replace("<think>\n", ""), PHI], ids=["gemma", "phi"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_turn_ends_as_the_template_ends_it(template, known):
+    """Where that is another token than the tokenizer's own end, which Phi writes behind all turns besides."""
+    own = bytes_with_chat(template, eos="<eos>")
+    turn, eos = own.convert_tokens_to_ids(["<|im_end|>", "<eos>"])
+    ends = [turn, eos] if known else None
+    asked, said = [{"role": "user", "content": "3 + 4?"}], [{"role": "assistant", "content": "7"}]
+    chats = [LoggedRollout(asked, each, 1.0, "x") for each in ("7", said)]
+    for each in logs.encode(chats, own, limit=9, ends=ends).completion_ids:
+        assert own.decode(each) == "7<|im_end|>"
+    (text,) = logs.encode([LoggedRollout("3 + 4", "7", 1.0, "x")], own, chat=False, limit=9, ends=ends).completion_ids
+    assert own.decode(text) == "7<eos>"
+    encoded = logs.encode([LoggedRollout(asked, TOOL, 1.0, "x")], own, limit=100, ends=ends)
+    ids, mask = encoded.completion_ids[0], encoded.mask[0]
+    assert own.decode([t for t, on in zip(ids, mask) if on]) == "3 + 4<|im_end|>@1 7<|im_end|>"
+    others = own.decode([t for t, on in zip(ids, mask) if not on])
+    assert others == "\n<|im_start|>tool\n7<|im_end|>\n<|im_start|>assistant\n"
+    assert encoded.notes == () and encoded.faithful == (True,)
+
+
+def test_an_end_of_turn_that_ends_no_completion_stays_out_and_is_said():
+    own = bytes_with_chat(QWEN.replace("<think>\n", ""), eos="<eos>")
+    asked = [{"role": "user", "content": "3 + 4?"}]
+    chats = [LoggedRollout(asked, each, 1.0, "x") for each in ("7", TOOL)]
+    encoded = logs.encode(chats, own, limit=100, ends=[own.eos_token_id])
+    assert own.decode(encoded.completion_ids[0]) == "7" and own.decode(encoded.completion_ids[1]).endswith("@1 7")
+    assert encoded.notes[0].startswith("2 of 2 completions are text of which") and len(encoded.notes) == 1
+    cut = [LoggedRollout(asked, "7", 1.0, "x", truncated=True)]
+    assert logs.encode(cut, own, ends=[own.eos_token_id]).notes == ()
 
 
 def test_a_template_that_rewrites_earlier_turns_is_said():

@@ -14,7 +14,7 @@ from tokencredit.cli import main
 from tokencredit.lm.arguments import policy_config, rows_of
 from tokencredit.lm.load import find_device, load_tokenizer, run_of
 from tokencredit.lm.policy import Policy, PolicyConfig, usual_limit
-from tokencredit.lm.prompts import encode_completion, encode_prompt, prompt_text
+from tokencredit.lm.prompts import encode_completion, encode_prompt, prompt_text, set_template_options
 from tokencredit.scores import SCORES, available
 from tokencredit.scores.measure import measure
 from tokencredit.tasks import load
@@ -232,3 +232,19 @@ def test_fewer_prompts_than_were_asked_for_are_said(tmp_path, capsys, split, oth
     assert len(rows_of(Namespace(split=split, prompts=held + 1, seed=0), task)) == held
     told = f"--prompts {held + 1}: the {split} part of {task.name} holds {held}; the rest is --split {other}"
     assert capsys.readouterr().err == f"warning: {told}\n"
+
+
+def test_options_of_the_template_are_its_own_where_nobody_gives_others(tmp_path):
+    tokenizer, messages = load_tokenizer(str(model_path())), [{"role": "user", "content": "3"}]
+    tokenizer.chat_template = (
+        "\n  {% if sign %}{{ sign }} {% endif %}\n{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    )
+    plain = {sign: tokenizer.apply_chat_template(messages, tokenize=False, sign=sign) for sign in (None, "+", "=")}
+    for _ in range(2):
+        set_template_options(tokenizer, {"sign": "+", "thinks": False, "tools": ["it's"]})
+    tokenizer.save_pretrained(tmp_path)
+    for own in (tokenizer, load_tokenizer(str(tmp_path))):
+        assert own.chat_template.count("set sign") == 1
+        assert own.apply_chat_template(messages, tokenize=False) == plain["+"]
+        assert own.apply_chat_template(messages, tokenize=False, sign="=") == plain["="]
+        assert own.apply_chat_template(messages, tokenize=False, sign=None) == plain[None]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,10 +17,13 @@ from tokencredit.engines.configs import read_method, read_trainer
 from tokencredit.engines.recorder import RunRecorder
 from tokencredit.engines.train import make_trainer
 from tokencredit.engines.trl import CreditTrainer
+from tokencredit.lm.load import load_tokenizer
+from tokencredit.lm.policy import PolicyConfig
 from tokencredit.runs import Run, RunError
 from tokencredit.tasks import load, named
+from tokencredit.tasks.reckon import model_path
 from tokencredit.train_config import TrainConfig
-from trl_tiny import build
+from trl_tiny import build, sums, tiny_tokenizer
 
 OWN = METHODS["grpo"].replace(name="mine", chain=Chain(Outcome(), GroupCenter(scale="none"), GroupCenter()))
 SAVED = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "num_iterations": 1}
@@ -117,6 +121,45 @@ def test_the_job_s_own_trainer_is_read_as_its_config(tmp_path):
     differing = {name for name, value in config.as_dict().items() if found.as_dict()[name] != value}
     assert differing <= {"trl", "record_every", "eval_prompts"}
     assert found.trl.items() >= config.trl.items() and found.build_method() == config.build_method()
+
+
+SIGNED = "{% for m in messages %}{{ m['content'] }} {% endfor %}{{ sign or '' }} ="
+
+
+def test_evaluations_ask_with_the_options_of_the_template_that_training_asks_with(tmp_path):
+    tokenizer, asked = tiny_tokenizer(), [{"role": "user", "content": "3"}]
+    tokenizer.chat_template = SIGNED
+    data = sums().map(lambda row: {"prompt": asked})
+    changes, keywords = {"chat_template_kwargs": {"sign": "+"}}, {"processing_class": tokenizer, "train_dataset": data}
+    recorder = RunRecorder(tmp_path / "run", record_every=1)
+    trainer = build(CreditTrainer, tmp_path / "run", SAVED | changes, callbacks=[recorder], **keywords)
+    seen, generate = [], trainer._generate
+    trainer._generate = lambda *args, **options: seen.append(generate(*args, **options)) or seen[-1]
+    trainer.train()
+    ids = tiny_tokenizer()("3 + =")["input_ids"]
+    assert recorder.policy.encode(asked) == list(seen[0][0][0]) == ids
+    opened = open_checkpoint(PolicyConfig(str(tmp_path / "run"), task="reckon"))
+    assert opened.policy.encode(asked) == ids
+
+
+def test_the_context_is_checked_with_the_options_of_the_template(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_path(), folder)
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.chat_template = SIGNED
+    tokenizer.save_pretrained(folder)
+
+    def made(sign):
+        trl = {"chat_template_kwargs": {"sign": sign}}
+        config = TrainConfig(model=str(folder), task="reckon", chat=True, trl=trl, prompts=4, group=4)
+        recorder = RunRecorder(tmp_path / "run", load("reckon"))
+        recorder.config = config
+        make_trainer(config, config.build_method(), recorder.task, recorder)
+        return recorder.policy.encode("3")
+
+    assert made("+") == tokenizer("3 + =")["input_ids"]
+    with pytest.raises(ValueError, match="more than the model's context"):
+        made("+ " * 300)
 
 
 def test_a_method_is_known_by_its_name_and_options():

@@ -81,6 +81,9 @@ def test_beside_training_there_is_less_room(model, monkeypatch):
     assert Room.of(model, room.beside_training(model, budget)).space == LEAST
     with pytest.raises(ValueError, match=r"too little to train: .*give at least 1\.\d\dG, or train adapters"):
         room.beside_training(model, budget - 1)
+    assert Room.of(model, room.beside_training(model, budget + one, held=one)).space == LEAST
+    with pytest.raises(ValueError, match=r"weights, a reference model, gradient, moments"):
+        room.beside_training(model, budget, held=one)
     monkeypatch.setattr(room, "USUAL", LEAST)
     assert Room.of(model, room.beside_training(model)).space == LEAST, "no less than a budget may be"
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from itertools import pairwise
+from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -515,6 +516,21 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, monkey
             with pytest.raises((ValueError, KeyError, TypeError), match=message):
                 train(config, tmp_path / "run")
         assert not (tmp_path / "run").exists(), message
+
+
+def test_a_state_that_cannot_be_cut_back_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    class Recurrent:
+        pass
+
+    monkeypatch.setattr("tokencredit.lm.key_values.DynamicCache", lambda config: SimpleNamespace(layers=[Recurrent()]))
+    for config, message in (
+        (tiny(), r"cannot be cut back to a prefix \(Recurrent\).*: set eval_every=0"),
+        (tiny(method="vineppo", **NEVER), r"cannot be cut back to a prefix \(Recurrent\).* attention layers only$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    assert train(tiny(steps=1, **NEVER), tmp_path / "run").status == "finished"
 
 
 def test_what_several_processes_cannot_share_is_refused(tmp_path, monkeypatch):

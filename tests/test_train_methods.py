@@ -12,7 +12,9 @@ from transformers.utils import logging
 
 import reference
 from tokencredit import METHODS, Rollouts
-from tokencredit.engines.train import train
+from tokencredit.engines.recorder import RunRecorder
+from tokencredit.engines.train import make_trainer, train
+from tokencredit.lm.room import Room, size_of
 from tokencredit.tasks.reckon import DECIDING, Reckon
 from tokencredit.train_config import TrainConfig
 
@@ -98,3 +100,35 @@ def test_step_gains_add_up_to_the_reward_against_the_prompts_value(trained):
         values.setdefault(row["group"], set()).add(round(row["reward"] - total, 4))
     assert all(len(found) == 1 for found in values.values()) and all(0 <= min(found) <= 1 for found in values.values())
     assert len(set.union(*values.values())) > 1
+
+
+@pytest.mark.parametrize("name", ["vineppo", "tw_grpo", "spro", "ptw_gradient_norm"])
+def test_what_a_method_measures_keeps_to_the_memory(name, tmp_path, monkeypatch):
+    """Every pass is sized for what gradient, moments and a reference leave of it; without a budget nothing is told."""
+    memory, told, of = 5 << 28, [], Room.of.__func__
+
+    def listened(cls, model, memory=None, place=None):
+        told.append((memory, size_of(model)))
+        return of(cls, model, memory, place)
+
+    monkeypatch.setattr(Room, "of", classmethod(listened))
+    config = TrainConfig(method=name, **TINY | {"steps": 1, "record_every": 0})
+    train(config, tmp_path / "limited", memory=memory)
+    models = 3 + (name == "spro")
+    assert len(told) > 1 and {(memory - models * size, size) for _, size in told} == set(told)
+    told.clear()
+    train(config, tmp_path / "usual")
+    assert {budget for budget, _ in told[2:]} == {None}, "the first two size the room of training"
+
+
+def test_the_reference_of_trl_is_counted_where_all_parameters_are_trained(tmp_path):
+    def sized(**changes):
+        config, recorder = TrainConfig(**TINY | changes), RunRecorder(tmp_path / "run", Reckon())
+        recorder.config, recorder.memory = config, 5 << 28
+        trainer = make_trainer(config, config.build_method(), Reckon(), recorder)
+        assert recorder.memory == trainer.memory
+        return (5 << 28) - trainer.memory, size_of(trainer.model)
+
+    assert sized()[0] == sized(trl={"beta": 0.1}, peft={"r": 2, "target_modules": ["q_proj"]})[0] == 0
+    taken, size = sized(trl={"beta": 0.1})
+    assert taken == size > 0

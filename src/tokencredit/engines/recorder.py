@@ -25,9 +25,10 @@ from tokencredit.engines.processes import part_of
 from tokencredit.engines.trainer import Trainer
 from tokencredit.exclusive import exclusive
 from tokencredit.lm.evaluate import ask, figures_of
+from tokencredit.lm.key_values import check_shareable
 from tokencredit.lm.models import CausalModel
 from tokencredit.lm.policy import Policy
-from tokencredit.lm.prompts import completion_text, prompt_text
+from tokencredit.lm.prompts import completion_text, prompt_text, set_template_options
 from tokencredit.lm.room import beside_training
 from tokencredit.lm.sampling import Progress
 from tokencredit.methods import METHODS
@@ -187,6 +188,7 @@ class RunRecorder(TrainerCallback):
         self.trainer, self.config = trainer, self.config or read_trainer(trainer, **self._told)
         self.every = self.config.updates * self.config.minibatches
         self.budget = Budget.of(self.config.budget)
+        set_template_options(trainer._tokenizer, args.chat_template_kwargs)
         self.policy = Policy(
             trainer.accelerator.unwrap_model(trainer.model),
             trainer._tokenizer,
@@ -209,6 +211,10 @@ class RunRecorder(TrainerCallback):
                 "a model in parts on several processes is not evaluated while it is trained: eval_every=0, and"
                 f" `tokencredit evaluate --model {self.out}` afterwards"
             )
+        try:
+            check_shareable(self.policy.model)
+        except ValueError as error:
+            raise ValueError(f"an evaluation samples prefixes, and {error}: set eval_every=0") from error
         if self.held_out is None:
             self.held_out = held_out(self.task, self.config.eval_prompts, self.config.eval_part)
             self.policy.encode_rows(self.held_out)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokencredit.engines.trainer import Trainer
+from tokencredit.engines.trainer import Trainer, memory_beside
 from tokencredit.engines.trl_groups import gather_rows
 from tokencredit.lm.models import CausalModel, Tokenizer
 from tokencredit.scores.draws import uniform_draws
@@ -86,7 +86,8 @@ def js_divergence(trainer: Trainer, inputs: list[dict], batch: dict[str, Tensor]
         )
     prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
     model, group = trainer.accelerator.unwrap_model(trainer.model), [row // size for row in range(len(ids))]
-    found = siblings.js_divergence(model, prompts, completions, group, temperature=trainer.temperature)
+    options = {"temperature": trainer.temperature, "memory": memory_beside(trainer, model)}
+    found = siblings.js_divergence(model, prompts, completions, group, **options)
     return grid(found, ids.shape[1], torch.float32).to(ids.device)
 
 
@@ -175,7 +176,9 @@ def _logprob(trainer: Trainer, model: CausalModel, batch: dict[str, Tensor]) -> 
 
     prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
     size, ids = trainer.args.per_device_train_batch_size, batch["completion_ids"]
-    found = score(model, prompts, completions, temperature=trainer.temperature, batch=size, names=("logprob",))
+    options = {"temperature": trainer.temperature, "batch": size, "names": ("logprob",)}
+    memory = memory_beside(trainer, trainer.accelerator.unwrap_model(trainer.model))
+    found = score(model, prompts, completions, memory=memory, **options)
     return grid(found["logprob"], ids.shape[1], torch.float32).to(ids.device)
 
 
@@ -220,12 +223,14 @@ class _Proxy:
             torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
             torch.cat([torch.zeros_like(batch["prompt_mask"]), batch["completion_mask"]], 1),
         )
+        model = trainer.accelerator.unwrap_model(trainer.model)
         found = importance(
-            trainer.accelerator.unwrap_model(trainer.model),
+            model,
             *(gather_rows(trainer, x) for x in own),
             kinds=(self.kind,),
             temperature=trainer.temperature,
             seed=trainer.args.seed + 1_000_003 * trainer.state.global_step,
+            memory=memory_beside(trainer, model),
             rows=slice(first, first + size),
             **self.options,
         )[self.kind].value[first : first + size, : own[0].shape[1]][:, -width:]
@@ -267,6 +272,7 @@ class _OfTask:
             self.max_new_tokens,
             top_k=trainer.top_k or 0,
             top_p=trainer.top_p or 1.0,
+            memory=memory_beside(trainer, model),
         )
         prompts, completions = (own_ids(batch, part) for part in ("prompt", "completion"))
         seed = seed_of(trainer.args.seed, trainer.state.global_step)

@@ -23,13 +23,14 @@ from tokencredit.engines.resume import explained, lost_its_end, place
 from tokencredit.engines.scorers import log_ratio, on_rows, task_scorers
 from tokencredit.engines.trl import CreditTrainer
 from tokencredit.exclusive import exclusive
-from tokencredit.lm.load import load_config, load_tokenizer, read_model, resolve_model
+from tokencredit.lm.key_values import check_shareable
+from tokencredit.lm.load import base_of, load_config, load_tokenizer, read_model, resolve_model
 from tokencredit.lm.policy import usual_limit
-from tokencredit.lm.prompts import encode_prompts
-from tokencredit.lm.room import Room, beside_training
+from tokencredit.lm.prompts import encode_prompts, set_template_options
+from tokencredit.lm.room import Room, beside_training, size_of
 from tokencredit.method import Method
 from tokencredit.runs import Run
-from tokencredit.scores.table import OF_A_RUN, check_available
+from tokencredit.scores.table import OF_A_RUN, check_available, names_of
 from tokencredit.tasks import load
 from tokencredit.tasks.data import held_out
 from tokencredit.tasks.task import Task
@@ -111,6 +112,7 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
     lora = make_lora(config, model_path, shape)
     scorers = task_scorers(task, tokenizer, limit, config.eval_batch)
     args = make_args(config, limit, recorder.out / "checkpoints")
+    set_template_options(tokenizer, args.chat_template_kwargs)
     rows, order = training_rows(config, task)
     tested = held_out(task, config.eval_prompts, config.eval_part) if config.eval_every else []
     if config.eval_every and not tested:
@@ -123,8 +125,13 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
     init = {"dtype": dtype} | dict(config.trl.get("model_init_kwargs") or {})
     torch.manual_seed(config.seed)
     model = read_model(model_path, **init)
+    if method.needs & {"learned_credit", *names_of("steps")}:
+        check_shareable(model)
     longest = max(map(len, asked))
-    room = Room.of(model, beside_training(model, recorder.memory, 0 if config.peft else None, args.device), args.device)
+    references = ("self_reward" in method.needs) + bool(args.beta and not lora and not base_of(model_path))
+    trained, held = 0 if config.peft else None, references * size_of(model)
+    room = Room.of(model, beside_training(model, recorder.memory, trained, args.device, held), args.device)
+    recorder.memory = recorder.memory and recorder.memory - held
     passes, rows_written = zip(
         *gather_object([(fewest_passes(config, room, longest, limit), room.rows(longest + limit))])
     )
@@ -151,6 +158,7 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
         noise_scale_every=config.noise_scale_every,
         entropy_change_every=config.entropy_change_every,
         generation_rows=min(rows_written),
+        memory=recorder.memory,
         callbacks=[recorder],
     )
     trainer.remove_callback(PrinterCallback)

@@ -98,6 +98,7 @@ class CreditTrainer(Steered, Remembers, GRPOTrainer):
     entropy_change_every   optimizer steps between measurements of what a step does to the mean token entropy, predicted
                        and realised (0: none); see engines.trl_entropy
     generation_rows   completions that transformers writes together on a process, at most; None: all of a rollout batch
+    memory         bytes that a process may take while it measures scores, as `lm.room.beside_training` takes them
 
     Raises ValueError where an option of TRL contradicts the method, where a score is needed that nobody gives or that
     needs parameters which are sharded, and where the processes of a launcher do not train together. Warns
@@ -122,6 +123,7 @@ class CreditTrainer(Steered, Remembers, GRPOTrainer):
         noise_scale_every: int = 0,
         entropy_change_every: int = 0,
         generation_rows: int | None = None,
+        memory: int | None = None,
         **keywords,
     ):
         method = METHODS[method] if isinstance(method, str) else method
@@ -163,6 +165,7 @@ class CreditTrainer(Steered, Remembers, GRPOTrainer):
         self._noise = NoiseProbe(noise_scale_every, self)
         self._entropy = EntropyProbe(entropy_change_every, self)
         self.success_above, self.max_rounds, self.generation_rows = success_above, max_rounds, generation_rows
+        self.memory = memory
         self._leaves_filler = method.mixed_groups_only and max_rounds > 1
         self._silence = Silence(self.accelerator.is_main_process)
         self.record, self.record_every, self._recorded = record, record_every, None

@@ -24,7 +24,7 @@ from tokencredit.dynamics.reweighting import reweighted
 from tokencredit.dynamics.to_go import Baseline, after
 from tokencredit.dynamics.vectors import Vector
 from tokencredit.engines.scorers import own_ids
-from tokencredit.engines.trainer import Trainer
+from tokencredit.engines.trainer import Trainer, memory_beside
 from tokencredit.engines.trl_groups import loss_mask
 from tokencredit.lm.packing import grid
 from tokencredit.masked import zero_off
@@ -98,7 +98,8 @@ def _begin(trainer: Trainer, parts: list[dict]) -> _Before:
     for part in parts:
         learnt += [row[on].cpu() for row, on in zip(loss_mask(part).bool(), part["completion_mask"].bool())]
     model = trainer.accelerator.unwrap_model(trainer.model)
-    passes = Passes(model, prompts, completions, temperature=trainer.temperature)
+    options = {"temperature": trainer.temperature, "memory": memory_beside(trainer, model)}
+    passes = Passes(model, prompts, completions, **options)
     mask = grid(learnt, passes.width, torch.bool)
     logprob, entropy = passes.values()
     entropy = zero_off(entropy, mask)

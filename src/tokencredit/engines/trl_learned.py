@@ -22,7 +22,7 @@ from tokencredit.credit_model.features import TokenFeatures, features
 from tokencredit.credit_model.labels import Labels, measured_tokens
 from tokencredit.credit_model.model import CreditModel
 from tokencredit.engines.scorers import own_ids
-from tokencredit.engines.trainer import Trainer
+from tokencredit.engines.trainer import Trainer, memory_beside
 from tokencredit.engines.trl_rewards import succeeded
 from tokencredit.lm.distribution import seed_of
 from tokencredit.lm.models import Tokenizer
@@ -99,7 +99,8 @@ class LearnedCredit:
     def _labels(self, trainer: Trainer, seed: int) -> tuple[TokenFeatures, Labels, dict[str, int]]:
         """Features and measured effects of the tokens of fresh completions, and what was sampled for them."""
         model = trainer.accelerator.unwrap_model(trainer.model)
-        policy = Policy(model, self.tokenizer, self.task, trainer.temperature, self.max_new_tokens)
+        memory = memory_beside(trainer, model)
+        policy = Policy(model, self.tokenizer, self.task, trainer.temperature, self.max_new_tokens, memory=memory)
         different = list({str(row["prompt"]): row for row in self.rows}.values())
         if len(different) < self.prompts:
             raise ValueError(f"credit_model.prompts asks for {self.prompts} prompts, there are {len(different)}")

@@ -42,6 +42,18 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> li
     return list(found["input_ids"])
 
 
+def set_template_options(tokenizer: Tokenizer, options: Mapping[str, Any] | None) -> None:
+    """Makes these values the chat template's own where nobody gives others: the tokenizer asks by them from then on,
+    and so does whoever loads it once it is saved.
+    """
+    first = "".join(f"{{% set {name} = {name} | default({value!r}) %}}\n" for name, value in (options or {}).items())
+    own = getattr(tokenizer, "chat_template", None)
+    if first and isinstance(own, dict):
+        tokenizer.chat_template = {name: first + each.removeprefix(first) for name, each in own.items()}
+    elif first and own:
+        tokenizer.chat_template = first + own.removeprefix(first)
+
+
 def as_asked(prompt: Prompt, chat: bool | None) -> Prompt:
     """The prompt as text or as messages, as `chat` asks; ValueError where messages are to be plain text."""
     if isinstance(prompt, str):

@@ -144,36 +144,47 @@ class _Shape:
 
 
 def beside_training(
-    model: CausalModel, memory: int | None = None, trained: int | None = None, place: torch.device | None = None
+    model: CausalModel,
+    memory: int | None = None,
+    trained: int | None = None,
+    place: torch.device | None = None,
+    held: int = 0,
 ) -> int:
     """The memory, as `Room.of` takes it, of passes in a process that trains the model and may take `memory` in all:
-    gradient and moments of the parameters in training, of `trained` bytes, stay where they are meanwhile.
+    gradient and moments of the parameters in training, of `trained` bytes, stay where they are meanwhile, and `held`
+    bytes of reference models.
 
     ValueError where they leave too little of a budget.
     """
     if trained is None:
-        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        trained = size_of(model, trained=True)
     if memory is None:
         return _taken(model, place) + max(Room.of(model, None, place).beside(3 * trained).space, LEAST)
-    if memory < (least := _taken(model, place) + 3 * trained + LEAST):
+    if memory < (least := _taken(model, place) + 3 * trained + held + LEAST):
+        gib, reference = 2**30, ", a reference model" if held else ""
         raise ValueError(
-            f"--memory {memory / 2**30:.3g}G is too little to train: weights, gradient, moments and the libraries take"
-            f" {(least - LEAST) / 2**30:.2g} GiB, so give at least {least / 2**30 + 0.005:.2f}G, or train adapters"
-            " (--set peft.r=8)"
+            f"--memory {memory / gib:.3g}G is too little to train: weights{reference}, gradient, moments and the"
+            f" libraries take {(least - LEAST) / gib:.2g} GiB, so give at least {least / gib + 0.005:.2f}G, or train"
+            " adapters (--set peft.r=8)"
         )
-    return memory - 3 * trained
+    return memory - 3 * trained - held
 
 
 def of_training(model: CausalModel, adapters: bool = False) -> int:
     """Bytes that a process takes by default which trains the model on a CPU, all of it or adapters."""
-    trained = 0 if adapters else sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = 0 if adapters else size_of(model)
     return beside_training(model, None, trained, torch.device("cpu")) + 3 * trained
+
+
+def size_of(model: CausalModel, trained: bool = False) -> int:
+    """Bytes of the weights, or of those in training alone."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or not trained)
 
 
 def _taken(model: CausalModel, place: torch.device | None = None) -> int:
     """Bytes of the weights and, on a CPU, of the libraries."""
     place = place or next(model.parameters()).device
-    return sum(p.numel() * p.element_size() for p in model.parameters()) + (LIBRARIES if place.type == "cpu" else 0)
+    return size_of(model) + (LIBRARIES if place.type == "cpu" else 0)
 
 
 def _space(model: CausalModel, memory: int | None, place: torch.device | None = None) -> int:

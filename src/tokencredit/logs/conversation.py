@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokencredit.lm.models import Tokenizer
-from tokencredit.lm.prompts import Prompt, encode_prompt, message_text
+from tokencredit.lm.prompts import Prompt, as_asked, encode_prompt, message_text
 from tokencredit.logs.rollout import LoggedRollout
 
 REWRITTEN = "the chat template rewrites earlier turns"
@@ -39,13 +39,28 @@ def turn_ends(mask: Sequence[bool]) -> list[int]:
     return [t for t, own in enumerate(mask) if own and not (t + 1 < len(mask) and mask[t + 1])]
 
 
-def encode_turns(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None) -> Turns:
-    """Ids of a completion that was logged as text or as messages."""
+def turn_end(tokenizer: Tokenizer, ends: Sequence[int] | None = None) -> int | None:
+    """The token that ends an assistant's turn in a chat: the first special one that the template writes behind what is
+    said, and the tokenizer's own where it writes none. None where that one is not of `ends`, which end a completion.
+    """
+    known = {tokenizer.eos_token_id, *(ends or ())}
+    special = known | {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    try:
+        text = _render(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": "SAID"}], False)
+    except Exception:  # the template is a program of the checkpoint's, and may raise what it likes
+        return None
+    behind = tokenizer(text.rpartition("SAID")[2], add_special_tokens=False)["input_ids"]
+    found = next((i for i in behind if i in special), tokenizer.eos_token_id)
+    return found if ends is None or found in known else None
+
+
+def encode_turns(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None, end: int | None) -> Turns:
+    """Ids of a completion that was logged as text or as messages, whose turns `end` ends; None where nobody knows."""
     completion = [each.completion] if isinstance(each.completion, Mapping) else each.completion
     if isinstance(completion, str) or _is_text(completion):
         text = completion if isinstance(completion, str) else message_text(completion[0])
         ids, why = survive(tokenizer, text)
-        ids, known = _with_end(ids, tokenizer, each.truncated, limit)
+        ids, known = _with_end(ids, (end, tokenizer.eos_token_id), each.truncated, limit)
         return Turns(ids, [True] * len(ids), why, not known)
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
@@ -53,7 +68,7 @@ def encode_turns(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None) -
             " the chat model that wrote the log"
         )
     try:
-        return _conversation(tokenizer, each.prompt, completion, each.truncated, limit)
+        return _conversation(tokenizer, each.prompt, completion, each.truncated, limit, end)
     except Exception as error:  # the template is a program of the checkpoint's, and may raise what it likes
         raise ValueError(f"{each.place}: the chat template does not take these messages ({error})") from error
 
@@ -63,19 +78,19 @@ def _is_text(completion: Sequence[Mapping[str, Any]]) -> bool:
     return len(completion) == 1 and completion[0]["role"] == "assistant" and not completion[0].get("tool_calls")
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> list[int]:
-    """Token ids of a prompt. Text that is a chat without its special tokens, as trainers decode it, is put through
-    the chat template again, where that gives the same text.
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> tuple[list[int], bool]:
+    """Token ids of a prompt, and whether it is one of a chat. Text that is a chat without its special tokens, as
+    trainers decode it, is put through the chat template again, where that gives the same text.
     """
     if isinstance(prompt, str) and chat is not False and getattr(tokenizer, "chat_template", None):
         for messages in _chats(prompt):
             ids = encode_prompt(tokenizer, messages, chat=None)
             if tokenizer.decode(ids, skip_special_tokens=True).strip() == prompt.strip():
-                return ids
+                return ids, True
         bare = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         if tokenizer.decode(bare, skip_special_tokens=True) != tokenizer.decode(bare, skip_special_tokens=False):
-            return bare  # it has the template's special tokens itself
-    return encode_prompt(tokenizer, prompt, chat)
+            return bare, True  # it has the template's special tokens itself
+    return encode_prompt(tokenizer, prompt, chat), not isinstance(as_asked(prompt, chat), str)
 
 
 ROLES = "system|developer|user|assistant|tool"
@@ -106,15 +121,16 @@ def lost(text: str, back: str) -> str:
 
 
 def _with_end(
-    ids: list[int], tokenizer: Tokenizer, truncated: bool | None, limit: int | None
+    ids: list[int], ends: tuple[int | None, int | None], truncated: bool | None, limit: int | None
 ) -> tuple[list[int], bool]:
-    """The ids with the token that ends them where they ended, and whether that is known."""
-    end = tokenizer.eos_token_id
-    if end is None or (ids and ids[-1] == end):
+    """The ids with the first of `ends` where they ended and have none, and whether that is known."""
+    if ids and ids[-1] in ends:
         return ids, True
     if truncated is None and limit is not None:
         truncated = len(ids) >= limit
-    return (ids, truncated is not None) if truncated in (None, True) else ([*ids, end], True)
+    if truncated is not False or ends[0] is None:
+        return ids, truncated is True
+    return [*ids, ends[0]], True
 
 
 def _conversation(
@@ -123,56 +139,48 @@ def _conversation(
     completion: Sequence[Mapping[str, Any]],
     truncated: bool | None,
     limit: int | None,
+    end: int | None,
 ) -> Turns:
-    """Turn by turn, each rendered by the template behind those before it."""
+    """The policy's turns, each rendered by the template behind all messages before it."""
     before = list(prompt) if not isinstance(prompt, str) else [{"role": "user", "content": prompt}]
     messages = [dict(each) for each in (*before, *completion)]
     shown = _render(tokenizer, before, True)
     ids: list[int] = []
     mask: list[bool] = []
     for k in range(len(before), len(messages)):
-        own = messages[k]["role"] == "assistant"
-        if own and k > len(before):
-            cue = _render(tokenizer, messages[:k], True)
-            if not cue.startswith(shown):
-                return Turns(ids, mask, REWRITTEN)
-            _add(tokenizer, cue[len(shown) :], False, ids, mask)
-            shown = cue
-        after = _render(tokenizer, messages[: k + 1], False)
-        if not after.startswith(shown):
-            return Turns(ids, mask, REWRITTEN)
-        text, shown = after[len(shown) :], after
-        if not own:
-            _add(tokenizer, text, False, ids, mask)
+        if messages[k]["role"] != "assistant":
             continue
-        written, rest = _to_end(tokenizer, text, messages[k])
-        _add(tokenizer, written, True, ids, mask)
-        _add(tokenizer, rest, False, ids, mask)
+        cue, after = _render(tokenizer, messages[:k], True), _render(tokenizer, messages[: k + 1], False)
+        if not cue.startswith(shown) or not after.startswith(cue):
+            return Turns(ids, mask, REWRITTEN)
+        _add(tokenizer, cue[len(shown) :], False, ids, mask)
+        text = _to_end(tokenizer, after[len(cue) :], messages[k], end)
+        _add(tokenizer, text, True, ids, mask)
+        shown = cue + text
     while mask and not mask[-1]:
         ids.pop()
         mask.pop()
-    end = tokenizer.eos_token_id
     known = truncated is not None or limit is not None
     cut = truncated if truncated is not None else limit is not None and len(ids) > limit
-    if ids and ids[-1] == end and (cut or not known):
+    ended = bool(ids) and ids[-1] == end
+    if ended and (cut or not known):
         ids, mask = ids[:-1], mask[:-1]
-    return Turns(ids, mask, end_unknown=not known)
+    return Turns(ids, mask, end_unknown=not known or not (ended or cut))
 
 
 def _render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], cue: bool) -> str:
     return tokenizer.apply_chat_template(list(messages), add_generation_prompt=cue, tokenize=False)
 
 
-def _to_end(tokenizer: Tokenizer, text: str, message: Mapping[str, Any]) -> tuple[str, str]:
-    """An assistant's turn up to its end token, and what the template writes behind it."""
-    end = tokenizer.eos_token_id
+def _to_end(tokenizer: Tokenizer, text: str, message: Mapping[str, Any], end: int | None) -> str:
+    """An assistant's turn up to its end token, or without one up to the end of what is said."""
     mark = tokenizer.decode([end], skip_special_tokens=False) if end is not None else ""
     at = text.rfind(mark) if mark else -1
     if at >= 0:
-        return text[: at + len(mark)], text[at + len(mark) :]
+        return text[: at + len(mark)]
     content = message_text(message)
     at = text.find(content)
-    return (text[: at + len(content)], text[at + len(content) :]) if at >= 0 else (text, "")
+    return text[: at + len(content)] if at >= 0 else text
 
 
 def _add(tokenizer: Tokenizer, text: str, own: bool, ids: list[int], mask: list[bool]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokencredit.lm.models import Tokenizer
-from tokencredit.logs.conversation import REWRITTEN, Turns, encode_turns, lost, prompt_ids, turn_ends
+from tokencredit.logs.conversation import REWRITTEN, Turns, encode_turns, lost, prompt_ids, turn_end, turn_ends
 from tokencredit.logs.rollout import LoggedRollout
 from tokencredit.masked import zero_off
 from tokencredit.rollouts import TOKEN_REWARD, Rollouts
@@ -120,23 +120,32 @@ class Encoded:
 
 
 def encode(
-    rollouts: Iterable[LoggedRollout], tokenizer: Tokenizer, *, chat: bool | None = None, limit: int | None = None
+    rollouts: Iterable[LoggedRollout],
+    tokenizer: Tokenizer,
+    *,
+    chat: bool | None = None,
+    limit: int | None = None,
+    ends: Sequence[int] | None = None,
 ) -> Encoded:
     """Token ids, masks and groups of logged rollouts.
 
     chat    as `lm.prompts.encode_prompt` takes it, for prompts that were logged as text
     limit   tokens that a completion could have: a shorter one has ended
+    ends    token ids that end a completion of the model's, where they are known (`Policy.ends`)
 
     Ids are used where they were logged. Text is tokenised; a text that does not decode to itself is counted and named
     in the notes. Text is logged without the token that ends it: it is put back where the log says that the completion
-    was not cut off, or where it is shorter than `limit`. Of messages, assistants' turns are the policy's and all else
-    is masked. ValueError where the log is of another tokenizer: ids outside of its vocabulary, or most texts lost.
+    was not cut off, or where it is shorter than `limit`. In a chat it is the one that the template writes behind what
+    an assistant says, and stays out where that is not known to end a completion. Of messages, assistants' turns are the
+    policy's and all else is masked. ValueError where the log is of another tokenizer: ids outside of its vocabulary, or
+    most texts lost.
     """
     logged = tuple(rollouts)
     notes: list[str] = []
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
-    prompts = _prompts(logged, tokenizer, chat)
-    found = [_completion(each, tokenizer, limit) for each in logged]
+    prompts, chats = zip(*_prompts(logged, tokenizer, chat)) if logged else ((), ())
+    end = {False: tokenizer.eos_token_id, True: turn_end(tokenizer, ends) if any(chats) else None}
+    found = [_completion(each, tokenizer, limit, end[is_chat]) for each, is_chat in zip(logged, chats)]
     logged = tuple(_with_turns(each, turns) for each, turns in zip(logged, found))
     for each, prompt, turns in zip(logged, prompts, found):
         _check_ids(each, prompt, size)
@@ -145,7 +154,7 @@ def encode(
     _say_ends(found, notes)
     return Encoded(
         logged,
-        tuple(prompts),
+        prompts,
         tuple(each.completion for each in found),
         tuple(each.mask for each in found),
         _groups(logged, prompts),
@@ -154,26 +163,27 @@ def encode(
     )
 
 
-def _prompts(logged: Sequence[LoggedRollout], tokenizer: Tokenizer, chat: bool | None) -> list[list[int]]:
-    """Token ids of the prompts; equal ones are encoded once."""
-    known: dict[Any, list[int]] = {}
-    found = []
+def _prompts(logged: Sequence[LoggedRollout], tokenizer: Tokenizer, chat: bool | None) -> list[tuple[list[int], bool]]:
+    """Token ids of the prompts, and whether each is one of a chat; equal ones are encoded once."""
+    known: dict[Any, tuple[list[int], bool]] = {}
+    template, found = bool(getattr(tokenizer, "chat_template", None)), []
     for each in logged:
-        if each.prompt_ids is not None:
-            found.append(list(each.prompt_ids))
-            continue
         # Messages answer a message, where there is a template for them.
-        answered = not isinstance(each.completion, str) and bool(getattr(tokenizer, "chat_template", None))
+        answered = template and not isinstance(each.completion, str)
+        if each.prompt_ids is not None:
+            asked = template and (bool(chat) or not isinstance(each.prompt, str))
+            found.append((list(each.prompt_ids), answered or asked))
+            continue
         key = prompt_key(each, ()), answered
         if key not in known:
-            known[key] = prompt_ids(tokenizer, each.prompt, answered or chat) if each.prompt else []
+            known[key] = prompt_ids(tokenizer, each.prompt, answered or chat) if each.prompt else ([], answered)
         found.append(known[key])
     return found
 
 
-def _completion(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None) -> Turns:
+def _completion(each: LoggedRollout, tokenizer: Tokenizer, limit: int | None, end: int | None) -> Turns:
     if each.completion_ids is None:
-        found = encode_turns(each, tokenizer, limit)
+        found = encode_turns(each, tokenizer, limit, end)
     else:
         found = Turns(list(each.completion_ids), [True] * len(each.completion_ids))
         if each.completion and isinstance(each.completion, str):
@@ -236,8 +246,9 @@ def _check_length(name: str, values: Sequence[Any], found: Turns, each: LoggedRo
 def _say_ends(found: Sequence[Turns], notes: list[str]) -> None:
     if unknown := sum(each.end_unknown for each in found):
         notes.append(
-            f"{unknown} of {len(found)} completions are text of which the log does not say whether they were cut off:"
-            " they are taken without the token that ends them. Say how long one could be (limit=, --max-new-tokens)"
+            f"{unknown} of {len(found)} completions are text of which the log does not say whether they were cut off,"
+            " or the chat template not how a turn ends: they are taken without the token that ends them. Say how long"
+            " one could be (limit=, --max-new-tokens)"
         )
 
 

@@ -244,7 +244,7 @@ def from_log(args: argparse.Namespace, policy: Policy, logged: Sequence[LoggedRo
     from tokencredit.console import warn
     from tokencredit.logs import encode
 
-    encoded = encode(logged, policy.tokenizer, chat=policy.chat, limit=args.max_new_tokens)
+    encoded = encode(logged, policy.tokenizer, chat=policy.chat, limit=args.max_new_tokens, ends=policy.ends)
     for note in encoded.notes:
         warn(note)
     tokens = dict.fromkeys(name for each in encoded.logged for name in each.tokens)

@@ -100,7 +100,8 @@ def step_of_rollouts(
         words = [_words(each) for each in some]
         prompts = tuple(prompt_text(each.prompt) for each in some)
         return LoggedStep(step, _counted(some, words), prompts, tuple(words), success_above, {})
-    encoded = _written(encode(some, policy.tokenizer, chat=policy.chat, limit=limit), policy)
+    found = encode(some, policy.tokenizer, chat=policy.chat, limit=limit, ends=policy.ends)
+    encoded = _written(found, policy)
     pieces = tuple(policy.tokens(ids) for ids in encoded.completion_ids)
     shown = (prompt_text(each.prompt) or policy.text(ids) for each, ids in zip(encoded.logged, encoded.prompt_ids))
     return LoggedStep(step, encoded, tuple(shown), pieces, success_above, {})
