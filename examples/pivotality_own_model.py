@@ -1,6 +1,6 @@
 """Which tokens decided the outcome? Replace each, let the policy finish, verify: credit with intervals.
 
-python examples/pivotality_own_model.py --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --chat --prompts 4
+python examples/pivotality_own_model.py --model Qwen/Qwen2.5-0.5B-Instruct --task stories --chat --prompts 4
 """
 
 import argparse

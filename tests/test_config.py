@@ -21,6 +21,15 @@ def test_file_then_flags_then_settings(tmp_path):
     assert read_config(None) == TrainConfig()
 
 
+def test_a_flag_s_options_of_the_task_are_added_to_the_file_s(tmp_path):
+    (tmp_path / "a.yaml").write_text("task: gsm8k\ntask_options: {path: x, template: plain}\n")
+    whole = {"path": "x", "template": "plain", "strict": True}
+    for task in (None, "gsm8k"):
+        assert read_config(tmp_path / "a.yaml", task=task, task_options={"strict": True}).task_options == whole
+    other = read_config(tmp_path / "a.yaml", task="reckon", task_options={"operands": [3]})
+    assert other.task_options == {"operands": [3]}
+
+
 @pytest.mark.parametrize(
     "text, value",
     [

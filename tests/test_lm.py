@@ -196,6 +196,12 @@ def test_prompts_are_text_or_messages(tokenizer, shipped):
         encode_prompts(
             tokenizer, [{"prompt": "7"}, {"prompt": "7 " * 240, "row_id": "long"}], shipped.config, 48, chat=None
         )
+    chat.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(ValueError, match=r"row 0 \(a\): the chat template does not take .*: System role not supported"):
+        encode_prompts(chat, [{"prompt": messages, "row_id": "a"}], shipped.config, 48, chat=None)
+    chat.add_tokens(["<tool>"])
+    with pytest.raises(ValueError, match=r"row 0: the prompt has the token '<tool>' .* none of the model's"):
+        encode_prompts(chat, [{"prompt": "7 <tool>"}], shipped.config, 48, chat=False)
     with pytest.raises(ValueError, match="row 0: the prompt has no tokens"):
         encode_prompts(tokenizer, [{"prompt": " "}], shipped.config, 48, chat=None)
 
@@ -254,6 +260,18 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
     with pytest.raises(ValueError, match=r"the model nobody/nothing (cannot be loaded|is not in the cache)"):
         load_config("nobody/nothing")
     assert resolve_model("reckon") == str(model_path()) and resolve_model("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
+
+
+def test_tokens_of_a_tokenizer_that_the_model_lacks(tmp_path):
+    tokenizer = load_tokenizer(str(copy_of_shipped(tmp_path, "config.json", "tokenizer.json", "tokenizer_config.json")))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(tmp_path)
+    found = load_tokenizer(str(tmp_path))
+    assert found.pad_token_id == found.eos_token_id == tokenizer.eos_token_id
+    tokenizer.add_special_tokens({"eos_token": "[END]"})
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the end-of-sequence token of .*'\[END\]' .* is none of the model's"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_a_run_means_its_last_whole_checkpoint(tmp_path):

@@ -481,6 +481,14 @@ def test_prompts_logged_without_special_tokens_are_put_through_the_template_agai
     assert own.decode(plain.prompt_ids[0]) == "What is 3 + 4?"
 
 
+def test_a_prompt_logged_as_text_is_no_chat_that_the_template_refuses():
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + QWEN
+    text = "system\nBe brief.\nuser\n3 + 4?\nassistant\n"
+    with pytest.warns(UserWarning, match="has a chat template"):
+        encoded = logs.encode([LoggedRollout(text, "7", 1.0, "x")], bytes_with_chat(refusing), limit=100)
+    assert bytes_with_chat(QWEN).decode(encoded.prompt_ids[0]) == text
+
+
 def test_messages_answer_a_prompt_that_is_text_as_a_user_would_ask_it():
     own = bytes_with_chat(QWEN.replace("<think>\n", ""))
     encoded = logs.encode([LoggedRollout("3 + 4?", TOOL, 1.0, "x")], own, limit=100)

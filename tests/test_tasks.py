@@ -4,6 +4,7 @@ import ast
 import builtins
 import importlib
 import json
+import math
 import os
 import pickle
 import signal
@@ -18,8 +19,10 @@ import pytest
 
 import tokencredit
 from tokencredit import tasks
+from tokencredit.lm.prompts import message_text
 from tokencredit.tasks import answers, bounded, gsm8k, jsonl, numerals
 from tokencredit.tasks.bounded import Limits
+from tokencredit.tasks.source import task_source
 from tokencredit.tasks.templates import TEMPLATES
 from tokencredit.tasks.verdict import CORRECT, UNPARSED, WRONG, Verdict, VerifierError, as_verifier
 
@@ -509,6 +512,33 @@ def test_jsonl_and_parquet_give_the_same_rows(tmp_path):
     assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 40 and 2 <= len(parts[1]) <= 16
     assert table.rows("train")[0]["row_id"].startswith("sums.parquet, row ")
     assert lines.validate() == table.validate() == tasks.Validation(40)
+
+
+def test_a_file_of_ones_own_may_hold_dataclasses_and_hides_no_library(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "say hello", "word": "hello"}])
+    for name in ("greetings_of_words.py", "math.py"):
+        (tmp_path / name).write_text(
+            "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n@dataclass\nclass Word:\n"
+            "    text: str\n\n\ndef says(completion, row):\n    return Word(row['word']).text in completion\n"
+        )
+        task = tasks.load(f"{tmp_path / name}:says", path=path)
+        (row,) = task.rows("train") + task.rows("test")
+        assert task.verify("oh hello", row) == CORRECT and task_source(task) and sys.modules["math"] is math
+    kept = set(sys.modules)
+    (tmp_path / "broken.py").write_text("raise KeyError('x')\n")
+    with pytest.raises(KeyError):
+        tasks.load(f"{tmp_path}/broken.py:says", path=path)
+    assert set(sys.modules) == kept
+
+
+def test_an_instruction_goes_before_the_system_message_there_is(tmp_path):
+    user = {"role": "user", "content": "6*7?"}
+    for said in ("Be brief.", [{"type": "text", "text": "Be brief."}]):
+        path = write(tmp_path / "a.jsonl", [{"prompt": [{"role": "system", "content": said}, user], "answer": 42}])
+        task = tasks.load(path, template="boxed", test=path)
+        (row,) = task.rows("test")
+        assert [message["role"] for message in row["prompt"]] == ["system", "user"]
+        assert message_text(row["prompt"][0]) == TEMPLATES["boxed"].instruction + "\n\nBe brief."
 
 
 def test_jsonl_columns_template_messages_and_number_answers(tmp_path):

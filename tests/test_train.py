@@ -435,6 +435,31 @@ def test_finite_tasks_are_used_whole_and_shuffled_by_epoch(tmp_path):
     assert len(rows) == 32 and order == list(range(32)) and rows == Reckon().rows("train", 32, 0)
 
 
+PARTS = (
+    "{% for m in messages %}{% for p in ([m['content']] if m['content'] is string else m['content']) %}"
+    "{{ (p if p is string else p['text']) + ' ' }}{% endfor %}{% endfor %}="
+)
+
+
+def test_messages_whose_content_is_text_and_parts_train_together(tmp_path):
+    model = tmp_path / "chat"
+    shutil.copytree(model_path(), model)
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.chat_template = PARTS
+    tokenizer.save_pretrained(model)
+    system, user = {"role": "system", "content": "<bos>"}, {"role": "user", "content": "7 + 3", "name": "me"}
+    parts = {"role": "user", "content": [{"type": "text", "text": "8 + 3"}]}
+    rows = [{"prompt": [system, each], "answer": "1"} for each in (user, parts)]
+    own = write_own(tmp_path, "def verify(completion, row):\n    return True", rows)
+    run = train(tiny(**own, model=str(model), **NEVER, steps=1, prompts=2, max_new_tokens=4), tmp_path / "run")
+    assert run.status == "finished"
+    assert [prompts_of(rows, [1, 0])[i]["prompt"] for i in (1, 0)] == [row["prompt"] for row in rows]
+    with pytest.raises(ValueError, match=r"line 2: the prompt is text, and that of .*line 1 is messages: --chat"):
+        rows[1]["prompt"] = "8 + 3"
+        own = write_own(tmp_path, "def verify(completion, row):\n    return True", rows)
+        train(tiny(**own, model=str(model), **NEVER), tmp_path / "other")
+
+
 def test_gsm8k_is_read_whole(tmp_path):
     problems = [{"question": f"What is {i} and 1?", "answer": f"One more.\n#### {i + 1}"} for i in range(20)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))

@@ -164,7 +164,7 @@ def _train_parser(commands) -> None:
   tokencredit train --method gtpo --out runs/gtpo
   tokencredit train --config run.yaml --out runs/mine --set learning_rate=1e-4 --set method_options.alpha='[1, 0.2]'
   tokencredit train --task my_verifier.py:verify --option path=train.jsonl --out runs/own
-  tokencredit train --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --chat --method dapo --out runs/q \\
+  tokencredit train --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --option chat=true --method dapo --out runs/q \\
       --max-new-tokens 1024 --set trl.use_vllm=true
 
 fields of --config and --set:
@@ -191,7 +191,7 @@ def _evaluate_parser(commands) -> None:
         """
   tokencredit evaluate
   tokencredit evaluate --model runs/demo/gtpo-0 --samples 16
-  tokencredit evaluate --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --chat --prompts 200 --out eval.json""",
+  tokencredit evaluate --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --option chat=true --out eval.json""",
     )
     p.add_argument("--split", default="test", choices=["train", "test"], help="(default: %(default)s)")
     p.add_argument("--prompts", type=int, help="how many prompts (default: 512 on the embedded task, 128 on any other)")

@@ -174,7 +174,7 @@ def check_size(config: TrainConfig) -> None:
 
 def read_config(path: str | Path | None, settings: Iterable[str] = (), **flags: Any) -> TrainConfig:
     """A config from a YAML or JSON file, then flags that are not None, then "key=value" settings; "trl.bf16=true"
-    reaches into a field.
+    reaches into a field. Options of the task are added to those of the file, unless the flags name another task.
 
     ValueError names an unknown key, the nearest one there is, and where it came from.
     """
@@ -184,7 +184,11 @@ def read_config(path: str | Path | None, settings: Iterable[str] = (), **flags: 
         if not isinstance(read, Mapping):
             raise ValueError(f"{path} must hold key: value pairs, it holds {type(read).__name__}")
         values |= {_known(key, str(path)): value for key, value in read.items()}
-    values |= {key: value for key, value in flags.items() if value is not None}
+    given = {key: value for key, value in flags.items() if value is not None}
+    same = given.get("task") in (None, values.get("task", given.get("task")))
+    if same and isinstance(kept := values.get("task_options"), Mapping):
+        given["task_options"] = {**kept, **given.get("task_options", {})}
+    values |= given
     for setting in settings:
         [(key, value)] = read_settings([setting], "--set").items()
         head, _, inner = key.partition(".")

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
 
 from tokencredit.lm.models import CausalModel, Tokenizer
-from tokencredit.lm.prompts import as_asked, completion_text
+from tokencredit.lm.prompts import Prompt, as_asked, completion_text
 from tokencredit.lm.sampling import end_tokens
 from tokencredit.tasks.task import Endless, Row, Task
+from tokencredit.tasks.verdict import name_row
 from tokencredit.train_config import TrainConfig
 
 
@@ -37,11 +39,24 @@ def training_rows(config: TrainConfig, task: Task) -> tuple[list[dict], list[int
 
 
 def prompts_of(rows: Sequence[Row], order: Sequence[int], chat: bool | None = None) -> Dataset:
-    """What TRL sees of the rows: their prompts, in a chat where one is asked for, and their numbers. Arrow would make
-    one type of a column and one set of keys of all rows.
+    """What TRL sees of the rows: their prompts, in a chat where one is asked for, and their numbers. Arrow holds the
+    numbers alone: it would make one type of a column and one set of keys of all rows.
+
+    ValueError names a row where some prompts are text and others are messages: TRL takes a batch as either.
     """
     prompts = [as_asked(row["prompt"], chat) for row in rows]
-    return Dataset.from_dict({"prompt": prompts, "row": list(range(len(rows)))}).select(order)
+    for row, prompt in zip(rows, prompts):
+        if isinstance(prompt, str) != isinstance(prompts[0], str):
+            kinds = ("text", "messages") if isinstance(prompt, str) else ("messages", "text")
+            raise ValueError(
+                f"{name_row(row)}: the prompt is {kinds[0]}, and that of {name_row(rows[0])} is {kinds[1]}: --chat"
+                " (chat=True) asks text as a user's message, or leave one kind out"
+            )
+    return Dataset.from_dict({"row": list(order)}).with_transform(partial(_with_prompts, prompts))
+
+
+def _with_prompts(prompts: Sequence[Prompt], batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+    return {"prompt": [prompts[i] for i in batch["row"]], **batch}
 
 
 def make_reward(

@@ -114,6 +114,7 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
     args = make_args(config, limit, recorder.out / "checkpoints")
     set_template_options(tokenizer, args.chat_template_kwargs)
     rows, order = training_rows(config, task)
+    prompts = prompts_of(rows, order, config.chat)
     tested = held_out(task, config.eval_prompts, config.eval_part) if config.eval_every else []
     if config.eval_every and not tested:
         raise ValueError(
@@ -152,7 +153,7 @@ def make_trainer(config: TrainConfig, method: Method, task: Task, recorder: RunR
         args=args,
         reward_funcs=make_reward(task, tokenizer, model, rows),
         processing_class=tokenizer,
-        train_dataset=prompts_of(rows, order, config.chat),
+        train_dataset=prompts,
         scorers=scorers,
         max_rounds=config.max_rounds,
         noise_scale_every=config.noise_scale_every,

@@ -44,7 +44,9 @@ def add_policy(
         help="length limit (default: the task's own, at most half of the model's context)",
     )
     group.add_argument(
-        "--chat", action=argparse.BooleanOptionalAction, help="text prompts as a user's message, or as they are"
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="text prompts as a user's message, or as they are (gsm8k makes messages: --option chat=true)",
     )
     group.add_argument(
         "--dtype",

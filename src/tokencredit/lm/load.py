@@ -197,8 +197,8 @@ def _read_weights(path: str, read: Callable[..., Any], **options: Any) -> Any:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """A model's tokenizer; of an adapter without one, its base model's. ValueError where there is none, or where
-    completions could not end.
+    """A model's tokenizer, padding with the end of text where the model has no token for it; of an adapter without one,
+    its base model's. ValueError where there is none, or where completions could not end.
     """
     if (base := base_of(path)) and not (Path(path) / "tokenizer_config.json").exists():
         path = base
@@ -216,7 +216,13 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise ValueError(
             f"the tokenizer of {path} has no end-of-sequence token: completions could not end. Set tokenizer.eos_token"
         )
-    if tokenizer.pad_token_id is None:
+    size = load_config(path).get_text_config().vocab_size
+    if tokenizer.eos_token_id >= size:
+        raise ValueError(
+            f"the end-of-sequence token of {path}, {tokenizer.eos_token!r} ({tokenizer.eos_token_id}), is none of the"
+            f" model's {size} tokens: completions could not end. Set tokenizer.eos_token, or resize the embedding"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -22,7 +22,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> li
     chat   True: text becomes a user's message; False: text stays text, and messages are refused; None: text stays
            text, with a warning where the tokenizer has a chat template
 
-    ValueError where messages meet a tokenizer without a chat template.
+    ValueError where messages meet a tokenizer without a chat template, or with one that does not take them.
     """
     asked = as_asked(prompt, chat)
     if isinstance(asked, str):
@@ -38,7 +38,10 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> li
             "the prompts are chat messages, but the tokenizer has no chat template: use a chat model, or text prompts"
             " without --chat"
         )
-    found = tokenizer.apply_chat_template(list(asked), add_generation_prompt=True, tokenize=True, return_dict=True)
+    try:
+        found = tokenizer.apply_chat_template(list(asked), add_generation_prompt=True, tokenize=True, return_dict=True)
+    except Exception as error:  # the template is a program of the checkpoint's, and may raise what it likes
+        raise ValueError(f"the chat template does not take these messages: {error}") from error
     return list(found["input_ids"])
 
 
@@ -128,17 +131,25 @@ def is_messages(value: Any) -> bool:
 def encode_prompts(
     tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], config: Any, max_new_tokens: int, chat: bool | None
 ) -> list[list[int]]:
-    """Token ids of the rows' prompts; ValueError names the first row that is empty, or that leaves too little of the
-    model's context.
+    """Token ids of the rows' prompts; ValueError names the first row that is empty, that leaves too little of the
+    model's context, or that has a token which the model does not.
 
-    config   the model's configuration, of which `max_position_embeddings` is read
+    config   the model's configuration, of which `max_position_embeddings` and `vocab_size` are read
     """
-    context = getattr(config, "max_position_embeddings", None)
+    context, size = (getattr(config, name, None) for name in ("max_position_embeddings", "vocab_size"))
     found = []
     for number, row in enumerate(rows):
-        ids = encode_prompt(tokenizer, row["prompt"], chat)
+        try:
+            ids = encode_prompt(tokenizer, row["prompt"], chat)
+        except ValueError as error:
+            raise ValueError(f"row {_name(row, number)}: {error}") from error
         if not ids:
             raise ValueError(f"row {_name(row, number)}: the prompt has no tokens, so there is nothing to continue")
+        if size and (last := max(ids)) >= size:
+            raise ValueError(
+                f"row {_name(row, number)}: the prompt has the token {tokenizer.decode([last])!r} ({last}), which is"
+                f" none of the model's {size} tokens: resize the embedding, or use the model's own tokenizer"
+            )
         if context and len(ids) + max_new_tokens > context:
             raise ValueError(
                 f"row {_name(row, number)}: the prompt has {len(ids)} tokens and {max_new_tokens} may be written, more"

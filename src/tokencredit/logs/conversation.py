@@ -84,7 +84,10 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, chat: bool | None) -> tuple
     """
     if isinstance(prompt, str) and chat is not False and getattr(tokenizer, "chat_template", None):
         for messages in _chats(prompt):
-            ids = encode_prompt(tokenizer, messages, chat=None)
+            try:
+                ids = encode_prompt(tokenizer, messages, chat=None)
+            except ValueError:  # the template takes no such messages: the text is another chat, or none
+                continue
             if tokenizer.decode(ids, skip_special_tokens=True).strip() == prompt.strip():
                 return ids, True
         bare = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])

@@ -6,9 +6,12 @@ import difflib
 import importlib
 import importlib.util
 import math
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 from tokencredit.tasks import answers, data
@@ -167,12 +170,23 @@ def _function(verifier: Callable[..., Any] | str) -> Callable[..., Any]:
     if place.endswith(".py"):
         if not Path(place).is_file():
             raise FileNotFoundError(f"no such file: {place} (named by the verifier {verifier!r})")
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = _module_in(Path(place).resolve())
     else:
         module = importlib.import_module(place)
     if not callable(function := getattr(module, attribute, None)):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ValueError(f"{place} has no function {attribute!r}; it has: {', '.join(functions) or 'none'}")
     return function
+
+
+def _module_in(path: Path) -> ModuleType:
+    """The module in a file. Dataclasses and `inspect` look for it in `sys.modules`, where its name hides no library."""
+    name = "_verifier" + re.sub(r"\W", "_", str(path.with_suffix("")))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -4,6 +4,7 @@ box.
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 from tokencredit.tasks.extraction import FORMS, Form
 
@@ -22,12 +23,17 @@ class Template:
 
     def prompt(self, question: Prompt, chat: bool = False) -> Prompt:
         """The prompt for `question`: one string for a base model, or messages when `chat`, or when the question is
-        messages already.
+        messages already. The instruction is the system message, or stands before the text of the one there is.
         """
         if isinstance(question, str) and not chat:
             return self.layout.replace("{instruction}", self.instruction).replace("{question}", question.strip())
         messages = [{"role": "user", "content": question.strip()}] if isinstance(question, str) else question
-        return [{"role": "system", "content": self.instruction}, *messages]
+        if not messages or messages[0]["role"] != "system":
+            return [{"role": "system", "content": self.instruction}, *messages]
+        said: Any = messages[0]["content"]
+        before = f"{self.instruction}\n\n"
+        content = [{"type": "text", "text": before}, *said] if isinstance(said, list) else before + (said or "")
+        return [{**messages[0], "content": content}, *messages[1:]]
 
     def forms(self, strict: bool) -> tuple[Form, ...]:
         """The accepted forms: the one asked for when `strict`, else all of them."""

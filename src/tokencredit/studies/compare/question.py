@@ -24,7 +24,7 @@ EXAMPLES = """\
   tokencredit study compare --quick
   tokencredit study compare --methods grpo gtpo my_method --seeds 8 --rates 1 --out runs/mine
   tokencredit study compare --methods grpo exact_value --budget seconds=20 --out runs/seconds
-  tokencredit study compare --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --chat --methods grpo gtpo \\
+  tokencredit study compare --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --option chat=true --methods grpo gtpo \\
       --seeds 3 --steps 100 --set prompts=64 --set trl.bf16=true --out runs/qwen
   tokencredit study compare --table --out runs/compare"""
 

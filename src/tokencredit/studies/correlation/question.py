@@ -31,7 +31,8 @@ EXAMPLES = """\
   tokencredit study correlation
   tokencredit study correlation --runs runs/demo/grpo-0 --out runs/correlation-grpo
   tokencredit study correlation --small --policy no-wording=my_base
-  tokencredit study correlation --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --chat --prompts 32 --out runs/qwen"""
+  tokencredit study correlation --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --option chat=true \\
+      --prompts 32 --out runs/qwen"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from tokencredit.studies.study import RUN, Study
 EXAMPLES = """\
   tokencredit dynamics noise-scale --run runs/demo/grpo-0
   tokencredit dynamics noise-scale --run runs/demo/grpo-0 --checkpoint 18 --prompts 256 --cost-prompt 4
-  tokencredit dynamics noise-scale --run Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --chat --prompts 32"""
+  tokencredit dynamics noise-scale --run Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --option chat=true --prompts 32"""
 
 FEWEST = 3
 """Prompts below which no interval is given."""

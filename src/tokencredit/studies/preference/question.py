@@ -12,7 +12,8 @@ EXAMPLES = """\
   tokencredit study preference
   tokencredit study preference --small --out runs/preference-small
   tokencredit study preference --rollouts 16384 --seeds 3 --out runs/preference-16384
-  tokencredit study preference --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --chat --rates 1e-6 --out runs/qwen-p"""
+  tokencredit study preference --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --option chat=true \\
+      --rates 1e-6 --out runs/qwen-p"""
 
 
 @dataclass(frozen=True)

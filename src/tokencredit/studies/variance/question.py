@@ -14,7 +14,8 @@ EXAMPLES = """\
   tokencredit study variance
   tokencredit study variance --runs runs/demo/grpo-0 --out runs/variance-grpo
   tokencredit study variance --methods gtpo ptw_entropy --prompts 128
-  tokencredit study variance --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --chat --prompts 64 --out runs/qwen-v"""
+  tokencredit study variance --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct --option chat=true \\
+      --prompts 64 --out runs/qwen-v"""
 
 
 @dataclass(frozen=True, kw_only=True)
