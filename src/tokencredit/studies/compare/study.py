@@ -296,7 +296,7 @@ def _train(
         if len(config.rates) > 1
         else []
     )
-    failed = made(checks, "learning rates")
+    failed = made(checks, "learning rates") if checks else {}
     chosen = choose(config, out, methods, checks)
     runs = [
         config.job(method, chosen[method]["factor"], seed, final=True) for seed in range(seeds) for method in methods
