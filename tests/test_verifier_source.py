@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tokencredit.tasks import load, source
-from tokencredit.tasks.source import own_source, task_source, verifier_source
+from tokencredit.tasks.source import own_source, rows_source, task_source, verifier_source
 
 DATA = '{"prompt": "2 + 3", "answer": "5"}\n{"prompt": "2 + 4", "answer": "6"}\n'
 
@@ -146,6 +146,19 @@ def test_a_run_with_an_edited_verifier_does_not_go_on(tmp_path, capsys, command)
     assert main(words) == 1
     told = " ".join(capsys.readouterr().err.split())
     assert "verifier_source" in told and "was edited" in told and "Choose another directory" in told
+
+
+def test_the_data_of_a_directory_are_the_files_of_its_parts(tmp_path):
+    """A run may stand beside them, with files of its own."""
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    task = load("gsm8k", path=str(tmp_path))
+    before = rows_source(task)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    assert rows_source(task) == before and rows_source(load("reckon")) is None
+    (tmp_path / "test.jsonl").write_text('{"question": "1 + 2?", "answer": "#### 3"}\n')
+    assert rows_source(task) != before
 
 
 @pytest.mark.parametrize("changed", ["weights", "data"])

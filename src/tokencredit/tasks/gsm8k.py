@@ -95,12 +95,7 @@ class Gsm8k:
 
 def _file_of(directory: Path, split: data.Split) -> Path:
     """The one file of a part in `directory`, or in the directory "main" that the hub's layout has."""
-    files = [
-        file
-        for place in (directory, directory / "main")
-        for suffix in data.SUFFIXES
-        for file in place.glob(f"{split}*{suffix}")
-    ]
+    files = data.files_in(directory, split)
     if len(files) != 1:
         present = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
         raise FileNotFoundError(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tokencredit.durable import digest_of
-from tokencredit.tasks.data import SUFFIXES
+from tokencredit.tasks.data import files_in
 from tokencredit.tasks.task import Task
 
 OWN = Path(__file__).parent
@@ -45,8 +45,12 @@ def own_source(task: Task) -> str | None:
 def rows_source(task: Task) -> str | None:
     """32 hex digits of the files that a task reads its rows from, byte by byte; None of one that reads none."""
     named = [Path(value) for name in FILES if isinstance(value := getattr(task, name, None), str)]
-    files = [each for place in named for each in (sorted(place.rglob("*")) if place.is_dir() else [place])]
-    return digest_of([each for each in files if each.is_file() and each.suffix in SUFFIXES]) if named else None
+    files = [file for place in named for file in ([place] if place.is_file() else _parts_in(place))]
+    return digest_of(files) if named else None
+
+
+def _parts_in(directory: Path) -> list[Path]:
+    return [*files_in(directory, "train"), *files_in(directory, "test")]
 
 
 def _parts(task: Task) -> list[Callable[..., Any]]:
