@@ -216,7 +216,10 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise ValueError(
             f"the tokenizer of {path} has no end-of-sequence token: completions could not end. Set tokenizer.eos_token"
         )
-    size = load_config(path).get_text_config().vocab_size
+    try:
+        size = load_config(path).get_text_config().vocab_size
+    except ValueError:  # a tokenizer alone
+        size = len(tokenizer)
     if tokenizer.eos_token_id >= size:
         raise ValueError(
             f"the end-of-sequence token of {path}, {tokenizer.eos_token!r} ({tokenizer.eos_token_id}), is none of the"
