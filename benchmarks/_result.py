@@ -30,10 +30,15 @@ def peak_gib() -> float:
     """The largest resident set of this process so far. Where Linux tells it, of its own address space: `getrusage`
     also counts what the process that started it held at that moment.
     """
+    own = resident("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 if own is None else own / 2**30
+
+
+def resident(field: str) -> int | None:
+    """Bytes: VmRSS, what is resident now; VmHWM, the most there was; None where the system does not tell."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else ()
-    own = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-    return (own or [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])[0] / 2**20
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
 
 
 def alone(*words: str) -> dict:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from _result import finish, resident
+
 V, N = 151_936, 8_192
 
 
@@ -33,13 +35,8 @@ def chunked(hidden, weight, targets):
     return head_statistics(hidden, Head(weight), targets)
 
 
-def resident(field: str) -> int:
-    """Bytes: VmRSS, what is resident now; VmHWM, the most there was since `forget_peak`."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
 def forget_peak() -> int:
+    """What is resident now, above which the next peak is."""
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 
@@ -92,7 +89,6 @@ def main() -> None:
         print(name, found[name])
     logits = args.tokens * V * 4
     gap = max(abs(a - b) for a, b in zip(found["chunked"]["check"], found["materialised"]["check"]))
-    from _result import finish
 
     finish(
         "head_memory",

@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from chats import chat_model_in
 from tokencredit.checkpoints import seal
 from tokencredit.cli import main
 from tokencredit.lm.arguments import policy_config, rows_of
@@ -33,12 +34,7 @@ def policy():
 @pytest.fixture
 def chat_model(tmp_path):
     """The shipped model, with a chat template that writes what is said and an equals sign."""
-    folder = tmp_path / "chat"
-    shutil.copytree(model_path(), folder)
-    tokenizer = load_tokenizer(str(folder))
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return chat_model_in(tmp_path / "chat", CHAT)
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
+from chats import chat_model_in
 from cuts import Cut, cut_at
 from tokencredit import METHODS, Chain, GroupCenter, Outcome
 from tokencredit.checkpoints import marked, step_of
@@ -21,7 +21,6 @@ from tokencredit.lm.load import load_tokenizer
 from tokencredit.lm.policy import PolicyConfig
 from tokencredit.runs import Run, RunError
 from tokencredit.tasks import load, named
-from tokencredit.tasks.reckon import model_path
 from tokencredit.train_config import TrainConfig
 from trl_tiny import build, sums, tiny_tokenizer
 
@@ -143,21 +142,17 @@ def test_evaluations_ask_with_the_options_of_the_template_that_training_asks_wit
 
 
 def test_the_context_is_checked_with_the_options_of_the_template(tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(model_path(), folder)
-    tokenizer = load_tokenizer(str(folder))
-    tokenizer.chat_template = SIGNED
-    tokenizer.save_pretrained(folder)
+    folder = chat_model_in(tmp_path / "model", SIGNED)
 
     def made(sign):
         trl = {"chat_template_kwargs": {"sign": sign}}
-        config = TrainConfig(model=str(folder), task="reckon", chat=True, trl=trl, prompts=4, group=4)
+        config = TrainConfig(model=folder, task="reckon", chat=True, trl=trl, prompts=4, group=4)
         recorder = RunRecorder(tmp_path / "run", load("reckon"))
         recorder.config = config
         make_trainer(config, config.build_method(), recorder.task, recorder)
         return recorder.policy.encode("3")
 
-    assert made("+") == tokenizer("3 + =")["input_ids"]
+    assert made("+") == load_tokenizer(folder)("3 + =")["input_ids"]
     with pytest.raises(ValueError, match="more than the model's context"):
         made("+ " * 300)
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from chats import chat_model_in
 from tokencredit.checkpoints import COMPLETE
 from tokencredit.cli import main
 from tokencredit.engines import recorder
@@ -442,11 +443,7 @@ PARTS = (
 
 
 def test_messages_whose_content_is_text_and_parts_train_together(tmp_path):
-    model = tmp_path / "chat"
-    shutil.copytree(model_path(), model)
-    tokenizer = load_tokenizer(str(model))
-    tokenizer.chat_template = PARTS
-    tokenizer.save_pretrained(model)
+    model = chat_model_in(tmp_path / "chat", PARTS)
     system, user = {"role": "system", "content": "<bos>"}, {"role": "user", "content": "7 + 3", "name": "me"}
     parts = {"role": "user", "content": [{"type": "text", "text": "8 + 3"}]}
     rows = [{"prompt": [system, each], "answer": "1"} for each in (user, parts)]

@@ -10,11 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-fcntl: Any
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
+from tokencredit.durable import fcntl
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -182,7 +182,7 @@ class Run:
         """
         own = {"name": name, "method": method, "method_name": method_name}
         asked = {"kind": "training", **own, "task": task, "model": model, "config": config, "seed": seed}
-        return cls._make(Path(path), asked, command, verifier).rest_on(rests_on or {})
+        return cls._make(Path(path), asked, command, verifier, rests_on or {})
 
     @classmethod
     def create_study(
@@ -202,13 +202,20 @@ class Run:
         of the same verifier before it was edited, or one that `rests_on` what was changed (`Run.rest_on`).
         """
         asked = {"kind": "study", "study": study, "task": task, "model": model, "config": config, "seed": seed}
-        return cls._make(Path(path), asked, command, verifier).rest_on(rests_on or {})
+        return cls._make(Path(path), asked, command, verifier, rests_on or {})
 
     @classmethod
-    def _make(cls, path: Path, own: Mapping[str, Any], command: str, verifier: str | None) -> Run:
+    def _make(
+        cls,
+        path: Path,
+        own: Mapping[str, Any],
+        command: str,
+        verifier: str | None,
+        rests_on: Mapping[str, str | None],
+    ) -> Run:
         asked: dict[str, Any] = plain(dict(own))
         if (path / "run.json").exists():
-            return cls._resume(path, asked, command, verifier)
+            return cls._resume(path, asked, command, verifier, rests_on)
         if (path / "metrics.jsonl").exists() or (path / "evaluations.jsonl").exists():
             raise RunError(
                 f"{path} holds records but no run.json, so nobody can say what they are. Use another directory."
@@ -225,10 +232,17 @@ class Run:
             "status": "running",
         }
         write_json(path / "run.json", info)
-        return cls(path, info)
+        return cls(path, info).rest_on(rests_on)
 
     @classmethod
-    def _resume(cls, path: Path, asked: dict[str, Any], command: str, verifier: str | None) -> Run:
+    def _resume(
+        cls,
+        path: Path,
+        asked: dict[str, Any],
+        command: str,
+        verifier: str | None,
+        rests_on: Mapping[str, str | None],
+    ) -> Run:
         run = cls.open(path)
         differences = [line for field in asked for line in _differences(run.info.get(field), asked[field], field)]
         if None not in (verifier, before := run.info.get("verifier_source")) and verifier != before:
@@ -245,6 +259,7 @@ class Run:
                     ]
                 )
             )
+        run.rest_on(rests_on)
         clear_unfinished(path)
         if run.info["status"] != "finished":
             resumed = [*run.info.get("resumed", []), {"at": _now(), "command": command}]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from tokencredit.dynamics.sweep import Sweep
+from tokencredit.dynamics.sweep import ALL, Sweep
 from tokencredit.dynamics.vectors import Filed, Vector, condensed, dots, kept_as, large, size, trained
 from tokencredit.lm.attention import differentiable_attention
 from tokencredit.lm.head import Head, head_statistics
@@ -85,7 +85,7 @@ class Passes:
     @property
     def at_once(self) -> int:
         """Directions of a large model that there is room for; those in files take none."""
-        return self.room.space // (2 * size(self.parameters)) or 1 if self.scratch is None else 1 << 30
+        return self.room.space // (2 * size(self.parameters)) or 1 if self.scratch is None else ALL
 
     @cached_property
     def shared(self) -> bool:

@@ -21,6 +21,7 @@ from tokencredit.stages import stored_arrays
 
 EVERY, WORTH = 20.0, 20.0
 ALL = 1 << 30
+"""Directions at once where there is no limit: one time over the groups."""
 
 
 class Sweep:

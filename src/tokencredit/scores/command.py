@@ -161,41 +161,35 @@ def _scores(
 
     options = {"num_directions": args.directions, "method": args.method, "parameters": args.parameters}
     most = pool.facts.together // passes_of(args.scores, args.directions)
-    siblings = _siblings(rows) if any(SCORES[name].source == "siblings" for name in args.scores) else None
-    order = sorted(range(len(rows)), key=siblings.__getitem__) if siblings else list(range(len(rows)))
-    rows, label = [rows[k] for k in order], [siblings[k] for k in order] if siblings else None
-    pieces = cut([(row["prompt_ids"], row["completion_ids"]) for row in rows], args.batch, most, label)
+    order = list(range(len(rows)))
+    if siblings := any(SCORES[name].source == "siblings" for name in args.scores):
+        order.sort(key=lambda k: rows[k]["group"])
+    rows = [rows[k] for k in order]
+    group = [row["group"] for row in rows] if siblings else None
+    pieces = cut([(row["prompt_ids"], row["completion_ids"]) for row in rows], args.batch, most, group)
     names = [f"scores_{own.start}_{own.stop}" for own in pieces]
 
     def made(absent: list[int]) -> Iterator[tuple[int, Any]]:
         wanted = [pieces[n] for n in absent]
         some = [slice(own.start, own.stop) for own in wanted]
-        calls = [(rows[own], args.scores, args.seed, options, own.start, label and label[own]) for own in some]
+        calls = [(rows[own], args.scores, args.seed, options, own.start, group and group[own]) for own in some]
         for n, found in pool.run(_scored, calls, advance, _rows):
             yield absent[n], found
 
     with bar(console, "scoring", len(rows)) as advance:
         advance(sum(len(own) for own, name in zip(pieces, names) if stages.has(name)))
         found = stages.pieces(names, made)
-    columns: dict[str, list[list[float]]] = {name: [] for name in args.scores}
+    columns: dict[str, list[list[float]]] = {name: [[] for _ in rows] for name in args.scores}
     ways: dict[str, Counter[str]] = {name: Counter() for name in args.scores}
     for own, piece in zip(pieces, found):
         for name in args.scores:
             start, values = 0, piece[name].tolist()
-            for row in rows[own.start : own.stop]:
-                stop = start + len(row["completion_ids"])
-                columns[name].append(values[start:stop])
+            for at in own:
+                stop = start + len(rows[at]["completion_ids"])
+                columns[name][order[at]] = values[start:stop]
                 start = stop
             ways[name].update(piece[f"{name}/ways"].tolist())
-    place = {k: at for at, k in enumerate(order)}
-    return {name: [values[place[k]] for k in range(len(rows))] for name, values in columns.items()}, ways
-
-
-def _siblings(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The group of every row: that of its log, in its step; without one, rows of one prompt are siblings."""
-    number: dict[Any, int] = {}
-    named = [(row.get("step"), tuple(row["prompt_ids"]) if row.get("group") is None else row["group"]) for row in rows]
-    return [number.setdefault(name, len(number)) for name in named]
+    return columns, ways
 
 
 def _scored(

@@ -34,14 +34,6 @@ def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         )
 
 
-def files_in(directory: Path, split: Split) -> list[Path]:
-    """The files of a part in a directory, or in the directory "main" that the hub's layout has: those whose names begin
-    with the part's.
-    """
-    places = (directory, directory / "main")
-    return [file for place in places for suffix in SUFFIXES for file in sorted(place.glob(f"{split}*{suffix}"))]
-
-
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSONL file with their line numbers; blank lines are skipped. ValueError names file and line."""
     with path.open("rb") as file:

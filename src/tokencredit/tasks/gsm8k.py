@@ -65,6 +65,13 @@ class Gsm8k:
         """Put every gold answer, in the template's form, through the verifier."""
         return check_golds(self, template_of(self.template).answer)
 
+    def files(self) -> list[Path]:
+        """The file, or those of both parts in the directory; none of the hub's."""
+        if self.path is None:
+            return []
+        place = Path(self.path)
+        return [*_files_of(place, "train"), *_files_of(place, "test")] if place.is_dir() else [place]
+
     def _row(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
         for column in ("question", "answer"):
             if not isinstance(row.get(column), str) or not row[column].strip():
@@ -93,9 +100,14 @@ class Gsm8k:
         return ((name, row) for name, row in data.read(self.path) if data.split_of(row.get("question")) == split)
 
 
+def _files_of(directory: Path, split: data.Split) -> list[Path]:
+    places = (directory, directory / "main")
+    return [file for place in places for suffix in data.SUFFIXES for file in sorted(place.glob(f"{split}*{suffix}"))]
+
+
 def _file_of(directory: Path, split: data.Split) -> Path:
     """The one file of a part in `directory`, or in the directory "main" that the hub's layout has."""
-    files = data.files_in(directory, split)
+    files = _files_of(directory, split)
     if len(files) != 1:
         present = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
         raise FileNotFoundError(

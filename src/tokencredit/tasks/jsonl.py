@@ -102,6 +102,10 @@ class Jsonl:
         limits = Limits(seconds=self.timeout)
         return answers.verify(completion, row["answer"], truncated, forms, limits, self.evaluated)
 
+    def files(self) -> list[Path]:
+        """The file, and that of the test part."""
+        return [Path(self.path)] + ([Path(self.test)] if self.test else [])
+
     def validate(self) -> Validation:
         """Put every gold answer, in the template's form, through the verifier."""
         return check_golds(self, template_of(self.template or "boxed").answer)

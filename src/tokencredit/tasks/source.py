@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from tokencredit.durable import digest_of
-from tokencredit.tasks.data import files_in
-from tokencredit.tasks.task import Task
+from tokencredit.tasks.task import OnDisk, Task
 
 OWN = Path(__file__).parent
-FILES = ("path", "test")  # the options that name files of rows
 READ = (".py", ".txt")  # the files of our own verifiers: code, and the vocabulary it reads
 
 
@@ -44,13 +42,8 @@ def own_source(task: Task) -> str | None:
 
 def rows_source(task: Task) -> str | None:
     """32 hex digits of the files that a task reads its rows from, byte by byte; None of one that reads none."""
-    named = [Path(value) for name in FILES if isinstance(value := getattr(task, name, None), str)]
-    files = [file for place in named for file in ([place] if place.is_file() else _parts_in(place))]
-    return digest_of(files) if named else None
-
-
-def _parts_in(directory: Path) -> list[Path]:
-    return [*files_in(directory, "train"), *files_in(directory, "test")]
+    files = [file for file in task.files() if file.is_file()] if isinstance(task, OnDisk) else []
+    return digest_of(files) if files else None
 
 
 def _parts(task: Task) -> list[Callable[..., Any]]:

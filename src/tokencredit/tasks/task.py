@@ -5,6 +5,7 @@ A task gives prompts and verifies answers. Some tasks know more, and whoever nee
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tokencredit.tasks.verdict import Validation, Verdict
@@ -91,6 +92,15 @@ class Walkable(Protocol):
 
     @property
     def tree_eps(self) -> float: ...
+
+
+@runtime_checkable
+class OnDisk(Protocol):
+    """A task that reads its rows from files, where it was given any."""
+
+    def files(self) -> list[Path]:
+        """The files, in an order of their own."""
+        ...
 
 
 @runtime_checkable

@@ -128,10 +128,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _read(args: argparse.Namespace) -> dict[str, Any]:
-    return {"training": training_arguments(args), "memory": args.memory} | {
-        "ray": args.ray,
-        "gpus_per_worker": args.gpus_per_worker,
-    }
+    where = {name: getattr(args, name) for name in ("ray", "gpus_per_worker", "memory")}
+    return {"training": training_arguments(args), **where}
 
 
 STUDY = CompareStudy(

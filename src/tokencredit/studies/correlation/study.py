@@ -58,7 +58,7 @@ def run(config: CorrelationConfig, work: Work) -> dict[str, Any]:
 
 def _run(config: CorrelationConfig, work: Work, pool: Pool | Alone) -> dict[str, Any]:
     policy, others = pool.policy, _policies(config)
-    config.with_trees(policy.task)
+    trees = config.with_trees(policy.task)
     check_kinds(config.proxies)
     for path in others.values():
         load_config(resolve_model(path))
@@ -73,7 +73,7 @@ def _run(config: CorrelationConfig, work: Work, pool: Pool | Alone) -> dict[str,
     _check_tokens(sum(len(each["ids"]) for group in drawn for each in group), "were sampled")
     proxies = stages.arrays("proxies", lambda: _proxies(config, pool, rows, drawn, work))
     rollouts, cost = _rollouts(config, pool, rows, drawn, work)
-    exact = _exact(config, pool, rows, drawn, work) if config.with_trees(policy.task) else None
+    exact = _exact(config, pool, rows, drawn, work) if trees else None
 
     say("figures")
     posterior = Posterior.fit(rollouts, seed=config.seed)

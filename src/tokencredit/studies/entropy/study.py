@@ -53,6 +53,8 @@ def run(config: SweepConfig, work: Work) -> dict[str, Any]:
     config = config.fitted(parameters_of(checkpoint), prompts_there(checkpoint))
     about = {"checkpoint": str(checkpoint.path), "lr": lr}
     work.begin(**of_checkpoint(checkpoint), config=identity(config), **about)
+    if run_of(config.policy.model) == Path(config.policy.model):  # the run may go on meanwhile
+        config = replace(config, checkpoint=checkpoint.step)
     checkpoint = checkpoint.filed(work.record.path)
     _foretell(config, checkpoint, work)
     arrays = _updates(config, checkpoint, work)
@@ -75,18 +77,10 @@ def run(config: SweepConfig, work: Work) -> dict[str, Any]:
     return {"about": about, **figures.figures(updates, rounding, config.sub_batch, work.book)}
 
 
-def _open(config: SweepConfig, step: int | None = None, **options: Any) -> Checkpoint:
-    """The checkpoint, with the softmax that is asked for. step: of the last one when the study began, where none was
-    named: its run may go on meanwhile.
-    """
-    config = config if step is None else replace(config, checkpoint=step)
+def _open(config: SweepConfig, **options: Any) -> Checkpoint:
+    """The checkpoint, with the softmax that is asked for."""
     softmax = torch.float64 if config.softmax == "float64" else None
     return replace(open_from(config, **options), softmax=softmax)
-
-
-def _step(config: SweepConfig, checkpoint: Checkpoint) -> int | None:
-    """The step of the checkpoint, where a run was named."""
-    return checkpoint.step if run_of(config.policy.model) == Path(config.policy.model) else config.checkpoint
 
 
 def _foretell(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> None:
@@ -118,10 +112,9 @@ def _updates(config: SweepConfig, checkpoint: Checkpoint, work: Work) -> list[Ar
     alone = checkpoint.model.device.type != "cpu" or large(trained(checkpoint.model))
     workers = config.workers or (1 if alone else min(os.cpu_count() or 1, 4))
     if workers > 1 and len(waiting) > 1:
-        log, step = stages.folder / "workers.log", _step(config, checkpoint)
+        log = stages.folder / "workers.log"
         jobs = {
-            names[k]: partial(Forked, _measure_alone, (config, step, k, stages.folder), log, (__name__,))
-            for k in waiting
+            names[k]: partial(Forked, _measure_alone, (config, k, stages.folder), log, (__name__,)) for k in waiting
         }
         work.say(f"{len(waiting)} updates, {workers} side by side")
 
@@ -153,10 +146,10 @@ def _measure(config: SweepConfig, checkpoint: Checkpoint, k: int, stages: Stages
     return together(found, config.rates)
 
 
-def _measure_alone(config: SweepConfig, step: int | None, k: int, folder: Path) -> None:
+def _measure_alone(config: SweepConfig, k: int, folder: Path) -> None:
     """What a process of its own does; `folder` is that of the stages, in the study's."""
     torch.set_num_threads(1)
-    _measure(config, _open(config, step).filed(folder.parent), k, Stages(folder), silent)
+    _measure(config, _open(config).filed(folder.parent), k, Stages(folder), silent)
 
 
 def _precision(config: SweepConfig, checkpoint: Checkpoint, update: Update) -> Arrays:
@@ -166,7 +159,7 @@ def _precision(config: SweepConfig, checkpoint: Checkpoint, update: Update) -> A
     evaluation = Evaluation.of(checkpoint, rows, seed_of("precision", config.seed))
     own = next(checkpoint.model.parameters()).dtype
     opened = {
-        name: checkpoint if dtype == own else _open(config, _step(config, checkpoint), dtype=dtype)
+        name: checkpoint if dtype == own else _open(config, dtype=dtype)
         for name, dtype in precision.DTYPES.items()
         if dtype != torch.float64 or not large(trained(checkpoint.model))
     }
